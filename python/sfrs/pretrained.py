@@ -1,0 +1,105 @@
+"""Weights of other origin: torchvision's VGG16 and the paper's reference implementation.
+
+Nothing is unpickled but tensors and plain values: safetensors, or ``torch.load(weights_only=True)``.
+"""
+
+import pickle
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from sfrs.backbones import VGG16_HEAD, VGG16_TRUNK
+from sfrs.errors import UserError
+
+# Where VGG16's convolutions are found: the paper's networks, torchvision, a bare ``features`` module.
+VGG16_PREFIXES = ("base_model.base.", "base_model.", "base.", "features.", "")
+VLAD_PREFIX = "net_vlad."
+
+
+class WeightsError(UserError, ValueError):
+    """A weights file cannot be used; the message names the file and what is missing."""
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """Read a state dict; the wrappers ``state_dict`` and ``module.`` of training checkpoints are taken off.
+
+    Raises:
+        WeightsError: no such file, or not a weights file.
+    """
+    if not path.is_file():
+        raise WeightsError(f"{path}: there is no such weights file.")
+    try:
+        if path.suffix == ".safetensors":
+            state = load_file(path)
+        else:
+            with torch.serialization.safe_globals(_numpy_scalars()):
+                state = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, UnicodeDecodeError) as error:
+        reason = str(error).splitlines()[0]
+        raise WeightsError(f"{path}: this is no safetensors or PyTorch weights file ({reason}).") from error
+    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
+        state = state["state_dict"]
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise WeightsError(
+            f"{path}: expected a state dict of tensors, or a checkpoint with one at 'state_dict'."
+        )
+    return {name.removeprefix("module."): value for name, value in state.items()}
+
+
+def _numpy_scalars() -> list:
+    # The paper's checkpoints keep their best recall as a numpy float beside the weights.
+    scalar = np._core.multiarray.scalar
+    return [
+        (scalar, "numpy.core.multiarray.scalar"),
+        (scalar, "numpy._core.multiarray.scalar"),
+        np.dtype,
+        type(np.dtype(np.float64)),
+        (_encode, "_codecs.encode"),
+    ]
+
+
+def _encode(text: str, encoding: str) -> bytes:
+    """How pickle writes bytes in its protocol 2: latin-1 text."""
+    if encoding != "latin1":
+        raise pickle.UnpicklingError(f"bytes in the encoding {encoding!r}")
+    return text.encode("latin1")
+
+
+def vgg16_layers() -> dict[str, int]:
+    """Convolutions by their name in :class:`sfrs.backbones.VGG16` -> torchvision's index in ``features``."""
+    found, index = {}, 0
+    for part, plan in (("trunk", VGG16_TRUNK), ("head", VGG16_HEAD)):
+        for name, _ in plan:
+            if not name.startswith("pool"):
+                found[f"{part}.{name}"] = index
+            index += 1 if name.startswith("pool") else 2  # a convolution is followed by its ReLU
+    return found
+
+
+def load_vgg16(path: Path, state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor] | None]:
+    """Split a foreign state dict into those of :class:`sfrs.backbones.VGG16` and of NetVLAD, if it has one.
+
+    Raises:
+        WeightsError: a convolution up to conv5_3 is missing; the message says which keys there are.
+    """
+    prefix = next((prefix for prefix in VGG16_PREFIXES if f"{prefix}0.weight" in state), None)
+    if prefix is None:
+        raise WeightsError(
+            f"{path}: no VGG16 in it. Expected a key such as base_model.base.0.weight (the paper's networks) "
+            f"or features.0.weight (torchvision), but it has {', '.join(list(state)[:4]) or 'none'} ..."
+        )
+    backbone = {}
+    for name, index in vgg16_layers().items():
+        for kind in ("weight", "bias"):
+            key = f"{prefix}{index}.{kind}"
+            if key not in state:
+                raise WeightsError(f"{path}: {key} ({name.split('.')[1]}) is missing.")
+            backbone[f"{name}.{kind}"] = state[key]
+    vlad = {
+        key.removeprefix(VLAD_PREFIX): value for key, value in state.items() if key.startswith(VLAD_PREFIX)
+    }
+    return backbone, vlad or None
