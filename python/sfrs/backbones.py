@@ -5,6 +5,8 @@ from importlib import import_module
 
 from torch import nn
 
+from sfrs.errors import UserError
+
 REGISTRY = {
     "vgg16": "sfrs.backbones:VGG16",
     "gradient": "sfrs.gradient_backbone:GradientBackbone",
@@ -19,6 +21,10 @@ VGG16_TRUNK = (
     ("conv4_1", 512), ("conv4_2", 512), ("conv4_3", 512), ("pool4", 0),
 )  # fmt: skip
 VGG16_HEAD = (("conv5_1", 512), ("conv5_2", 512), ("conv5_3", 512))
+
+
+class BackboneError(UserError, ValueError):
+    """There is no such backbone."""
 
 
 class Backbone(nn.Module):
@@ -98,10 +104,10 @@ def build_backbone(name: str, **options) -> Backbone:
     """Build a backbone by its name in :data:`REGISTRY`; ``options`` go to its constructor.
 
     Raises:
-        ValueError: no such name.
+        BackboneError: no such name.
     """
     if name not in REGISTRY:
-        raise ValueError(f"backbone: {name!r} is not known; expected one of {', '.join(REGISTRY)}")
+        raise BackboneError(f"backbone: {name!r} is not known; expected one of {', '.join(REGISTRY)}")
     module, _, cls = REGISTRY[name].partition(":")
     backbone = getattr(import_module(module), cls)(**options)
     backbone.options = dict(options)

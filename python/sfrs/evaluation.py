@@ -69,6 +69,7 @@ def evaluate(
     nms: bool = False,
     whitening: Whitening | None = None,
     batch_size: int = 8,
+    threads: int = 2,
     device: str | torch.device = "cpu",
     tasks: Tasks | None = None,
 ) -> Evaluation:
@@ -89,7 +90,7 @@ def evaluate(
     database, queries = places.database, places.queries
     check_answerable(places, radius)
     started = time.perf_counter()
-    options = dict(batch_size=batch_size, device=device, whitening=whitening)
+    options = dict(batch_size=batch_size, threads=threads, device=device, whitening=whitening)
     described = [
         describe(network, images.files, size=images_size, progress=tasks(role) if tasks else None, **options)
         for role, images, images_size in (
@@ -136,11 +137,14 @@ def check_answerable(places: Places, radius: float) -> None:
     if within(places.queries.positions, places.database.positions, radius).values.size == 0:
         raise UserError(
             f"{places.name}/{places.split}: none of the {len(places.queries)} queries has a database image "
-            f"within {radius:g} m, so there is no recall to compute. Are both in one coordinate system, in metres?"
+            f"within {radius:g} m, so there is no recall to compute. Are both in one coordinate system, "
+            "in metres?"
         )
 
 
-def without_bad_images(places: Places, *, tasks: Tasks | None = None) -> tuple[Places, list[tuple]]:
+def without_bad_images(
+    places: Places, *, threads: int = 2, tasks: Tasks | None = None
+) -> tuple[Places, list[tuple]]:
     """The data set without the images that cannot be read, and (file, reason) of those.
 
     Raises:
@@ -148,7 +152,9 @@ def without_bad_images(places: Places, *, tasks: Tasks | None = None) -> tuple[P
     """
     kept, bad = [], []
     for role, images in (("database", places.database), ("queries", places.queries)):
-        found = check_images(images.files, progress=tasks(f"checking {role}") if tasks else None)
+        found = check_images(
+            images.files, threads=threads, progress=tasks(f"checking {role}") if tasks else None
+        )
         names = {file for file, _ in found}
         left: ImageSet = images.subset(np.array([file not in names for file in images.files], dtype=bool))
         if len(left) == 0:

@@ -38,8 +38,13 @@ def read_state(path: Path) -> dict[str, Tensor]:
         else:
             with torch.serialization.safe_globals(_numpy_scalars()):
                 state = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, UnicodeDecodeError) as error:
-        reason = str(error).splitlines()[0]
+    except pickle.UnpicklingError as error:
+        # torch's own message suggests to unpickle anything, which would run code from the file.
+        raise WeightsError(
+            f"{path}: this is no weights file, or it holds objects other than tensors and plain values."
+        ) from error
+    except (SafetensorError, RuntimeError, EOFError, UnicodeDecodeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise WeightsError(f"{path}: this is no safetensors or PyTorch weights file ({reason}).") from error
     if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
         state = state["state_dict"]

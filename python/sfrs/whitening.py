@@ -57,7 +57,7 @@ class Whitening:
     def fit(
         cls, descriptors: np.ndarray, dim: int = 4096, *, max_images: int = 10_000, seed: int = 0
     ) -> "Whitening":
-        """Fit to descriptors ``[n, d]`` (a random ``max_images`` of them), keeping the first ``dim`` directions.
+        """Fit to descriptors ``[n, d]`` (a random ``max_images`` of them), keeping ``dim`` directions.
 
         With n <= d the eigenvectors come from the n x n Gram matrix, otherwise from the d x d covariance,
         both in float64 and in blocks. n centred points span n - 1 directions at most: directions without

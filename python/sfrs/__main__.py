@@ -1,0 +1,5 @@
+"""``python -m sfrs`` is the ``sfrs`` command."""
+
+from sfrs.cli import app
+
+app()

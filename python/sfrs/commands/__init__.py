@@ -1,0 +1,1 @@
+"""Commands of ``sfrs``, one module each with ``register(app)``."""

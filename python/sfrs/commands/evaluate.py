@@ -1,0 +1,255 @@
+"""``sfrs evaluate``: recall@N of a network on a data set."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from sfrs.commands import network as shared
+from sfrs.errors import UserError
+
+if TYPE_CHECKING:
+    from sfrs.descriptor import DescriptorNetwork
+    from sfrs.evaluation import Evaluation
+    from sfrs.images import Size
+    from sfrs.places import Places
+
+EXAMPLES = """
+[b]Examples[/b]
+
+  sfrs evaluate --data places/lund --weights runs/demo/best.safetensors --out runs/lund
+
+  sfrs evaluate --data tokyo247 --weights sfrs.safetensors --nms --query-shorter-side 640
+
+  sfrs evaluate --data places/lund --backbone vgg16 --random-weights --json
+"""
+SHEET_ROWS = 12
+
+
+def register(app: typer.Typer) -> None:
+    app.command("evaluate", epilog=EXAMPLES)(evaluate)
+
+
+def evaluate(
+    data: Annotated[
+        Path,
+        typer.Option(
+            "--data",
+            help="Folder with images/SPLIT/{database,queries}/@easting@northing@...jpg, or a CSV manifest.",
+            show_default=False,
+        ),
+    ],
+    split: Annotated[str, typer.Option("--split", help="Which split of it.")] = "test",
+    weights: shared.Weights = None,
+    backbone: shared.Backbone = None,
+    random_weights: shared.RandomWeights = False,
+    whitening: shared.Whitening = None,
+    image_size: shared.ImageSize = None,
+    shorter_side: shared.ShorterSide = None,
+    keep_size: shared.KeepSize = False,
+    query_shorter_side: Annotated[
+        int | None,
+        typer.Option(
+            "--query-shorter-side",
+            metavar="N",
+            min=16,
+            help="Resize queries otherwise than the database (Tokyo 24/7: 640).",
+            rich_help_panel="Images",
+            show_default=False,
+        ),
+    ] = None,
+    skip_bad_images: Annotated[
+        bool,
+        typer.Option(
+            "--skip-bad-images",
+            help="Leave out images that cannot be read, and list them.",
+            rich_help_panel="Images",
+        ),
+    ] = False,
+    recall_at: Annotated[
+        str,
+        typer.Option("--recall-at", metavar="N,N,...", help="Depths of recall.", rich_help_panel="Scoring"),
+    ] = "1,5,10,20",
+    radius: Annotated[
+        float,
+        typer.Option(
+            "--radius", min=0, help="Metres within which an image is right.", rich_help_panel="Scoring"
+        ),
+    ] = 25.0,
+    nms: Annotated[
+        bool,
+        typer.Option("--nms", help="Keep one image per panorama (Tokyo 24/7).", rich_help_panel="Scoring"),
+    ] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            help="Folder for results.json, predictions.csv and recall.png.",
+            rich_help_panel="Output",
+            show_default=False,
+        ),
+    ] = None,
+    save_contact_sheet: Annotated[
+        bool,
+        typer.Option(
+            "--save-contact-sheet",
+            help="Also write contact_sheet.png: queries with their top 5.",
+            rich_help_panel="Output",
+        ),
+    ] = False,
+    as_json: Annotated[
+        bool,
+        typer.Option("--json", help="Print JSON instead of a table.", rich_help_panel="Output"),
+    ] = False,
+    batch_size: shared.BatchSize = 8,
+    threads: shared.Threads = None,
+    device: shared.Device = "auto",
+    seed: shared.Seed = 0,
+) -> None:
+    """Compute recall@N: the share of queries with a right image among the first N found.
+
+    A database image is right if it was taken within 25 m. Queries that have none are not counted.
+    """
+    depths = _parse_depths(recall_at)
+    if save_contact_sheet and out is None:
+        raise UserError("--save-contact-sheet needs --out DIR to write to.")
+    network = shared.open_network(weights, backbone, random_weights, seed)
+    size = shared.parse_size(image_size, shorter_side, keep_size, network)
+    device = shared.parse_device(device)
+    loaded = shared.open_whitening(whitening, network, device)
+
+    from sfrs import evaluation
+    from sfrs.places import load_places
+    from sfrs.terminal import progress_tasks
+
+    places = load_places(data, split)
+    evaluation.check_answerable(places, radius)
+    skipped: list[tuple] = []
+    threads = shared.decoding_threads(threads)
+    with progress_tasks() as tasks:
+        if skip_bad_images:
+            places, skipped = evaluation.without_bad_images(places, threads=threads, tasks=tasks)
+        if network.meta.get("untrained_vlad"):
+            _initialise(network, places, size, batch_size, device, seed, tasks)
+        result = evaluation.evaluate(
+            network,
+            places,
+            size=size,
+            query_size="same" if query_shorter_side is None else query_shorter_side,
+            recalls=depths,
+            radius=radius,
+            nms=nms,
+            whitening=loaded,
+            batch_size=batch_size,
+            threads=threads,
+            device=device,
+            tasks=tasks,
+        )
+    summary = _summary(result, places, network, size, skipped)
+    summary |= {
+        "split": split,
+        "nms": nms,
+        "whitening": str(whitening) if whitening else None,
+        "data": str(data),
+    }
+    if out is not None:
+        _write(out, summary, result, places, save_contact_sheet)
+    _show(summary, skipped, out, as_json)
+
+
+def _parse_depths(text: str) -> tuple[int, ...]:
+    try:
+        depths = tuple(sorted({int(part) for part in text.split(",")}))
+    except ValueError:
+        depths = ()
+    if not depths or depths[0] < 1:
+        raise UserError(f"--recall-at is {text!r}; expected whole numbers from 1, as 1,5,10,20.")
+    return depths
+
+
+def _initialise(network, places, size, batch_size, device, seed, tasks) -> None:
+    """Give an untrained NetVLAD clusters of the database's local features: the off-the-shelf descriptor."""
+    from sfrs.clusters import init_vlad_from_images
+
+    # Random features are not worth the paper's 500 images.
+    images = 50 if network.meta["source"] == "random weights" else 500
+    init_vlad_from_images(
+        network,
+        places.database.files,
+        size=size,
+        images=images,
+        batch_size=batch_size,
+        device=device,
+        seed=seed,
+        progress=tasks("k-means for NetVLAD"),
+    )
+
+
+def _summary(
+    result: Evaluation, places: Places, network: DescriptorNetwork, size: Size, skipped: list[tuple]
+) -> dict:
+    return {
+        "name": places.name,
+        "database": len(places.database),
+        "queries": len(places.queries),
+        "queries_without_positive": int((~result.answerable).sum()),
+        "radius_m": result.radius,
+        "backbone": network.backbone.name,
+        "weights": network.meta,
+        "image_size": shared.describe_size(size),
+        "recalls": {str(n): recall for n, recall in result.recalls.items()},
+        "seconds": result.seconds,
+        "skipped": [{"file": str(file), "reason": why} for file, why in skipped],
+    }
+
+
+def _write(out: Path, summary: dict, result: Evaluation, places: Places, save_contact_sheet: bool) -> None:
+    from sfrs import plots, results
+
+    out.mkdir(parents=True, exist_ok=True)
+    results.write_json(out / "results.json", summary)
+    results.write_predictions(out / "predictions.csv", result, places)
+    plots.recall_curves(
+        {places.name: result.curve()}, out / "recall.png", title=f"{places.name}, {places.split}"
+    )
+    if save_contact_sheet:
+        rows = results.sheet_rows(result, places, SHEET_ROWS)
+        plots.contact_sheet(
+            rows,
+            out / "contact_sheet.png",
+            title=f"{places.name}, {places.split}",
+            subtitle=f"{len(rows)} of {len(places.queries)} queries, evenly spaced, with the 5 found first",
+        )
+
+
+def _show(summary: dict, skipped: list[tuple], out: Path | None, as_json: bool) -> None:
+    import json
+
+    from rich.console import Console
+    from rich.table import Table
+
+    from sfrs.terminal import messages
+
+    console = Console()
+    for file, why in skipped:
+        messages.print(f"[yellow]Skipped[/yellow] {file}: {why}", soft_wrap=True, highlight=False)
+    if as_json:
+        print(json.dumps(summary, indent=2))
+        return
+    table = Table(title=f"{summary['name']}, {summary['split']}", title_style="bold", title_justify="left")
+    table.add_column("recall@")
+    for n in summary["recalls"]:
+        table.add_column(n, justify="right")
+    table.add_row("%", *(f"{100 * recall:.1f}" for recall in summary["recalls"].values()))
+    console.print(table)
+    left = summary["queries_without_positive"]
+    console.print(
+        f"{summary['queries']} queries, {summary['database']} database images, "
+        f"right within {summary['radius_m']:g} m; {summary['backbone']} at {summary['image_size']}"
+        + (f"; {left} queries without a right image are not counted" if left else ""),
+        highlight=False,
+    )
+    if out is not None:
+        console.print(f"Written to {out}", highlight=False)

@@ -1,0 +1,192 @@
+"""Options that several commands share: which network, at which image size, on which device."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from sfrs.errors import UserError
+
+if TYPE_CHECKING:
+    from sfrs.descriptor import DescriptorNetwork
+    from sfrs.images import Size
+
+Weights = Annotated[
+    Path | None,
+    typer.Option(
+        "--weights",
+        help="Weights: a safetensors file of sfrs train, a network of the paper, or torchvision's VGG16.",
+        rich_help_panel="Network",
+        show_default=False,
+    ),
+]
+Backbone = Annotated[
+    str | None,
+    typer.Option(
+        "--backbone",
+        help="Backbone to build without weights; needs --random-weights.",
+        rich_help_panel="Network",
+        show_default=False,
+    ),
+]
+RandomWeights = Annotated[
+    bool,
+    typer.Option("--random-weights", help="Take random weights, to try the path.", rich_help_panel="Network"),
+]
+Whitening = Annotated[
+    Path | None,
+    typer.Option(
+        "--whitening",
+        help="PCA whitening to apply: a file of ours, or the paper's network with its PCA layer.",
+        rich_help_panel="Network",
+        show_default=False,
+    ),
+]
+ImageSize = Annotated[
+    str | None,
+    typer.Option(
+        "--image-size",
+        metavar="HxW",
+        help="Resize images to this height and width. Default: as trained; 480x640 for VGG16.",
+        rich_help_panel="Images",
+        show_default=False,
+    ),
+]
+ShorterSide = Annotated[
+    int | None,
+    typer.Option(
+        "--shorter-side",
+        metavar="N",
+        min=16,
+        help="Resize the shorter side to N pixels, keeping the shape.",
+        rich_help_panel="Images",
+        show_default=False,
+    ),
+]
+KeepSize = Annotated[
+    bool, typer.Option("--keep-size", help="Leave every image at its own size.", rich_help_panel="Images")
+]
+BatchSize = Annotated[
+    int,
+    typer.Option("--batch-size", min=1, help="Images of equal size per batch.", rich_help_panel="Running"),
+]
+Threads = Annotated[
+    int | None,
+    typer.Option(
+        "--threads",
+        min=0,
+        help="Threads that decode images. Default: one per core, at most 8.",
+        rich_help_panel="Running",
+        show_default=False,
+    ),
+]
+Device = Annotated[
+    str, typer.Option("--device", help="cpu, cuda, cuda:1, ... or auto.", rich_help_panel="Running")
+]
+Seed = Annotated[int, typer.Option("--seed", help="Seed of random weights.", rich_help_panel="Running")]
+
+PAPER_SIZE = (480, 640)
+
+
+def open_network(
+    weights: Path | None, backbone: str | None, random_weights: bool, seed: int
+) -> DescriptorNetwork:
+    """The network the options ask for.
+
+    Raises:
+        UserError: the options contradict each other or leave the network open.
+    """
+    if weights is not None and (backbone or random_weights):
+        raise UserError("--weights says which network it is; leave out --backbone and --random-weights.")
+    if weights is None and not (backbone and random_weights):
+        raise UserError(
+            "Which network? Give --weights FILE, or --backbone vgg16 --random-weights to try the path."
+        )
+    import torch
+
+    from sfrs.backbones import build_backbone
+    from sfrs.descriptor import DescriptorNetwork, load_network
+
+    torch.manual_seed(seed)
+    if weights is not None:
+        return load_network(weights)
+    network = DescriptorNetwork(build_backbone(backbone))
+    network.meta = {"source": "random weights", "untrained_vlad": True}
+    return network
+
+
+def parse_size(
+    image_size: str | None, shorter_side: int | None, keep_size: bool, network: DescriptorNetwork
+) -> Size:
+    """The image size the options ask for; without any, the one the network was trained at.
+
+    Raises:
+        UserError: more than one option, or --image-size is not HxW.
+    """
+    if sum((image_size is not None, shorter_side is not None, keep_size)) > 1:
+        raise UserError("--image-size, --shorter-side and --keep-size exclude each other.")
+    if image_size is not None:
+        match = re.fullmatch(r"(\d+)[xX](\d+)", image_size)
+        if not match or min(map(int, match.groups())) < 16:
+            raise UserError(
+                f"--image-size is {image_size!r}; expected HEIGHTxWIDTH of at least 16x16, as 480x640."
+            )
+        return int(match[1]), int(match[2])
+    if shorter_side is not None or keep_size:
+        return shorter_side
+    if "image_size" in network.meta:
+        trained = network.meta["image_size"]
+        return tuple(trained) if isinstance(trained, list) else trained
+    return PAPER_SIZE if network.backbone.name == "vgg16" else None
+
+
+def describe_size(size: Size) -> str:
+    if size is None:
+        return "own size"
+    return f"shorter side {size}" if isinstance(size, int) else f"{size[0]}x{size[1]}"
+
+
+def parse_device(name: str) -> str:
+    """Resolve "auto" and check that torch has the device.
+
+    Raises:
+        UserError: it has not.
+    """
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(
+            f"--device is {name!r}, which torch cannot use: {str(error).splitlines()[0]}"
+        ) from error
+    return name
+
+
+def decoding_threads(threads: int | None) -> int:
+    return min(8, len(os.sched_getaffinity(0))) if threads is None else threads
+
+
+def open_whitening(path: Path | None, network: DescriptorNetwork, device: str):
+    """Load ``--whitening`` and check that it fits the network.
+
+    Raises:
+        UserError: it was fitted to descriptors of another length.
+    """
+    if path is None:
+        return None
+    from sfrs.whitening import Whitening
+
+    whitening = Whitening.load(path)
+    if whitening.input_dim != network.dim:
+        raise UserError(
+            f"{path}: fitted to descriptors of {whitening.input_dim} numbers, but this network's "
+            f"have {network.dim}."
+        )
+    return whitening.to(device)

@@ -1,0 +1,176 @@
+"""Recall curves and contact sheets as PNG."""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+
+from sfrs.images import BadImageError
+
+# Okabe & Ito's colours, apart for every common kind of colour blindness; markers tell lines apart in grey.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+INK, FAINT, PAPER = "#1f2933", "#7b8794", "#ffffff"
+RIGHT, WRONG = "#1a9850", "#d73027"
+
+TILE = (240, 180)  # width, height of a picture on the contact sheet, pixels
+BORDER, GAP, MARGIN = 7, 14, 36
+CAPTION = 64  # height of the column titles
+SCALE = 2  # badges are drawn larger and shrunk, which smooths their edges
+
+
+@dataclass(frozen=True)
+class SheetRow:
+    """A query, the files found for it, best first, and whether each is right."""
+
+    query: Path
+    found: Sequence[Path]
+    correct: Sequence[bool]
+
+
+def recall_curves(curves: Mapping[str, Mapping[int, float]], path: str | Path, *, title: str = "") -> None:
+    """Draw recall@N over N, one line per label.
+
+    Args:
+        curves: label -> {N: recall in 0..1}.
+    """
+    with matplotlib.rc_context({"font.family": "DejaVu Sans", "font.size": 11, "text.color": INK}):
+        figure = Figure(figsize=(7.2, 4.6), dpi=150, layout="constrained", facecolor=PAPER)
+        axes = figure.add_subplot()
+        for i, (label, recalls) in enumerate(curves.items()):
+            ns = sorted(recalls)
+            axes.plot(
+                ns,
+                [recalls[n] for n in ns],
+                color=COLOURS[i % len(COLOURS)],
+                marker=MARKERS[i % len(MARKERS)],
+                markersize=5,
+                linewidth=2,
+                label=label,
+                clip_on=False,
+                zorder=3,
+            )
+        _style(axes, curves)
+        if title:
+            axes.set_title(title, loc="left", fontsize=13, fontweight="bold", pad=12)
+        _save(path, lambda partial: figure.savefig(partial, format="png"))
+
+
+def _style(axes, curves: Mapping[str, Mapping[int, float]]) -> None:
+    deepest = max(max(recalls) for recalls in curves.values())
+    lowest = min(min(recalls.values()) for recalls in curves.values())
+    axes.set_xlim(0.5, deepest + 0.5)
+    axes.set_xticks([1, *range(5, deepest + 1, 5)] if deepest >= 5 else range(1, deepest + 1))
+    # Start at a round number below the lowest point, so that close curves come apart.
+    axes.set_ylim(min(0.8, max(0.0, int(10 * lowest - 0.5) / 10)), 1.0)
+    axes.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
+    axes.set_xlabel("N, images looked at", color=INK)
+    axes.set_ylabel("recall@N", color=INK)
+    axes.grid(axis="y", color="#e4e7eb", linewidth=0.8)
+    axes.tick_params(colors=FAINT, labelcolor=INK, length=0)
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+    axes.spines["bottom"].set_color(FAINT)
+    if len(curves) > 1:
+        axes.legend(loc="lower right", frameon=True, facecolor=PAPER, edgecolor="none", framealpha=0.9)
+
+
+def contact_sheet(
+    rows: Sequence[SheetRow], path: str | Path, *, title: str = "", subtitle: str = "", top: int = 5
+) -> None:
+    """Draw each query beside the first ``top`` images found for it.
+
+    Right ones have a green border and a tick, wrong ones a red border and a cross.
+
+    Raises:
+        BadImageError: an image cannot be read.
+    """
+    step = TILE[0] + GAP
+    header = MARGIN + (40 if title else 0) + (28 if subtitle else 0) + CAPTION
+    width = 2 * MARGIN + (top + 1) * step - GAP + GAP  # one more gap sets the query apart
+    height = header + len(rows) * (TILE[1] + GAP) - GAP + MARGIN
+    sheet = Image.new("RGB", (width, height), PAPER)
+    draw = ImageDraw.Draw(sheet)
+    _heading(draw, title, subtitle)
+    for column in range(top + 1):
+        left = _column(column)
+        text = "query" if column == 0 else f"{column}"
+        draw.text((left + BORDER, header - 12), text, font=_font(19, bold=column == 0), fill=INK, anchor="ls")
+    for i, row in enumerate(rows):
+        y = header + i * (TILE[1] + GAP)
+        sheet.paste(_picture(row.query, TILE), (_column(0), y))
+        for column, (file, right) in enumerate(zip(row.found[:top], row.correct[:top], strict=True), start=1):
+            _result(sheet, file, right, (_column(column), y))
+    _save(path, lambda partial: sheet.save(partial, format="PNG", optimize=True))
+
+
+def _column(column: int) -> int:
+    return MARGIN + column * (TILE[0] + GAP) + (GAP if column else 0)
+
+
+def _heading(draw: ImageDraw.ImageDraw, title: str, subtitle: str) -> None:
+    y = MARGIN
+    if title:
+        draw.text((MARGIN, y), title, font=_font(28, bold=True), fill=INK)
+        y += 40
+    if subtitle:
+        draw.text((MARGIN, y), subtitle, font=_font(17), fill=FAINT)
+
+
+def _result(sheet: Image.Image, file: Path, right: bool, corner: tuple[int, int]) -> None:
+    x, y = corner
+    colour = RIGHT if right else WRONG
+    ImageDraw.Draw(sheet).rectangle((x, y, x + TILE[0] - 1, y + TILE[1] - 1), fill=colour)
+    inner = (TILE[0] - 2 * BORDER, TILE[1] - 2 * BORDER)
+    sheet.paste(_picture(file, inner), (x + BORDER, y + BORDER))
+    badge = _badge(right, 34)
+    sheet.paste(
+        badge, (x + TILE[0] - badge.width - BORDER - 4, y + TILE[1] - badge.height - BORDER - 4), badge
+    )
+
+
+def _badge(right: bool, size: int) -> Image.Image:
+    """A disc with a tick or a cross, RGBA."""
+    s = size * SCALE
+    image = Image.new("RGBA", (s, s), (255, 255, 255, 0))
+    draw = ImageDraw.Draw(image)
+    draw.ellipse((0, 0, s - 1, s - 1), fill=PAPER)
+    draw.ellipse((0.07 * s, 0.07 * s, 0.93 * s, 0.93 * s), fill=RIGHT if right else WRONG)
+    strokes = (
+        [((0.29, 0.52), (0.44, 0.67), (0.72, 0.36))]
+        if right
+        else [((0.34, 0.34), (0.66, 0.66)), ((0.66, 0.34), (0.34, 0.66))]
+    )
+    for stroke in strokes:
+        points = [(x * s, y * s) for x, y in stroke]
+        draw.line(points, fill=PAPER, width=round(0.1 * s), joint="curve")
+    return image.resize((size, size), Image.Resampling.LANCZOS)
+
+
+def _picture(file: Path, size: tuple[int, int]) -> Image.Image:
+    """The image cropped to fill (width, height)."""
+    try:
+        with Image.open(file) as image:
+            upright = ImageOps.exif_transpose(image).convert("RGB")
+    except (OSError, ValueError, SyntaxError) as error:
+        raise BadImageError(f"{file}: this image cannot be read ({error}).") from error
+    return ImageOps.fit(upright, size, Image.Resampling.LANCZOS)
+
+
+def _font(size: int, *, bold: bool = False) -> ImageFont.FreeTypeFont:
+    # matplotlib ships DejaVu Sans, so the sheet looks the same on every machine.
+    name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
+    return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / name, size)
+
+
+def _save(path: str | Path, write) -> None:
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    write(partial)
+    os.replace(partial, path)
