@@ -1,0 +1,269 @@
+"""Mining: from descriptors and positions to training tuples.
+
+A tuple is a query, its easiest positive, its hardest negatives and, for the soft loss, its difficult
+positives (SFRS, section 3.1; NetVLAD, section 5 for the negatives). All work is on tiles of queries against
+the whole database as tensor operations; every random choice comes from the miner's one generator.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sfrs.config import TrainConfig
+from sfrs.errors import UserError
+from sfrs.places import ImageSet, Places, Ragged, within
+from sfrs.reranking import TILE_BYTES, promoted, reranked_distances
+
+DIFFICULT = ("none", "promoted", "ranks")
+
+
+@dataclass(frozen=True)
+class Tuples:
+    """Training tuples as indices; all int64.
+
+    Attributes:
+        queries: rows of the query set, ``[T]``.
+        positives: easiest positives, rows of the database, ``[T]``.
+        negatives: hardest negatives, rows of the database, hardest first, ``[T, N]``.
+        difficult: difficult positives, rows of the database, ``[T, P]``; -1 where a tuple has fewer than P.
+    """
+
+    queries: Tensor
+    positives: Tensor
+    negatives: Tensor
+    difficult: Tensor
+
+    def __len__(self) -> int:
+        return len(self.queries)
+
+    def __getitem__(self, part: slice) -> "Tuples":
+        return Tuples(self.queries[part], self.positives[part], self.negatives[part], self.difficult[part])
+
+
+@dataclass(frozen=True)
+class Neighbourhood:
+    """Which database images may stand where in a query's tuple.
+
+    Attributes:
+        positives: for each query the database images that show its place.
+        excluded: for each query the database images that may not be its negatives.
+        database: number of database images.
+    """
+
+    positives: Ragged
+    excluded: Ragged
+    database: int
+
+    @classmethod
+    def of_places(cls, places: Places, config: TrainConfig) -> "Neighbourhood":
+        """Positives: within ``positive_radius``, of another place id. Excluded: within ``negative_radius``."""
+        queries, database = places.queries, places.database
+        near = within(queries.positions, database.positions, config.positive_radius)
+        excluded = within(queries.positions, database.positions, config.negative_radius)
+        return cls(without_same_place(near, queries, database), excluded, len(database))
+
+
+class Miner:
+    """Finds tuples, and remembers each query's hardest negatives for the next time.
+
+    Args:
+        neighbourhood: of the queries.
+        config: numbers of negatives and positives, and the re-ranking.
+        seed: of the generator.
+
+    Attributes:
+        queries: those that have a positive, int64.
+
+    Raises:
+        UserError: no query has a positive; or a query with one has fewer than ``config.tuple_negatives``
+            images to choose negatives from.
+    """
+
+    def __init__(self, neighbourhood: Neighbourhood, config: TrainConfig, *, seed: int = 0) -> None:
+        self.config = config
+        self.database_size = neighbourhood.database
+        self.positives = _Lists(neighbourhood.positives)
+        self.excluded = _Lists(neighbourhood.excluded)
+        self.generator = torch.Generator().manual_seed(seed)
+        self.queries = (self.positives.counts > 0).nonzero().flatten()
+        self.previous_hardest = torch.full((len(self.positives.counts), config.tuple_negatives), -1)
+        if len(self.queries) == 0:
+            raise UserError(
+                f"none of the {len(self.positives.counts)} queries has a positive within "
+                f"{config.positive_radius:g} m"
+            )
+        left = self.database_size - self.excluded.counts[self.queries]
+        if left.min() < config.tuple_negatives:
+            query = self.queries[left.argmin()].item()
+            raise UserError(
+                f"tuple_negatives is {config.tuple_negatives}, but query {query} has only "
+                f"{left.min().item()} database images beyond {config.negative_radius:g} m"
+            )
+
+    def draw_queries(self, count: int = 0) -> Tensor:
+        """Trainable queries in random order, int64; at most ``count`` of them unless it is 0."""
+        order = torch.randperm(len(self.queries), generator=self.generator)
+        return self.queries[order[: count or None]]
+
+    def mine(
+        self,
+        queries: Tensor,
+        query_descriptors: Tensor,
+        database_descriptors: Tensor,
+        *,
+        difficult: str = "none",
+        tile_bytes: int = TILE_BYTES,
+    ) -> Tuples:
+        """Tuples for ``queries``, in their order.
+
+        Args:
+            queries: rows of the query set that have a positive, int64 ``[b]``.
+            query_descriptors: unit vectors ``[all queries, d]``. Rows of other queries are read by
+            re-ranking only.
+            database_descriptors: unit vectors ``[database, d]``.
+            difficult: ``promoted`` (by re-ranking the nearest positives), ``ranks`` (the positives of the
+                ranks ``config.soft_ranks``, by default the first), or ``none``.
+        """
+        if difficult not in DIFFICULT:
+            raise ValueError(f"mine: difficult is {difficult!r}, expected one of {', '.join(DIFFICULT)}")
+        config = self.config
+        first, last = config.soft_ranks or (1, config.difficult_positives)
+        pool = max(config.positive_pool, last)
+        rows = max(1, tile_bytes // (16 * self.database_size))
+        nearest, negatives = [], []
+        device = database_descriptors.device
+        for tile in queries.split(rows):
+            similarity = query_descriptors[tile.to(device)] @ database_descriptors.T  # [t, database]
+            nearest.append(_nearest(similarity, self.positives.padded(tile).to(device), pool).cpu())
+            hardest = hardest_negatives(
+                similarity,
+                ~self.excluded.mask(tile, self.database_size).to(device),
+                self.previous_hardest[tile].to(device),
+                pool=config.negative_pool,
+                count=config.tuple_negatives,
+                generator=self.generator,
+            ).cpu()
+            self.previous_hardest[tile] = hardest
+            negatives.append(hardest)
+        width = max(part.shape[1] for part in nearest)
+        nearest = torch.cat([F.pad(part, (0, width - part.shape[1]), value=-1) for part in nearest])
+        if difficult == "promoted":
+            chosen = self._promoted(queries, nearest, query_descriptors, database_descriptors, tile_bytes)
+        else:
+            chosen = nearest[:, first - 1 : last] if difficult == "ranks" else nearest[:, :0]
+        return Tuples(queries, nearest[:, 0], torch.cat(negatives), chosen)
+
+    def _promoted(
+        self,
+        queries: Tensor,
+        nearest: Tensor,
+        query_descriptors: Tensor,
+        database_descriptors: Tensor,
+        tile_bytes: int,
+    ) -> Tensor:
+        nearest = nearest[:, : self.config.positive_pool]
+        offset, device = len(query_descriptors), query_descriptors.device
+        distances = reranked_distances(
+            torch.cat((query_descriptors, database_descriptors)),
+            queries.to(device),
+            torch.where(nearest < 0, -1, nearest + offset).to(device),
+            k1=self.config.rerank_neighbours,
+            lambda_value=self.config.rerank_lambda,
+            tile_bytes=tile_bytes,
+        )
+        columns = promoted(distances.cpu(), self.config.difficult_positives)
+        return nearest.gather(1, columns.clamp_min(0)).masked_fill(columns < 0, -1)
+
+    def state(self) -> dict[str, Tensor]:
+        """What a resumed run needs: `previous_hardest` and the generator's state."""
+        return {"previous_hardest": self.previous_hardest.clone(), "generator": self.generator.get_state()}
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """The inverse of `state`."""
+        if state["previous_hardest"].shape != self.previous_hardest.shape:
+            raise ValueError(
+                f"miner state is of {list(state['previous_hardest'].shape)} queries and negatives, "
+                f"expected {list(self.previous_hardest.shape)}"
+            )
+        self.previous_hardest = state["previous_hardest"].clone()
+        self.generator.set_state(state["generator"])
+
+
+def hardest_negatives(
+    similarity: Tensor,
+    allowed: Tensor,
+    previous: Tensor,
+    *,
+    pool: int,
+    count: int,
+    generator: torch.Generator,
+) -> Tensor:
+    """The hardest of a random pool of negatives and of the previous hardest.
+
+    Args:
+        similarity: ``[t, n]``.
+        allowed: bool ``[t, n]``, which images are negatives; at least ``count`` in each row.
+        previous: int64 ``[t, N]``, the hardest of last time, -1 for none.
+        pool: negatives drawn at random without replacement (fewer where fewer are allowed).
+
+    Returns:
+        int64 ``[t, count]``, most similar first.
+    """
+    candidates = allowed
+    if pool < allowed.shape[1]:
+        keys = torch.rand(allowed.shape, generator=generator).to(allowed.device).masked_fill(~allowed, -1)
+        drawn = keys.topk(max(pool, count), dim=1).indices
+        candidates = torch.zeros_like(allowed).scatter_(1, drawn, True)
+        known = previous >= 0
+        # Where nothing is known, a drawn image is marked again.
+        candidates.scatter_(1, torch.where(known, previous, drawn[:, : previous.shape[1]]), True)
+        candidates &= allowed
+    return similarity.masked_fill(~candidates, -torch.inf).topk(count, dim=1).indices
+
+
+def without_same_place(lists: Ragged, queries: ImageSet, database: ImageSet) -> Ragged:
+    """``lists`` of database images per query without those of the query's own panorama (place id)."""
+    owner = lists.rows()
+    keep = queries.place_ids[owner] != database.place_ids[lists.values]
+    counts = np.bincount(owner[keep], minlength=len(lists))
+    return Ragged(lists.values[keep], np.concatenate(([0], np.cumsum(counts))))
+
+
+def _nearest(similarity: Tensor, listed: Tensor, count: int) -> Tensor:
+    """The images ``listed [t, L]`` (-1: none), most similar first: ``[t, min(count, L)]``, -1 padded."""
+    scores = similarity.gather(1, listed.clamp_min(0)).masked_fill(listed < 0, -torch.inf)
+    order = scores.sort(dim=1, descending=True, stable=True).indices[:, :count]
+    return listed.gather(1, order)
+
+
+class _Lists:
+    """A `Ragged` as tensors, read for many queries at once."""
+
+    def __init__(self, lists: Ragged) -> None:
+        self.values = torch.from_numpy(np.ascontiguousarray(lists.values)).long()
+        self.offsets = torch.from_numpy(np.ascontiguousarray(lists.offsets)).long()
+        self.counts = self.offsets.diff()
+
+    def _entries(self, queries: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Row (into ``queries``), column (within its list) and value of every listed image."""
+        counts = self.counts[queries]
+        rows = torch.arange(len(queries)).repeat_interleave(counts)
+        columns = torch.arange(len(rows)) - (counts.cumsum(0) - counts)[rows]
+        return rows, columns, self.values[self.offsets[queries][rows] + columns]
+
+    def mask(self, queries: Tensor, size: int) -> Tensor:
+        """bool ``[t, size]``, True where listed."""
+        rows, _, values = self._entries(queries)
+        mask = torch.zeros(len(queries), size, dtype=torch.bool)
+        mask[rows, values] = True
+        return mask
+
+    def padded(self, queries: Tensor) -> Tensor:
+        """int64 ``[t, longest list]``, padded with -1."""
+        rows, columns, values = self._entries(queries)
+        padded = torch.full((len(queries), int(self.counts[queries].max())), -1)
+        padded[rows, columns] = values
+        return padded

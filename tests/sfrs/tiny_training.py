@@ -1,0 +1,89 @@
+"""A tiny network and tiny places for the training tests."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+
+from sfrs.backbones import REGISTRY, Backbone
+from sfrs.config import TrainConfig
+from sfrs.descriptor import DescriptorNetwork
+from sfrs.places import ImageSet, Places
+
+SIZE = (24, 32)
+
+
+class TinyBackbone(Backbone):
+    """A frozen random convolution of stride 4 and a trained one: 12 channels on a 6 x 8 map."""
+
+    def __init__(self):
+        super().__init__(
+            nn.Sequential(nn.Conv2d(3, 8, kernel_size=4, stride=4), nn.ReLU()),
+            nn.Conv2d(8, 12, kernel_size=3, padding=1),
+            name="tiny",
+            channels=12,
+            stride=4,
+            mean=(0.5, 0.5, 0.5),
+            std=(0.25, 0.25, 0.25),
+        )
+
+
+REGISTRY["tiny"] = f"{__name__}:TinyBackbone"
+
+
+def tiny_network(seed: int = 0, clusters: int = 4) -> DescriptorNetwork:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return DescriptorNetwork(TinyBackbone(), clusters)
+
+
+def tiny_places(folder: Path, split: str, spots: int, seed: int, views: int = 3) -> Places:
+    """``spots`` places on a line 40 m apart, each with ``views`` database images and one query, 2 m around it."""
+    rng = np.random.default_rng(seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    sets: dict[str, tuple[list, list]] = {"database": ([], []), "queries": ([], [])}
+    for spot in range(spots):
+        scene = rng.integers(0, 255, (6, 8, 3))
+        for view in range(views + 1):
+            noisy = np.clip(scene + rng.normal(0, 60, scene.shape), 0, 255).astype(np.uint8)
+            file = folder / f"{split}_{spot}_{view}.png"
+            Image.fromarray(noisy).resize(SIZE[::-1], Image.Resampling.BICUBIC).save(file)
+            files, positions = sets["queries" if view == views else "database"]
+            files.append(file)
+            positions.append((40.0 * spot + rng.uniform(-2, 2), rng.uniform(-2, 2)))
+    numbers = iter(range(10_000))
+    images = {
+        role: ImageSet(
+            tuple(files), np.array(positions), np.array([next(numbers) for _ in files], dtype=np.int64)
+        )
+        for role, (files, positions) in sets.items()
+    }
+    return Places("tiny", split, images["database"], images["queries"])
+
+
+def tiny_config(**changes) -> TrainConfig:
+    values = dict(
+        backbone="tiny",
+        clusters=4,
+        height=SIZE[0],
+        width=SIZE[1],
+        jitter=(),
+        init_images=20,
+        init_features=400,
+        generations=2,
+        epochs=(2, 2),
+        tuples_per_step=4,
+        refresh_every=7,
+        tuple_negatives=3,
+        negative_pool=12,
+        difficult_positives=2,
+        positive_pool=3,
+        rerank_neighbours=4,
+        learning_rate=0.01,
+        device="cpu",
+        workers=2,
+        log_every=2,
+    )
+    return TrainConfig(**{**values, **changes})
