@@ -36,7 +36,7 @@ def kmeans(features: Tensor, num_clusters: int, *, iterations: int = 25, seed: i
     return torch.from_numpy(solver.centroids.copy())
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def sample_features(
     network: DescriptorNetwork, trunks: Iterable[Tensor], per_image: int, generator: torch.Generator
 ) -> Tensor:

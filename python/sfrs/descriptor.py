@@ -70,7 +70,7 @@ class DescriptorNetwork(nn.Module):
         yield from self.vlad.parameters()
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def describe(
     network: DescriptorNetwork,
     images: Sequence[str | Path] | torch.utils.data.Dataset,

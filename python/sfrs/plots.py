@@ -77,7 +77,11 @@ def _style(axes, curves: Mapping[str, Mapping[int, float]]) -> None:
         axes.spines[side].set_visible(False)
     axes.spines["bottom"].set_color(FAINT)
     if len(curves) > 1:
-        axes.legend(loc="lower right", frameon=True, facecolor=PAPER, edgecolor="none", framealpha=0.9)
+        # Listed as the lines end, from top to bottom.
+        lines = sorted(axes.get_lines(), key=lambda line: -line.get_ydata()[-1])
+        axes.legend(
+            handles=lines, loc="lower right", frameon=True, facecolor=PAPER, edgecolor="none", framealpha=0.9
+        )
 
 
 def contact_sheet(
@@ -106,7 +110,7 @@ def contact_sheet(
         sheet.paste(_picture(row.query, TILE), (_column(0), y))
         for column, (file, right) in enumerate(zip(row.found[:top], row.correct[:top], strict=True), start=1):
             _result(sheet, file, right, (_column(column), y))
-    _save(path, lambda partial: sheet.save(partial, format="PNG", optimize=True))
+    _save(path, lambda partial: sheet.save(partial, format="PNG"))
 
 
 def _column(column: int) -> int:

@@ -1,0 +1,69 @@
+"""Small generated data sets and networks shared by the tests of ``sfrs``."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from sfrs.backbones import REGISTRY, build_backbone
+from sfrs.descriptor import DescriptorNetwork
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(autouse=True)
+def _tiny_backbone_is_registered(monkeypatch):
+    monkeypatch.setitem(REGISTRY, "tiny", "tiny_backbone:TinyBackbone")
+
+
+@pytest.fixture
+def shared_places() -> Path:
+    """The folder of real photographs; skips the test where it is absent."""
+    for folder in (ROOT / "shared/places", ROOT.parent / "shared/places"):
+        if folder.is_dir():
+            return folder
+    pytest.skip(f"no real photographs: neither {ROOT} nor the folder above it has shared/places")
+
+
+def picture(scene: int, height: int = 48, width: int = 64, noise: float = 0.0) -> Image.Image:
+    """Blocks of random colours drawn from ``scene``: the same scene looks alike, others do not."""
+    blocks = np.random.default_rng(scene).random((6, 8, 3))
+    pixels = np.kron(blocks, np.ones((8, 8, 1)))
+    pixels += noise * np.random.default_rng(scene + 1000).normal(size=pixels.shape)
+    image = Image.fromarray((255 * pixels.clip(0, 1)).astype(np.uint8))
+    return image.resize((width, height))
+
+
+@pytest.fixture
+def make_image(tmp_path) -> Callable[..., Path]:
+    """Write ``picture(scene, ...)`` under ``tmp_path / name``."""
+
+    def write(name: str, scene: int = 0, **options) -> Path:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture(scene, **options).save(path, quality=95)
+        return path
+
+    return write
+
+
+@pytest.fixture
+def place_folder(tmp_path) -> Path:
+    """12 places 100 m apart, one database image and one noisy query each, split "test"."""
+    for scene in range(12):
+        for role, east, noise in (("database", 0.0, 0.0), ("queries", 5.0, 0.1)):
+            folder = tmp_path / "town/images/test" / role
+            folder.mkdir(parents=True, exist_ok=True)
+            name = f"@{500000 + 100 * scene + east:.2f}@{4000000:.2f}@{scene:02d}@.jpg"
+            picture(scene, noise=noise).save(folder / name, quality=95)
+    return tmp_path / "town"
+
+
+@pytest.fixture
+def tiny_network(_tiny_backbone_is_registered) -> DescriptorNetwork:
+    """6 channels, 4 clusters, seeded random weights."""
+    torch.manual_seed(0)
+    return DescriptorNetwork(build_backbone("tiny"), 4).eval()

@@ -1,0 +1,56 @@
+import pytest
+import torch
+from torch import nn
+
+from sfrs.backbones import VGG16, BackboneError, build_backbone
+
+
+@pytest.fixture(scope="module")
+def vgg16() -> VGG16:
+    torch.manual_seed(0)
+    return build_backbone("vgg16")
+
+
+def test_vgg16_has_512_channels_at_stride_16(vgg16):
+    trunk = vgg16.trunk(torch.zeros(1, 3, 64, 96))
+    features = vgg16.head(trunk)
+    assert trunk.shape == (1, 512, 4, 6) and features.shape == (1, 512, 4, 6)
+    assert (vgg16.channels, vgg16.stride) == (512, 16)
+
+
+def test_vgg16_ends_linearly(vgg16):
+    features = vgg16.head(vgg16.trunk(torch.randn(1, 3, 64, 64)))
+    assert (features < 0).any() and (vgg16.trunk(torch.randn(1, 3, 64, 64)) >= 0).all()
+
+
+def test_vgg16_has_the_weights_of_configuration_d_up_to_conv5_3(vgg16):
+    assert sum(p.numel() for p in vgg16.parameters()) == 14_714_688
+    assert sum(p.numel() for p in vgg16.head.parameters()) == 3 * (512 * 512 * 9 + 512)
+
+
+def test_vgg16_normalisation_is_0_to_255_minus_the_vgg_mean(vgg16):
+    assert [255 * m for m in vgg16.mean] == pytest.approx([123.68, 116.779, 103.939], abs=1e-3)
+    assert vgg16.std == (1 / 255,) * 3
+
+
+def test_the_trunk_is_frozen_and_stays_in_evaluation_mode():
+    backbone = build_backbone("tiny")
+    backbone.train()
+    assert backbone.head.training and not backbone.trunk.training
+    inside = nn.ModuleList([build_backbone("tiny")]).train()[0]
+    assert not inside.trunk.training
+
+
+def test_only_the_head_of_vgg16_asks_for_gradients(vgg16):
+    assert not any(p.requires_grad for p in vgg16.trunk.parameters())
+    assert all(p.requires_grad for p in vgg16.head.parameters())
+
+
+def test_options_are_remembered():
+    backbone = build_backbone("tiny", channels=5)
+    assert backbone.channels == 5 and backbone.options == {"channels": 5}
+
+
+def test_an_unknown_backbone_lists_the_known():
+    with pytest.raises(BackboneError, match="'resnet' is not known; expected one of vgg16"):
+        build_backbone("resnet")

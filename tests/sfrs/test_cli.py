@@ -1,0 +1,180 @@
+"""The commands as a user runs them, in this process: ``app`` turns user errors into exit code 2."""
+
+import csv
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from sfrs.cli import app
+from sfrs.descriptor import describe, load_network, save_network
+from sfrs.whitening import Whitening
+
+
+@pytest.fixture
+def run(capsys):
+    """Run ``sfrs`` with arguments; returns (exit code, standard output, standard error)."""
+
+    def call(*arguments) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as leaving:
+            app([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return leaving.value.code or 0, captured.out, " ".join(captured.err.split())
+
+    return call
+
+
+@pytest.fixture
+def weights(tmp_path, tiny_network):
+    path = tmp_path / "tiny.safetensors"
+    save_network(path, tiny_network, {"image_size": [48, 64]})
+    return path
+
+
+def test_evaluate_prints_a_table_of_recalls(run, place_folder, weights):
+    code, out, err = run("evaluate", "--data", place_folder, "--weights", weights)
+    assert code == 0 and "recall@" in out and out.count("100.0") == 4
+    assert "12 queries, 12 database images" in out and "48x64" in out
+    assert "database" in err and "12 of 12" in err
+
+
+def test_evaluate_json_is_json_alone(run, place_folder, weights):
+    code, out, _ = run(
+        "evaluate", "--data", place_folder, "--weights", weights, "--json", "--recall-at", "3,1"
+    )
+    result = json.loads(out)
+    assert code == 0 and result["recalls"] == {"1": 1.0, "3": 1.0}
+    assert result["queries"] == 12 and result["queries_without_positive"] == 0
+
+
+def test_evaluate_writes_results_predictions_and_pictures(run, place_folder, weights, tmp_path):
+    out = tmp_path / "out"
+    arguments = ("--data", place_folder, "--weights", weights, "--out", out, "--save-contact-sheet")
+    assert run("evaluate", *arguments)[0] == 0
+    names = {"results.json", "predictions.csv", "recall.png", "contact_sheet.png"}
+    assert {file.name for file in out.iterdir()} == names
+    assert json.loads((out / "results.json").read_text())["recalls"]["1"] == 1.0
+    with (out / "predictions.csv").open() as lines:
+        first = next(csv.DictReader(lines))
+    assert first["rank"] == "1" and first["correct"] == "1" and first["metres"] == "5.00"
+
+
+def test_evaluate_with_random_weights_clusters_the_database_first(run, place_folder):
+    arguments = ("--data", place_folder, "--backbone", "vgg16", "--random-weights", "--image-size", "32x48")
+    code, out, err = run("evaluate", *arguments, "--json")
+    assert code == 0 and json.loads(out)["recalls"]["20"] == 1.0
+    assert "k-means for NetVLAD" in err
+
+
+def test_evaluate_names_a_bad_image_or_goes_on_without_it(run, place_folder, weights):
+    bad = sorted((place_folder / "images/test/database").iterdir())[2]
+    bad.write_text("no picture")
+    code, _, err = run("evaluate", "--data", place_folder, "--weights", weights)
+    assert code == 2 and bad.name in err and "Traceback" not in err
+    code, out, err = run(
+        "evaluate", "--data", place_folder, "--weights", weights, "--skip-bad-images", "--json"
+    )
+    result = json.loads(out)
+    assert code == 0 and result["database"] == 11 and result["queries_without_positive"] == 1
+    assert bad.name in result["skipped"][0]["file"] and "Skipped" in err
+
+
+def test_evaluate_whitens(run, place_folder, weights, tmp_path):
+    files = sorted((place_folder / "images/test/database").iterdir())
+    Whitening.fit(describe(load_network(weights), files, size=(48, 64)), 8).save(tmp_path / "pca.safetensors")
+    arguments = ("--data", place_folder, "--weights", weights, "--whitening", tmp_path / "pca.safetensors")
+    code, out, _ = run("evaluate", *arguments, "--json")
+    assert code == 0 and json.loads(out)["recalls"]["1"] >= 0.9
+    Whitening(torch.ones(2, 5), torch.zeros(2)).save(tmp_path / "other.safetensors")
+    code, _, err = run(*("evaluate", *arguments[:-1], tmp_path / "other.safetensors"))
+    assert code == 2 and "fitted to descriptors of 5 numbers, but this network's have 24" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--data", "nowhere"], "there is no such file or folder"),
+        (["--split", "val"], "has the splits test"),
+        (["--image-size", "480"], "expected HEIGHTxWIDTH"),
+        (["--image-size", "48x64", "--keep-size"], "exclude each other"),
+        (["--recall-at", "1,x"], "--recall-at is '1,x'"),
+        (["--recall-at", "0"], "whole numbers from 1"),
+        (["--save-contact-sheet"], "needs --out"),
+        (["--backbone", "vgg16"], "leave out --backbone"),
+        (["--device", "abacus"], "--device is 'abacus'"),
+        (["--radius", "1"], "none of the 12 queries"),
+    ],
+)
+def test_mistakes_are_told_without_a_traceback(run, place_folder, weights, arguments, message):
+    code, out, err = run("evaluate", "--data", place_folder, "--weights", weights, *arguments)
+    assert code == 2 and message in err and "Traceback" not in err + out
+
+
+def test_a_network_must_be_named(run, place_folder):
+    code, _, err = run("evaluate", "--data", place_folder)
+    assert code == 2 and "Give --weights FILE, or --backbone vgg16 --random-weights" in err
+    code, _, err = run("evaluate", "--data", place_folder, "--backbone", "resnet", "--random-weights")
+    assert code == 2 and "'resnet' is not known" in err
+
+
+def test_describe_writes_rows_and_their_files(run, place_folder, weights, tmp_path):
+    folder, out = place_folder / "images/test/database", tmp_path / "deep/x.npy"
+    assert run("describe", folder, "--weights", weights, "--out", out)[0] == 0
+    rows, files = np.load(out), out.with_suffix(".txt").read_text().splitlines()
+    assert files == [str(file) for file in sorted(folder.iterdir())]
+    assert np.allclose(rows, describe(load_network(weights), files, size=(48, 64)))
+    assert {file.name for file in out.parent.iterdir()} == {"x.npy", "x.txt"}
+
+
+def test_describe_takes_one_file(run, place_folder, weights, tmp_path):
+    file = next((place_folder / "images/test/database").iterdir())
+    assert run("describe", file, "--weights", weights, "--out", tmp_path / "x.npy")[0] == 0
+    assert np.load(tmp_path / "x.npy").shape == (1, 24)
+
+
+def test_describe_leaves_nothing_behind_when_it_fails(run, place_folder, weights, tmp_path):
+    folder, out = place_folder / "images/test/database", tmp_path / "out/x.npy"
+    bad = sorted(folder.iterdir())[5]
+    bad.write_text("no picture")
+    code, _, err = run("describe", folder, "--weights", weights, "--out", out)
+    assert code == 2 and bad.name in err and not list(out.parent.iterdir())
+    code, _, err = run("describe", folder, "--weights", weights, "--out", out, "--skip-bad-images")
+    assert code == 0 and "Skipped" in err
+    assert len(np.load(out)) == len(out.with_suffix(".txt").read_text().splitlines()) == 11
+
+
+@pytest.mark.parametrize(
+    ("path", "out", "message"),
+    [
+        ("nowhere", "x.npy", "there is no such file or folder"),
+        (".", "x.npy", "no .jpg, .jpeg, .png in this folder"),
+        (".", "x.bin", "ends in .npy"),
+    ],
+)
+def test_describe_tells_what_is_wrong(run, weights, tmp_path, path, out, message):
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    code, _, err = run("describe", empty / path, "--weights", weights, "--out", tmp_path / out)
+    assert code == 2 and message in err
+
+
+@pytest.mark.parametrize("command", ["evaluate", "describe"])
+def test_help_shows_examples(run, command):
+    code, out, _ = run(command, "--help")
+    assert code == 0 and "Examples" in out and f"sfrs {command} " in out
+
+
+def test_help_imports_nothing_slow():
+    program = (
+        "import sys; from sfrs.cli import app\n"
+        "try: app(['--help'])\n"
+        "except SystemExit: pass\n"
+        "slow = {'torch', 'faiss', 'matplotlib', 'numpy', 'scipy', 'PIL'} & set(sys.modules)\n"
+        "sys.exit(f'imported {slow}' if slow else 0)"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert "evaluate" in result.stdout and "describe" in result.stdout

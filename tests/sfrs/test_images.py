@@ -1,0 +1,119 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from sfrs.images import BadImageError, ImageFiles, batches, check_images, load_image
+
+
+def cut_off(path) -> None:
+    path.write_bytes(path.read_bytes()[:-200])
+
+
+def test_image_is_rgb_in_0_to_1(make_image):
+    image = load_image(make_image("a.png", height=10, width=20))
+    assert image.shape == (3, 10, 20) and image.dtype == torch.float32
+    assert 0 <= image.min() and image.max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"), [(None, (48, 64)), ((30, 20), (30, 20)), (24, (24, 32)), (96, (96, 128))]
+)
+def test_size_is_height_width_or_the_shorter_side_or_kept(make_image, size, expected):
+    assert load_image(make_image("a.png"), size).shape[1:] == expected
+
+
+def test_shorter_side_of_an_upright_image_is_its_width(make_image):
+    assert load_image(make_image("a.png", height=64, width=48), 24).shape == (3, 32, 24)
+
+
+def test_resizing_antialiases(tmp_path):
+    stripes = np.zeros((64, 64, 3), np.uint8)
+    stripes[:, ::2] = 255
+    Image.fromarray(stripes).save(tmp_path / "stripes.png")
+    assert (load_image(tmp_path / "stripes.png", (8, 8)) - 0.5).abs().max() < 0.1
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "P", "1", "CMYK"])
+def test_every_colour_mode_becomes_rgb(tmp_path, make_image, mode):
+    path = tmp_path / ("m.jpg" if mode == "CMYK" else "m.png")
+    Image.open(make_image("a.png")).convert(mode).save(path)
+    assert load_image(path).shape == (3, 48, 64)
+
+
+def test_16_bit_grey_is_scaled_not_clipped(tmp_path):
+    Image.fromarray(np.full((4, 4), 32768, np.uint16)).save(tmp_path / "deep.png")
+    assert torch.allclose(load_image(tmp_path / "deep.png"), torch.tensor(128 / 255))
+
+
+def test_exif_orientation_turns_the_image_upright(tmp_path, make_image):
+    image = Image.open(make_image("a.png"))
+    exif = image.getexif()
+    exif[0x0112] = 6  # turned by 90 degrees
+    image.save(tmp_path / "turned.jpg", exif=exif)
+    assert load_image(tmp_path / "turned.jpg").shape == (3, 64, 48)
+
+
+def test_bad_images_are_named(tmp_path, make_image):
+    truncated = make_image("truncated.jpg")
+    cut_off(truncated)
+    (tmp_path / "text.jpg").write_text("this is no picture")
+    (tmp_path / "empty.png").write_bytes(b"")
+    for name in ("truncated.jpg", "text.jpg", "empty.png", "missing.jpg"):
+        with pytest.raises(BadImageError, match=name):
+            load_image(tmp_path / name)
+
+
+def test_a_worker_hands_on_the_name_of_a_bad_image(tmp_path, make_image):
+    files = [make_image("a.jpg"), tmp_path / "missing.jpg"]
+    loader = torch.utils.data.DataLoader(ImageFiles(files), num_workers=1)
+    with pytest.raises(BadImageError, match="missing.jpg"):
+        list(loader)
+
+
+def test_check_images_lists_the_bad_ones_in_order(tmp_path, make_image):
+    files = [make_image(f"{i}.jpg", scene=i) for i in range(6)]
+    cut_off(files[1])
+    files[4].unlink()
+    calls = []
+    bad = check_images(files, progress=lambda done, total: calls.append((done, total)))
+    assert [file.name for file, _ in bad] == ["1.jpg", "4.jpg"]
+    assert "truncated" in bad[0][1] and "no such file" in bad[1][1]
+    assert calls == [(i + 1, 6) for i in range(6)]
+
+
+def test_images_are_normalised_by_mean_and_std(make_image):
+    path = make_image("a.png")
+    mean, std = (0.4, 0.5, 0.6), (0.1, 0.2, 0.3)
+    expected = (load_image(path) - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
+    assert torch.allclose(ImageFiles([path], mean=mean, std=std)[0], expected)
+
+
+@pytest.mark.parametrize("threads", [0, 1, 3])
+def test_batches_hold_images_of_one_size_in_order(make_image, threads):
+    sizes = [(48, 64)] * 5 + [(32, 32)] + [(48, 64)] * 2
+    files = [make_image(f"{i}.png", scene=i, height=h, width=w) for i, (h, w) in enumerate(sizes)]
+    images = ImageFiles(files)
+    found = list(batches(images, 2, threads=threads))
+    assert [rows for rows, _ in found] == [[0, 1], [2, 3], [4], [5], [6, 7]]
+    for rows, batch in found:
+        assert torch.equal(batch, torch.stack([images[i] for i in rows]))
+
+
+def test_batches_take_a_given_order(make_image):
+    images = ImageFiles([make_image(f"{i}.png", scene=i) for i in range(4)])
+    rows, batch = next(batches(images, 8, order=[3, 1, 1]))
+    assert rows == [3, 1, 1] and torch.equal(batch[0], images[3]) and torch.equal(batch[1], batch[2])
+
+
+def test_batches_read_only_a_little_ahead(make_image):
+    loaded = []
+
+    class Counting(ImageFiles):
+        def __getitem__(self, index):
+            loaded.append(index)
+            return super().__getitem__(index)
+
+    images = Counting([make_image("a.png")] * 50)
+    next(batches(images, 2, threads=2))
+    assert len(loaded) <= 2 + 2 * 2 + 1

@@ -1,0 +1,165 @@
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sfrs.places import CoordinatesWarning, PlacesError, Ragged, load_places, within
+
+
+def touch(root: Path, *names: str) -> None:
+    for name in names:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"")
+
+
+def folder_of(root: Path, database: list[str], queries: list[str]) -> Path:
+    touch(root, *(f"images/test/database/{name}" for name in database))
+    touch(root, *(f"images/test/queries/{name}" for name in queries))
+    return root
+
+
+def test_folder_reads_fields_1_and_2_as_metres(tmp_path):
+    places = load_places(folder_of(tmp_path / "town", ["@0386531.34@6174119.45@25@.jpg"], ["@1@-2.5@.jpg"]))
+    assert places.name == "town" and places.split == "test"
+    assert places.database.positions.tolist() == [[386531.34, 6174119.45]]
+    assert places.queries.positions.tolist() == [[1.0, -2.5]]
+    assert places.database.positions.dtype == np.float64
+
+
+def test_folder_takes_subfolders_and_suffixes_in_any_case(tmp_path):
+    names = ["@0@0@.JPG", "a/@30@0@.jpeg", "a/b/@60@0@.Png", "notes.txt", "@90@0@.tif"]
+    places = load_places(folder_of(tmp_path, names, ["@0@0@.jpg"]))
+    assert sorted(file.name for file in places.database.files) == ["@0@0@.JPG", "@30@0@.jpeg", "@60@0@.Png"]
+
+
+def test_folder_order_does_not_depend_on_the_file_system(tmp_path):
+    places = load_places(folder_of(tmp_path, ["@9@0@.jpg", "@1@0@.jpg", "@5@0@.jpg"], ["@0@0@.jpg"]))
+    assert places.database.positions[:, 0].tolist() == [1, 5, 9]
+
+
+@pytest.mark.parametrize("name", ["photo.jpg", "@12@.jpg", "@east@north@.jpg", "@nan@0@.jpg", "@1@inf@.jpg"])
+def test_folder_names_the_file_whose_coordinates_are_wrong(tmp_path, name):
+    folder_of(tmp_path, ["@0@0@.jpg", name], ["@0@0@.jpg"])
+    with pytest.raises(PlacesError) as error:
+        load_places(tmp_path)
+    assert name in str(error.value) and "easting and northing" in str(error.value)
+
+
+def test_missing_data_names_what_is_missing(tmp_path):
+    with pytest.raises(PlacesError, match="nowhere: there is no such file or folder"):
+        load_places(tmp_path / "nowhere")
+    folder_of(tmp_path, ["@0@0@.jpg"], ["@0@0@.jpg"])
+    with pytest.raises(PlacesError, match="has the splits test"):
+        load_places(tmp_path, "train")
+    touch(tmp_path, "images/val/database/@0@0@.jpg")
+    with pytest.raises(PlacesError, match="val/queries: there is no such folder"):
+        load_places(tmp_path, "val")
+    (tmp_path / "images/val/queries").mkdir()
+    with pytest.raises(PlacesError, match="val/queries: no images"):
+        load_places(tmp_path, "val")
+
+
+def test_images_of_one_position_share_a_place_id(tmp_path):
+    places = load_places(folder_of(tmp_path, ["@0@0@a@.jpg", "@0@0@b@.jpg", "@0@30@c@.jpg"], ["@0@0@.jpg"]))
+    a, b, c = places.database.place_ids
+    assert a == b != c
+    assert places.queries.place_ids[0] not in (a, c), "a query at the same spot is another recording"
+
+
+def test_panorama_field_of_the_full_form_tells_recordings_apart(tmp_path):
+    full = "@0@0@33@N@0@0@{}@{}@90@0@0@0@20140601_120000@@.jpg"
+    database = [full.format("pano1", 0), full.format("pano1", 1), full.format("pano2", 0)]
+    places = load_places(folder_of(tmp_path, database, [full.format("pano2", 5)]))
+    first, second, other = places.database.place_ids
+    assert first == second != other
+    assert places.queries.place_ids[0] == other, "the query is cut from that very panorama"
+
+
+def test_degrees_are_warned_about_and_metres_are_not(tmp_path):
+    degrees = folder_of(
+        tmp_path / "degrees", ["@13.19@55.70@.jpg", "@13.1904@55.7002@.jpg"], ["@13.19@55.70@.jpg"]
+    )
+    with pytest.warns(CoordinatesWarning, match="look like degrees"):
+        load_places(degrees)
+    metres = folder_of(tmp_path / "metres", ["@0@0@.jpg", "@10@0@.jpg", "@20@5@.jpg"], ["@3@0@.jpg"])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load_places(metres)
+
+
+def test_manifest_reads_relative_to_its_own_folder(tmp_path, monkeypatch):
+    manifest = tmp_path / "sets/town.csv"
+    touch(tmp_path, "sets/town.csv")
+    manifest.write_text(
+        "\ufefffile, role, easting, northing, split, weather\n"
+        "a.jpg, database, 100, 200, test, rain\n"
+        "sub/b.jpg, query, 101.5, 200, test, sun\n"
+        "c.jpg, database, 0, 0, train, sun\n",
+        encoding="utf-8",
+    )
+    monkeypatch.chdir(tmp_path)
+    places = load_places("sets/town.csv")
+    assert places.name == "town"
+    assert places.database.files == (Path("sets/a.jpg"),)
+    assert places.queries.files == (Path("sets/sub/b.jpg"),)
+    assert places.queries.positions.tolist() == [[101.5, 200.0]]
+
+
+def test_manifest_without_a_split_column_serves_any_split(tmp_path):
+    manifest = tmp_path / "town.csv"
+    manifest.write_text("role,file,northing,easting\ndatabase,a.jpg,1,2\nquery,b.jpg,3,4\n")
+    places = load_places(manifest, "val")
+    assert places.database.positions.tolist() == [[2.0, 1.0]]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("file,role,easting\na.jpg,database,1\n", "no column northing"),
+        ("", "no column file, role"),
+        ("file,role,easting,northing\na.jpg,gallary,1,2\n", "line 2: role is 'gallary'"),
+        ("file,role,easting,northing\na.jpg,query,1,two\n", "line 2: easting is '1' and northing 'two'"),
+        ("file,role,easting,northing\na.jpg,query,1\n", "northing None"),
+        ("file,role,easting,northing\n,query,1,2\n", "line 2: the file column is empty"),
+        ("file,role,easting,northing\na.jpg,query,1,2\n", "no database in the split test"),
+        ("file,role,easting,northing,split\na.jpg,query,1,2,train\n", "split column has train"),
+    ],
+)
+def test_manifest_names_the_line_or_column_that_is_wrong(tmp_path, text, message):
+    manifest = tmp_path / "town.csv"
+    manifest.write_text(text)
+    with pytest.raises(PlacesError) as error:
+        load_places(manifest)
+    assert message in str(error.value) and "town.csv" in str(error.value)
+
+
+def test_within_lists_the_database_in_order_radius_included():
+    database = np.array([[30.0, 0], [25.0, 0], [0.0, 0], [25.0001, 0]])
+    near = within(np.array([[0.0, 0], [1000.0, 0], [30.0, 0]]), database, 25)
+    assert [near[i].tolist() for i in range(3)] == [[1, 2], [], [0, 1, 3]]
+    assert near.counts().tolist() == [2, 0, 3] and len(near) == 3
+    assert near.values.dtype == near.offsets.dtype == np.int64
+
+
+def test_within_agrees_with_all_pairs():
+    random = np.random.default_rng(0)
+    queries, database = random.uniform(0, 300, (40, 2)), random.uniform(0, 300, (200, 2))
+    near = within(queries, database, 25)
+    distances = np.linalg.norm(queries[:, None] - database[None], axis=2)
+    for i in range(len(queries)):
+        assert near[i].tolist() == np.flatnonzero(distances[i] <= 25).tolist()
+
+
+def test_within_an_empty_database_is_empty():
+    near = within(np.zeros((3, 2)), np.zeros((0, 2)), 25)
+    assert near.counts().tolist() == [0, 0, 0]
+
+
+def test_ragged_indexes_like_a_list():
+    ragged = Ragged.from_lists([[1, 2], [], [3]])
+    assert ragged[-1].tolist() == [3] and [row.tolist() for row in ragged] == [[1, 2], [], [3]]
+    assert ragged.rows().tolist() == [0, 0, 2]
+    with pytest.raises(IndexError):
+        ragged[3]

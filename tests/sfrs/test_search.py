@@ -1,0 +1,56 @@
+import numpy as np
+import pytest
+
+from sfrs.search import search
+
+
+def unit(n: int, d: int, seed: int) -> np.ndarray:
+    x = np.random.default_rng(seed).normal(size=(n, d)).astype(np.float32)
+    return x / np.linalg.norm(x, axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize("block_bytes", [2**29, 4 * 32 * 7, 1])
+def test_search_is_exact_whatever_the_blocks(block_bytes):
+    database, queries = unit(100, 32, 0), unit(9, 32, 1)
+    scores, indices = search(database, queries, 10, block_bytes=block_bytes)
+    similarities = queries.astype(np.float64) @ database.T
+    assert indices.tolist() == np.argsort(-similarities, axis=1)[:, :10].tolist()
+    assert np.allclose(scores, np.take_along_axis(similarities, indices, 1), atol=1e-6)
+
+
+def test_both_metrics_order_unit_vectors_alike():
+    database, queries = unit(60, 16, 2), unit(5, 16, 3)
+    _, by_product = search(database, queries, 8)
+    distances, by_distance = search(database, queries, 8, metric="l2", block_bytes=4 * 16 * 11)
+    assert by_product.tolist() == by_distance.tolist()
+    assert (np.diff(distances, axis=1) >= 0).all()
+
+
+def test_equal_scores_come_in_database_order():
+    database = np.repeat(unit(2, 8, 4), 5, axis=0)
+    _, indices = search(database, database[:1], 10, block_bytes=4 * 8 * 3)
+    assert indices.tolist() == [list(range(10))]
+
+
+def test_k_is_cut_to_the_database():
+    assert search(unit(3, 8, 5), unit(2, 8, 6), 20)[1].shape == (2, 3)
+
+
+def test_half_precision_memory_maps_are_searched_in_place(tmp_path):
+    database = np.lib.format.open_memmap(tmp_path / "x.npy", mode="w+", dtype=np.float16, shape=(50, 16))
+    database[:] = unit(50, 16, 7)
+    _, indices = search(database, np.asarray(database[10:12], np.float32), 1, block_bytes=4 * 16 * 8)
+    assert indices.tolist() == [[10], [11]]
+
+
+def test_wrong_arrays_are_refused():
+    with pytest.raises(ValueError, match="database is"):
+        search(unit(4, 8, 0), unit(4, 9, 0), 1)
+    with pytest.raises(ValueError, match="0 rows"):
+        search(np.zeros((0, 8), np.float32), unit(4, 8, 0), 1)
+    broken = unit(4, 8, 0)
+    broken[2] = np.nan
+    with pytest.raises(ValueError, match="not finite"):
+        search(broken, unit(4, 8, 0), 4)
+    with pytest.raises(ValueError, match="not finite"):
+        search(unit(4, 8, 0), broken, 1)
