@@ -59,7 +59,7 @@ class Neighbourhood:
 
     @classmethod
     def of_places(cls, places: Places, config: TrainConfig) -> "Neighbourhood":
-        """Positives: within ``positive_radius``, of another place id. Excluded: within ``negative_radius``."""
+        """Positives: within ``positive_radius``, another place id. Excluded: within ``negative_radius``."""
         queries, database = places.queries, places.database
         near = within(queries.positions, database.positions, config.positive_radius)
         excluded = within(queries.positions, database.positions, config.negative_radius)

@@ -1,46 +1,27 @@
-"""A tiny network and tiny places for the training tests."""
+"""Tiny places and a configuration to train the tiny backbone on them."""
 
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import nn
 
-from sfrs.backbones import REGISTRY, Backbone
+from sfrs.backbones import build_backbone
 from sfrs.config import TrainConfig
 from sfrs.descriptor import DescriptorNetwork
 from sfrs.places import ImageSet, Places
 
-SIZE = (24, 32)
+SIZE = (48, 64)
 
 
-class TinyBackbone(Backbone):
-    """A frozen random convolution of stride 4 and a trained one: 12 channels on a 6 x 8 map."""
-
-    def __init__(self):
-        super().__init__(
-            nn.Sequential(nn.Conv2d(3, 8, kernel_size=4, stride=4), nn.ReLU()),
-            nn.Conv2d(8, 12, kernel_size=3, padding=1),
-            name="tiny",
-            channels=12,
-            stride=4,
-            mean=(0.5, 0.5, 0.5),
-            std=(0.25, 0.25, 0.25),
-        )
-
-
-REGISTRY["tiny"] = f"{__name__}:TinyBackbone"
-
-
-def tiny_network(seed: int = 0, clusters: int = 4) -> DescriptorNetwork:
+def network_of_seed(seed: int = 0, clusters: int = 4) -> DescriptorNetwork:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return DescriptorNetwork(TinyBackbone(), clusters)
+        return DescriptorNetwork(build_backbone("tiny"), clusters)
 
 
 def tiny_places(folder: Path, split: str, spots: int, seed: int, views: int = 3) -> Places:
-    """``spots`` places on a line 40 m apart, each with ``views`` database images and one query, 2 m around it."""
+    """``spots`` places on a line, 40 m apart, each with ``views`` database images and one query around it."""
     rng = np.random.default_rng(seed)
     folder.mkdir(parents=True, exist_ok=True)
     sets: dict[str, tuple[list, list]] = {"database": ([], []), "queries": ([], [])}

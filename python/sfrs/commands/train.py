@@ -1,0 +1,184 @@
+"""``sfrs train``: train a network in generations, or go on with a run."""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Optional, get_type_hints
+
+import typer
+
+from sfrs.config import PRESETS, TrainConfig, flag_text, parse_flag
+from sfrs.errors import UserError
+
+if TYPE_CHECKING:
+    from sfrs.places import Places
+    from sfrs.run_directory import RunResult
+
+EXAMPLES = """
+[b]Examples[/b]
+
+  sfrs train --data pitts30k --weights vgg16.safetensors --out runs/sfrs
+
+  sfrs train --data city --preset demo --generations 1 --epochs 12 --out runs/baseline
+
+  sfrs train --resume runs/sfrs
+"""
+
+PANELS = {
+    "data": "Images and network",
+    "init": "Initial clusters",
+    "trunk_cache": "Running",
+    "generations": "Schedule",
+    "learning_rate": "Optimiser",
+    "positive_radius": "Mining",
+    "hard_loss": "Losses",
+    "select_recall": "Running",
+}
+"""The panel of ``--help`` that begins with a configuration field."""
+
+
+def register(app: typer.Typer) -> None:
+    app.command("train", epilog=EXAMPLES)(with_config_flags(train))
+
+
+def with_config_flags(command: Callable[..., None]) -> Callable[..., None]:
+    """Give ``command`` a flag for every field of `TrainConfig`; those that were set come as ``changes``."""
+    hints = get_type_hints(command, include_extras=True)
+    own = [
+        parameter.replace(annotation=hints[parameter.name])
+        for parameter in inspect.signature(command).parameters.values()
+        if parameter.name != "changes"
+    ]
+    flags, panel = [], ""
+    kinds = get_type_hints(TrainConfig)
+    for f in fields(TrainConfig):
+        panel = PANELS.get(f.name, panel)
+        kind = kinds[f.name] if kinds[f.name] in (bool, int, float) else str
+        name = "--" + f.name.replace("_", "-")
+        text = f.metadata["help"]
+        if f.metadata["choices"]:
+            text += f" ({' | '.join(f.metadata['choices'])})"
+        option = typer.Option(
+            f"{name}/--no-{name[2:]}" if kind is bool else name,
+            help=text,
+            rich_help_panel=panel,
+            show_default=flag_text(f.default) or False,
+        )
+        flags.append(
+            inspect.Parameter(
+                f.name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=None,
+                annotation=Annotated[Optional[kind], option],  # noqa: UP045  typer on 3.10 wants Optional
+            )
+        )
+
+    def run(**values: Any) -> None:
+        texts = {flag.name: values.pop(flag.name) for flag in flags}
+        changes = {
+            name: parse_flag(name, text) if isinstance(text, str) else text
+            for name, text in texts.items()
+            if text is not None
+        }
+        command(**values, changes=changes)
+
+    run.__doc__ = command.__doc__
+    run.__signature__ = inspect.Signature([*own, *flags])
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in (*own, *flags)}
+    return run
+
+
+def train(
+    *,
+    out: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--out", help="Directory of the new run.", show_default=False),
+    ] = None,
+    resume: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--resume", metavar="RUN", help="Go on with the run in RUN.", show_default=False),
+    ] = None,
+    preset: Annotated[
+        str, typer.Option("--preset", help=f"Values to start from: {', '.join(PRESETS)}.")
+    ] = "paper",
+    first_generation: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option(
+            "--first-generation", metavar="RUN", help="Take generation 1 from RUN.", show_default=False
+        ),
+    ] = None,
+    val_data: Annotated[
+        Optional[Path],  # noqa: UP045
+        typer.Option("--val-data", help="Validation images, if not --data.", show_default=False),
+    ] = None,
+    skip_bad_images: Annotated[
+        bool, typer.Option("--skip-bad-images", help="Leave out images that cannot be read, and list them.")
+    ] = False,
+    changes: dict[str, Any],
+) -> None:
+    """Train a network in generations (SFRS), on the splits train and val of --data.
+
+    Every generation's teacher is the best network of the one before. --generations 1 trains the baseline.
+    --resume goes on after the last finished epoch and ends with the same network, bit for bit.
+    """
+    if (out is None) == (resume is None):
+        raise UserError("give either --out DIR for a new run or --resume RUN")
+    if resume is not None and (first_generation is not None or preset != "paper"):
+        raise UserError("--resume takes everything from the run; leave out --preset and --first-generation")
+    from sfrs.run_directory import RunDirectory
+
+    if resume is None:
+        config = TrainConfig.preset(preset, **changes)
+    else:
+        config = RunDirectory(resume).read()[0].changed(**changes)
+    if not config.data:
+        raise UserError("--data is missing: the folder or manifest to train on")
+
+    from sfrs.generations import train as run_training
+    from sfrs.places import load_places
+    from sfrs.training_display import training_display
+
+    places = [load_places(config.data, "train"), load_places(val_data or config.data, "val")]
+    if skip_bad_images:
+        places = _without_bad_images(places)
+    with training_display() as progress:
+        result = run_training(
+            config,
+            *places,
+            resume or out,
+            first_generation=first_generation,
+            resume=resume is not None,
+            progress=progress,
+        )
+    _show(result)
+
+
+def _without_bad_images(places: list["Places"]) -> list["Places"]:
+    from sfrs.evaluation import without_bad_images
+    from sfrs.terminal import messages, progress_tasks
+
+    kept = []
+    with progress_tasks() as tasks:
+        for split in places:
+            good, bad = without_bad_images(split, tasks=tasks)
+            kept.append(good)
+            for file, why in bad:
+                messages.print(f"[yellow]Skipped[/yellow] {file}: {why}", soft_wrap=True, highlight=False)
+    return kept
+
+
+def _show(result: "RunResult") -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title="Validation recall, %", title_style="bold", title_justify="left")
+    table.add_column("network")
+    for n in result.initial.recalls:
+        table.add_column(f"@{n}", justify="right")
+    for best in (result.initial, *result.generations):
+        name = f"generation {best.number}, epoch {best.epoch}" if best.number else "before training"
+        table.add_row(name, *(f"{100 * recall:.1f}" for recall in best.recalls.values()))
+    console = Console()
+    console.print(table)
+    console.print(f"The network of the last generation is {result.final.weights}", highlight=False)

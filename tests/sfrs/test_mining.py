@@ -1,0 +1,182 @@
+"""Tuples against slow list-based rules, on random descriptors."""
+
+import numpy as np
+import pytest
+import torch
+from tiny_training import tiny_config, tiny_places
+
+from sfrs.config import TrainConfig
+from sfrs.errors import UserError
+from sfrs.mining import Miner, Neighbourhood, hardest_negatives, without_same_place
+from sfrs.places import ImageSet, Ragged
+
+QUERIES, DATABASE, DIM = 12, 90, 16
+
+
+def config(**changes):
+    return TrainConfig(**{**dict(tuple_negatives=4, negative_pool=20, rerank_neighbours=6), **changes})
+
+
+def neighbourhood(seed=0):
+    """Queries have 0 to 11 positives, among a few excluded images more."""
+    rng = np.random.default_rng(seed)
+    excluded = [rng.choice(DATABASE, 5 + i, replace=False) for i in range(QUERIES)]
+    positives = [sorted(near[:i]) for i, near in enumerate(excluded)]
+    return Neighbourhood(
+        Ragged.from_lists(positives), Ragged.from_lists([sorted(near) for near in excluded]), DATABASE
+    )
+
+
+def descriptors(seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    vectors = torch.randn(QUERIES + DATABASE, DIM, generator=generator, dtype=torch.float64)
+    vectors = torch.nn.functional.normalize(vectors, dim=1)
+    return vectors[:QUERIES], vectors[QUERIES:]
+
+
+def by_similarity(query, database, images):
+    return sorted(images, key=lambda i: -float(query @ database[i]))
+
+
+def test_queries_without_a_positive_are_not_trained_on():
+    miner = Miner(neighbourhood(), config())
+    assert miner.queries.tolist() == list(range(1, QUERIES))
+
+
+def test_the_easiest_positive_is_the_nearest_in_feature_space():
+    near, (queries, database) = neighbourhood(), descriptors()
+    miner = Miner(near, config())
+    tuples = miner.mine(miner.queries, queries, database)
+    for query, positive in zip(tuples.queries.tolist(), tuples.positives.tolist(), strict=True):
+        assert positive == by_similarity(queries[query], database, near.positives[query])[0]
+
+
+def test_with_a_pool_of_everything_negatives_are_the_hardest_of_all_that_are_far_enough():
+    near, (queries, database) = neighbourhood(), descriptors()
+    miner = Miner(near, config(negative_pool=DATABASE))
+    tuples = miner.mine(miner.queries, queries, database)
+    for query, negatives in zip(tuples.queries.tolist(), tuples.negatives.tolist(), strict=True):
+        allowed = set(range(DATABASE)) - set(near.excluded[query].tolist())
+        assert negatives == by_similarity(queries[query], database, allowed)[:4]
+
+
+def test_negatives_come_from_the_pool_and_the_previous_hardest_only():
+    similarity = torch.arange(50.0).repeat(200, 1)  # image 49 is the hardest
+    allowed = torch.ones(200, 50, dtype=torch.bool)
+    allowed[:, 49] = False
+    previous = torch.tensor([[48, 3]]).repeat(200, 1)
+    generator = torch.Generator().manual_seed(0)
+    found = hardest_negatives(similarity, allowed, previous, pool=10, count=2, generator=generator)
+    assert (found[:, 0] == 48).all()
+    # The second is the hardest of a pool of 10 of the 49 allowed: 47 with probability 10/49 or 9/48.
+    assert 0.1 < (found[:, 1] == 47).float().mean() < 0.35
+    assert (found != 49).all()
+
+
+def test_the_pool_is_a_uniform_sample_without_replacement():
+    counts = torch.zeros(30)
+    generator = torch.Generator().manual_seed(1)
+    none = torch.full((1000, 5), -1)
+    allowed = torch.ones(1000, 30, dtype=torch.bool)
+    allowed[:, :10] = False
+    found = hardest_negatives(torch.zeros(1000, 30), allowed, none, pool=5, count=5, generator=generator)
+    assert all(len(set(row)) == 5 for row in found.tolist())
+    counts.scatter_add_(0, found.flatten(), torch.ones(5000))
+    assert (counts[:10] == 0).all()
+    assert ((counts[10:] - 250).abs() < 5 * 250**0.5).all()
+
+
+def test_previous_hardest_negatives_are_carried_to_the_next_mining():
+    near, (queries, database) = neighbourhood(), descriptors()
+    miner = Miner(near, config())
+    first = miner.mine(miner.queries, queries, database)
+    second = miner.mine(miner.queries, queries, database)
+    score = (queries[first.queries][:, None] * database[first.negatives]).sum(2)
+    again = (queries[second.queries][:, None] * database[second.negatives]).sum(2)
+    assert (again >= score - 1e-12).all()  # with the old ones kept, the new can only be harder
+    assert (again > score).any()
+
+
+def test_difficult_positives_by_rank():
+    near, (queries, database) = neighbourhood(), descriptors()
+    miner = Miner(near, config(soft_ranks=(2, 4)))
+    tuples = miner.mine(miner.queries, queries, database, difficult="ranks")
+    for query, difficult in zip(tuples.queries.tolist(), tuples.difficult.tolist(), strict=True):
+        expected = by_similarity(queries[query], database, near.positives[query])[1:4]
+        assert [d for d in difficult if d >= 0] == expected
+
+
+def test_promoted_difficult_positives_are_positives_chosen_by_the_reranking():
+    from test_reranking import oracle
+
+    near, (queries, database) = neighbourhood(), descriptors()
+    everything = torch.cat((queries, database))
+    miner = Miner(near, config(positive_pool=6, difficult_positives=3))
+    tuples = miner.mine(miner.queries, queries, database, difficult="promoted")
+    for query, difficult in zip(tuples.queries.tolist(), tuples.difficult.tolist(), strict=True):
+        nearest = by_similarity(queries[query], database, near.positives[query])[:6]
+        distance = oracle(everything, query, [QUERIES + i for i in nearest], 6, 0.1)
+        order = sorted(range(len(nearest)), key=distance.__getitem__)
+        rises = sorted((rank - order[rank], rank) for rank in range(len(order)) if order[rank] >= rank)
+        assert [d for d in difficult if d >= 0] == [nearest[order[rank]] for _, rank in rises][:3]
+
+
+def test_the_tile_size_changes_nothing_but_the_random_pool():
+    near, (queries, database) = neighbourhood(), descriptors()
+    settings = config(negative_pool=DATABASE)
+    whole = Miner(near, settings).mine(torch.arange(1, QUERIES), queries, database, difficult="promoted")
+    tiled = Miner(near, settings).mine(
+        torch.arange(1, QUERIES), queries, database, difficult="promoted", tile_bytes=5000
+    )
+    for name in ("positives", "negatives", "difficult"):
+        assert torch.equal(getattr(whole, name), getattr(tiled, name))
+
+
+def test_a_miner_goes_on_from_its_saved_state_with_the_same_draws():
+    near, (queries, database) = neighbourhood(), descriptors()
+    miner = Miner(near, config(), seed=4)
+    miner.mine(miner.draw_queries(), queries, database)
+    other = Miner(near, config(), seed=99)
+    other.load_state(miner.state())
+    order = miner.draw_queries()
+    assert torch.equal(order, other.draw_queries())
+    assert torch.equal(
+        miner.mine(order, queries, database).negatives, other.mine(order, queries, database).negatives
+    )
+
+
+def test_the_same_seed_draws_the_same_and_another_seed_does_not():
+    a, b, c = (Miner(neighbourhood(), config(), seed=seed) for seed in (1, 1, 2))
+    orders = [miner.draw_queries() for miner in (a, b, c)]
+    assert torch.equal(orders[0], orders[1])
+    assert not torch.equal(orders[0], orders[2])
+    assert sorted(orders[0].tolist()) == a.queries.tolist()
+    assert len(a.draw_queries(5)) == 5
+
+
+def test_images_of_the_querys_own_panorama_are_no_positives():
+    queries = ImageSet(("q", "r"), np.zeros((2, 2)), np.array([7, 8]))
+    database = ImageSet(("a", "b", "c"), np.zeros((3, 2)), np.array([7, 8, 9]))
+    lists = without_same_place(Ragged.from_lists([[0, 1, 2], [0, 1, 2]]), queries, database)
+    assert [lists[i].tolist() for i in range(2)] == [[1, 2], [0, 2]]
+
+
+def test_radii_decide_who_is_positive_and_who_may_be_negative(tmp_path):
+    places = tiny_places(tmp_path, "train", spots=4, seed=0)
+    near = Neighbourhood.of_places(places, tiny_config(positive_radius=10, negative_radius=45))
+    assert [near.positives[i].tolist() for i in range(2)] == [[0, 1, 2], [3, 4, 5]]
+    assert set(near.excluded[0].tolist()) == set(range(6))
+
+
+def test_what_cannot_be_mined_is_refused_with_the_reason():
+    empty = Ragged.from_lists([[]] * 3)
+    with pytest.raises(UserError, match="none of the 3 queries has a positive within 10 m"):
+        Miner(Neighbourhood(empty, empty, 50), config())
+    with pytest.raises(UserError, match="query 1 has only 2 database images beyond 25 m"):
+        Miner(
+            Neighbourhood(Ragged.from_lists([[], [0]]), Ragged.from_lists([[], list(range(48))]), 50),
+            config(),
+        )
+    miner = Miner(neighbourhood(), config())
+    with pytest.raises(ValueError, match="difficult is 'best'"):
+        miner.mine(miner.queries, *descriptors(), difficult="best")

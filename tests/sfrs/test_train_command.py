@@ -1,0 +1,82 @@
+"""``sfrs train`` on a tiny data set."""
+
+import json
+from dataclasses import fields
+
+import pytest
+from conftest import picture
+from typer.testing import CliRunner
+
+from sfrs.cli import app
+from sfrs.config import TrainConfig
+from sfrs.errors import UserError
+
+FLAGS = (
+    "--backbone tiny --clusters 4 --height 48 --width 64 --jitter , --init-images 8 --init-features 100 "
+    "--generations 2 --epochs 1,1 --refresh-every 4 --tuples-per-step 2 --tuple-negatives 3 --device cpu"
+).split()
+
+
+@pytest.fixture
+def data(tmp_path):
+    for split, first in (("train", 0), ("val", 100)):
+        for scene in range(first, first + 6):
+            for role, views in (("database", 2), ("queries", 1)):
+                folder = tmp_path / "town/images" / split / role
+                folder.mkdir(parents=True, exist_ok=True)
+                for view in range(views):
+                    name = f"@{500000 + 100 * scene + view}@{4000000 + (role == 'queries')}@{view}@.png"
+                    picture(scene, noise=0.1 * view).save(folder / name)
+    return tmp_path / "town"
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, ["train", *map(str, arguments)])
+
+
+def test_train_writes_a_run_and_prints_validation_recalls(data, tmp_path):
+    result = run("--data", data, "--out", tmp_path / "run", *FLAGS, "--no-region-negatives")
+    assert result.exit_code == 0, result.output
+    assert "before training" in result.output
+    assert "generation 2, epoch 1" in result.output
+    config = json.loads((tmp_path / "run/config.json").read_text())["config"]
+    assert config["data"] == str(data)
+    assert config["jitter"] == []
+    assert config["epochs"] == [1, 1]
+    assert config["region_negatives"] is False
+    assert (tmp_path / "run/generation_2/best.safetensors").exists()
+
+
+def test_resume_needs_the_run_only_and_refuses_changes(data, tmp_path):
+    assert run("--data", data, "--out", tmp_path / "run", *FLAGS).exit_code == 0
+    again = run("--resume", tmp_path / "run")
+    assert again.exit_code == 0, again.output
+    refused = run("--resume", tmp_path / "run", "--learning-rate", "0.5")
+    assert isinstance(refused.exception, UserError)
+    assert "learning_rate: 0.001 -> 0.5" in str(refused.exception)
+
+
+def test_every_configuration_field_is_a_flag_with_help():
+    result = CliRunner().invoke(app, ["train", "--help"], env={"COLUMNS": "200", "TERM": "dumb"})
+    assert result.exit_code == 0
+    for f in fields(TrainConfig):
+        assert "--" + f.name.replace("_", "-") in result.output
+    assert "Examples" in result.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--data", "x"], "either --out DIR for a new run or --resume RUN"),
+        (["--out", "x"], "--data is missing"),
+        (["--out", "x", "--data", "y", "--epochs", "one"], "epochs is 'one', expected int"),
+        (["--out", "x", "--data", "y", "--preset", "fast"], "preset is 'fast'"),
+        (["--out", "x", "--data", "nowhere"], "nowhere: there is no such file or folder"),
+        (["--resume", "nowhere"], "nowhere: there is no run here"),
+        (["--resume", "x", "--first-generation", "y"], "--resume takes everything from the run"),
+    ],
+)
+def test_mistakes_are_told_in_words(arguments, message):
+    result = run(*arguments)
+    assert isinstance(result.exception, UserError), result.output
+    assert message in str(result.exception)
