@@ -20,6 +20,12 @@ VGG16_TRUNK = (
     ("conv3_1", 256), ("conv3_2", 256), ("conv3_3", 256), ("pool3", 0),
     ("conv4_1", 512), ("conv4_2", 512), ("conv4_3", 512), ("pool4", 0),
 )  # fmt: skip
+VGG16_INPUTS = {
+    # RGB in 0..255 minus the mean, as VGG's authors and the paper trained it.
+    "caffe": ((0.48501960784313836, 0.4579568627450961, 0.4076039215686255), (1 / 255, 1 / 255, 1 / 255)),
+    # As torchvision trained its weights.
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+}
 VGG16_HEAD = (("conv5_1", 512), ("conv5_2", 512), ("conv5_3", 512))
 
 
@@ -68,17 +74,23 @@ class VGG16(Backbone):
 
     The trunk is conv1_1 .. conv4_3 with pool4, the head conv5_1 .. conv5_3, as SFRS trains it. Convolutions
     start from He initialisation by fan-out and zero biases, drawn from torch's global generator.
+
+    Args:
+        inputs: how pixels are normalised, a key of :data:`VGG16_INPUTS`; it belongs to the weights.
     """
 
-    def __init__(self):
+    def __init__(self, inputs: str = "caffe"):
+        if inputs not in VGG16_INPUTS:
+            raise BackboneError(f"VGG16: inputs is {inputs!r}; expected one of {', '.join(VGG16_INPUTS)}")
+        mean, std = VGG16_INPUTS[inputs]
         super().__init__(
             _layers(VGG16_TRUNK, 3),
             _layers(VGG16_HEAD, 512, last_relu=False),
             name="vgg16",
             channels=512,
             stride=16,
-            mean=(0.48501960784313836, 0.4579568627450961, 0.4076039215686255),
-            std=(1 / 255, 1 / 255, 1 / 255),
+            mean=mean,
+            std=std,
         )
         for module in self.modules():
             if isinstance(module, nn.Conv2d):

@@ -13,7 +13,7 @@ import typer
 from sfrs.errors import UserError
 from sfrs.terminal import show_error, shown_warnings
 
-COMMANDS = ("demo", "city", "train", "evaluate", "describe", "study")
+COMMANDS = ("demo", "city", "train", "evaluate", "describe", "whiten", "study")
 """Modules of :mod:`sfrs.commands`, in the order ``--help`` lists them."""
 
 

@@ -163,10 +163,11 @@ def load_network(path: str | Path) -> DescriptorNetwork:
 
 
 def _load_foreign(path: Path, state: dict[str, Tensor]) -> DescriptorNetwork:
-    backbone, vlad = load_vgg16(path, state)
-    network = DescriptorNetwork(build_backbone("vgg16"), len(vlad["centroids"]) if vlad else 64)
-    network.backbone.load_state_dict(backbone)
-    if vlad:
-        network.vlad.load_state_dict(vlad)
-    network.meta = {"source": path.name, "untrained_vlad": not vlad}
+    found = load_vgg16(path, state)
+    clusters = len(found.vlad["centroids"]) if found.vlad else 64
+    network = DescriptorNetwork(build_backbone("vgg16", inputs=found.inputs), clusters)
+    network.backbone.load_state_dict(found.backbone)
+    if found.vlad:
+        network.vlad.load_state_dict(found.vlad)
+    network.meta = {"source": path.name, "untrained_vlad": not found.vlad, "has_pca": found.has_pca}
     return network.eval()

@@ -4,6 +4,7 @@ Nothing is unpickled but tensors and plain values: safetensors, or ``torch.load(
 """
 
 import pickle
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +16,9 @@ from torch import Tensor
 from sfrs.backbones import VGG16_HEAD, VGG16_TRUNK
 from sfrs.errors import UserError
 
-# Where VGG16's convolutions are found: the paper's networks, torchvision, a bare ``features`` module.
-VGG16_PREFIXES = ("base_model.base.", "base_model.", "base.", "features.", "")
+# Where VGG16's convolutions are found, and the input they were trained with: the paper's, torchvision's
+# and the bare layers the paper starts from (converted from the authors' VGG16).
+VGG16_PREFIXES = {"base_model.base.": "caffe", "base.": "caffe", "features.": "imagenet", "": "caffe"}
 VLAD_PREFIX = "net_vlad."
 
 
@@ -85,8 +87,25 @@ def vgg16_layers() -> dict[str, int]:
     return found
 
 
-def load_vgg16(path: Path, state: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor] | None]:
-    """Split a foreign state dict into those of :class:`sfrs.backbones.VGG16` and of NetVLAD, if it has one.
+@dataclass(frozen=True)
+class ForeignVGG16:
+    """What a weights file of other origin holds.
+
+    Attributes:
+        backbone: state dict of :class:`sfrs.backbones.VGG16`.
+        inputs: the input it was trained with, a key of :data:`sfrs.backbones.VGG16_INPUTS`.
+        vlad: state dict of :class:`sfrs_ext.nn.NetVLAD`, or None.
+        has_pca: whether there is a PCA layer, which :meth:`sfrs.whitening.Whitening.load` reads.
+    """
+
+    backbone: dict[str, Tensor]
+    inputs: str
+    vlad: dict[str, Tensor] | None
+    has_pca: bool
+
+
+def load_vgg16(path: Path, state: dict[str, Tensor]) -> ForeignVGG16:
+    """Find VGG16, and NetVLAD if there is one, in a foreign state dict.
 
     Raises:
         WeightsError: a convolution up to conv5_3 is missing; the message says which keys there are.
@@ -107,4 +126,4 @@ def load_vgg16(path: Path, state: dict[str, Tensor]) -> tuple[dict[str, Tensor],
     vlad = {
         key.removeprefix(VLAD_PREFIX): value for key, value in state.items() if key.startswith(VLAD_PREFIX)
     }
-    return backbone, vlad or None
+    return ForeignVGG16(backbone, VGG16_PREFIXES[prefix], vlad or None, "pca_layer.weight" in state)

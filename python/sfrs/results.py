@@ -15,14 +15,14 @@ from sfrs.plots import SheetRow
 def write_json(path: Path, content: dict) -> None:
     """Write ``content`` as indented JSON, replacing ``path`` in one step."""
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     os.replace(partial, path)
 
 
 def write_predictions(path: Path, result: Evaluation, places: Places) -> None:
     """Write one line per query and rank: query, rank, file, metres between them, right or not (1 or 0)."""
     partial = path.with_name(path.name + ".partial")
-    with partial.open("w", newline="", encoding="utf-8") as lines:
+    with partial.open("w", newline="", encoding="utf-8", errors="surrogateescape") as lines:
         writer = csv.writer(lines)
         writer.writerow(("query", "rank", "file", "metres", "correct"))
         for query, found in enumerate(result.predictions):

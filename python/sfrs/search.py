@@ -29,7 +29,7 @@ def search(
 
     Returns:
         (scores float32 ``[m, k]``, indices int64 ``[m, k]``): inner products falling, or squared distances
-        rising. Equal scores are in the order of the database.
+        rising. Equal scores are listed in the order of the database.
 
     Raises:
         ValueError: shapes do not match, the database is empty, or a value is not finite.

@@ -178,3 +178,14 @@ def test_help_imports_nothing_slow():
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert "evaluate" in result.stdout and "describe" in result.stdout
+
+
+def test_whiten_fits_what_evaluate_applies(run, place_folder, weights, tmp_path):
+    pca = tmp_path / "pca.safetensors"
+    arguments = ("--data", place_folder, "--weights", weights)
+    assert run("whiten", *arguments, "--split", "test", "--dim", "8", "--out", pca)[0] == 0
+    assert Whitening.load(pca).dim == 8
+    code, out, _ = run("evaluate", *arguments, "--whitening", pca, "--json")
+    assert code == 0 and json.loads(out)["recalls"]["1"] >= 0.9
+    code, _, err = run("whiten", *arguments, "--split", "test", "--out", pca)
+    assert code == 2 and "--dim is 4096, but this network's descriptors have 24" in err

@@ -1,11 +1,13 @@
 """Weights of other origin. The key names are those of torchvision's and the paper's files."""
 
+import zipfile
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from sfrs.descriptor import load_network
+from sfrs.descriptor import load_network, save_network
 from sfrs.pretrained import WeightsError, read_state
 
 # torchvision's vgg16().features: the indices of its convolutions and their widths.
@@ -48,6 +50,16 @@ def test_vgg16_of_other_origin_computes_the_same_features(tmp_path, features, im
     assert network.meta["untrained_vlad"]
 
 
+@pytest.mark.parametrize(
+    ("prefix", "std"), [("features.", (0.229, 0.224, 0.225)), ("base_model.base.", (1 / 255,) * 3)]
+)
+def test_images_are_normalised_as_the_weights_were_trained(tmp_path, features, prefix, std):
+    torch.save(renamed(features, prefix), tmp_path / "vgg.pth")
+    network = load_network(tmp_path / "vgg.pth")
+    save_network(tmp_path / "ours.safetensors", network)
+    assert network.backbone.std == load_network(tmp_path / "ours.safetensors").backbone.std == std
+
+
 def test_a_checkpoint_of_the_paper_loads_with_its_netvlad(tmp_path, features, image):
     vlad = {"conv.weight": torch.randn(16, 512, 1, 1), "centroids": torch.randn(16, 512)}
     state = renamed(features, "module.base_model.base.")
@@ -62,9 +74,7 @@ def test_a_checkpoint_of_the_paper_loads_with_its_netvlad(tmp_path, features, im
 
 def test_numpy_scalars_of_old_numpy_are_read(tmp_path):
     torch.save({"state_dict": {"a": torch.ones(1)}, "best": np.float64(0.5)}, tmp_path / "new.pth")
-    # numpy < 2 called the module numpy.core; the names have one length class, so rewrite the pickle.
-    import zipfile
-
+    # numpy < 2 called the module numpy.core; protocol 2 names it in plain text.
     with (
         zipfile.ZipFile(tmp_path / "new.pth") as source,
         zipfile.ZipFile(tmp_path / "old.pth", "w") as target,

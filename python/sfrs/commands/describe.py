@@ -108,7 +108,7 @@ def describe(
             partial.unlink(missing_ok=True)
     listing = out.with_suffix(".txt")
     partial = listing.with_name(listing.name + ".partial")
-    partial.write_text("".join(f"{file}\n" for file in files), encoding="utf-8")
+    partial.write_text("".join(f"{file}\n" for file in files), "utf-8", errors="surrogateescape")
     os.replace(partial, listing)
     print(f"{len(files)} descriptors of {dim} numbers in {out}, their files in {listing}")
 

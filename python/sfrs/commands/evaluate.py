@@ -149,10 +149,11 @@ def evaluate(
         )
     summary = _summary(result, places, network, size, skipped)
     summary |= {
+        "data": str(data),
         "split": split,
         "nms": nms,
+        "weights": str(weights) if weights else "random",
         "whitening": str(whitening) if whitening else None,
-        "data": str(data),
     }
     if out is not None:
         _write(out, summary, result, places, save_contact_sheet)
@@ -197,7 +198,7 @@ def _summary(
         "queries_without_positive": int((~result.answerable).sum()),
         "radius_m": result.radius,
         "backbone": network.backbone.name,
-        "weights": network.meta,
+        "network": network.meta,
         "image_size": shared.describe_size(size),
         "recalls": {str(n): recall for n, recall in result.recalls.items()},
         "seconds": result.seconds,

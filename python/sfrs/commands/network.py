@@ -180,6 +180,12 @@ def open_whitening(path: Path | None, network: DescriptorNetwork, device: str):
         UserError: it was fitted to descriptors of another length.
     """
     if path is None:
+        if network.meta.get("has_pca"):
+            from sfrs.terminal import messages
+
+            messages.print(
+                "The weights file holds a PCA layer too; to apply it, give it to --whitening as well."
+            )
         return None
     from sfrs.whitening import Whitening
 
