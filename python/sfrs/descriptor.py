@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from sfrs.backbones import Backbone, build_backbone
 from sfrs.images import ImageFiles, Progress, Size, batches
 from sfrs.pretrained import load_vgg16, read_state
+from sfrs.whitening import Whitening
 from sfrs_ext.nn import RegionNetVLAD
 
 METADATA_KEY = "sfrs"
@@ -79,7 +80,7 @@ def describe(
     batch_size: int = 8,
     device: str | torch.device = "cpu",
     threads: int = 2,
-    whitening=None,
+    whitening: Whitening | None = None,
     progress: Progress | None = None,
     out: np.ndarray | None = None,
 ) -> np.ndarray:
@@ -90,7 +91,7 @@ def describe(
     Args:
         images: files, to be resized to ``size`` and normalised for the backbone; or a data set of
             normalised tensors.
-        whitening: a :class:`sfrs.whitening.Whitening`, applied batch by batch.
+        whitening: applied batch by batch.
         progress: called with (done, n).
         out: where to write, for example a memory map; made here if absent.
 

@@ -41,7 +41,7 @@ def describe(
     weights: shared.Weights = None,
     backbone: shared.Backbone = None,
     random_weights: shared.RandomWeights = False,
-    whitening: shared.Whitening = None,
+    whitening: shared.WhiteningFile = None,
     image_size: shared.ImageSize = None,
     shorter_side: shared.ShorterSide = None,
     keep_size: shared.KeepSize = False,

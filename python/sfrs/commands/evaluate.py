@@ -45,7 +45,7 @@ def evaluate(
     weights: shared.Weights = None,
     backbone: shared.Backbone = None,
     random_weights: shared.RandomWeights = False,
-    whitening: shared.Whitening = None,
+    whitening: shared.WhiteningFile = None,
     image_size: shared.ImageSize = None,
     shorter_side: shared.ShorterSide = None,
     keep_size: shared.KeepSize = False,
@@ -174,13 +174,14 @@ def _initialise(network, places, size, batch_size, device, seed, tasks) -> None:
     """Give an untrained NetVLAD clusters of the database's local features: the off-the-shelf descriptor."""
     from sfrs.clusters import init_vlad_from_images
 
-    # Random features are not worth the paper's 500 images.
-    images = 50 if network.meta["source"] == "random weights" else 500
+    # Random features are not worth passing the paper's 500 images through the network.
+    random = network.meta["source"] == "random weights"
     init_vlad_from_images(
         network,
         places.database.files,
         size=size,
-        images=images,
+        images=10 if random else 500,
+        per_image=500 if random else 100,
         batch_size=batch_size,
         device=device,
         seed=seed,

@@ -14,6 +14,7 @@ from sfrs.errors import UserError
 if TYPE_CHECKING:
     from sfrs.descriptor import DescriptorNetwork
     from sfrs.images import Size
+    from sfrs.whitening import Whitening
 
 Weights = Annotated[
     Path | None,
@@ -37,7 +38,7 @@ RandomWeights = Annotated[
     bool,
     typer.Option("--random-weights", help="Take random weights, to try the path.", rich_help_panel="Network"),
 ]
-Whitening = Annotated[
+WhiteningFile = Annotated[
     Path | None,
     typer.Option(
         "--whitening",
@@ -173,7 +174,7 @@ def decoding_threads(threads: int | None) -> int:
     return min(8, len(os.sched_getaffinity(0))) if threads is None else threads
 
 
-def open_whitening(path: Path | None, network: DescriptorNetwork, device: str):
+def open_whitening(path: Path | None, network: DescriptorNetwork, device: str) -> Whitening | None:
     """Load ``--whitening`` and check that it fits the network.
 
     Raises:
