@@ -24,7 +24,16 @@ from sfrs.evaluation import check_answerable, score
 from sfrs.jitter import ColorJitter
 from sfrs.mining import Miner, Neighbourhood
 from sfrs.places import Places
-from sfrs.preparation import Trunks, build_network, build_trunks, init_clusters, run_device, training_images
+from sfrs.plots import recall_curves
+from sfrs.preparation import (
+    Trunks,
+    build_network,
+    build_trunks,
+    check_network,
+    init_clusters,
+    run_device,
+    training_images,
+)
 from sfrs.progress import Silent, TrainingProgress
 from sfrs.recall import RECALL_AT
 from sfrs.run_directory import GenerationResult, RunDirectory, RunResult, fingerprint
@@ -78,10 +87,14 @@ def train(
         if first_generation is not None:
             if config.generations < 2:
                 raise UserError("first_generation is given, but generations is 1, expected at least 2")
-            network = load_network(RunDirectory(first_generation).initial)
+            other = RunDirectory(first_generation)
+            if other.read()[1] != data:
+                raise UserError(f"{first_generation}: the run was made with other images than this one")
+            network = load_network(other.initial)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         network = build_network(config) if network is None else copy.deepcopy(network)
+        check_network(config, network)
         run = _Run(config, places_train, places_val, directory, network, trunks, progress or Silent())
         if resume:
             run.restore()
@@ -144,7 +157,13 @@ class _Run:
             self.results.append(self.best)
             if self.generation.number == self.config.generations:
                 initial = GenerationResult.read(self.directory.initial)
-                return RunResult(self.directory.path, initial, tuple(self.results))
+                result = RunResult(self.directory.path, initial, tuple(self.results))
+                recall_curves(
+                    {best.title: best.recalls for best in (initial, *self.results)},
+                    self.directory.plot,
+                    title=f"{self.val.name}, validation",
+                )
+                return result
             self.generation = self._open(self.generation.number + 1)
             self.epoch, self.best = 0, None
 

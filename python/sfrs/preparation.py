@@ -26,22 +26,24 @@ class Trunks:
 
 
 def build_network(config: TrainConfig) -> DescriptorNetwork:
-    """The network of a configuration, from ``config.weights`` or random from torch's generator."""
+    """The network of a configuration, from ``config.weights`` or random from torch's generator.
+
+    With ``init`` kmeans the weights' NetVLAD may have another number of clusters; it is replaced anyway.
+    """
     if not config.weights:
         return DescriptorNetwork(build_backbone(config.backbone), config.clusters)
     network = load_network(config.weights)
-    if network.backbone.name != config.backbone:
-        raise UserError(
-            f"{config.weights}: holds a {network.backbone.name}, but backbone is {config.backbone}"
-        )
-    if network.vlad.num_clusters != config.clusters:
-        if config.init == "given":
-            raise UserError(
-                f"{config.weights}: has {network.vlad.num_clusters} clusters, "
-                f"but clusters is {config.clusters}"
-            )
+    if config.init == "kmeans" and network.vlad.num_clusters != config.clusters:
         network = DescriptorNetwork(network.backbone, config.clusters)
+    check_network(config, network)
     return network
+
+
+def check_network(config: TrainConfig, network: DescriptorNetwork) -> None:
+    """Raise `UserError` if ``network`` is another one than ``config`` says."""
+    for name, value in (("backbone", network.backbone.name), ("clusters", network.vlad.num_clusters)):
+        if value != getattr(config, name):
+            raise UserError(f"{name} is {getattr(config, name)}, but the network given has {value}")
 
 
 def build_trunks(

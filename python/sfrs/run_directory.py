@@ -1,10 +1,11 @@
-"""What a training run leaves on disk, and reading it back.
+"""What a training run leaves on disk, and reading it back::
 
-config.json                  the resolved configuration, and which images the run was made with
-metrics.jsonl                one JSON object a line: validation before training, steps, epochs
-initial.safetensors          the network every student starts from
-generation_1/best.safetensors ...   the best network of each generation by validation recall
-checkpoints/latest.safetensors      everything needed to go on
+config.json                     resolved configuration, and which images the run was made with
+metrics.jsonl                   one JSON object a line: validation before training, steps, epochs
+initial.safetensors             the network every student starts from
+generation_N/best.safetensors   the best network of generation N by validation recall
+checkpoints/latest.safetensors  everything needed to go on
+recall.png                      validation recalls of the finished run
 """
 
 import hashlib
@@ -14,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 
 import sfrs_ext
 from sfrs.config import TrainConfig
-from sfrs.descriptor import DescriptorNetwork, load_network
+from sfrs.descriptor import METADATA_KEY, DescriptorNetwork, load_network
 from sfrs.errors import UserError
 from sfrs.places import Places
 from sfrs.results import write_json
@@ -39,10 +41,15 @@ class GenerationResult:
     recalls: dict[int, float]
     weights: Path
 
+    @property
+    def title(self) -> str:
+        return f"generation {self.number}, epoch {self.epoch}" if self.number else "before training"
+
     @classmethod
     def read(cls, weights: Path) -> "GenerationResult":
         """From a file the run wrote. Raises `UserError` if another program wrote it."""
-        meta = load_network(weights).meta
+        with safe_open(weights, "pt") as file:
+            meta = json.loads((file.metadata() or {}).get(METADATA_KEY, "{}")).get("meta", {})
         if "generation" not in meta or "recalls" not in meta:
             raise UserError(f"{weights}: this network was not written by a training run")
         recalls = {int(n): recall for n, recall in meta["recalls"].items()}
@@ -80,6 +87,7 @@ class RunDirectory:
         self.path = Path(path)
         self.config = self.path / "config.json"
         self.metrics = self.path / "metrics.jsonl"
+        self.plot = self.path / "recall.png"
         self.initial = self.path / "initial.safetensors"
         self.checkpoint = self.path / "checkpoints" / "latest.safetensors"
 

@@ -56,6 +56,16 @@ def test_resume_needs_the_run_only_and_refuses_changes(data, tmp_path):
     assert "learning_rate: 0.001 -> 0.5" in str(refused.exception)
 
 
+def test_a_stopped_run_says_how_to_go_on(data, tmp_path, monkeypatch):
+    def stopped(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sfrs.generations.train", stopped)
+    result = run("--data", data, "--out", tmp_path / "run", *FLAGS)
+    assert result.exit_code == 130
+    assert "sfrs train --resume" in result.output
+
+
 def test_every_configuration_field_is_a_flag_with_help():
     result = CliRunner().invoke(app, ["train", "--help"], env={"COLUMNS": "200", "TERM": "dumb"})
     assert result.exit_code == 0

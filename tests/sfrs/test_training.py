@@ -211,6 +211,7 @@ def test_a_run_leaves_its_configuration_metrics_and_networks(places, tmp_path):
         assert generation_result.recalls == {int(n): r for n, r in best["recalls"].items()}
         assert result.network(number).meta["generation"] == number
     assert not list((tmp_path / "run").rglob("*.partial"))
+    assert (tmp_path / "run/recall.png").stat().st_size > 1000
 
 
 def test_a_generations_student_starts_from_the_initial_weights_and_its_teacher_is_the_best_before(
@@ -265,6 +266,8 @@ def test_variants_can_share_generation_one(places, tmp_path):
     assert shared.generations[0].recalls == whole.generations[0].recalls
     ours, theirs = shared.network().state_dict(), whole.network().state_dict()
     assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
+    with pytest.raises(UserError, match="whole: the run was made with other images"):
+        train(config, places[1], places[0], tmp_path / "x", first_generation=tmp_path / "whole")
     with pytest.raises(UserError, match="generations is 1"):
         train(config.changed(generations=1), *places, tmp_path / "x", first_generation=tmp_path / "whole")
 
@@ -354,6 +357,12 @@ def test_jitter_draws_do_not_depend_on_threads(places):
     assert (plain - outputs[0]).abs().mean() > 0.05
 
 
+def test_a_network_that_is_not_the_configurations_is_refused(places, tmp_path):
+    with pytest.raises(UserError, match="clusters is 5, but the network given has 4"):
+        train(tiny_config(clusters=5), *places, tmp_path / "run", network=network_of_seed())
+    assert not (tmp_path / "run").exists()
+
+
 def test_build_network_refuses_weights_of_another_backbone(tmp_path):
     from sfrs.descriptor import save_network
 
@@ -361,7 +370,7 @@ def test_build_network_refuses_weights_of_another_backbone(tmp_path):
     weights = str(tmp_path / "w.safetensors")
     assert build_network(tiny_config(weights=weights)).backbone.name == "tiny"
     assert build_network(tiny_config(weights=weights, clusters=7)).vlad.num_clusters == 7
-    with pytest.raises(UserError, match="holds a tiny, but backbone is vgg16"):
+    with pytest.raises(UserError, match="backbone is vgg16, but the network given has tiny"):
         build_network(tiny_config(weights=weights, backbone="vgg16"))
-    with pytest.raises(UserError, match="has 4 clusters, but clusters is 7"):
+    with pytest.raises(UserError, match="clusters is 7, but the network given has 4"):
         build_network(tiny_config(weights=weights, clusters=7, init="given"))

@@ -137,20 +137,27 @@ def train(
 
     from sfrs.generations import train as run_training
     from sfrs.places import load_places
+    from sfrs.terminal import messages
     from sfrs.training_display import training_display
 
     places = [load_places(config.data, "train"), load_places(val_data or config.data, "val")]
     if skip_bad_images:
         places = _without_bad_images(places)
-    with training_display() as progress:
-        result = run_training(
-            config,
-            *places,
-            resume or out,
-            first_generation=first_generation,
-            resume=resume is not None,
-            progress=progress,
+    try:
+        with training_display() as progress:
+            result = run_training(
+                config,
+                *places,
+                resume or out,
+                first_generation=first_generation,
+                resume=resume is not None,
+                progress=progress,
+            )
+    except KeyboardInterrupt:
+        messages.print(
+            f"Stopped. To go on after the last finished epoch: sfrs train --resume {resume or out}"
         )
+        raise typer.Exit(130) from None
     _show(result)
 
 
@@ -177,8 +184,7 @@ def _show(result: "RunResult") -> None:
     for n in result.initial.recalls:
         table.add_column(f"@{n}", justify="right")
     for best in (result.initial, *result.generations):
-        name = f"generation {best.number}, epoch {best.epoch}" if best.number else "before training"
-        table.add_row(name, *(f"{100 * recall:.1f}" for recall in best.recalls.values()))
+        table.add_row(best.title, *(f"{100 * recall:.1f}" for recall in best.recalls.values()))
     console = Console()
     console.print(table)
     console.print(f"The network of the last generation is {result.final.weights}", highlight=False)
