@@ -10,18 +10,24 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sfrs.descriptor import DescriptorNetwork
+from sfrs.errors import UserError
 from sfrs.images import ImageFiles, Progress, Size, batches
+
+
+class TooFewFeaturesError(UserError, ValueError):
+    """The images have fewer local features than there are clusters."""
 
 
 def kmeans(features: Tensor, num_clusters: int, *, iterations: int = 25, seed: int = 0) -> Tensor:
     """Cluster centres float32 ``[num_clusters, D]`` of ``features`` ``[n, D]`` (Lloyd's algorithm in faiss).
 
     Raises:
-        ValueError: fewer features than clusters.
+        TooFewFeaturesError: fewer features than clusters.
     """
     if len(features) < num_clusters:
-        raise ValueError(
-            f"kmeans: {len(features)} features for {num_clusters} clusters; expected at least as many"
+        raise TooFewFeaturesError(
+            f"kmeans: {len(features)} local features for {num_clusters} clusters; expected at least as many. "
+            "Use more or larger images."
         )
     points = np.ascontiguousarray(features.cpu().numpy(), dtype=np.float32)
     solver = faiss.Kmeans(

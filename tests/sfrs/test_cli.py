@@ -63,8 +63,10 @@ def test_evaluate_writes_results_predictions_and_pictures(run, place_folder, wei
 
 
 def test_evaluate_with_random_weights_clusters_the_database_first(run, place_folder):
-    arguments = ("--data", place_folder, "--backbone", "vgg16", "--random-weights", "--image-size", "32x48")
-    code, out, err = run("evaluate", *arguments, "--json")
+    arguments = ("--data", place_folder, "--backbone", "vgg16", "--random-weights", "--image-size")
+    code, _, err = run("evaluate", *arguments, "32x32")
+    assert code == 2 and "40 local features for 64 clusters" in err
+    code, out, err = run("evaluate", *arguments, "64x96", "--json")
     assert code == 0 and json.loads(out)["recalls"]["20"] == 1.0
     assert "k-means for NetVLAD" in err
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from sfrs.clusters import init_vlad_from_images, kmeans, sample_features
+from sfrs.clusters import TooFewFeaturesError, init_vlad_from_images, kmeans, sample_features
 
 
 def test_kmeans_finds_separate_groups():
@@ -20,7 +20,7 @@ def test_kmeans_repeats_with_its_seed():
 
 
 def test_kmeans_needs_a_feature_per_cluster():
-    with pytest.raises(ValueError, match="3 features for 4 clusters"):
+    with pytest.raises(TooFewFeaturesError, match="3 local features for 4 clusters"):
         kmeans(torch.randn(3, 8), 4)
 
 
