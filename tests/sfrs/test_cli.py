@@ -189,5 +189,8 @@ def test_whiten_fits_what_evaluate_applies(run, place_folder, weights, tmp_path)
     assert Whitening.load(pca).dim == 8
     code, out, _ = run("evaluate", *arguments, "--whitening", pca, "--json")
     assert code == 0 and json.loads(out)["recalls"]["1"] >= 0.9
+    untrained = ("--backbone", "vgg16", "--random-weights", "--whitening", pca)
+    code, _, err = run("evaluate", "--data", place_folder, *untrained)
+    assert code == 2 and "needs a trained network, but random weights has no NetVLAD" in err
     code, _, err = run("whiten", *arguments, "--split", "test", "--out", pca)
     assert code == 2 and "--dim is 4096, but this network's descriptors have 24" in err

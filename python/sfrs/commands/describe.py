@@ -77,6 +77,8 @@ def describe(
     from sfrs.images import check_images
     from sfrs.terminal import messages, progress_tasks
 
+    if network.meta.get("untrained_vlad"):
+        messages.print("[yellow]NetVLAD is untrained:[/yellow] these descriptors only serve to try the path.")
     threads = shared.decoding_threads(threads)
     with progress_tasks() as tasks:
         if skip_bad_images:

@@ -120,6 +120,14 @@ def open_network(
     return network
 
 
+def require_trained(network: DescriptorNetwork, what: str) -> None:
+    """Raise :class:`UserError` if NetVLAD is untrained, so that nothing can have been fitted to it."""
+    if network.meta.get("untrained_vlad"):
+        raise UserError(
+            f"{what} needs a trained network, but {network.meta['source']} has no NetVLAD. See sfrs train."
+        )
+
+
 def parse_size(
     image_size: str | None, shorter_side: int | None, keep_size: bool, network: DescriptorNetwork
 ) -> Size:
@@ -190,6 +198,7 @@ def open_whitening(path: Path | None, network: DescriptorNetwork, device: str) -
         return None
     from sfrs.whitening import Whitening
 
+    require_trained(network, "--whitening")
     whitening = Whitening.load(path)
     if whitening.input_dim != network.dim:
         raise UserError(

@@ -35,15 +35,13 @@ def whiten(
     dim: Annotated[int, typer.Option("--dim", min=1, help="Numbers to keep per descriptor.")] = 4096,
     images: Annotated[int, typer.Option("--images", min=2, help="Fit to at most this many images.")] = 10_000,
     weights: shared.Weights = None,
-    backbone: shared.Backbone = None,
-    random_weights: shared.RandomWeights = False,
     image_size: shared.ImageSize = None,
     shorter_side: shared.ShorterSide = None,
     keep_size: shared.KeepSize = False,
     batch_size: shared.BatchSize = 8,
     threads: shared.Threads = None,
     device: shared.Device = "auto",
-    seed: shared.Seed = 0,
+    seed: Annotated[int, typer.Option("--seed", help="Seed of the choice of images.")] = 0,
 ) -> None:
     """Fit PCA whitening to the training images' descriptors, for [b]--whitening[/b].
 
@@ -51,7 +49,10 @@ def whiten(
     """
     if out.suffix != ".safetensors":
         raise UserError(f"--out is {out}; expected a name that ends in .safetensors.")
-    network = shared.open_network(weights, backbone, random_weights, seed)
+    if weights is None:
+        raise UserError("Which network? Give --weights FILE.")
+    network = shared.open_network(weights, None, False, seed)
+    shared.require_trained(network, "whitening")
     size = shared.parse_size(image_size, shorter_side, keep_size, network)
     device = shared.parse_device(device)
     if dim > network.dim:
