@@ -197,9 +197,9 @@ class _Run:
         number, epoch = self.generation.number, self.epoch + 1
 
         def on_step(report: StepReport) -> None:
-            self.progress.step(number, epoch, report)
             if report.step % self.config.log_every == 0:
                 self.directory.log(kind="step", generation=number, epoch=epoch, **vars(report))
+            self.progress.step(number, epoch, report)
 
         mining = self.progress.task(f"mining, generation {number} epoch {epoch}")
         report = train_epoch(

@@ -65,6 +65,6 @@ def tiny_config(**changes) -> TrainConfig:
         learning_rate=0.01,
         device="cpu",
         workers=2,
-        log_every=2,
+        log_every=1,
     )
     return TrainConfig(**{**values, **changes})
