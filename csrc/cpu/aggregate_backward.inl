@@ -1,0 +1,322 @@
+// NetVLAD aggregation, backward. Idea: per tile, x is packed once more and everything is made of it there:
+//
+//   da = xh dV^T - <c, dV>,  dl = a (m da - <a, m da>),  dW += dl^T xh,  dxh = (m a) dV + dl W
+//
+// The softmax is repeated from the saved logits (K numbers per position, an eighth of x at D = 8 K), which
+// is cheaper than the product that would make them again. The gradient through |x| needs <xh, dxh>; it
+// follows from numbers that the tile has already, sum_k (m a)_k <xh, dV_k> + dl_k l_k, so that dx is
+// written once, straight from the product. Floor: 4 (2 K + 2 (K + G)) / 2 D P flops, twice the forward.
+
+// The backward of intra-normalisation and L2 for one image: dv = gradient of the un-normalised V.
+template <class S, class T = Acc<S>>
+SFRS_INLINE void vlad_gradient(const AggregationBackward& f, const Sizes<T>& n, const Group& g, T* dv) {
+  int64_t first = (g.image * f.regions + g.region) * n.clusters * n.dim;
+  const S* grad = (const S*)f.grad + first;
+  for (int64_t i = 0; i < n.clusters * n.dim; i += kLanes<T>)
+    store_n(dv + i, load_n(grad + i, n.clusters * n.dim - i), n.clusters * n.dim - i);
+  if (!f.intra_norm && !f.l2_norm) return;
+
+  const S* out = (const S*)f.vlad + first;
+  const T* scale = (const T*)f.saved_scale + g.image * (n.clusters + 1);
+  T outer = scale[n.clusters];
+  auto dot = [&](int64_t begin, int64_t count) {
+    Vec<T> sum = {};
+    for (int64_t i = begin; i < begin + count; i += kLanes<T>)
+      sum += load_n(out + i, begin + count - i) * load_n(dv + i, begin + count - i);
+    return sum_lanes<T>(sum);
+  };
+  auto project = [&](int64_t begin, int64_t count, T along, T scaled) {  // dv = scaled (dv - along out)
+    for (int64_t i = begin; i < begin + count; i += kLanes<T>) {
+      int64_t left = begin + count - i;
+      store_n(dv + i, scaled * (load_n(dv + i, left) - along * load_n(out + i, left)), left);
+    }
+  };
+  int64_t size = n.clusters * n.dim;
+  if (f.l2_norm) project(0, size, norm_counts(outer) ? dot(0, size) : 0, outer);
+  if (!f.intra_norm) return;
+  for (int64_t k = 0; k < n.clusters; ++k) {
+    T inner = scale[k], along = 0;
+    if (norm_counts(inner)) along = dot(k * n.dim, n.dim) / (outer * outer);  // out = U * outer, |U_k| = 1
+    project(k * n.dim, n.dim, along, inner);
+  }
+}
+
+// Rows [rows, D] into panels over D, each [panel][row][kPanel]; the last panel is padded with zeros.
+template <class T>
+SFRS_INLINE void pack_rows(const T* from, int64_t rows, int64_t dim, T* panels) {
+  for (int64_t d = 0; d < dim; d += kPanel<T>)
+    for (int64_t r = 0; r < rows; ++r, panels += kPanel<T>)
+      for (int64_t i = 0; i < kPanel<T>; ++i) panels[i] = d + i < dim ? from[r * dim + d + i] : 0;
+}
+
+// What a task sums over its positions, in task order afterwards.
+template <class T>
+struct ParameterSums {
+  T *dweight, *dcentroids, *dbias;
+
+  static int64_t bytes(const Sizes<T>& n) {
+    return Scratch::bytes<T>(n.logit_columns * n.rows) + Scratch::bytes<T>(n.clusters * n.dim) +
+           Scratch::bytes<T>(n.logit_columns);
+  }
+  ParameterSums(const Sizes<T>& n, Scratch& scratch)
+      : dweight(scratch.zeros<T>(n.logit_columns * n.rows)),
+        dcentroids(scratch.zeros<T>(n.clusters * n.dim)),
+        dbias(scratch.zeros<T>(n.logit_columns)) {}
+};
+
+template <class S>
+class BackwardTile {
+  using T = Acc<S>;
+
+ public:
+  static int64_t bytes(const AggregationBackward& f, const Sizes<T>& n) {
+    int64_t columns = n.cluster_columns + n.logit_columns, panels = round_up(n.dim, kPanel<T>);
+    return Scratch::bytes<T>(n.blocks * n.block) + 3 * Scratch::bytes<T>(n.tile + kLanes<T>) +
+           Scratch::bytes<T>(n.tile * n.cluster_columns) + Scratch::bytes<T>(n.tile * n.logit_columns) +
+           Scratch::bytes<T>(n.clusters * n.dim) + Scratch::bytes<T>(n.cluster_columns * n.rows) +
+           3 * Scratch::bytes<T>(n.cluster_columns) +
+           (planes(f) ? Scratch::bytes<T>(n.tile * columns) + Scratch::bytes<T>(kTileRows * n.tile)
+                      : Scratch::bytes<T>(panels * n.clusters) + Scratch::bytes<T>(kTileRows * panels));
+  }
+  static bool planes(const AggregationBackward& f) { return f.x.stride_w == 1; }
+
+  BackwardTile(const AggregationBackward& f, const Sizes<T>& n, const Assignment<T>& assignment,
+               const T* weight_rows, const ParameterSums<T>& sums, Scratch& scratch)
+      : f_(f),
+        n_(n),
+        assignment_(assignment),
+        weight_rows_(weight_rows),
+        sums_(sums),
+        packed_(scratch.zeros<T>(n.blocks * n.block)),
+        squares_(scratch.take<T>(n.tile + kLanes<T>)),
+        row_(scratch.take<T>(n.tile + kLanes<T>)),
+        along_(scratch.take<T>(n.tile + kLanes<T>)),
+        products_(scratch.take<T>(n.tile * n.cluster_columns)),
+        logits_(scratch.take<T>(n.tile * n.logit_columns)),
+        dv_(scratch.take<T>(n.clusters * n.dim)),
+        dv_columns_(scratch.zeros<T>(n.cluster_columns * n.rows)),
+        dv_centroid_(scratch.zeros<T>(n.cluster_columns)),
+        weights_(scratch.zeros<T>(n.cluster_columns)),
+        da_(scratch.take<T>(n.cluster_columns)) {
+    if (planes(f)) {
+      across_ = scratch.zeros<T>(n.tile * (n.cluster_columns + n.logit_columns));
+      out_ = scratch.take<T>(kTileRows * n.tile);
+    } else {
+      int64_t panels = round_up(n.dim, kPanel<T>);
+      dv_rows_ = scratch.take<T>(panels * n.clusters);
+      out_ = scratch.take<T>(kTileRows * panels);
+    }
+  }
+
+  void begin_group(const Group& g) {
+    vlad_gradient<S>(f_, n_, g, dv_);
+    pack_transposed(dv_, n_.dim, n_.clusters, n_.dim, dv_columns_, n_.rows);
+    if (!planes(f_)) pack_rows(dv_, n_.clusters, n_.dim, dv_rows_);
+    for (int64_t k = 0; k < n_.clusters; ++k) {
+      weights_[k] = dv_centroid_[k] = 0;
+      if (!f_.centroids) continue;
+      Vec<T> sum = {};
+      const T* centroid = (const T*)f_.centroids + k * n_.dim;
+      for (int64_t d = 0; d < n_.dim; d += kLanes<T>)
+        sum += load_n(centroid + d, n_.dim - d) * load_n(dv_ + k * n_.dim + d, n_.dim - d);
+      dv_centroid_[k] = sum_lanes<T>(sum);
+    }
+  }
+
+  // dC = -diag(sum_p m a) dV; to be called when the group, or the task's part of it, is complete.
+  void end_group() {
+    for (int64_t k = 0; k < n_.clusters; ++k)
+      for (int64_t d = 0; d < n_.dim; ++d) sums_.dcentroids[k * n_.dim + d] -= weights_[k] * dv_[k * n_.dim + d];
+  }
+
+  void run(const Group& g, int64_t begin, int64_t count, const Ahead& next) {
+    if (count == 0) return;
+    if (planes(f_))
+      pack_planes<S>(f_.x, g, begin, count, packed_, n_.block, squares_, row_);
+    else
+      pack_tokens<S>(f_.x, g, begin, count, packed_, n_.block, squares_);
+    multiply_features(n_, count, packed_, dv_columns_, n_.clusters, products_);
+    assign(g, begin, count);
+    if (f_.dweight) aggregate_features(n_, count, packed_, logits_, n_.logits, sums_.dweight, true, next);
+    if (!f_.dx.data) return;
+    if (planes(f_))
+      write_planes(g, begin, count);
+    else
+      write_tokens(g, begin, count);
+  }
+
+ private:
+  // products_: m a / |x| for dV;  logits_: dl / |x| for W and dW;  along_: what of x leaves dx.
+  void assign(const Group& g, int64_t begin, int64_t count) {
+    Segments segments(f_.x, g, begin, count);
+    Segment s;
+    for (int64_t p = 0; segments.next(&s);)
+      for (int64_t i = 0; i < s.count; ++i, ++p) assign_position(p, g.image * f_.x.positions() + s.index + i);
+    for (int64_t p = count; p < round_up(count, kTileRows); ++p) {
+      auto clear = [](T* at, int64_t) { store(at, Vec<T>{}); };
+      each_vector(n_.clusters, n_.tile, p, products_, clear);
+      each_vector(n_.logits, n_.tile, p, logits_, clear);
+    }
+  }
+
+  void assign_position(int64_t p, int64_t position) {
+    T inv = ((const T*)f_.saved_inv_norm)[position], m = f_.mask ? ((const T*)f_.mask)[position] : 1;
+    const T* saved = (const T*)f_.saved_logits + position * n_.logits;
+    each_vector(n_.logits, n_.tile, p, logits_,
+                [&](T* at, int64_t k) { store(at, load_n(saved + k, n_.logits - k)); });
+    softmax_row(n_, p, (T)1, assignment_.bias, logits_);
+
+    T* row = logits_ + p * kPanel<T>;
+    auto assigned = [&](int64_t k) { return load(row + k / kPanel<T> * kPanel<T> * n_.tile + k % kPanel<T>); };
+    Vec<T> da_sum = {}, x_sum = {};  // <a, da> over the kept clusters, <xh, dxh>
+    each_vector(n_.clusters, n_.tile, p, products_, [&](T* at, int64_t k) {
+      Vec<T> a = kept(assigned(k), n_.clusters - k), xdv = load(at) * inv;
+      Vec<T> da = xdv - load(dv_centroid_ + k);
+      da_sum += kept(a * da, n_.clusters - k);
+      x_sum += kept(a * m * xdv, n_.clusters - k);
+      store(weights_ + k, load(weights_ + k) + a * m);
+      store(da_ + k, da);
+      store(at, a * (m * inv));
+    });
+    T da_total = sum_lanes<T>(da_sum);
+    if (f_.dmask) ((T*)f_.dmask)[position] = da_total;
+    each_vector(n_.logits, n_.tile, p, logits_, [&](T* at, int64_t k) {
+      Vec<T> da = k < n_.clusters ? kept(load(da_ + k), n_.clusters - k) : Vec<T>{};
+      Vec<T> dl = kept(load(at) * (m * (da - da_total)), n_.logits - k);
+      store(sums_.dbias + k, load(sums_.dbias + k) + dl);
+      x_sum += dl * load_n(saved + k, n_.logits - k);
+      store(at, dl * inv);
+    });
+    along_[p] = f_.normalize_input && norm_counts(inv) ? sum_lanes<T>(x_sum) * inv * inv : 0;
+  }
+  static Vec<T> kept(Vec<T> v, int64_t n) {  // zero behind the first n lanes
+    if (n >= kLanes<T>) return v;
+    for (int64_t i = larger<int64_t>(n, 0); i < kLanes<T>; ++i) v[i] = 0;
+    return v;
+  }
+
+  // c[6][vecs] (+)= sum over columns j < count of a[r][j] b[j], a in panels whose rows are a_rows long.
+  static void multiply_columns(int vecs, int64_t count, const T* a, int64_t a_rows, const T* b, int64_t b_row,
+                               T* c, int64_t c_row, bool accumulate) {
+    int64_t full = count / kPanel<T>, rest = count % kPanel<T>;
+    if (full) multiply<kPanel<T>, 1>(vecs, full, kPanel<T>, a, a_rows * kPanel<T>, b, b_row, c, c_row, accumulate);
+    if (rest)
+      multiply<kPanel<T>, 1>(vecs, 1, rest, a + full * a_rows * kPanel<T>, 0, b + full * kPanel<T> * b_row, b_row, c,
+                             c_row, accumulate || full);
+  }
+
+  // Rows = d, vectors over positions: both assignment gradients are turned over first.
+  void write_planes(const Group& g, int64_t begin, int64_t count) {
+    auto turn = [&](const T* panels, int64_t columns, T* to) {
+      for (int64_t k = 0; k < columns; ++k) {
+        const T* from = panels + k / kPanel<T> * kPanel<T> * n_.tile + k % kPanel<T>;
+        for (int64_t p = 0; p < count; ++p) to[k * n_.tile + p] = from[p * kPanel<T>];
+      }
+    };
+    T* across_logits = across_ + n_.clusters * n_.tile;
+    turn(products_, n_.clusters, across_);
+    turn(logits_, n_.logits, across_logits);
+    Ahead x_rows(f_.x, sizeof(S), g, begin, count), dx_rows(f_.dx, sizeof(S), g, begin, count);
+    for (int64_t d = 0; d < n_.dim; d += kTileRows) {
+      x_rows.fetch(d, kTileRows);
+      dx_rows.template fetch<true>(d, kTileRows);
+      for (int64_t p = 0; p < count; p += kPanel<T>) {
+        int vecs = panel_vecs<T>(p, count);
+        multiply_columns(vecs, n_.clusters, dv_columns_ + d * kPanel<T>, n_.rows, across_ + p, n_.tile, out_ + p,
+                         n_.tile, false);
+        multiply_columns(vecs, n_.logits, assignment_.weight + d * kPanel<T>, n_.rows, across_logits + p, n_.tile,
+                         out_ + p, n_.tile, true);
+      }
+      for (int64_t r = 0; r < smaller<int64_t>(kTileRows, n_.dim - d); ++r) {
+        const S* x = image_of<S>(f_.x, g) + (d + r) * f_.x.stride_d;
+        S* dx = image_of<S>(f_.dx, g) + (d + r) * f_.dx.stride_d;
+        Segments segments(f_.x, g, begin, count);
+        Segment s;
+        for (int64_t p = 0; segments.next(&s); p += s.count)
+          for (int64_t i = 0; i < s.count; i += kLanes<T>) {
+            int64_t left = s.count - i;
+            Vec<T> product = load(out_ + r * n_.tile + p + i), along = load(along_ + p + i);
+            store_n(dx + s.index + i, product - along * load_n(x + s.offset + i, left), left);
+          }
+      }
+    }
+  }
+
+  // Rows = positions, vectors over d.
+  void write_tokens(const Group& g, int64_t begin, int64_t count) {
+    int64_t out_row = round_up(n_.dim, kPanel<T>);
+    for (int64_t p = 0; p < count; p += kTileRows) {
+      for (int64_t d = 0; d < n_.dim; d += kPanel<T>) {
+        int vecs = panel_vecs<T>(d, n_.dim);
+        multiply_columns(vecs, n_.clusters, products_ + p * kPanel<T>, n_.tile, dv_rows_ + d * n_.clusters, kPanel<T>,
+                         out_ + d, out_row, false);
+        multiply_columns(vecs, n_.logits, logits_ + p * kPanel<T>, n_.tile, weight_rows_ + d * n_.logits, kPanel<T>,
+                         out_ + d, out_row, true);
+      }
+      for (int64_t r = 0; r < smaller<int64_t>(kTileRows, count - p); ++r) {
+        int64_t offset, index;
+        locate(f_.x, g, begin + p + r, &offset, &index);
+        const S* x = image_of<S>(f_.x, g) + offset;
+        S* dx = image_of<S>(f_.dx, g) + index * f_.dx.stride_w;
+        for (int64_t d = 0; d < n_.dim; d += kLanes<T>) {
+          int64_t left = n_.dim - d;
+          store_n(dx + d, load(out_ + r * out_row + d) - along_[p + r] * load_n(x + d, left), left);
+        }
+      }
+    }
+  }
+
+  const AggregationBackward& f_;
+  const Sizes<T>& n_;
+  const Assignment<T>& assignment_;
+  const T* weight_rows_;
+  const ParameterSums<T>& sums_;
+  T *packed_, *squares_, *row_, *along_, *products_, *logits_, *dv_, *dv_columns_, *dv_centroid_, *weights_, *da_;
+  T *across_ = nullptr, *dv_rows_ = nullptr, *out_ = nullptr;
+};
+
+template <class S>
+void aggregate_backward(const AggregationBackward& f, const Parallel& parallel) {
+  using T = Acc<S>;
+  Sizes<T> n(f);
+  Geometry geometry(f.x, f.regions, n.tile);
+  int64_t tiles = geometry.tiles(f.x.batch), tasks = larger<int64_t>(smaller<int64_t>(parallel.threads, tiles), 1);
+  int64_t panel_rows = round_up(n.dim, kPanel<T>) * n.logits;
+
+  Scratch shared(Assignment<T>::bytes(n) + Scratch::bytes<T>(panel_rows) + tasks * ParameterSums<T>::bytes(n));
+  Assignment<T> assignment(f, n, shared);
+  T* weight_rows = shared.take<T>(panel_rows);
+  if (!BackwardTile<S>::planes(f)) pack_rows((const T*)f.weight, n.logits, n.dim, weight_rows);
+  ParameterSums<T>* sums = (ParameterSums<T>*)__builtin_alloca(tasks * sizeof(ParameterSums<T>));
+  for (int64_t i = 0; i < tasks; ++i) sums[i] = ParameterSums<T>(n, shared);
+
+  parallel.each(tasks, [&](int64_t task) {
+    Scratch scratch(BackwardTile<S>::bytes(f, n));
+    BackwardTile<S> tile(f, n, assignment, weight_rows, sums[task], scratch);
+    int64_t begin = tiles * task / tasks, end = tiles * (task + 1) / tasks;
+    for (int64_t t = begin; t < end; ++t) {
+      int64_t within, position, count;
+      Group g = geometry.group(t, &within);
+      geometry.range(g, within, &position, &count);
+      if (t == begin || within == 0) tile.begin_group(g);
+      tile.run(g, position, count, ahead_of(f.x, sizeof(S), geometry, t + 1, end));
+      if (t + 1 == end || within + 1 == geometry.tiles_of(g)) tile.end_group();
+    }
+  });
+
+  // Sums over tasks in task order: the same bits in every run with this number of threads.
+  parallel.each(n.logits, [&](int64_t k) {
+    auto total = [&](T* ParameterSums<T>::*part, int64_t at) {
+      T sum = 0;
+      for (int64_t i = 0; i < tasks; ++i) sum += (sums[i].*part)[at];
+      return sum;
+    };
+    if (f.dbias) ((T*)f.dbias)[k] = total(&ParameterSums<T>::dbias, k);
+    for (int64_t d = 0; d < n.dim; ++d) {
+      int64_t at = k / kPanel<T> * kPanel<T> * n.rows + d * kPanel<T> + k % kPanel<T>;
+      if (f.dweight) ((T*)f.dweight)[k * n.dim + d] = total(&ParameterSums<T>::dweight, at);
+      if (f.dcentroids && k < n.clusters)
+        ((T*)f.dcentroids)[k * n.dim + d] = total(&ParameterSums<T>::dcentroids, k * n.dim + d);
+    }
+  });
+}

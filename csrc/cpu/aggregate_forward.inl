@@ -1,0 +1,275 @@
+// NetVLAD aggregation, forward. Idea: a tile of positions is packed once (converted, squared for the
+// norms) and stays in L2; the logits (product 1), the softmax and the aggregation (product 2) read it
+// there, so x is read once and assignments never leave the core. Vectors run over clusters, so the
+// logits come out as the rows that product 2 wants. The norm of x is applied to logits and assignments.
+// Floor: 4 (K + G) D P flops per image against D P reads; compute-bound for K >= 16.
+
+template <class T>
+struct Sizes {
+  int64_t dim, rows, clusters, logits, cluster_columns, logit_columns, tile, blocks, block;
+
+  explicit Sizes(const Aggregation& f)
+      : dim(f.x.dim),
+        rows(round_up(f.x.dim, kTileRows)),
+        clusters(f.clusters),
+        logits(f.logits()),
+        cluster_columns(round_up(clusters, kPanel<T>)),
+        logit_columns(round_up(logits, kPanel<T>)) {
+    // Multiples of 48: whole blocks of 6 and whole vectors of 16. At D = 512 a tile of floats is 200 KB.
+    int64_t fitting = 200 * 1024 / (int64_t)sizeof(T) / larger<int64_t>(dim, 1);
+    tile = larger<int64_t>(48, smaller<int64_t>(192, fitting / 48 * 48));
+    tile = smaller(tile, round_up(larger<int64_t>(f.x.positions(), 1), 48));
+    blocks = tile / kTileRows;
+    block = larger(round_up(dim, kLanes<T>), rows) * kTileRows + kBlockPad;
+  }
+};
+
+// Steps of the long dimension after which a panel of the right side still fits L1 beside the left one.
+template <class T>
+constexpr int64_t kDepth = 16 * 1024 / (kPanel<T> * (int64_t)sizeof(T));
+
+// products[p][column] = sum_d packed[d][p] * right[d][column], both in panels.
+template <class T>
+SFRS_INLINE void multiply_features(const Sizes<T>& n, int64_t count, const T* packed, const T* right,
+                                   int64_t columns, T* products) {
+  for (int64_t d = 0; d < n.dim; d += kDepth<T>) {
+    int64_t depth = smaller<int64_t>(kDepth<T>, n.dim - d);
+    for (int64_t c = 0; c < columns; c += kPanel<T>) {
+      const T* panel = right + c * n.rows + d * kPanel<T>;
+      for (int64_t p = 0; p < count; p += kTileRows)
+        multiply<1, kTileRows>(panel_vecs<T>(c, columns), 1, depth, packed + p / kTileRows * n.block + d * kTileRows,
+                               0, panel, kPanel<T>, products + c * n.tile + p * kPanel<T>, kPanel<T>, d > 0);
+    }
+  }
+}
+
+// sums[d][column] += sum_p packed[d][p] * right[p][column], both in panels; `next` is fetched meanwhile.
+template <class T>
+SFRS_INLINE void aggregate_features(const Sizes<T>& n, int64_t count, const T* packed, const T* right,
+                                    int64_t columns, T* sums, bool accumulate, const Ahead& next) {
+  int64_t blocks = (count + kTileRows - 1) / kTileRows;
+  for (int64_t d = 0; d < n.dim; d += kTileRows) {
+    next.fetch(d, kTileRows);
+    for (int64_t c = 0; c < columns; c += kPanel<T>)
+      multiply<kTileRows, 1>(panel_vecs<T>(c, columns), blocks, kTileRows, packed + d * kTileRows, n.block,
+                             right + c * n.tile, kPanel<T>, sums + c * n.rows + d * kPanel<T>, kPanel<T>,
+                             accumulate);
+  }
+}
+
+// Walks the vectors of row p of a matrix in panels: body(pointer, column).
+template <class T, class F>
+SFRS_INLINE void each_vector(int64_t columns, int64_t tile, int64_t p, T* panels, const F& body) {
+  for (int64_t c = 0; c < columns; c += kLanes<T>)
+    body(panels + c / kPanel<T> * kPanel<T> * tile + p * kPanel<T> + c % kPanel<T>, c);
+}
+
+// In place: row p of `logits` (W x, times inv = W xh) becomes softmax(W xh + bias).
+template <class T>
+SFRS_INLINE void softmax_row(const Sizes<T>& n, int64_t p, T inv, const T* bias, T* logits) {
+  Vec<T> high = splat((T)-__builtin_inf()), total = {};
+  each_vector(n.logits, n.tile, p, logits, [&](T* at, int64_t c) {
+    Vec<T> s = load(at) * inv + load(bias + c);
+    high = max_or_nan(s, high);
+    store(at, s);
+  });
+  T top = max_lanes<T>(high);
+  each_vector(n.logits, n.tile, p, logits, [&](T* at, int64_t) {
+    Vec<T> e = exp_nonpositive(load(at) - top);
+    total += e;
+    store(at, e);
+  });
+  T scale = 1 / sum_lanes<T>(total);
+  each_vector(n.logits, n.tile, p, logits, [&](T* at, int64_t) { store(at, load(at) * scale); });
+}
+
+// W^T in panels and the bias, -inf where there is no cluster so that padding takes no part in the softmax.
+template <class T>
+struct Assignment {
+  const T *weight, *bias;
+
+  static int64_t bytes(const Sizes<T>& n) {
+    return Scratch::bytes<T>(n.logit_columns * n.rows) + Scratch::bytes<T>(n.logit_columns);
+  }
+  Assignment(const Aggregation& f, const Sizes<T>& n, Scratch& scratch) {
+    T* panels = scratch.zeros<T>(n.logit_columns * n.rows);
+    T* padded = scratch.take<T>(n.logit_columns);
+    pack_transposed((const T*)f.weight, n.dim, n.logits, n.dim, panels, n.rows);
+    for (int64_t k = 0; k < n.logit_columns; ++k)
+      padded[k] = k >= n.logits ? (T)-__builtin_inf() : f.bias ? ((const T*)f.bias)[k] : 0;
+    weight = panels;
+    bias = padded;
+  }
+};
+
+// Un-normalised V of one group: sums[d][k] = sum_p m a_k xh in panels, and weights[k] = sum_p m a_k.
+template <class T>
+struct Accumulator {
+  T *sums, *weights;
+
+  static int64_t bytes(const Sizes<T>& n) {
+    return Scratch::bytes<T>(n.cluster_columns * n.rows) + Scratch::bytes<T>(n.cluster_columns);
+  }
+  Accumulator(const Sizes<T>& n, Scratch& scratch)
+      : sums(scratch.take<T>(n.cluster_columns * n.rows)), weights(scratch.take<T>(n.cluster_columns)) {}
+  void copy(const Sizes<T>& n, const Accumulator& from) {
+    __builtin_memcpy(sums, from.sums, n.cluster_columns * n.rows * sizeof(T));
+    __builtin_memcpy(weights, from.weights, n.cluster_columns * sizeof(T));
+  }
+  void add(const Sizes<T>& n, const Accumulator& other) {
+    for (int64_t i = 0; i < n.cluster_columns * n.rows; ++i) sums[i] += other.sums[i];
+    for (int64_t k = 0; k < n.cluster_columns; ++k) weights[k] += other.weights[k];
+  }
+};
+
+template <class S>
+class ForwardTile {
+  using T = Acc<S>;
+
+ public:
+  static int64_t bytes(const Sizes<T>& n) {
+    return Scratch::bytes<T>(n.blocks * n.block) + 2 * Scratch::bytes<T>(n.tile + kLanes<T>) +
+           Scratch::bytes<T>(n.tile * n.logit_columns);
+  }
+  ForwardTile(const AggregationForward& f, const Sizes<T>& n, const Assignment<T>& assignment, Scratch& scratch)
+      : f_(f),
+        n_(n),
+        assignment_(assignment),
+        packed_(scratch.zeros<T>(n.blocks * n.block)),
+        squares_(scratch.take<T>(n.tile + kLanes<T>)),
+        row_(scratch.take<T>(n.tile + kLanes<T>)),
+        logits_(scratch.take<T>(n.tile * n.logit_columns)) {}
+
+  void run(const Group& g, int64_t begin, int64_t count, const Accumulator<T>& sum, bool first,
+           const Ahead& next) {
+    if (first) {
+      for (int64_t k = 0; k < n_.cluster_columns; ++k) sum.weights[k] = 0;
+      if (count == 0) __builtin_memset(sum.sums, 0, n_.cluster_columns * n_.rows * sizeof(T));
+    }
+    if (count == 0) return;
+    for (int64_t p = 0; p < n_.tile + kLanes<T>; ++p) squares_[p] = 0;
+    if (f_.x.stride_w == 1)
+      pack_planes<S>(f_.x, g, begin, count, packed_, n_.block, squares_, row_);
+    else
+      pack_tokens<S>(f_.x, g, begin, count, packed_, n_.block, squares_);
+    multiply_features(n_, count, packed_, assignment_.weight, n_.logits, logits_);
+    assign(g, begin, count, sum);
+    aggregate_features(n_, count, packed_, logits_, n_.clusters, sum.sums, !first, next);
+  }
+
+ private:
+  void assign(const Group& g, int64_t begin, int64_t count, const Accumulator<T>& sum) {
+    Segments segments(f_.x, g, begin, count);
+    Segment s;
+    for (int64_t p = 0; segments.next(&s);)
+      for (int64_t i = 0; i < s.count; ++i, ++p) {
+        int64_t position = g.image * f_.x.positions() + s.index + i;
+        T inv = f_.normalize_input ? inverse_norm(squares_[p]) : 1;
+        save(p, position, inv);
+        softmax_row(n_, p, inv, assignment_.bias, logits_);
+        T m = f_.mask ? ((const T*)f_.mask)[position] : 1;
+        each_vector(n_.clusters, n_.tile, p, logits_, [&](T* at, int64_t k) {
+          Vec<T> a = load(at) * m;
+          store(sum.weights + k, load(sum.weights + k) + a);
+          store(at, a * inv);
+        });
+      }
+    for (int64_t p = count; p < round_up(count, kTileRows); ++p)
+      each_vector(n_.clusters, n_.tile, p, logits_, [](T* at, int64_t) { store(at, Vec<T>{}); });
+  }
+  void save(int64_t p, int64_t position, T inv) {
+    if (!f_.saved_logits) return;
+    ((T*)f_.saved_inv_norm)[position] = inv;
+    T* saved = (T*)f_.saved_logits + position * n_.logits;
+    each_vector(n_.logits, n_.tile, p, logits_,
+                [&](T* at, int64_t k) { store_n(saved + k, load(at) * inv, n_.logits - k); });
+  }
+
+  const AggregationForward& f_;
+  const Sizes<T>& n_;
+  const Assignment<T>& assignment_;
+  T *packed_, *squares_, *row_, *logits_;
+};
+
+// Subtracts the centroids, normalises and writes the result of one group. `rows` is scratch of K * D.
+template <class S, class T = Acc<S>>
+SFRS_INLINE void finish_group(const AggregationForward& f, const Sizes<T>& n, const Group& g,
+                              const Accumulator<T>& sum, T* rows) {
+  S* out = (S*)f.vlad + (g.image * f.regions + g.region) * n.clusters * n.dim;
+  T* saved = f.saved_scale ? (T*)f.saved_scale + g.image * (n.clusters + 1) : nullptr;
+  T total = 0;
+  for (int64_t k = 0; k < n.clusters; ++k) {
+    const T* column = sum.sums + k / kPanel<T> * kPanel<T> * n.rows + k % kPanel<T>;
+    const T* centroid = f.centroids ? (const T*)f.centroids + k * n.dim : nullptr;
+    T* row = rows + k * n.dim;
+    for (int64_t d = 0; d < n.dim; ++d) row[d] = column[d * kPanel<T>];
+    Vec<T> squares = {};
+    for (int64_t d = 0; d < n.dim; d += kLanes<T>) {
+      Vec<T> v = load_n(row + d, n.dim - d);
+      if (centroid) v -= sum.weights[k] * load_n(centroid + d, n.dim - d);
+      squares += v * v;
+      store_n(row + d, v, n.dim - d);
+    }
+    T square = sum_lanes<T>(squares);
+    T scale = f.intra_norm ? inverse_norm(square) : 1;
+    if (saved) saved[k] = scale;
+    total += square * scale * scale;
+    if (f.intra_norm)
+      for (int64_t d = 0; d < n.dim; ++d) row[d] *= scale;
+  }
+  T scale = f.l2_norm ? inverse_norm(total) : 1;
+  if (saved) saved[n.clusters] = scale;
+  for (int64_t i = 0; i < n.clusters * n.dim; i += kLanes<T>) {
+    int64_t left = n.clusters * n.dim - i;
+    store_n(out + i, load_n(rows + i, left) * scale, left);
+  }
+}
+
+template <class S>
+void aggregate_forward(const AggregationForward& f, const Parallel& parallel) {
+  using T = Acc<S>;
+  if (f.x.batch == 0) return;
+  Sizes<T> n(f);
+  Geometry geometry(f.x, f.regions, n.tile);
+  int64_t tiles = geometry.tiles(f.x.batch), tasks = smaller<int64_t>(parallel.threads, tiles);
+  auto first_of = [&](int64_t task) { return tiles * task / tasks; };
+
+  // A task owns consecutive tiles. Groups that cross a boundary between tasks are left in slots: slot
+  // 2 i + 1 holds what task i began, slot 2 i what it went on with; they are added in that order.
+  Scratch shared(Assignment<T>::bytes(n) + 2 * tasks * Accumulator<T>::bytes(n));
+  Assignment<T> assignment(f, n, shared);
+  Accumulator<T>* slots = (Accumulator<T>*)__builtin_alloca(2 * tasks * sizeof(Accumulator<T>));
+  for (int64_t i = 0; i < 2 * tasks; ++i) slots[i] = Accumulator<T>(n, shared);
+
+  int64_t row_bytes = Scratch::bytes<T>(n.clusters * n.dim);
+  parallel.each(tasks, [&](int64_t task) {
+    Scratch scratch(ForwardTile<S>::bytes(n) + Accumulator<T>::bytes(n) + row_bytes);
+    ForwardTile<S> tile(f, n, assignment, scratch);
+    Accumulator<T> sum(n, scratch);
+    T* rows = scratch.take<T>(n.clusters * n.dim);
+    int64_t begin = first_of(task), end = first_of(task + 1);
+    for (int64_t t = begin; t < end; ++t) {
+      int64_t within, position, count;
+      Group g = geometry.group(t, &within);
+      geometry.range(g, within, &position, &count);
+      tile.run(g, position, count, sum, t == begin || within == 0,
+               ahead_of(f.x, sizeof(S), geometry, t + 1, end));
+      bool began = t - within >= begin, complete = within + 1 == geometry.tiles_of(g);
+      if (began && complete)
+        finish_group<S>(f, n, g, sum, rows);
+      else if (complete || t + 1 == end)
+        slots[2 * task + began].copy(n, sum);
+    }
+  });
+
+  parallel.each(tasks - 1, [&](int64_t task) {  // the group that task began and did not complete
+    int64_t within, next = task + 1;
+    Group g = geometry.group(first_of(next), &within);
+    if (within == 0 || first_of(next) - within < first_of(task)) return;
+    int64_t end = first_of(next) - within + geometry.tiles_of(g);
+    Accumulator<T>& sum = slots[2 * task + 1];
+    for (; next < tasks && first_of(next) < end; ++next) sum.add(n, slots[2 * next]);
+    Scratch scratch(row_bytes);
+    finish_group<S>(f, n, g, sum, scratch.take<T>(n.clusters * n.dim));
+  });
+}

@@ -1,0 +1,76 @@
+// The register tile that every product of this library runs in, and its panel layout.
+//
+// A panel holds kPanel columns side by side: element (row, column) of a matrix in panels lies at
+// (column / kPanel * rows + row) * kPanel + column % kPanel. The tile is 6 rows by up to kTileVecs
+// vectors: 12 accumulators on 16 registers, 24 on AVX-512.
+
+#if SFRS_VECTOR_BYTES == 64
+constexpr int kTileVecs = 4;
+#else
+constexpr int kTileVecs = 2;
+#endif
+constexpr int kTileRows = 6;
+
+template <class T>
+constexpr int kPanel = kTileVecs* kLanes<T>;
+
+// Vectors in use of the panel that begins at `column` of `columns`.
+template <class T>
+SFRS_INLINE int panel_vecs(int64_t column, int64_t columns) {
+  return (int)smaller<int64_t>((columns - column + kLanes<T> - 1) / kLanes<T>, kTileVecs);
+}
+
+// c[6][nv * lanes] += a * b, summed over `outer` blocks of `inner` steps. Row r of a at step (o, i) lies
+// at a[o * a_outer + i * AInner + r * ARow]; b advances by b_row at every step.
+template <int NV, int ARow, int AInner, class T>
+SFRS_NOINLINE void multiply_tile(int64_t outer, int64_t inner, const T* a, int64_t a_outer, const T* b,
+                               int64_t b_row, T* c, int64_t c_row, bool accumulate) {
+  Vec<T> acc[kTileRows][NV];
+#pragma GCC unroll 6
+  for (int r = 0; r < kTileRows; ++r) {
+#pragma GCC unroll 4
+    for (int v = 0; v < NV; ++v) acc[r][v] = accumulate ? load(c + r * c_row + v * kLanes<T>) : Vec<T>{};
+  }
+  for (int64_t o = 0; o < outer; ++o, a += a_outer) {
+    const T* at = a;
+    for (int64_t i = 0; i < inner; ++i, at += AInner, b += b_row) {
+      Vec<T> right[NV];
+#pragma GCC unroll 4
+      for (int v = 0; v < NV; ++v) right[v] = load(b + v * kLanes<T>);
+#pragma GCC unroll 6
+      for (int r = 0; r < kTileRows; ++r) {
+        Vec<T> left = splat(at[r * ARow]);
+#pragma GCC unroll 4
+        for (int v = 0; v < NV; ++v) acc[r][v] += left * right[v];
+      }
+    }
+  }
+#pragma GCC unroll 6
+  for (int r = 0; r < kTileRows; ++r) {
+#pragma GCC unroll 4
+    for (int v = 0; v < NV; ++v) store(c + r * c_row + v * kLanes<T>, acc[r][v]);
+  }
+}
+
+template <int ARow, int AInner, class T>
+SFRS_INLINE void multiply(int vecs, int64_t outer, int64_t inner, const T* a, int64_t a_outer, const T* b,
+                          int64_t b_row, T* c, int64_t c_row, bool accumulate) {
+  if constexpr (kTileVecs == 4) {
+    if (vecs == 4) return multiply_tile<4, ARow, AInner>(outer, inner, a, a_outer, b, b_row, c, c_row, accumulate);
+    if (vecs == 3) return multiply_tile<3, ARow, AInner>(outer, inner, a, a_outer, b, b_row, c, c_row, accumulate);
+  }
+  if (vecs == 2) return multiply_tile<2, ARow, AInner>(outer, inner, a, a_outer, b, b_row, c, c_row, accumulate);
+  return multiply_tile<1, ARow, AInner>(outer, inner, a, a_outer, b, b_row, c, c_row, accumulate);
+}
+
+// dst, [columns, rows] row-major with leading dimension ld, transposed into panels [rows][columns].
+// dst's padding (rows up to panel_rows, columns up to the panel) is left as it is.
+template <class T, class S>
+SFRS_INLINE void pack_transposed(const S* src, int64_t ld, int64_t columns, int64_t rows, T* dst,
+                                 int64_t panel_rows) {
+  for (int64_t c = 0; c < columns; ++c) {
+    const S* from = src + c * ld;
+    T* to = dst + c / kPanel<T> * panel_rows * kPanel<T> + c % kPanel<T>;
+    for (int64_t r = 0; r < rows; ++r) to[r * kPanel<T>] = from[r];
+  }
+}

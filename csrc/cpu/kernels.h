@@ -1,0 +1,23 @@
+// The CPU kernels as a table of functions, one table per instruction set.
+#pragma once
+
+#include "../aggregation.h"
+#include "../region_similarity.h"
+
+namespace sfrs::cpu {
+
+struct Kernels {
+  const char* name;
+  void (*aggregate_forward)(const AggregationForward&, const Parallel&);
+  void (*aggregate_backward)(const AggregationBackward&, const Parallel&);
+  void (*similarity_forward)(const RegionSimilarityForward&, const Parallel&);
+  void (*similarity_backward)(const RegionSimilarityBackward&, const Parallel&);
+};
+
+// The table for this processor; SFRS_CPU=portable|avx2|avx512 asks for a lesser one.
+const Kernels& kernels();
+
+// Every table that this build holds and this processor runs, best first; ends with a null.
+const Kernels* const* available();
+
+}  // namespace sfrs::cpu

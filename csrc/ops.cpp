@@ -1,0 +1,87 @@
+// The schemas of every operator, and the CPU backend.
+
+#include <Python.h>
+
+#include "cpu/kernels.h"
+#include "glue.h"
+
+STABLE_TORCH_LIBRARY(sfrs_ext, m) {
+  // vlad [B, R, K, D]; logits [B, P, K + G], inv_norm [B, P] and scale [B, K + 1] serve the backward and are
+  // empty unless `save`. See csrc/aggregation.h.
+  m.def(
+      "aggregate(Tensor x, Tensor weight, Tensor? centroids, Tensor? bias, Tensor? mask, int regions, "
+      "int ghost_clusters, bool normalize_input, bool intra_norm, bool l2_norm, bool save) "
+      "-> (Tensor vlad, Tensor logits, Tensor inv_norm, Tensor scale)");
+  // Results whose bit in `needs` (1, 2, 4, 8, 16) is not set are empty.
+  m.def(
+      "aggregate_backward(Tensor grad, Tensor x, Tensor weight, Tensor? centroids, Tensor? bias, Tensor? mask, "
+      "Tensor vlad, Tensor logits, Tensor inv_norm, Tensor scale, int regions, int ghost_clusters, "
+      "bool normalize_input, bool intra_norm, bool l2_norm, int needs) "
+      "-> (Tensor dx, Tensor dweight, Tensor dcentroids, Tensor dbias, Tensor dmask)");
+  // quarters [T, G, 4, K, D] (lists) or [N, 4, K, D] (all pairs). See csrc/region_similarity.h.
+  m.def(
+      "region_similarity(Tensor query, Tensor quarters, bool save) -> (Tensor similarity, Tensor dots)");
+  m.def(
+      "region_similarity_backward(Tensor grad, Tensor query, Tensor quarters, Tensor similarity, Tensor dots, "
+      "bool need_query, bool need_quarters) -> (Tensor dquery, Tensor dquarters)");
+}
+
+namespace sfrs {
+namespace {
+
+Parallel threads_of_torch() {
+  return {(int)torch::stable::get_num_threads(), [](int64_t tasks, void (*task)(void*, int64_t), void* context) {
+            torch::stable::parallel_for(0, tasks, 1, [&](int64_t begin, int64_t end) {
+              for (int64_t i = begin; i < end; ++i) task(context, i);
+            });
+          }};
+}
+
+struct Cpu {
+  static void aggregate_forward(const AggregationForward& f) {
+    cpu::kernels().aggregate_forward(f, threads_of_torch());
+  }
+  static void aggregate_backward(const AggregationBackward& f) {
+    cpu::kernels().aggregate_backward(f, threads_of_torch());
+  }
+  static void similarity_forward(const RegionSimilarityForward& f) {
+    cpu::kernels().similarity_forward(f, threads_of_torch());
+  }
+  static void similarity_backward(const RegionSimilarityBackward& f) {
+    cpu::kernels().similarity_backward(f, threads_of_torch());
+  }
+};
+
+}  // namespace
+}  // namespace sfrs
+
+STABLE_TORCH_LIBRARY_IMPL(sfrs_ext, CPU, m) {
+  m.impl("aggregate", TORCH_BOX(&sfrs::glue::aggregate<sfrs::Cpu>));
+  m.impl("aggregate_backward", TORCH_BOX(&sfrs::glue::aggregate_backward<sfrs::Cpu>));
+  m.impl("region_similarity", TORCH_BOX(&sfrs::glue::region_similarity<sfrs::Cpu>));
+  m.impl("region_similarity_backward", TORCH_BOX(&sfrs::glue::region_similarity_backward<sfrs::Cpu>));
+}
+
+// `import sfrs_ext._C` registers the operators; the module itself says what it was built for.
+static PyObject* cpu_kernels(PyObject*, PyObject*) { return PyUnicode_FromString(sfrs::cpu::kernels().name); }
+static PyObject* cpu_available(PyObject*, PyObject*) {
+  PyObject* names = PyList_New(0);
+  for (const sfrs::cpu::Kernels* const* table = sfrs::cpu::available(); names && *table; ++table) {
+    PyObject* name = PyUnicode_FromString((*table)->name);
+    if (name) PyList_Append(names, name);
+    Py_XDECREF(name);
+  }
+  return names;
+}
+
+static PyObject* torch_version(PyObject*, PyObject*) { return PyUnicode_FromString(SFRS_TORCH_VERSION); }
+
+static PyMethodDef methods[] = {
+    {"torch_version", torch_version, METH_NOARGS, "Version of the torch whose headers this was built with."},
+    {"cpu_kernels", cpu_kernels, METH_NOARGS, "Name of the instruction set whose kernels run."},
+    {"cpu_available", cpu_available, METH_NOARGS, "Names of all sets that this build and processor share."},
+    {nullptr, nullptr, 0, nullptr},
+};
+static PyModuleDef module = {PyModuleDef_HEAD_INIT, "_C", nullptr, -1, methods, nullptr, nullptr, nullptr, nullptr};
+
+PyMODINIT_FUNC PyInit__C() { return PyModule_Create(&module); }

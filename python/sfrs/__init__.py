@@ -1,0 +1,1 @@
+"""Train and evaluate image localisation by retrieval with SFRS on fused operators."""

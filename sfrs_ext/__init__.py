@@ -1,0 +1,9 @@
+"""Fused NetVLAD aggregation and query-to-region similarity for PyTorch."""
+
+from ._operators import netvlad, region_similarity, region_vlad
+from ._version import __version__
+from .reference import REGIONS
+
+from . import nn, reference  # isort: skip  (nn calls the operators above)
+
+__all__ = ["REGIONS", "__version__", "netvlad", "nn", "reference", "region_similarity", "region_vlad"]

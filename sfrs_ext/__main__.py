@@ -1,0 +1,23 @@
+"""``python -m sfrs_ext``: what this build is and what it runs on."""
+
+import platform
+
+import torch
+
+from . import __version__, _C
+
+
+def main() -> None:
+    facts = {
+        "sfrs_ext": __version__,
+        "torch": f"{torch.__version__} (built against {_C.torch_version()}, runs with 2.11 and newer)",
+        "CPU kernels": f"{_C.cpu_kernels()} of {', '.join(_C.cpu_available())} on {platform.machine()}",
+        "threads": torch.get_num_threads(),
+        "CUDA": "none: this version has CPU kernels only; CUDA tensors raise NotImplementedError",
+    }
+    for name, value in facts.items():
+        print(f"{name:12} {value}")
+
+
+if __name__ == "__main__":
+    main()

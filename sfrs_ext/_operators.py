@@ -1,0 +1,143 @@
+"""The public operators: check, bring arguments into the kernels' form, call, shape the result."""
+
+import torch
+from torch import Tensor
+
+from . import _checks
+from ._autograd import ops, will_differentiate
+
+
+def _autocast(x: Tensor) -> Tensor:
+    """Under autocast float32 features are read in the autocast dtype; everything else keeps its own."""
+    device = x.device.type
+    if x.dtype == torch.float32 and torch.is_autocast_enabled(device):
+        return x.to(torch.get_autocast_dtype(device))
+    return x
+
+
+def _aggregate(
+    x: Tensor,
+    weight: Tensor,
+    centroids: Tensor | None,
+    bias: Tensor | None,
+    mask: Tensor | None,
+    regions: int,
+    ghost_clusters: int,
+    normalize_input: bool,
+    intra_norm: bool,
+    l2_norm: bool,
+) -> Tensor:
+    if x.dim() == 3:
+        x = x.transpose(1, 2).unsqueeze(2)  # tokens are a map of height one
+    acc = _checks.accumulation_dtype(x.dtype)
+    if mask is not None:
+        mask = mask.reshape(mask.shape[0], x.shape[2] * x.shape[3])
+    weight, centroids, bias, mask = (t if t is None else t.to(acc) for t in (weight, centroids, bias, mask))
+    save = will_differentiate(x, weight, centroids, bias, mask)
+    options = (regions, ghost_clusters, normalize_input, intra_norm, l2_norm, save)
+    return ops.aggregate(x, weight, centroids, bias, mask, *options)[0]
+
+
+def netvlad(
+    x: Tensor,
+    weight: Tensor,
+    centroids: Tensor | None = None,
+    bias: Tensor | None = None,
+    *,
+    ghost_clusters: int = 0,
+    mask: Tensor | None = None,
+    normalize_input: bool = True,
+    intra_norm: bool = True,
+    l2_norm: bool = True,
+    flatten: bool = True,
+) -> Tensor:
+    """NetVLAD: softly assign local features to clusters and add up their residuals.
+
+    ``V[k] = sum_p m[p] a_k(x[p]) (x[p] - c[k])`` with ``a = softmax(W x + b)``, then, each
+    optional, intra-normalisation of every ``V[k]`` and L2 normalisation of the whole
+    (Arandjelovic et al., CVPR 2016, equations 1-4). One pass over ``x``; neither
+    assignments nor residuals are ever written out.
+
+    Args:
+        x: local features ``[B, D, H, W]``, contiguous or channels_last, or tokens
+            ``[B, N, D]``; crops and slices with contiguous rows or features are read in
+            place. float32, float64, bfloat16 or float16.
+        weight: assignment weights ``[K + G, D]``, in the dtype of ``x`` or, beside 16-bit
+            features, float32. The same holds for all following tensors.
+        centroids: ``[K, D]``; absent means zero.
+        bias: ``[K + G]``; absent means zero.
+        ghost_clusters: G, the last rows of ``weight``, which take part in the softmax and
+            are dropped (GhostVLAD).
+        mask: weight of every position, ``[B, H, W]`` or ``[B, N]``.
+        normalize_input: L2-normalise every ``x[p]`` first.
+        intra_norm: L2-normalise every ``V[k]``.
+        l2_norm: L2-normalise the descriptor.
+        flatten: return ``[B, K * D]``, cluster-major; otherwise ``[B, K, D]``.
+
+    Returns:
+        Descriptors in the dtype of ``x``; sums, softmax and norms are float32 at least.
+        Differentiable once in every tensor. Two runs with the same number of threads
+        give the same bits.
+
+    Raises:
+        TypeError: a dtype does not fit.
+        ValueError: a shape or device does not fit. Both name the argument.
+    """
+    _checks.aggregation("netvlad", x, weight, centroids, bias, mask, ghost_clusters, tokens=True)
+    vlad = _aggregate(
+        _autocast(x), weight, centroids, bias, mask, 1, ghost_clusters, normalize_input, intra_norm, l2_norm
+    )
+    return vlad.flatten(1) if flatten else vlad.squeeze(1)
+
+
+def region_vlad(
+    x: Tensor,
+    weight: Tensor,
+    centroids: Tensor | None = None,
+    bias: Tensor | None = None,
+    *,
+    ghost_clusters: int = 0,
+    mask: Tensor | None = None,
+    normalize_input: bool = True,
+) -> Tensor:
+    """Un-normalised VLADs of the four quarters of every map, in one pass over ``x``.
+
+    VLAD is additive over positions, so the whole image, its halves and its quarters (the
+    nine regions of SFRS, Ge et al., ECCV 2020, section 3.3) are sums of these four.
+    Quarters are top left, top right, bottom left, bottom right, cut at ``H // 2`` and
+    ``W // 2``; odd maps work, and a quarter without positions is zero.
+
+    Args:
+        x: ``[B, D, H, W]``; see :func:`netvlad` for this and all other arguments.
+
+    Returns:
+        ``[B, 4, K, D]`` in the dtype of ``x``, to be compared with queries by
+        :func:`region_similarity`.
+    """
+    _checks.aggregation("region_vlad", x, weight, centroids, bias, mask, ghost_clusters, tokens=False)
+    return _aggregate(_autocast(x), weight, centroids, bias, mask, 4, ghost_clusters, normalize_input, False, False)
+
+
+def region_similarity(query: Tensor, quarters: Tensor) -> Tensor:
+    """Dot products of query descriptors with the descriptors of all nine regions of gallery images.
+
+    The region descriptors (sum of quarter VLADs, intra-normalised, L2-normalised) are never
+    built: four dot products and nine squares per cluster hold all that nine regions need.
+
+    Args:
+        query: normalised descriptors ``[T, K, D]`` or ``[T, K * D]``.
+        quarters: from :func:`region_vlad`, in the dtype of ``query``; either a list for every
+            query, ``[T, G, 4, K, D]``, or one gallery for all queries, ``[N, 4, K, D]``.
+
+    Returns:
+        Similarities ``[T, G, 9]`` or ``[T, N, 9]``, float64 for float64 and float32
+        otherwise. Regions are whole, top, bottom, left, right, then the four quarters
+        (``sfrs_ext.REGIONS``).
+
+    Raises:
+        TypeError, ValueError: as in :func:`netvlad`.
+    """
+    _checks.similarity("region_similarity", query, quarters)
+    if query.dim() == 2:
+        query = query.unflatten(1, quarters.shape[-2:])
+    return ops.region_similarity(query, quarters, will_differentiate(query, quarters))[0]

@@ -1,0 +1,106 @@
+"""Modules around the operators, state-dict compatible with the paper's reference implementation."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+import sfrs_ext
+
+
+class NetVLAD(nn.Module):
+    """NetVLAD layer: soft assignment, residual aggregation, intra-normalisation, L2.
+
+    Parameters carry the names and shapes of the paper's reference implementation:
+    ``conv.weight`` ``[K + G, D, 1, 1]``, optionally ``conv.bias`` ``[K + G]``, and
+    ``centroids`` ``[K, D]``, so that its state dicts load unchanged.
+
+    Args:
+        num_clusters: K.
+        dim: D, channels of the feature map.
+        bias: give the assignment a bias (NetVLAD v2); the paper's network has none.
+        ghost_clusters: G clusters that take part in the softmax and are then dropped.
+        normalize_input: L2-normalise the local features first.
+    """
+
+    def __init__(
+        self,
+        num_clusters: int = 64,
+        dim: int = 512,
+        *,
+        bias: bool = False,
+        ghost_clusters: int = 0,
+        normalize_input: bool = True,
+    ):
+        super().__init__()
+        self.num_clusters = num_clusters
+        self.dim = dim
+        self.ghost_clusters = ghost_clusters
+        self.normalize_input = normalize_input
+        self.conv = nn.Conv2d(dim, num_clusters + ghost_clusters, kernel_size=1, bias=bias)
+        self.centroids = nn.Parameter(torch.rand(num_clusters, dim))
+
+    @property
+    def weight(self) -> Tensor:
+        """Assignment weights ``[K + G, D]``, a view of ``conv.weight``."""
+        return self.conv.weight.flatten(1)
+
+    @torch.no_grad()
+    def init_from_clusters(self, centers: Tensor, features: Tensor) -> float:
+        """Set weights and centroids from k-means; returns alpha.
+
+        Args:
+            centers: cluster centres ``[K, D]``.
+            features: L2-normalised local features ``[n, D]`` the centres came from.
+
+        ``alpha = -ln(0.01) / mean(top1 - top2)`` over the features' dot products with
+        the unit centres, so that on average the runner-up gets one percent of the
+        winner's assignment (NetVLAD, section 4, initialisation).
+        """
+        if self.ghost_clusters:
+            raise ValueError("init_from_clusters: ghost clusters have no centre to start from; use ghost_clusters=0")
+        unit = torch.nn.functional.normalize(centers, dim=1)
+        best = (features @ unit.T).topk(min(2, len(unit)), dim=1).values
+        margin = (best[:, 0] - best[:, -1]).mean().clamp_min(1e-6).item()
+        alpha = -math.log(0.01) / margin
+        self.conv.weight.copy_((alpha * unit)[:, :, None, None])
+        self.centroids.copy_(centers)
+        if self.conv.bias is not None:
+            self.conv.bias.zero_()
+        return alpha
+
+    def extra_repr(self) -> str:
+        return f"K={self.num_clusters}, D={self.dim}, ghost_clusters={self.ghost_clusters}"
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """``[B, D, H, W]`` or ``[B, N, D]`` -> descriptors ``[B, K * D]``."""
+        return sfrs_ext.netvlad(
+            x,
+            self.weight,
+            self.centroids,
+            self.conv.bias,
+            ghost_clusters=self.ghost_clusters,
+            mask=mask,
+            normalize_input=self.normalize_input,
+        )
+
+
+class RegionNetVLAD(NetVLAD):
+    """NetVLAD whose ``quarters`` serve all nine regions of SFRS.
+
+    ``forward`` is that of :class:`NetVLAD`, so a network evaluates as before;
+    training takes :meth:`quarters` of the gallery images and compares them with
+    ``sfrs_ext.region_similarity``.
+    """
+
+    def quarters(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """``[B, D, H, W]`` -> un-normalised VLADs of the four quarters ``[B, 4, K, D]``."""
+        return sfrs_ext.region_vlad(
+            x,
+            self.weight,
+            self.centroids,
+            self.conv.bias,
+            ghost_clusters=self.ghost_clusters,
+            mask=mask,
+            normalize_input=self.normalize_input,
+        )

@@ -1,0 +1,147 @@
+"""The operators in plain torch, written as the equations of the papers.
+
+These functions define what the compiled operators compute. They run in any
+floating dtype on any device and are differentiable by autograd, so they serve
+as the float64 oracle of the tests and as the two-GEMM peer of the benchmarks.
+
+Sources: NetVLAD, Arandjelovic et al., CVPR 2016 (equations 1-4); SFRS, Ge et
+al., ECCV 2020 (section 3.3: regions and their similarities).
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+EPS = 1e-12
+"""Lower bound of every norm that divides (the default of ``torch.nn.functional.normalize``)."""
+
+REGIONS = (
+    (0, 1, 2, 3),  # whole image
+    (0, 1),  # top half
+    (2, 3),  # bottom half
+    (0, 2),  # left half
+    (1, 3),  # right half
+    (0,),  # top left quarter
+    (1,),  # top right quarter
+    (2,),  # bottom left quarter
+    (3,),  # bottom right quarter
+)
+"""The nine regions of SFRS as sets of quarters, in the order of the reference implementation."""
+
+
+def positions_first(x: Tensor) -> Tensor:
+    """View a map ``[B, D, H, W]`` or tokens ``[B, N, D]`` as ``[B, P, D]``."""
+    return x.flatten(2).transpose(1, 2) if x.dim() == 4 else x
+
+
+def assignments(
+    features: Tensor,  # [B, P, D], normalised
+    weight: Tensor,  # [K + G, D]
+    bias: Tensor | None = None,  # [K + G]
+    ghost_clusters: int = 0,
+) -> Tensor:
+    """Soft assignment ``a_k(x)`` of every position to the K clusters (NetVLAD, equation 3)."""
+    logits = F.linear(features, weight.to(features.dtype), None if bias is None else bias.to(features.dtype))
+    return logits.softmax(-1)[..., : weight.shape[0] - ghost_clusters]  # [B, P, K]
+
+
+def aggregate(
+    features: Tensor,  # [B, P, D]
+    assignment: Tensor,  # [B, P, K]
+    centroids: Tensor | None = None,  # [K, D]
+) -> Tensor:
+    """``V[k] = sum_p a_k(x_p) (x_p - c_k)`` as one GEMM and a rank correction (NetVLAD, equation 4)."""
+    vlad = assignment.transpose(1, 2) @ features  # [B, K, D]
+    if centroids is not None:
+        vlad = vlad - assignment.sum(1).unsqueeze(-1) * centroids.to(features.dtype)
+    return vlad
+
+
+def netvlad(
+    x: Tensor,
+    weight: Tensor,
+    centroids: Tensor | None = None,
+    bias: Tensor | None = None,
+    *,
+    ghost_clusters: int = 0,
+    mask: Tensor | None = None,
+    normalize_input: bool = True,
+    intra_norm: bool = True,
+    l2_norm: bool = True,
+    flatten: bool = True,
+) -> Tensor:
+    """See :func:`sfrs_ext.netvlad`."""
+    features = positions_first(x)
+    if normalize_input:
+        features = F.normalize(features, dim=-1, eps=EPS)
+    assignment = assignments(features, weight, bias, ghost_clusters)
+    if mask is not None:
+        assignment = assignment * mask.reshape(mask.shape[0], -1, 1).to(assignment.dtype)
+    vlad = aggregate(features, assignment, centroids)
+    if intra_norm:
+        vlad = F.normalize(vlad, dim=-1, eps=EPS)
+    if l2_norm:
+        vlad = F.normalize(vlad.flatten(1), dim=-1, eps=EPS).view_as(vlad)
+    return vlad.flatten(1) if flatten else vlad
+
+
+def region_vlad(
+    x: Tensor,
+    weight: Tensor,
+    centroids: Tensor | None = None,
+    bias: Tensor | None = None,
+    *,
+    ghost_clusters: int = 0,
+    mask: Tensor | None = None,
+    normalize_input: bool = True,
+) -> Tensor:
+    """See :func:`sfrs_ext.region_vlad`."""
+    height, width = x.shape[-2:]
+    row, column = height // 2, width // 2
+    windows = (
+        (slice(None, row), slice(None, column)),
+        (slice(None, row), slice(column, None)),
+        (slice(row, None), slice(None, column)),
+        (slice(row, None), slice(column, None)),
+    )
+    options = dict(ghost_clusters=ghost_clusters, normalize_input=normalize_input)
+    quarters = []
+    for rows, columns in windows:
+        part = None if mask is None else mask.reshape(-1, height, width)[:, rows, columns]
+        quarters.append(
+            netvlad(
+                x[..., rows, columns],
+                weight,
+                centroids,
+                bias,
+                mask=part,
+                intra_norm=False,
+                l2_norm=False,
+                flatten=False,
+                **options,
+            )
+        )
+    return torch.stack(quarters, dim=1)  # [B, 4, K, D]
+
+
+def region_descriptors(quarters: Tensor) -> Tensor:
+    """Normalised descriptors ``[..., 9, K, D]`` of all regions from quarter VLADs ``[..., 4, K, D]``.
+
+    This builds what :func:`region_similarity` exists to avoid: 9/4 of the memory of its input.
+    """
+    members = quarters.new_zeros(len(REGIONS), 4)
+    for region, parts in enumerate(REGIONS):
+        members[region, list(parts)] = 1
+    regions = torch.einsum("rq,...qkd->...rkd", members, quarters)
+    regions = F.normalize(regions, dim=-1, eps=EPS)
+    return F.normalize(regions.flatten(-2), dim=-1, eps=EPS).view_as(regions)
+
+
+def region_similarity(query: Tensor, quarters: Tensor) -> Tensor:
+    """See :func:`sfrs_ext.region_similarity`."""
+    clusters, dim = quarters.shape[-2:]
+    query = query.reshape(query.shape[0], clusters, dim)
+    regions = region_descriptors(quarters)
+    if quarters.dim() == 5:
+        return torch.einsum("tkd,tgrkd->tgr", query, regions)
+    return torch.einsum("qkd,nrkd->qnr", query, regions)
