@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+
 from sfrs.city.renderer import render
 from sfrs.city.scene import build_scene
 from sfrs.city.textures import draw_style, paint_front

@@ -1,8 +1,8 @@
 """A city as a data set: three disjoint quarters, rendered into the field's folder format.
 
-`images/SPLIT/{database,queries}/@easting@northing@...@.jpg` in the full form of `places.folder`, and `city.json`,
-written last, which says what the folder holds. A split is rendered into a hidden folder that is renamed when
-complete, so an interrupted run is continued split by split.
+`images/SPLIT/{database,queries}/@easting@northing@...@.jpg` in the full form of `places.folder`, and
+`city.json`, written last, which says what the folder holds. A split is rendered into a hidden folder that is
+renamed when complete, so an interrupted run is continued split by split.
 """
 
 from __future__ import annotations
@@ -82,12 +82,27 @@ _QUARTERS = {
 }
 SIZES = tuple(_QUARTERS)
 
+# Views of one more city in pairs, for `sfrs.pretext`: the same view in two years.
+_PRETEXT_DRIVE = Drive(spacing=12.0, headings=9, conditions=(0.4, 0.25, 0.2, 0.15))
+_PRETEXT_VISIT = Visit(count=1500, near=True, lateral=1.0, turn=6.0)
+
 
 def city_config(size: str = "demo", seed: int = 0) -> CityConfig:
     """The configuration of one of `SIZES`. Raises UserError for another size."""
     if size not in _QUARTERS:
         raise UserError(f"city: size is {size!r}, expected one of {', '.join(SIZES)}")
     return CityConfig(size, seed, dict(_QUARTERS[size]))
+
+
+def pretext_config(size: str = "demo") -> CityConfig:
+    """Pairs of views of a city that no data set of `city_config` uses, the same for all their seeds."""
+    quarters = {
+        "demo": Quarter(4, _PRETEXT_DRIVE, _PRETEXT_VISIT),
+        "small": Quarter(1, replace(_PRETEXT_DRIVE, spacing=16.0), replace(_PRETEXT_VISIT, count=60)),
+    }
+    if size not in quarters:
+        raise UserError(f"city: size is {size!r}, expected one of {', '.join(quarters)}")
+    return CityConfig(f"{size} pretext", 0, {"pretext": quarters[size]})
 
 
 def _quarter_seed(seed: int, split: str) -> int:
@@ -128,8 +143,8 @@ def image_names(views: Views, split: str, recording: str) -> list[str]:
 def write_views(scene: Scene, views: Views, paths: list[Path], done: Callable[[int], None]) -> None:
     """Render `views` into `paths` (JPEG) on as many threads as torch would use.
 
-    The pictures do not depend on the number of threads: batches are cut by position alone. `done(n)` is called as
-    n more are written.
+    The pictures do not depend on the number of threads: batches are cut by position alone. `done(n)` is
+    called as n more are written.
     """
     threads = torch.get_num_threads()
 
