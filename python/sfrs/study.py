@@ -171,7 +171,7 @@ def markdown(lines: Sequence[Line], seeds: Sequence[int], queries: int) -> str:
     text = [
         f"Recall on the test quarters in %, means of {len(seeds)} seeds; {queries:,} test queries in all.",
         "",
-        "| | query passes | recall@1 | recall@5 | recall@10 | @1 against equally long SARE-ind | by seed | p |",
+        "| | query passes | recall@1 | recall@5 | recall@10 | @1 against SARE-ind as long | by seed | p |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for line in lines:

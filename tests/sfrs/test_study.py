@@ -1,0 +1,58 @@
+"""What the study's counting promises."""
+
+import numpy as np
+import pytest
+
+from sfrs.paired_test import mcnemar
+from sfrs.study import Score, markdown, summarise
+
+
+def _hits(*right: int, of: int = 20) -> np.ndarray:
+    hits = np.zeros(of, dtype=bool)
+    hits[list(right)] = True
+    return hits
+
+
+def _score(label: str, passes: int, hits: np.ndarray) -> Score:
+    return Score(label, passes, {1: hits, 5: hits, 10: hits}, 0.5, 1.0)
+
+
+def test_mcnemar_counts_only_queries_on_which_the_networks_differ():
+    first, second = _hits(*range(10)), _hits(0, 1, 12, 13)
+    paired = mcnemar(first, second)
+    assert (paired.gained, paired.lost) == (8, 2)
+    assert paired.difference == pytest.approx(6 / 20)
+    # Two-sided binomial: 2 (1 + 10 + 45) / 2^10.
+    assert paired.p_value == pytest.approx(112 / 1024)
+
+
+def test_mcnemar_of_equal_networks_shows_no_difference():
+    assert mcnemar(_hits(1, 2), _hits(1, 2)).p_value == 1.0
+
+
+def test_mcnemar_refuses_other_queries():
+    with pytest.raises(ValueError, match=r"\(20,\) and \(30,\)"):
+        mcnemar(_hits(1), _hits(1, of=30))
+
+
+def test_each_row_is_compared_with_the_baseline_of_as_many_passes():
+    seeds = [
+        [
+            _score("SARE-ind", 12, _hits(0)),
+            _score("SARE-ind", 24, _hits(0, 1, 2)),
+            _score("SFRS", 24, _hits(0, 1, 2, 3 + seed)),
+        ]
+        for seed in range(2)
+    ]
+    first, second, sfrs = summarise(seeds)
+    assert first.against is None and second.against is None
+    assert (sfrs.against.gained, sfrs.against.lost) == (2, 0)
+    assert sfrs.by_seed == pytest.approx([0.05, 0.05])
+    assert sfrs.recalls[1] == pytest.approx(0.2)
+
+
+def test_the_table_shows_every_row_with_its_difference():
+    seeds = [[_score("SARE-ind", 12, _hits(0)), _score("SFRS", 12, _hits(0, 1))]]
+    table = markdown(summarise(seeds), [0], 20)
+    assert "| SARE-ind | 12 | 5.0 | 5.0 | 5.0 |  |  |  |" in table
+    assert "| SFRS | 12 | 10.0 | 10.0 | 10.0 | +5.0 | +5.0 | 1 |" in table
