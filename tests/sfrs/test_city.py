@@ -9,7 +9,8 @@ import torch
 
 from sfrs.city.renderer import render
 from sfrs.city.scene import build_scene
-from sfrs.city.textures import draw_style, paint_front
+from sfrs.city.style import draw_style
+from sfrs.city.textures import paint_front
 from sfrs.city.utm import to_latlon
 from sfrs.city.views import DAY, NIGHT, Drive, Views, Visit, drive, visit
 from sfrs.city.write import city_config, write_city

@@ -82,6 +82,7 @@ class _Builder:
         self.kind: list[int] = []
         self.footprints: list[np.ndarray] = []
         self.footprint_height: list[float] = []
+        self.next_building = 0
 
     def wall(self, start, end, height, building, kind) -> None:
         self.start.append(start)
@@ -144,8 +145,6 @@ class _Builder:
                          depth=depth, sides=(True, True), fence=fence)  # fmt: skip
                 building += 1
         self.next_building = building
-
-    next_building = 0
 
     def walls(self) -> Walls:
         return Walls(

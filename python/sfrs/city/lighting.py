@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from sfrs.city.camera import FAR, Cameras, Surface
+from sfrs.city.facade import ALWAYS_LIT, LAST_WINDOW
 from sfrs.city.scene import Scene
-from sfrs.city.textures import ALWAYS_LIT, LAST_WINDOW
 from sfrs.city.views import Views
 
 # Per condition (day, overcast, dusk, night), linear light: from the sky, from the sun, from lamps, from

@@ -10,9 +10,11 @@ from torch import Tensor
 
 from sfrs.city import textures
 from sfrs.city.atlas import Atlas, AtlasBuilder
+from sfrs.city.facade import TEXELS_PER_METRE, Facade
 from sfrs.city.ground import GROUND_CELL, height_map, lamp_map, paint_ground, shadow_maps
 from sfrs.city.layout import BACK, FENCE, FRONT, SIDE, CityPlan, plan_city
 from sfrs.city.sprites import Sprites, draw_sprites
+from sfrs.city.style import draw_style
 
 YEARS = 2
 BACKS = 40
@@ -46,7 +48,7 @@ class Scene:
     light_shape: tuple[int, int]
 
 
-def _packed(facade: textures.Facade) -> np.ndarray:
+def _packed(facade: Facade) -> np.ndarray:
     picture = np.empty((*facade.light.shape, 4), np.uint8)
     picture[..., :3] = facade.colour * 255
     picture[..., 3] = facade.light
@@ -60,9 +62,7 @@ def _wall_textures(plan: CityPlan, builder: AtlasBuilder) -> tuple[np.ndarray, l
     stock.
     """
     walls = plan.walls
-    styles = {
-        b: textures.draw_style(np.random.default_rng([plan.seed, 4, b])) for b in np.unique(walls.building)
-    }
+    styles = {b: draw_style(np.random.default_rng([plan.seed, 4, b])) for b in np.unique(walls.building)}
     numbers = np.zeros((len(walls), YEARS), np.int64)
     outlines = []
     lengths = np.linalg.norm(walls.end - walls.start, axis=1)
@@ -74,19 +74,17 @@ def _wall_textures(plan: CityPlan, builder: AtlasBuilder) -> tuple[np.ndarray, l
         style, size = styles[building], (float(lengths[i]), float(walls.height[i]))
         if kind == FRONT:
             fronts = textures.paint_front(rng, style, *size, years=YEARS)
-            numbers[i] = [builder.add(_packed(f), textures.TEXELS_PER_METRE) for f in fronts]
+            numbers[i] = [builder.add(_packed(f), TEXELS_PER_METRE) for f in fronts]
             outlines.append(fronts[0].outline)
         elif kind == FENCE:
-            numbers[i] = builder.add(
-                _packed(textures.paint_fence(rng, style, *size)), textures.TEXELS_PER_METRE
-            )
+            numbers[i] = builder.add(_packed(textures.paint_fence(rng, style, *size)), TEXELS_PER_METRE)
             outlines.append(np.full(1, size[1], np.float32))
         else:
             key = (SIDE, building) if kind == SIDE else (BACK, building % BACKS)
             if key not in shared:
                 tall, windows = (size[1], 0.12) if kind == SIDE else (highest, 0.5)
                 plain = textures.paint_plain(rng, style, size[0], tall, windows)
-                shared[key] = builder.add(_packed(plain), textures.TEXELS_PER_METRE)
+                shared[key] = builder.add(_packed(plain), TEXELS_PER_METRE)
             numbers[i] = shared[key]
             outlines.append(np.full(1, size[1], np.float32))
     # A side or back wall ends below the eaves of its front where the roof slopes.

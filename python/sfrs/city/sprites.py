@@ -1,7 +1,7 @@
 """Small pictures of what stands in front of facades: cars, trees, pedestrians and street lamps.
 
 A sprite is uint8 [h, w, 4] (row 0 at the ground): colour, and in the last channel 0, HOLE where one sees
-through, or `textures.ALWAYS_LIT`.
+through, or `facade.ALWAYS_LIT`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sfrs.city.textures import ALWAYS_LIT
+from sfrs.city.facade import ALWAYS_LIT
 
 HOLE = 254
 CAR_LENGTH, CAR_WIDTH, CAR_HEIGHT = 4.3, 1.75, 1.5

@@ -1,131 +1,20 @@
 """Procedural facades: every building gets its own wall, windows, doors, signs, cornices and roof line.
 
-A facade is an image of 1/8 m texels, row 0 at the ground, with a `light` channel: 0 plain, 1..250 the number
-of a window that may be lit at night, 255 what shines every night (signs). `outline[x]` is the height of the
-roof line at column x in metres, so that gables and dormers stand against the sky.
+What decides how a building looks is its `Style`; what is drawn at random beyond that comes from a generator
+of its own, so that a wall never depends on what was painted before it.
 """
 
 from __future__ import annotations
 
-import colorsys
-from dataclasses import dataclass
-
 import numpy as np
 
-TEXELS_PER_METRE = 8
-ALWAYS_LIT = 255
-LAST_WINDOW = 250
-
-
-@dataclass
-class Facade:
-    colour: np.ndarray  # float32 [h, w, 3] in 0..1
-    light: np.ndarray  # uint8 [h, w]
-    outline: np.ndarray  # float32 [w], metres
-
-    def rect(self, x0, x1, z0, z1, colour, light=None) -> None:
-        """Fill the rectangle of metres [x0, x1] x [z0, z1]; at least one texel each way, clipped to the
-        facade."""
-        s = TEXELS_PER_METRE
-        left, low = max(0, int(round(x0 * s))), max(0, int(round(z0 * s)))
-        right = min(self.colour.shape[1], max(int(round(x1 * s)), left + 1))
-        high = min(self.colour.shape[0], max(int(round(z1 * s)), low + 1))
-        if left >= right or low >= high:
-            return
-        self.colour[low:high, left:right] = colour
-        if light is not None:
-            self.light[low:high, left:right] = light
-
-    @property
-    def width(self) -> float:
-        return self.colour.shape[1] / TEXELS_PER_METRE
-
-
-@dataclass(frozen=True)
-class Style:
-    """What a building looks like; walls of one building share it."""
-
-    material: str
-    wall: np.ndarray
-    trim: np.ndarray
-    frame: np.ndarray
-    glass: np.ndarray
-    accent: np.ndarray
-    roof_colour: np.ndarray
-    roof: str
-    floor_height: float
-    ground_height: float
-    spacing: float
-    window_width: float  # share of the spacing
-    window_height: float  # share of the floor
-    bars: int
-    arched: bool
-    shutters: bool
-    balconies: int  # every how many columns; 0 none
-    bands: bool
-    pilasters: bool
-    quoins: bool
-    lintel: float
-
-
-def _hsv(h: float, s: float, v: float) -> np.ndarray:
-    return np.array(colorsys.hsv_to_rgb(h % 1.0, min(max(s, 0), 1), min(max(v, 0), 1)), dtype=np.float32)
-
-
-def _wall_colour(rng: np.random.Generator, material: str) -> np.ndarray:
-    if material == "brick":
-        return _hsv(rng.choice([0.01, 0.04, 0.09, 0.12]) + rng.normal(0, 0.012), rng.uniform(0.3, 0.65),
-                    rng.uniform(0.35, 0.68))  # fmt: skip
-    if material == "plaster":
-        hue = rng.choice([0.05, 0.09, 0.13, 0.15, 0.3, 0.45, 0.57, 0.98]) + rng.normal(0, 0.02)
-        return _hsv(hue, rng.uniform(0.05, 0.5), rng.uniform(0.62, 0.95))
-    if material == "stone":
-        return _hsv(rng.uniform(0.07, 0.14), rng.uniform(0.05, 0.3), rng.uniform(0.45, 0.8))
-    if material == "timber":
-        return _hsv(0.11, rng.uniform(0.05, 0.3), rng.uniform(0.78, 0.95))
-    return _hsv(rng.uniform(0.5, 0.65), rng.uniform(0.0, 0.22), rng.uniform(0.32, 0.85))  # panel, glass
-
-
-def draw_style(rng: np.random.Generator) -> Style:
-    material = str(rng.choice(["brick", "plaster", "stone", "timber", "panel", "glass"],
-                              p=[0.25, 0.37, 0.14, 0.06, 0.1, 0.08]))  # fmt: skip
-    wall = _wall_colour(rng, material)
-    light_trim = rng.random() < 0.65
-    roofs = ["flat", "mansard", "gable", "steps"]
-    modern = material in ("panel", "glass")
-    roof = "flat" if modern else str(rng.choice(roofs, p=[0.33, 0.37, 0.2, 0.1]))
-    return Style(
-        material=material,
-        wall=wall,
-        trim=np.clip(
-            wall * rng.uniform(1.2, 1.5) + 0.1 if light_trim else wall * rng.uniform(0.5, 0.8), 0, 0.97
-        ),
-        frame=_hsv(rng.random(), rng.uniform(0, 0.25), rng.choice([0.92, 0.85, 0.3, 0.15])),
-        glass=_hsv(rng.uniform(0.5, 0.65), rng.uniform(0.05, 0.4), rng.uniform(0.12, 0.34)),
-        accent=_hsv(rng.random(), rng.uniform(0.3, 0.75), rng.uniform(0.25, 0.6)),
-        roof_colour=_hsv(
-            *[(0.02, 0.5, 0.48), (0.6, 0.12, 0.33), (0.42, 0.25, 0.5), (0.07, 0.3, 0.3)][rng.integers(4)]
-        )
-        * rng.uniform(0.85, 1.2),
-        roof=roof,
-        floor_height=rng.uniform(2.8, 3.9),
-        ground_height=rng.uniform(3.2, 4.4),
-        spacing=rng.uniform(1.7, 3.4),
-        window_width=rng.uniform(0.75, 0.95) if material == "glass" else rng.uniform(0.34, 0.66),
-        window_height=rng.uniform(0.72, 0.88) if material == "glass" else rng.uniform(0.46, 0.72),
-        bars=int(rng.integers(0, 4)),
-        arched=not modern and rng.random() < 0.2,
-        shutters=not modern and rng.random() < 0.22,
-        balconies=int(rng.choice([0, 0, 0, 1, 2, 3])),
-        bands=rng.random() < 0.5,
-        pilasters=rng.random() < 0.25,
-        quoins=rng.random() < 0.25,
-        lintel=float(rng.choice([0.0, 0.15, 0.3])),
-    )
+from sfrs.city.facade import LAST_WINDOW, TEXELS_PER_METRE, Facade
+from sfrs.city.ground_floor import paint_ground_floor
+from sfrs.city.style import Style, hsv
 
 
 def _noise(rng: np.random.Generator, h: int, w: int, cell: int) -> np.ndarray:
-    """Value noise in -1..1, [h, w], constant on cells of `cell` texels, slightly offset from row to row."""
+    """Value noise in -1..1, [h, w], constant on cells of `cell` texels."""
     coarse = rng.uniform(-1, 1, (h // cell + 2, w // cell + 2)).astype(np.float32)
     return np.repeat(np.repeat(coarse, cell, 0), cell, 1)[:h, :w]
 
@@ -162,7 +51,7 @@ def _wall_surface(rng: np.random.Generator, style: Style, h: int, w: int) -> np.
     return surface
 
 
-def _window(rng: np.random.Generator, style: Style, w: int, h: int) -> np.ndarray:
+def _window(style: Style, w: int, h: int) -> np.ndarray:
     """One window [h, w, 3]: glass with the sky's reflection above, frame and bars."""
     gradient = np.linspace(0.75, 1.35, h, dtype=np.float32)[:, None, None]
     pane = np.broadcast_to(style.glass, (h, w, 3)) * gradient
@@ -186,7 +75,7 @@ def _upper_floors(rng: np.random.Generator, facade: Facade, style: Style, eaves:
         max(4, int(pitch * style.window_width * s)),
         max(5, int(style.floor_height * style.window_height * s)),
     )
-    pane = _window(rng, style, w, h)
+    pane = _window(style, w, h)
     floor_h = (eaves - 0.5 - style.ground_height) / floors
     blind = rng.random((floors, columns)) < 0.04
     arch = np.abs(np.arange(w) - (w - 1) / 2) > w * 0.3
@@ -277,79 +166,6 @@ def _roof(rng: np.random.Generator, facade: Facade, style: Style, eaves: float, 
     facade.outline = np.minimum(outline, height).astype(np.float32)
 
 
-def _letters(
-    rng: np.random.Generator, facade: Facade, x0: float, x1: float, z0: float, z1: float, ink
-) -> None:
-    """A line of writing as upright strokes of irregular width."""
-    s = TEXELS_PER_METRE
-    x = x0
-    while x < x1 - 0.3:
-        w = rng.uniform(0.2, 0.45)
-        part = facade.colour[int(z0 * s) + 1 : int(z1 * s), int(x * s) : int(min(x + w, x1) * s)]
-        if part.size:
-            part[rng.random(part.shape[:2]) < 0.75] = ink
-        x += w + rng.choice([0.13, 0.13, 0.4])
-
-
-def _shop(rng: np.random.Generator, facade: Facade, top: float, x0: float, x1: float) -> None:
-    sign = _hsv(rng.random(), rng.uniform(0.1, 0.95), rng.uniform(0.2, 0.95))
-    dark = sign.mean() < 0.5
-    facade.rect(x0, x1, 0, top, sign * 0.55)
-    panes = max(1, int((x1 - x0) / rng.uniform(1.4, 3.0)))
-    pitch = (x1 - x0) / panes
-    door = rng.integers(panes)
-    for p in range(panes):
-        left, right = x0 + p * pitch + 0.12, x0 + (p + 1) * pitch - 0.12
-        glass = _hsv(rng.uniform(0.05, 0.65), rng.uniform(0.1, 0.45), rng.uniform(0.15, 0.5))
-        facade.rect(left, right, 0.1 if p == door else 0.6, top - 0.9, glass, rng.integers(1, LAST_WINDOW))
-        for _ in range(3):  # goods in the window
-            u, z = rng.uniform(left, max(left, right - 0.6)), rng.uniform(0.7, 1.4)
-            facade.rect(u, u + rng.uniform(0.2, 0.6), 0.65, z, _hsv(rng.random(), 0.6, rng.uniform(0.3, 0.9)))
-    facade.rect(x0, x1, top - 0.9, top - 0.1, sign, ALWAYS_LIT)
-    middle = (x0 + x1) / 2
-    half = rng.uniform(0.25, 0.48) * (x1 - x0)
-    _letters(
-        rng, facade, middle - half, middle + half, top - 0.8, top - 0.2, np.float32(0.95 if dark else 0.1)
-    )
-    if rng.random() < 0.45:  # an awning
-        stripes = _hsv(rng.random(), rng.uniform(0.4, 0.9), rng.uniform(0.4, 0.85))
-        for k, x in enumerate(np.arange(x0, x1, 0.5)):
-            facade.rect(x, min(x + 0.5, x1), top - 1.7, top - 0.95, stripes if k % 2 else np.float32(0.9), 0)
-
-
-def paint_ground_floor(rng: np.random.Generator, facade: Facade, style: Style, wall: np.ndarray) -> None:
-    """The part of a facade that changes from year to year: shops, doors, garages, arcades."""
-    top = min(style.ground_height - 0.1, float(facade.outline.min()) - 0.2)
-    high = int(top * TEXELS_PER_METRE)
-    facade.colour[:high] = wall[:high] * rng.uniform(0.75, 1.05)
-    facade.light[:high] = 0
-    x, width = 0.3, facade.width
-    while x < width - 1.2:
-        unit = min(width - 0.3, x + rng.uniform(3.0, 7.5))
-        kind = rng.choice(["shop", "home", "garage", "arcade"], p=[0.42, 0.33, 0.1, 0.15])
-        if kind == "shop" and unit - x > 2.2:
-            _shop(rng, facade, top, x, unit)
-        elif kind == "garage" and unit - x > 2.5:
-            facade.rect(x + 0.2, unit - 0.2, 0, 2.4, style.accent * 0.8)
-            for z in np.arange(0.3, 2.4, 0.4):
-                facade.rect(x + 0.2, unit - 0.2, z, z + 0.1, style.accent * 0.55)
-        elif kind == "arcade":
-            for left in np.arange(x, unit - 1.4, 2.0):
-                facade.rect(left + 0.3, left + 1.7, 0, top - 0.8, style.glass * 0.5)
-                facade.rect(left + 0.55, left + 1.45, top - 0.8, top - 0.5, style.glass * 0.5)
-                facade.rect(left + 0.1, left + 0.3, 0, top - 0.5, style.trim)
-        else:
-            door = x + rng.uniform(0.2, 0.6)
-            colour = _hsv(rng.random(), rng.uniform(0.2, 0.8), rng.uniform(0.2, 0.6))
-            facade.rect(door - 0.15, door + 1.25, 0, 2.6, style.trim)
-            facade.rect(door, door + 1.1, 0, 2.35, colour)
-            facade.rect(door, door + 1.1, 2.0, 2.35, style.glass, int(rng.integers(1, LAST_WINDOW)))
-            for left in np.arange(door + 1.9, unit - 1.0, 1.9):
-                facade.rect(left - 0.1, left + 1.1, 0.85, 2.75, style.trim)
-                facade.rect(left, left + 1.0, 0.95, 2.65, style.glass, int(rng.integers(1, LAST_WINDOW)))
-        x = unit + rng.uniform(0.1, 0.5)
-
-
 def paint_front(
     rng: np.random.Generator, style: Style, width: float, height: float, years: int
 ) -> list[Facade]:
@@ -407,7 +223,7 @@ def paint_fence(rng: np.random.Generator, style: Style, width: float, height: fl
     if kind == "wall":
         colour = _wall_surface(rng, style, h, w)
     elif kind == "hedge":
-        colour = _hsv(0.3, 0.5, 0.32) * (1 + 0.35 * rng.uniform(-1, 1, (h, w, 1))).astype(np.float32)
+        colour = hsv(0.3, 0.5, 0.32) * (1 + 0.35 * rng.uniform(-1, 1, (h, w, 1))).astype(np.float32)
     else:
         colour = np.broadcast_to(style.accent, (h, w, 3)).copy()
         colour[:, ::3] = style.accent * 0.4
