@@ -11,6 +11,7 @@ STAMP := $(VENV)/.installed
 demo: build  ## render the city, train SFRS beside its baseline, evaluate: runs/demo
 	$(BIN)/sfrs demo --out runs/demo
 
+test: export CMAKE_ARGS = -DSFRS_WIDE_KERNELS=ON
 test: build  ## all tests
 	$(BIN)/python -m pytest
 

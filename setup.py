@@ -17,7 +17,11 @@ class CMakeBuild(build_ext):
     def build_extension(self, ext: Extension) -> None:
         target = Path(self.get_ext_fullpath(ext.name)).resolve().parent
         build = ROOT / "build" / sys.implementation.cache_tag
-        options = [f"-DPYTHON={sys.executable}", f"-DOUTPUT_DIR={target}", *os.environ.get("CMAKE_ARGS", "").split()]
+        options = [
+            f"-DPYTHON={sys.executable}",
+            f"-DOUTPUT_DIR={target}",
+            *os.environ.get("CMAKE_ARGS", "").split(),
+        ]
         quiet = {"stdout": subprocess.DEVNULL} if self.distribution.verbose < 1 else {}
         subprocess.run(["cmake", "-S", ROOT, "-B", build, "-G", "Ninja", *options], check=True, **quiet)
         subprocess.run(["cmake", "--build", build], check=True)

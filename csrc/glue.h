@@ -52,7 +52,8 @@ inline const void* argument(const Tensor& t, Shape shape, ScalarType dtype, cons
   *hold = t.is_contiguous() ? t : torch::stable::contiguous(t);
   return hold->const_data_ptr();
 }
-inline const void* argument(const OptionalTensor& t, Shape shape, ScalarType dtype, const char* name, Tensor* hold) {
+inline const void* argument(const OptionalTensor& t, Shape shape, ScalarType dtype, const char* name,
+                            Tensor* hold) {
   return t ? argument(*t, shape, dtype, name, hold) : nullptr;
 }
 
@@ -61,8 +62,16 @@ inline FeatureMap feature_map(const Tensor& x, Tensor* hold) {
   STD_TORCH_CHECK(x.dim() == 4, "sfrs_ext: x is not [B, D, H, W]");
   *hold = x.stride(3) == 1 || x.stride(1) == 1 ? x : torch::stable::contiguous(x);
   const Tensor& t = *hold;
-  return {const_cast<void*>(t.const_data_ptr()), storage_type(t, "x"), t.size(0), t.size(1), t.size(2), t.size(3),
-          t.stride(0), t.stride(1), t.stride(2), t.stride(3)};
+  return {const_cast<void*>(t.const_data_ptr()),
+          storage_type(t, "x"),
+          t.size(0),
+          t.size(1),
+          t.size(2),
+          t.size(3),
+          t.stride(0),
+          t.stride(1),
+          t.stride(2),
+          t.stride(3)};
 }
 
 // What both directions of the aggregation are given, with the tensors that own it.
@@ -73,7 +82,8 @@ struct AggregationArguments {
             const OptionalTensor& bias_, const OptionalTensor& mask_, int64_t regions, int64_t ghosts,
             bool normalize_input, bool intra_norm, bool l2_norm) {
     STD_TORCH_CHECK(regions == 1 || regions == 4, "sfrs_ext: regions is neither 1 nor 4");
-    STD_TORCH_CHECK(weight_.dim() == 2 && ghosts >= 0 && weight_.size(0) > ghosts, "sfrs_ext: weight is not [K + G, D]");
+    STD_TORCH_CHECK(weight_.dim() == 2 && ghosts >= 0 && weight_.size(0) > ghosts,
+                    "sfrs_ext: weight is not [K + G, D]");
     ScalarType acc = accumulation_type(x_);
     f->x = feature_map(x_, &x);
     f->clusters = weight_.size(0) - ghosts;
@@ -91,9 +101,9 @@ struct AggregationArguments {
 
 template <class Backend>
 std::tuple<Tensor, Tensor, Tensor, Tensor> aggregate(Tensor x, Tensor weight, OptionalTensor centroids,
-                                                     OptionalTensor bias, OptionalTensor mask, int64_t regions,
-                                                     int64_t ghosts, bool normalize_input, bool intra_norm,
-                                                     bool l2_norm, bool save) {
+                                                     OptionalTensor bias, OptionalTensor mask,
+                                                     int64_t regions, int64_t ghosts, bool normalize_input,
+                                                     bool intra_norm, bool l2_norm, bool save) {
   AggregationForward f{};
   AggregationArguments arguments;
   arguments.fill(&f, x, weight, centroids, bias, mask, regions, ghosts, normalize_input, intra_norm, l2_norm);
@@ -119,8 +129,8 @@ enum Need { kNeedX = 1, kNeedWeight = 2, kNeedCentroids = 4, kNeedBias = 8, kNee
 template <class Backend>
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> aggregate_backward(
     Tensor grad, Tensor x, Tensor weight, OptionalTensor centroids, OptionalTensor bias, OptionalTensor mask,
-    Tensor vlad, Tensor logits, Tensor inv_norm, Tensor scale, int64_t regions, int64_t ghosts, bool normalize_input,
-    bool intra_norm, bool l2_norm, int64_t needs) {
+    Tensor vlad, Tensor logits, Tensor inv_norm, Tensor scale, int64_t regions, int64_t ghosts,
+    bool normalize_input, bool intra_norm, bool l2_norm, int64_t needs) {
   AggregationBackward f{};
   AggregationArguments arguments;
   arguments.fill(&f, x, weight, centroids, bias, mask, regions, ghosts, normalize_input, intra_norm, l2_norm);
@@ -175,10 +185,10 @@ struct SimilarityArguments {
     f->dim = query_.size(2);
     ScalarType storage = query_.scalar_type();
     f->query = argument(query_, {f->queries, f->clusters, f->dim}, storage, "query", &query);
-    f->quarters = f->all_pairs
-                      ? argument(quarters_, {f->gallery, kQuarters, f->clusters, f->dim}, storage, "quarters", &quarters)
-                      : argument(quarters_, {f->queries, f->gallery, kQuarters, f->clusters, f->dim}, storage,
-                                 "quarters", &quarters);
+    f->quarters = f->all_pairs ? argument(quarters_, {f->gallery, kQuarters, f->clusters, f->dim}, storage,
+                                          "quarters", &quarters)
+                               : argument(quarters_, {f->queries, f->gallery, kQuarters, f->clusters, f->dim},
+                                          storage, "quarters", &quarters);
   }
 };
 
@@ -198,8 +208,9 @@ std::tuple<Tensor, Tensor> region_similarity(Tensor query, Tensor quarters, bool
 }
 
 template <class Backend>
-std::tuple<Tensor, Tensor> region_similarity_backward(Tensor grad, Tensor query, Tensor quarters, Tensor similarity,
-                                                      Tensor dots, bool need_query, bool need_quarters) {
+std::tuple<Tensor, Tensor> region_similarity_backward(Tensor grad, Tensor query, Tensor quarters,
+                                                      Tensor similarity, Tensor dots, bool need_query,
+                                                      bool need_quarters) {
   RegionSimilarityBackward f{};
   SimilarityArguments arguments;
   arguments.fill(&f, query, quarters);

@@ -14,15 +14,16 @@ STABLE_TORCH_LIBRARY(sfrs_ext, m) {
       "-> (Tensor vlad, Tensor logits, Tensor inv_norm, Tensor scale)");
   // Results whose bit in `needs` (1, 2, 4, 8, 16) is not set are empty.
   m.def(
-      "aggregate_backward(Tensor grad, Tensor x, Tensor weight, Tensor? centroids, Tensor? bias, Tensor? mask, "
+      "aggregate_backward(Tensor grad, Tensor x, Tensor weight, Tensor? centroids, Tensor? bias, Tensor? "
+      "mask, "
       "Tensor vlad, Tensor logits, Tensor inv_norm, Tensor scale, int regions, int ghost_clusters, "
       "bool normalize_input, bool intra_norm, bool l2_norm, int needs) "
       "-> (Tensor dx, Tensor dweight, Tensor dcentroids, Tensor dbias, Tensor dmask)");
   // quarters [T, G, 4, K, D] (lists) or [N, 4, K, D] (all pairs). See csrc/region_similarity.h.
+  m.def("region_similarity(Tensor query, Tensor quarters, bool save) -> (Tensor similarity, Tensor dots)");
   m.def(
-      "region_similarity(Tensor query, Tensor quarters, bool save) -> (Tensor similarity, Tensor dots)");
-  m.def(
-      "region_similarity_backward(Tensor grad, Tensor query, Tensor quarters, Tensor similarity, Tensor dots, "
+      "region_similarity_backward(Tensor grad, Tensor query, Tensor quarters, Tensor similarity, Tensor "
+      "dots, "
       "bool need_query, bool need_quarters) -> (Tensor dquery, Tensor dquarters)");
 }
 
@@ -30,7 +31,8 @@ namespace sfrs {
 namespace {
 
 Parallel threads_of_torch() {
-  return {(int)torch::stable::get_num_threads(), [](int64_t tasks, void (*task)(void*, int64_t), void* context) {
+  return {(int)torch::stable::get_num_threads(),
+          [](int64_t tasks, void (*task)(void*, int64_t), void* context) {
             torch::stable::parallel_for(0, tasks, 1, [&](int64_t begin, int64_t end) {
               for (int64_t i = begin; i < end; ++i) task(context, i);
             });
@@ -63,7 +65,14 @@ STABLE_TORCH_LIBRARY_IMPL(sfrs_ext, CPU, m) {
 }
 
 // `import sfrs_ext._C` registers the operators; the module itself says what it was built for.
-static PyObject* cpu_kernels(PyObject*, PyObject*) { return PyUnicode_FromString(sfrs::cpu::kernels().name); }
+static PyObject* cpu_kernels(PyObject*, PyObject*) {
+  try {
+    return PyUnicode_FromString(sfrs::cpu::kernels().name);
+  } catch (const std::exception& error) {
+    PyErr_SetString(PyExc_RuntimeError, error.what());
+    return nullptr;
+  }
+}
 static PyObject* cpu_available(PyObject*, PyObject*) {
   PyObject* names = PyList_New(0);
   for (const sfrs::cpu::Kernels* const* table = sfrs::cpu::available(); names && *table; ++table) {
@@ -82,6 +91,7 @@ static PyMethodDef methods[] = {
     {"cpu_available", cpu_available, METH_NOARGS, "Names of all sets that this build and processor share."},
     {nullptr, nullptr, 0, nullptr},
 };
-static PyModuleDef module = {PyModuleDef_HEAD_INIT, "_C", nullptr, -1, methods, nullptr, nullptr, nullptr, nullptr};
+static PyModuleDef module = {
+    PyModuleDef_HEAD_INIT, "_C", nullptr, -1, methods, nullptr, nullptr, nullptr, nullptr};
 
 PyMODINIT_FUNC PyInit__C() { return PyModule_Create(&module); }

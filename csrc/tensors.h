@@ -33,8 +33,7 @@ struct Parallel {
 
   template <class F>
   void each(int64_t tasks, const F& f) const {
-    run(tasks, [](void* context, int64_t i) { (*static_cast<const F*>(context))(i); },
-        const_cast<F*>(&f));
+    run(tasks, [](void* context, int64_t i) { (*static_cast<const F*>(context))(i); }, const_cast<F*>(&f));
   }
 };
 

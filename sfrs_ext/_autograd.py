@@ -86,6 +86,13 @@ def _(grad, query, quarters, similarity, dots, need_query, need_quarters):
     )
 
 
+def _require_saved(ctx, operator: str) -> None:
+    if not ctx.saved:
+        raise RuntimeError(
+            f"sfrs_ext.{operator}: called with save=False, so it kept nothing for the backward"
+        )
+
+
 def _aggregate_setup(ctx, inputs, output):
     x, weight, centroids, bias, mask, *options, save = inputs
     vlad, logits, inv_norm, scale = output
@@ -98,8 +105,7 @@ def _aggregate_setup(ctx, inputs, output):
 def _aggregate_backward(ctx, grad, *_):
     if grad is None:
         return (None,) * 11
-    if not ctx.saved:
-        raise RuntimeError("sfrs_ext.aggregate: called with save=False, so nothing was kept for the backward")
+    _require_saved(ctx, "aggregate")
     tensors = ctx.saved_tensors
     needs = sum(1 << i for i in range(5) if ctx.needs_input_grad[i] and tensors[i] is not None)
     grads = ops.aggregate_backward(grad, *tensors, *ctx.options, needs)
@@ -118,8 +124,7 @@ def _similarity_setup(ctx, inputs, output):
 def _similarity_backward(ctx, grad, _):
     if grad is None:
         return None, None, None
-    if not ctx.saved:
-        raise RuntimeError("sfrs_ext.region_similarity: called with save=False, so nothing was kept for the backward")
+    _require_saved(ctx, "region_similarity")
     need_query, need_quarters = ctx.needs_input_grad[:2]
     dquery, dquarters = ops.region_similarity_backward(grad, *ctx.saved_tensors, need_query, need_quarters)
     return dquery if need_query else None, dquarters if need_quarters else None, None
@@ -131,10 +136,11 @@ def _no_second_derivative(ctx, *grads):
     )
 
 
-torch.library.register_autograd("sfrs_ext::aggregate", _aggregate_backward, setup_context=_aggregate_setup)
-torch.library.register_autograd("sfrs_ext::region_similarity", _similarity_backward, setup_context=_similarity_setup)
-torch.library.register_autograd("sfrs_ext::aggregate_backward", _no_second_derivative)
-torch.library.register_autograd("sfrs_ext::region_similarity_backward", _no_second_derivative)
+register = torch.library.register_autograd
+register("sfrs_ext::aggregate", _aggregate_backward, setup_context=_aggregate_setup)
+register("sfrs_ext::region_similarity", _similarity_backward, setup_context=_similarity_setup)
+register("sfrs_ext::aggregate_backward", _no_second_derivative)
+register("sfrs_ext::region_similarity_backward", _no_second_derivative)
 
 
 def will_differentiate(*tensors: Tensor | None) -> bool:

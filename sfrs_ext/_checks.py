@@ -3,7 +3,7 @@
 Every message names the operator, the argument, what came and what was expected.
 """
 
-from torch import Tensor, dtype, float16, float32, float64, bfloat16  # isort: skip
+from torch import Tensor, bfloat16, dtype, float16, float32, float64
 
 STORAGE = (float32, float64, bfloat16, float16)
 
@@ -24,7 +24,8 @@ def tensor(operator: str, name: str, value: object) -> None:
 
 def storage(operator: str, name: str, value: Tensor) -> None:
     if value.dtype not in STORAGE:
-        raise TypeError(f"{operator}: {name} must be float32, float64, bfloat16 or float16, but is {value.dtype}")
+        allowed = "float32, float64, bfloat16 or float16"
+        raise TypeError(f"{operator}: {name} must be {allowed}, but is {value.dtype}")
 
 
 def same_device(operator: str, name: str, value: Tensor, reference: str, other: Tensor) -> None:
@@ -100,7 +101,7 @@ def similarity(operator: str, query: Tensor, quarters: Tensor) -> None:
         storage(operator, name, value)
     same_device(operator, "quarters", quarters, "query", query)
     if query.dtype != quarters.dtype:
-        raise TypeError(f"{operator}: quarters is {quarters.dtype}, but query is {query.dtype}; they must agree")
+        raise TypeError(f"{operator}: quarters is {quarters.dtype}, but query is {query.dtype}")
     fits = quarters.dim() in (4, 5) and quarters.shape[-3] == 4
     shape(operator, "quarters", quarters, "[T, G, 4, K, D] or [N, 4, K, D]", fits, "")
     clusters, dim = quarters.shape[-2:]

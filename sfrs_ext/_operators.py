@@ -84,9 +84,8 @@ def netvlad(
         ValueError: a shape or device does not fit. Both name the argument.
     """
     _checks.aggregation("netvlad", x, weight, centroids, bias, mask, ghost_clusters, tokens=True)
-    vlad = _aggregate(
-        _autocast(x), weight, centroids, bias, mask, 1, ghost_clusters, normalize_input, intra_norm, l2_norm
-    )
+    options = (ghost_clusters, normalize_input, intra_norm, l2_norm)
+    vlad = _aggregate(_autocast(x), weight, centroids, bias, mask, 1, *options)
     return vlad.flatten(1) if flatten else vlad.squeeze(1)
 
 
@@ -115,7 +114,8 @@ def region_vlad(
         :func:`region_similarity`.
     """
     _checks.aggregation("region_vlad", x, weight, centroids, bias, mask, ghost_clusters, tokens=False)
-    return _aggregate(_autocast(x), weight, centroids, bias, mask, 4, ghost_clusters, normalize_input, False, False)
+    x = _autocast(x)
+    return _aggregate(x, weight, centroids, bias, mask, 4, ghost_clusters, normalize_input, False, False)
 
 
 def region_similarity(query: Tensor, quarters: Tensor) -> Tensor:

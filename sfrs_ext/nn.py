@@ -58,8 +58,8 @@ class NetVLAD(nn.Module):
         winner's assignment (NetVLAD, section 4, initialisation).
         """
         if self.ghost_clusters:
-            raise ValueError("init_from_clusters: ghost clusters have no centre to start from; use ghost_clusters=0")
-        unit = torch.nn.functional.normalize(centers, dim=1)
+            raise ValueError("init_from_clusters: ghost clusters have no centre; use ghost_clusters=0")
+        unit = nn.functional.normalize(centers, dim=1)
         best = (features @ unit.T).topk(min(2, len(unit)), dim=1).values
         margin = (best[:, 0] - best[:, -1]).mean().clamp_min(1e-6).item()
         alpha = -math.log(0.01) / margin

@@ -74,7 +74,7 @@ class BackwardTile {
     return Scratch::bytes<T>(n.blocks * n.block) + 3 * Scratch::bytes<T>(n.tile + kLanes<T>) +
            Scratch::bytes<T>(n.tile * n.cluster_columns) + Scratch::bytes<T>(n.tile * n.logit_columns) +
            Scratch::bytes<T>(n.clusters * n.dim) + Scratch::bytes<T>(n.cluster_columns * n.rows) +
-           3 * Scratch::bytes<T>(n.cluster_columns) +
+           3 * Scratch::bytes<T>(n.cluster_columns) + Scratch::bytes<T>(n.logit_columns) +
            (planes(f) ? Scratch::bytes<T>(n.tile * columns) + Scratch::bytes<T>(kTileRows * n.tile)
                       : Scratch::bytes<T>(panels * n.clusters) + Scratch::bytes<T>(kTileRows * panels));
   }
@@ -97,7 +97,8 @@ class BackwardTile {
         dv_columns_(scratch.zeros<T>(n.cluster_columns * n.rows)),
         dv_centroid_(scratch.zeros<T>(n.cluster_columns)),
         weights_(scratch.zeros<T>(n.cluster_columns)),
-        da_(scratch.take<T>(n.cluster_columns)) {
+        da_(scratch.take<T>(n.cluster_columns)),
+        dbias_(scratch.take<T>(n.logit_columns)) {
     if (planes(f)) {
       across_ = scratch.zeros<T>(n.tile * (n.cluster_columns + n.logit_columns));
       out_ = scratch.take<T>(kTileRows * n.tile);
@@ -126,7 +127,8 @@ class BackwardTile {
   // dC = -diag(sum_p m a) dV; to be called when the group, or the task's part of it, is complete.
   void end_group() {
     for (int64_t k = 0; k < n_.clusters; ++k)
-      for (int64_t d = 0; d < n_.dim; ++d) sums_.dcentroids[k * n_.dim + d] -= weights_[k] * dv_[k * n_.dim + d];
+      for (int64_t d = 0; d < n_.dim; ++d)
+        sums_.dcentroids[k * n_.dim + d] -= weights_[k] * dv_[k * n_.dim + d];
   }
 
   void run(const Group& g, int64_t begin, int64_t count, const Ahead& next) {
@@ -148,10 +150,13 @@ class BackwardTile {
  private:
   // products_: m a / |x| for dV;  logits_: dl / |x| for W and dW;  along_: what of x leaves dx.
   void assign(const Group& g, int64_t begin, int64_t count) {
+    for (int64_t k = 0; k < n_.logit_columns; ++k) dbias_[k] = 0;
     Segments segments(f_.x, g, begin, count);
     Segment s;
     for (int64_t p = 0; segments.next(&s);)
       for (int64_t i = 0; i < s.count; ++i, ++p) assign_position(p, g.image * f_.x.positions() + s.index + i);
+    // Tile by tile: a running sum over all positions would lose digits.
+    for (int64_t k = 0; k < n_.logit_columns; ++k) sums_.dbias[k] += dbias_[k];
     for (int64_t p = count; p < round_up(count, kTileRows); ++p) {
       auto clear = [](T* at, int64_t) { store(at, Vec<T>{}); };
       each_vector(n_.clusters, n_.tile, p, products_, clear);
@@ -167,7 +172,9 @@ class BackwardTile {
     softmax_row(n_, p, (T)1, assignment_.bias, logits_);
 
     T* row = logits_ + p * kPanel<T>;
-    auto assigned = [&](int64_t k) { return load(row + k / kPanel<T> * kPanel<T> * n_.tile + k % kPanel<T>); };
+    auto assigned = [&](int64_t k) {
+      return load(row + k / kPanel<T> * kPanel<T> * n_.tile + k % kPanel<T>);
+    };
     Vec<T> da_sum = {}, x_sum = {};  // <a, da> over the kept clusters, <xh, dxh>
     each_vector(n_.clusters, n_.tile, p, products_, [&](T* at, int64_t k) {
       Vec<T> a = kept(assigned(k), n_.clusters - k), xdv = load(at) * inv;
@@ -183,7 +190,7 @@ class BackwardTile {
     each_vector(n_.logits, n_.tile, p, logits_, [&](T* at, int64_t k) {
       Vec<T> da = k < n_.clusters ? kept(load(da_ + k), n_.clusters - k) : Vec<T>{};
       Vec<T> dl = kept(load(at) * (m * (da - da_total)), n_.logits - k);
-      store(sums_.dbias + k, load(sums_.dbias + k) + dl);
+      store(dbias_ + k, load(dbias_ + k) + dl);
       x_sum += dl * load_n(saved + k, n_.logits - k);
       store(at, dl * inv);
     });
@@ -199,10 +206,11 @@ class BackwardTile {
   static void multiply_columns(int vecs, int64_t count, const T* a, int64_t a_rows, const T* b, int64_t b_row,
                                T* c, int64_t c_row, bool accumulate) {
     int64_t full = count / kPanel<T>, rest = count % kPanel<T>;
-    if (full) multiply<kPanel<T>, 1>(vecs, full, kPanel<T>, a, a_rows * kPanel<T>, b, b_row, c, c_row, accumulate);
+    if (full)
+      multiply<kPanel<T>, 1>(vecs, full, kPanel<T>, a, a_rows * kPanel<T>, b, b_row, c, c_row, accumulate);
     if (rest)
-      multiply<kPanel<T>, 1>(vecs, 1, rest, a + full * a_rows * kPanel<T>, 0, b + full * kPanel<T> * b_row, b_row, c,
-                             c_row, accumulate || full);
+      multiply<kPanel<T>, 1>(vecs, 1, rest, a + full * a_rows * kPanel<T>, 0, b + full * kPanel<T> * b_row,
+                             b_row, c, c_row, accumulate || full);
   }
 
   // Rows = d, vectors over positions: both assignment gradients are turned over first.
@@ -216,16 +224,17 @@ class BackwardTile {
     T* across_logits = across_ + n_.clusters * n_.tile;
     turn(products_, n_.clusters, across_);
     turn(logits_, n_.logits, across_logits);
+    int64_t panels = (count + kPanel<T> - 1) / kPanel<T>;
     Ahead x_rows(f_.x, sizeof(S), g, begin, count), dx_rows(f_.dx, sizeof(S), g, begin, count);
     for (int64_t d = 0; d < n_.dim; d += kTileRows) {
-      x_rows.fetch(d, kTileRows);
-      dx_rows.template fetch<true>(d, kTileRows);
       for (int64_t p = 0; p < count; p += kPanel<T>) {
+        x_rows.fetch(d, p / kPanel<T>, panels);
+        dx_rows.template fetch<true>(d, p / kPanel<T>, panels);
         int vecs = panel_vecs<T>(p, count);
-        multiply_columns(vecs, n_.clusters, dv_columns_ + d * kPanel<T>, n_.rows, across_ + p, n_.tile, out_ + p,
-                         n_.tile, false);
-        multiply_columns(vecs, n_.logits, assignment_.weight + d * kPanel<T>, n_.rows, across_logits + p, n_.tile,
-                         out_ + p, n_.tile, true);
+        multiply_columns(vecs, n_.clusters, dv_columns_ + d * kPanel<T>, n_.rows, across_ + p, n_.tile,
+                         out_ + p, n_.tile, false);
+        multiply_columns(vecs, n_.logits, assignment_.weight + d * kPanel<T>, n_.rows, across_logits + p,
+                         n_.tile, out_ + p, n_.tile, true);
       }
       for (int64_t r = 0; r < smaller<int64_t>(kTileRows, n_.dim - d); ++r) {
         const S* x = image_of<S>(f_.x, g) + (d + r) * f_.x.stride_d;
@@ -248,10 +257,10 @@ class BackwardTile {
     for (int64_t p = 0; p < count; p += kTileRows) {
       for (int64_t d = 0; d < n_.dim; d += kPanel<T>) {
         int vecs = panel_vecs<T>(d, n_.dim);
-        multiply_columns(vecs, n_.clusters, products_ + p * kPanel<T>, n_.tile, dv_rows_ + d * n_.clusters, kPanel<T>,
-                         out_ + d, out_row, false);
-        multiply_columns(vecs, n_.logits, logits_ + p * kPanel<T>, n_.tile, weight_rows_ + d * n_.logits, kPanel<T>,
-                         out_ + d, out_row, true);
+        multiply_columns(vecs, n_.clusters, products_ + p * kPanel<T>, n_.tile, dv_rows_ + d * n_.clusters,
+                         kPanel<T>, out_ + d, out_row, false);
+        multiply_columns(vecs, n_.logits, logits_ + p * kPanel<T>, n_.tile, weight_rows_ + d * n_.logits,
+                         kPanel<T>, out_ + d, out_row, true);
       }
       for (int64_t r = 0; r < smaller<int64_t>(kTileRows, count - p); ++r) {
         int64_t offset, index;
@@ -271,7 +280,8 @@ class BackwardTile {
   const Assignment<T>& assignment_;
   const T* weight_rows_;
   const ParameterSums<T>& sums_;
-  T *packed_, *squares_, *row_, *along_, *products_, *logits_, *dv_, *dv_columns_, *dv_centroid_, *weights_, *da_;
+  T *packed_, *squares_, *row_, *along_, *products_, *logits_, *dv_, *dv_columns_, *dv_centroid_, *weights_,
+      *da_, *dbias_;
   T *across_ = nullptr, *dv_rows_ = nullptr, *out_ = nullptr;
 };
 
@@ -280,10 +290,12 @@ void aggregate_backward(const AggregationBackward& f, const Parallel& parallel) 
   using T = Acc<S>;
   Sizes<T> n(f);
   Geometry geometry(f.x, f.regions, n.tile);
-  int64_t tiles = geometry.tiles(f.x.batch), tasks = larger<int64_t>(smaller<int64_t>(parallel.threads, tiles), 1);
+  int64_t tiles = geometry.tiles(f.x.batch),
+          tasks = larger<int64_t>(smaller<int64_t>(parallel.threads, tiles), 1);
   int64_t panel_rows = round_up(n.dim, kPanel<T>) * n.logits;
 
-  Scratch shared(Assignment<T>::bytes(n) + Scratch::bytes<T>(panel_rows) + tasks * ParameterSums<T>::bytes(n));
+  Scratch shared(Assignment<T>::bytes(n) + Scratch::bytes<T>(panel_rows) +
+                 tasks * ParameterSums<T>::bytes(n));
   Assignment<T> assignment(f, n, shared);
   T* weight_rows = shared.take<T>(panel_rows);
   if (!BackwardTile<S>::planes(f)) pack_rows((const T*)f.weight, n.logits, n.dim, weight_rows);
@@ -306,7 +318,7 @@ void aggregate_backward(const AggregationBackward& f, const Parallel& parallel) 
 
   // Sums over tasks in task order: the same bits in every run with this number of threads.
   parallel.each(n.logits, [&](int64_t k) {
-    auto total = [&](T* ParameterSums<T>::*part, int64_t at) {
+    auto total = [&](T* ParameterSums<T>::* part, int64_t at) {
       T sum = 0;
       for (int64_t i = 0; i < tasks; ++i) sum += (sums[i].*part)[at];
       return sum;

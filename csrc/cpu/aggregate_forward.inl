@@ -37,8 +37,9 @@ SFRS_INLINE void multiply_features(const Sizes<T>& n, int64_t count, const T* pa
     for (int64_t c = 0; c < columns; c += kPanel<T>) {
       const T* panel = right + c * n.rows + d * kPanel<T>;
       for (int64_t p = 0; p < count; p += kTileRows)
-        multiply<1, kTileRows>(panel_vecs<T>(c, columns), 1, depth, packed + p / kTileRows * n.block + d * kTileRows,
-                               0, panel, kPanel<T>, products + c * n.tile + p * kPanel<T>, kPanel<T>, d > 0);
+        multiply<1, kTileRows>(panel_vecs<T>(c, columns), 1, depth,
+                               packed + p / kTileRows * n.block + d * kTileRows, 0, panel, kPanel<T>,
+                               products + c * n.tile + p * kPanel<T>, kPanel<T>, d > 0);
     }
   }
 }
@@ -47,21 +48,26 @@ SFRS_INLINE void multiply_features(const Sizes<T>& n, int64_t count, const T* pa
 template <class T>
 SFRS_INLINE void aggregate_features(const Sizes<T>& n, int64_t count, const T* packed, const T* right,
                                     int64_t columns, T* sums, bool accumulate, const Ahead& next) {
-  int64_t blocks = (count + kTileRows - 1) / kTileRows;
+  int64_t blocks = (count + kTileRows - 1) / kTileRows, panels = (columns + kPanel<T> - 1) / kPanel<T>;
   for (int64_t d = 0; d < n.dim; d += kTileRows) {
-    next.fetch(d, kTileRows);
-    for (int64_t c = 0; c < columns; c += kPanel<T>)
+    for (int64_t c = 0; c < columns; c += kPanel<T>) {
+      next.fetch(d, c / kPanel<T>, panels);
       multiply<kTileRows, 1>(panel_vecs<T>(c, columns), blocks, kTileRows, packed + d * kTileRows, n.block,
                              right + c * n.tile, kPanel<T>, sums + c * n.rows + d * kPanel<T>, kPanel<T>,
                              accumulate);
+    }
   }
 }
 
 // Walks the vectors of row p of a matrix in panels: body(pointer, column).
 template <class T, class F>
 SFRS_INLINE void each_vector(int64_t columns, int64_t tile, int64_t p, T* panels, const F& body) {
-  for (int64_t c = 0; c < columns; c += kLanes<T>)
-    body(panels + c / kPanel<T> * kPanel<T> * tile + p * kPanel<T> + c % kPanel<T>, c);
+  T* at = panels + p * kPanel<T>;
+  for (int64_t c = 0; c < columns; c += kPanel<T>, at += tile * kPanel<T>) {
+#pragma GCC unroll 4
+    for (int v = 0; v < kTileVecs; ++v)
+      if (c + v * kLanes<T> < columns) body(at + v * kLanes<T>, c + v * kLanes<T>);
+  }
 }
 
 // In place: row p of `logits` (W x, times inv = W xh) becomes softmax(W xh + bias).
@@ -131,7 +137,8 @@ class ForwardTile {
     return Scratch::bytes<T>(n.blocks * n.block) + 2 * Scratch::bytes<T>(n.tile + kLanes<T>) +
            Scratch::bytes<T>(n.tile * n.logit_columns);
   }
-  ForwardTile(const AggregationForward& f, const Sizes<T>& n, const Assignment<T>& assignment, Scratch& scratch)
+  ForwardTile(const AggregationForward& f, const Sizes<T>& n, const Assignment<T>& assignment,
+              Scratch& scratch)
       : f_(f),
         n_(n),
         assignment_(assignment),

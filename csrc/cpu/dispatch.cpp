@@ -2,6 +2,8 @@
 
 #include <cstdlib>
 #include <cstring>
+#include <stdexcept>
+#include <string>
 
 #include "kernels.h"
 
@@ -18,9 +20,14 @@ namespace avx512 {
 extern const Kernels table;
 }
 #endif
+#ifdef SFRS_WIDE_KERNELS
+namespace wide {
+extern const Kernels table;
+}
+#endif
 
 const Kernels* const* available() {
-  static const Kernels* tables[4] = {};
+  static const Kernels* tables[5] = {};
   static const bool filled = [] {
     const Kernels** next = tables;
 #ifdef SFRS_X86_64
@@ -33,6 +40,9 @@ const Kernels* const* available() {
       *next++ = &avx2::table;
 #endif
     *next++ = &portable::table;
+#ifdef SFRS_WIDE_KERNELS
+    if (__builtin_cpu_supports("avx2")) *next++ = &wide::table;
+#endif
     return true;
   }();
   (void)filled;
@@ -42,9 +52,14 @@ const Kernels* const* available() {
 const Kernels& kernels() {
   static const Kernels* chosen = [] {
     const char* wanted = std::getenv("SFRS_CPU");
-    for (const Kernels* const* table = available(); wanted && *table; ++table)
+    if (!wanted) return *available();
+    std::string names;
+    for (const Kernels* const* table = available(); *table; ++table) {
       if (!std::strcmp((*table)->name, wanted)) return *table;
-    return *available();
+      names += std::string(" ") + (*table)->name;
+    }
+    throw std::runtime_error("sfrs_ext: SFRS_CPU=" + std::string(wanted) +
+                             ", but this build and processor have" + names);
   }();
   return *chosen;
 }

@@ -12,7 +12,7 @@ constexpr int kTileVecs = 2;
 constexpr int kTileRows = 6;
 
 template <class T>
-constexpr int kPanel = kTileVecs* kLanes<T>;
+constexpr int kPanel = kTileVecs * kLanes<T>;
 
 // Vectors in use of the panel that begins at `column` of `columns`.
 template <class T>
@@ -24,7 +24,7 @@ SFRS_INLINE int panel_vecs(int64_t column, int64_t columns) {
 // at a[o * a_outer + i * AInner + r * ARow]; b advances by b_row at every step.
 template <int NV, int ARow, int AInner, class T>
 SFRS_NOINLINE void multiply_tile(int64_t outer, int64_t inner, const T* a, int64_t a_outer, const T* b,
-                               int64_t b_row, T* c, int64_t c_row, bool accumulate) {
+                                 int64_t b_row, T* c, int64_t c_row, bool accumulate) {
   Vec<T> acc[kTileRows][NV];
 #pragma GCC unroll 6
   for (int r = 0; r < kTileRows; ++r) {
@@ -56,10 +56,13 @@ template <int ARow, int AInner, class T>
 SFRS_INLINE void multiply(int vecs, int64_t outer, int64_t inner, const T* a, int64_t a_outer, const T* b,
                           int64_t b_row, T* c, int64_t c_row, bool accumulate) {
   if constexpr (kTileVecs == 4) {
-    if (vecs == 4) return multiply_tile<4, ARow, AInner>(outer, inner, a, a_outer, b, b_row, c, c_row, accumulate);
-    if (vecs == 3) return multiply_tile<3, ARow, AInner>(outer, inner, a, a_outer, b, b_row, c, c_row, accumulate);
+    if (vecs == 4)
+      return multiply_tile<4, ARow, AInner>(outer, inner, a, a_outer, b, b_row, c, c_row, accumulate);
+    if (vecs == 3)
+      return multiply_tile<3, ARow, AInner>(outer, inner, a, a_outer, b, b_row, c, c_row, accumulate);
   }
-  if (vecs == 2) return multiply_tile<2, ARow, AInner>(outer, inner, a, a_outer, b, b_row, c, c_row, accumulate);
+  if (vecs == 2)
+    return multiply_tile<2, ARow, AInner>(outer, inner, a, a_outer, b, b_row, c, c_row, accumulate);
   return multiply_tile<1, ARow, AInner>(outer, inner, a, a_outer, b, b_row, c, c_row, accumulate);
 }
 

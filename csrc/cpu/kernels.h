@@ -14,7 +14,8 @@ struct Kernels {
   void (*similarity_backward)(const RegionSimilarityBackward&, const Parallel&);
 };
 
-// The table for this processor; SFRS_CPU=portable|avx2|avx512 asks for a lesser one.
+// The table for this processor, or the one that the environment variable SFRS_CPU names; throws if there is
+// no such table here.
 const Kernels& kernels();
 
 // Every table that this build holds and this processor runs, best first; ends with a null.

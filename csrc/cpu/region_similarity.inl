@@ -129,8 +129,8 @@ SFRS_INLINE void quarter_gradients(const V* quarter, const C* c, V* dv) {
 
 // The same over a whole cluster, and du += sum_i w_i v_i; either result may be null.
 template <class S, class T = Acc<S>>
-SFRS_INLINE void apply_gradient(const S* u, const S* v, int64_t stride, int64_t dim, const T* w, const T* c, T* du,
-                                S* dv) {
+SFRS_INLINE void apply_gradient(const S* u, const S* v, int64_t stride, int64_t dim, const T* w, const T* c,
+                                T* du, S* dv) {
   for (int64_t d = 0; d < dim; d += kLanes<T>) {
     int64_t left = dim - d;
     Vec<T> quarter[kQuarters];

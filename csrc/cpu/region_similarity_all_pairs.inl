@@ -21,7 +21,8 @@ struct PairSizes {
 
 // One cluster of a gallery block in panels [panel][d][kPanel]; lanes without an image stay zero.
 template <class S, class T>
-SFRS_INLINE void pack_gallery(const RegionSimilarity& f, const PairSizes<T>& n, int64_t block, int64_t k, T* panels) {
+SFRS_INLINE void pack_gallery(const RegionSimilarity& f, const PairSizes<T>& n, int64_t block, int64_t k,
+                              T* panels) {
   const S* first = (const S*)f.quarters + block * kLanes<T> * kQuarters * n.clusters * n.dim + k * n.dim;
   for (int i = 0; i < kQuarters; ++i)
     for (int64_t l = 0; l < n.images(block); ++l) {
@@ -176,7 +177,8 @@ class AllPairsCluster {
  public:
   static int64_t bytes(const PairSizes<T>& n) {
     return 2 * Scratch::bytes<T>(n.query_rows * n.dim_columns) + Scratch::bytes<T>(n.query_rows * n.dim) +
-           Scratch::bytes<T>(n.dim * n.columns) + 2 * Scratch::bytes<T>((n.columns + kTileRows) * n.dim_columns) +
+           Scratch::bytes<T>(n.dim * n.columns) +
+           2 * Scratch::bytes<T>((n.columns + kTileRows) * n.dim_columns) +
            2 * Scratch::bytes<T>(n.query_rows * n.columns + kTileRows);
   }
   AllPairsCluster(const RegionSimilarityBackward& f, const PairSizes<T>& n, int64_t k, Scratch& scratch)
@@ -208,12 +210,13 @@ class AllPairsCluster {
   }
   void finish() {
     if (!f_.dquery) return;
-    for (int64_t q = 0; q < n_.queries; ++q)
-      write_row(dquery_ + q * n_.dim_columns, (S*)query(f_.dquery, q));
+    for (int64_t q = 0; q < n_.queries; ++q) write_row(dquery_ + q * n_.dim_columns, (S*)query(f_.dquery, q));
   }
 
  private:
-  const S* query(const void* base, int64_t q) const { return (const S*)base + (q * n_.clusters + k_) * n_.dim; }
+  const S* query(const void* base, int64_t q) const {
+    return (const S*)base + (q * n_.clusters + k_) * n_.dim;
+  }
   const S* quarter(const void* base, int64_t block, int64_t column) const {
     int64_t image = block * kLanes<T> + column % kLanes<T>, i = column / kLanes<T>;
     return (const S*)base + ((image * kQuarters + i) * n_.clusters + k_) * n_.dim;
@@ -252,17 +255,18 @@ class AllPairsCluster {
   void add_queries() {  // dU[q] += sum_column w[q][column] V[column]
     for (int64_t d = 0; d < n_.dim; d += kPanel<T>)
       for (int64_t q = 0; q < n_.queries; q += kTileRows)
-        multiply<kPanel<T>, 1>(panel_vecs<T>(d, n_.dim), n_.columns / kPanel<T>, kPanel<T>, weights_ + q * kPanel<T>,
-                               n_.query_rows * kPanel<T>, gallery_rows_ + d, n_.dim_columns,
-                               dquery_ + q * n_.dim_columns + d, n_.dim_columns, true);
+        multiply<kPanel<T>, 1>(panel_vecs<T>(d, n_.dim), n_.columns / kPanel<T>, kPanel<T>,
+                               weights_ + q * kPanel<T>, n_.query_rows * kPanel<T>, gallery_rows_ + d,
+                               n_.dim_columns, dquery_ + q * n_.dim_columns + d, n_.dim_columns, true);
   }
   void write_gallery(int64_t block, const Vec<T>* c) {  // dV_i = sum_q w_i[q] U[q] + sum_{r with i} c_r V_r
     for (int64_t column = 0; column < n_.columns; column += kPanel<T>)
-      for (int64_t row = 0; row < kPanel<T>; row += kTileRows)  // rows past the panel land where the next ones go
+      for (int64_t row = 0; row < kPanel<T>;
+           row += kTileRows)  // rows past the panel land where the next ones go
         for (int64_t d = 0; d < n_.dim; d += kPanel<T>)
-          multiply<1, kPanel<T>>(panel_vecs<T>(d, n_.dim), 1, n_.queries, weights_ + column * n_.query_rows + row, 0,
-                                 query_rows_ + d, n_.dim_columns, dgallery_ + (column + row) * n_.dim_columns + d,
-                                 n_.dim_columns, false);
+          multiply<1, kPanel<T>>(panel_vecs<T>(d, n_.dim), 1, n_.queries,
+                                 weights_ + column * n_.query_rows + row, 0, query_rows_ + d, n_.dim_columns,
+                                 dgallery_ + (column + row) * n_.dim_columns + d, n_.dim_columns, false);
     for (int64_t l = 0; l < n_.images(block); ++l) {
       T of_image[kRegions];
       for (int r = 0; r < kRegions; ++r) of_image[r] = c[r][l];

@@ -101,10 +101,12 @@ class Ahead {
       bytes_[rows_++] = s.count * element;
     }
   }
-  // Planes [d, d + n), into L2; into L1 and to be written if kWrite.
+  // A share of planes [d, d + 6), into L2, or into L1 and to be written if kWrite. Shares, since the
+  // processor stalls when too many lines are on their way.
   template <bool kWrite = false>
-  SFRS_INLINE void fetch(int64_t d, int64_t n) const {
-    for (; n > 0 && d < planes_; --n, ++d)
+  SFRS_INLINE void fetch(int64_t d, int64_t share, int64_t shares) const {
+    int64_t end = smaller(planes_, d + kTileRows * (share + 1) / shares);
+    for (d += kTileRows * share / shares; d < end; ++d)
       for (int64_t r = 0; r < rows_; ++r)
         for (int64_t at = 0; at < bytes_[r] + 63; at += 64)
           __builtin_prefetch(row_[r] + d * stride_ + smaller(at, bytes_[r] - 1), kWrite, kWrite ? 3 : 2);
@@ -126,8 +128,8 @@ SFRS_INLINE Ahead ahead_of(const FeatureMap& x, int64_t element, const Geometry&
   return Ahead(x, element, g, position, count);
 }
 
-// Packs a tile and adds the squares of every position to squares[tile], which begins as zero. `row` is scratch of
-// one tile plus a vector.
+// Packs a tile and adds the squares of every position to squares[tile], which begins as zero. `row` is
+// scratch of one tile plus a vector, and at least two values more.
 template <class S, class T = Acc<S>>
 SFRS_INLINE void pack_planes(const FeatureMap& x, const Group& g, int64_t begin, int64_t count, T* packed,
                              int64_t block, T* squares, T* row) {
@@ -149,9 +151,9 @@ SFRS_INLINE void pack_planes(const FeatureMap& x, const Group& g, int64_t begin,
       Vec<T> v = load(row + p);
       store(squares + p, load(squares + p) + v * v);
     }
+    // Eight values for six: the two behind are the next plane's, or padding, and are written after.
     T* to = packed + d * kTileRows;
-    for (int64_t p = 0; p < padded; p += kTileRows, to += block)
-      __builtin_memcpy(to, row + p, kTileRows * sizeof(T));
+    for (int64_t p = 0; p < padded; p += kTileRows, to += block) __builtin_memcpy(to, row + p, 8 * sizeof(T));
   }
 }
 
@@ -185,7 +187,8 @@ SFRS_INLINE void store_transposed(const Vec<float>* rows, float* to) {
 }
 
 // Where position `begin + i` of a group lies, for maps whose features are contiguous.
-SFRS_INLINE void locate(const FeatureMap& x, const Group& g, int64_t position, int64_t* offset, int64_t* index) {
+SFRS_INLINE void locate(const FeatureMap& x, const Group& g, int64_t position, int64_t* offset,
+                        int64_t* index) {
   int64_t h = g.h0 + position / g.width, w = g.w0 + position % g.width;
   *offset = h * x.stride_h + w * x.stride_w;
   *index = h * x.width + w;

@@ -139,22 +139,40 @@ SFRS_INLINE void store_n(S* p, Vec<Acc<S>> v, int64_t n) {
 
 // ---- arithmetic
 
-template <class T>
-SFRS_INLINE T sum_lanes(Vec<T> v) {
-  T total = 0;
-  for (int i = 0; i < kLanes<T>; ++i) total += v[i];
-  return total;
-}
 template <class V>
 SFRS_INLINE V max_or_nan(V a, V b) {  // NaN in either wins
   V m = a > b ? a : b;
   return a == a ? m : a;
 }
+
+template <int... I>
+struct Ints {};
+template <int N, int... I>
+struct CountTo : CountTo<N - 1, N - 1, I...> {};
+template <int... I>
+struct CountTo<0, I...> {
+  typedef Ints<I...> type;
+};
+template <class V, class Op, int... I>
+SFRS_INLINE auto fold(V v, const Op& op, Ints<I...>) {  // the lower half combined with the upper one
+  constexpr int half = sizeof...(I);
+  return op(__builtin_shufflevector(v, v, I...), __builtin_shufflevector(v, v, (I + half)...));
+}
+template <class T, class V, class Op>
+SFRS_INLINE T reduce(V v, const Op& op) {
+  constexpr int lanes = sizeof(V) / sizeof(T);
+  if constexpr (lanes == 2)
+    return op(v[0], v[1]);
+  else
+    return reduce<T>(fold(v, op, typename CountTo<lanes / 2>::type()), op);
+}
+template <class T>
+SFRS_INLINE T sum_lanes(Vec<T> v) {
+  return reduce<T>(v, [](auto a, auto b) { return a + b; });
+}
 template <class T>
 SFRS_INLINE T max_lanes(Vec<T> v) {
-  T best = v[0];
-  for (int i = 1; i < kLanes<T>; ++i) best = v[i] > best || !(v[i] == v[i]) ? v[i] : best;
-  return best;
+  return reduce<T>(v, [](auto a, auto b) { return max_or_nan(a, b); });
 }
 
 // 1 / max(|v|, eps) from the square of |v|; NaN stays NaN.

@@ -1,0 +1,52 @@
+"""Every set of kernels in this build passes the same tests, and the build says what it is."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sfrs_ext import _C
+
+OTHERS = [name for name in _C.cpu_available() if name != _C.cpu_kernels()]
+
+
+def python(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, *arguments],
+        env=os.environ | environment,
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.mark.skipif("SFRS_CPU" in os.environ, reason="already running with chosen kernels")
+@pytest.mark.parametrize("kernels", OTHERS)
+def test_other_kernels_pass_the_operator_tests(kernels):
+    check = f"from sfrs_ext import _C; assert _C.cpu_kernels() == {kernels!r}"
+    assert python("-c", check, SFRS_CPU=kernels).returncode == 0
+    tests = ("tests/ops/test_aggregation.py", "tests/ops/test_region_similarity.py")
+    narrow = ("-k", "not float64 and not float16")  # the 16-bit types share all but their loads with float32
+    done = python("-m", "pytest", *tests, *narrow, "-p", "no:cacheprovider", SFRS_CPU=kernels)
+    assert done.returncode == 0, done.stdout[-3000:]
+
+
+def test_unknown_kernels_are_not_silently_replaced():
+    done = python("-m", "sfrs_ext", SFRS_CPU="avx1024")
+    assert done.returncode != 0
+    assert "SFRS_CPU=avx1024" in done.stderr and "portable" in done.stderr
+
+
+def test_the_build_tells_what_it_is():
+    done = python("-m", "sfrs_ext")
+    assert done.returncode == 0, done.stderr
+    for fact in ("torch", "CPU kernels", "portable", "CUDA"):
+        assert fact in done.stdout
+
+
+def test_operators_need_only_torch_and_numpy():
+    code = "import sys, sfrs_ext; assert not {'sfrs', 'faiss', 'scipy', 'PIL', 'typer'} & set(sys.modules)"
+    done = python("-c", code)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,129 @@
+"""The operators are good citizens of torch: opcheck, torch.compile, autocast, modules, state dicts."""
+
+import pytest
+import torch
+from problems import SHAPES, Problem, Shape
+
+import sfrs_ext
+from sfrs_ext import reference
+
+SMALL = Shape("small", 2, 24, 5, 6, 7, 1)
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=str)
+@pytest.mark.parametrize("layout", ("planes", "channels_last", "crop"))
+@pytest.mark.parametrize("regions", (1, 4))
+def test_aggregate_passes_opcheck(regions, layout, dtype):
+    problem = Problem.make(SMALL, dtype, layout)
+    parameters = [t.float().requires_grad_() for t in (problem.weight, problem.centroids, problem.bias)]
+    mask = problem.mask.flatten(1).float().requires_grad_()
+    x = problem.x.detach().requires_grad_()
+    options = (regions, 1, True, regions == 1, regions == 1, True)
+    torch.library.opcheck(torch.ops.sfrs_ext.aggregate, (x, *parameters, mask, *options))
+
+
+@pytest.mark.parametrize("layout", ("planes", "channels_last", "crop"))
+@pytest.mark.parametrize("needs", (31, 1, 22))
+def test_aggregate_backward_passes_opcheck(needs, layout):
+    problem = Problem.make(SMALL, torch.float32, layout)
+    tensors = (problem.x, problem.weight, problem.centroids, problem.bias, problem.mask.flatten(1))
+    options = (1, 1, True, True, True)
+    saved = torch.ops.sfrs_ext.aggregate(*tensors, *options, True)
+    grad = torch.randn_like(saved[0])
+    torch.library.opcheck(torch.ops.sfrs_ext.aggregate_backward, (grad, *tensors, *saved, *options, needs))
+
+
+@pytest.mark.parametrize("lists", ((), (3,)))
+def test_region_similarity_passes_opcheck(lists):
+    query, quarters = (
+        torch.randn(3, 4, 8, requires_grad=True),
+        torch.randn(*lists, 5, 4, 4, 8, requires_grad=True),
+    )
+    torch.library.opcheck(torch.ops.sfrs_ext.region_similarity, (query, quarters, True))
+    with torch.no_grad():
+        similarity, dots = torch.ops.sfrs_ext.region_similarity(query, quarters, True)
+        arguments = (torch.randn_like(similarity), query.detach(), quarters.detach(), similarity, dots)
+        torch.library.opcheck(torch.ops.sfrs_ext.region_similarity_backward, (*arguments, True, True))
+
+
+def training_step(x, gallery, weight, centroids):
+    query = sfrs_ext.netvlad(x, weight, centroids)
+    quarters = sfrs_ext.region_vlad(gallery, weight, centroids)
+    return sfrs_ext.region_similarity(query, quarters.unflatten(0, (x.shape[0], -1))).square().sum()
+
+
+@pytest.mark.filterwarnings("ignore")  # torch.compile's own
+def test_a_training_step_compiles_without_a_graph_break():
+    torch.manual_seed(0)
+    inputs = [torch.randn(2, 16, 5, 6), torch.randn(6, 16, 5, 6), torch.randn(4, 16), torch.randn(4, 16)]
+    eager, compiled = ([t.clone().requires_grad_() for t in inputs] for _ in range(2))
+    expected = training_step(*eager)
+    expected.backward()
+    out = torch.compile(training_step, fullgraph=True)(*compiled)
+    out.backward()
+    torch.testing.assert_close(out, expected)
+    for a, b in zip(compiled, eager, strict=True):
+        torch.testing.assert_close(a.grad, b.grad)
+
+
+def test_autocast_reads_features_in_the_autocast_dtype():
+    problem = Problem.make(SMALL, torch.float32)
+    weight = problem.weight.clone().requires_grad_()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = sfrs_ext.netvlad(problem.x, weight, ghost_clusters=1)
+        quarters = sfrs_ext.region_vlad(problem.x, weight, ghost_clusters=1)
+    assert out.dtype == quarters.dtype == torch.bfloat16
+    expected = sfrs_ext.netvlad(problem.x.bfloat16(), problem.weight, ghost_clusters=1)
+    assert torch.equal(out, expected)
+    out.float().square().sum().backward()
+    assert weight.grad.dtype == torch.float32 and torch.isfinite(weight.grad).all()
+
+
+def test_no_grad_keeps_nothing_for_the_backward():
+    x, weight = torch.randn(2, 8, 4, 4), torch.randn(3, 8, requires_grad=True)
+    with torch.no_grad():
+        assert not sfrs_ext.netvlad(x, weight).requires_grad
+    saved = torch.ops.sfrs_ext.aggregate(x, weight.detach(), None, None, None, 1, 0, True, True, True, False)[
+        1:
+    ]
+    assert all(t.numel() == 0 for t in saved)
+
+
+def test_second_derivatives_are_refused_not_wrong():
+    x, weight = torch.randn(1, 4, 3, 3, requires_grad=True), torch.randn(2, 4)
+    (grad,) = torch.autograd.grad(sfrs_ext.netvlad(x, weight).sum(), x, create_graph=True)
+    with pytest.raises(NotImplementedError, match="sfrs_ext.reference"):
+        grad.sum().backward()
+
+
+@pytest.mark.parametrize("module", (sfrs_ext.nn.NetVLAD, sfrs_ext.nn.RegionNetVLAD))
+def test_modules_load_the_state_dict_of_the_reference_implementation(module):
+    state = {"conv.weight": torch.randn(6, 16, 1, 1), "centroids": torch.randn(6, 16)}
+    layer = module(num_clusters=6, dim=16)
+    layer.load_state_dict(state)
+    x = torch.randn(2, 16, 5, 6)
+    expected = reference.netvlad(x, state["conv.weight"].flatten(1), state["centroids"])
+    torch.testing.assert_close(layer(x), expected)
+
+
+def test_clusters_become_the_weights_that_give_the_runner_up_one_percent():
+    torch.manual_seed(0)
+    features = torch.nn.functional.normalize(torch.randn(200, 16), dim=1)
+    layer = sfrs_ext.nn.NetVLAD(5, 16, bias=True)
+    alpha = layer.init_from_clusters(centers := features[:5].clone(), features)
+    best = (features @ torch.nn.functional.normalize(centers).T).sort(descending=True).values
+    assert torch.exp(-alpha * (best[:, 0] - best[:, 1]).mean()).item() == pytest.approx(0.01, rel=1e-4)
+    assert torch.equal(layer.centroids, centers) and not layer.conv.bias.any()
+
+
+def test_peak_memory_of_a_call_is_its_result():
+    """No temporary of the size of x: measured as what torch's allocator hands out during the call."""
+    from torch.profiler import ProfilerActivity, profile
+
+    shape = SHAPES[0]
+    problem = Problem.make(shape, torch.float32, bare=True)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler, torch.no_grad():
+        sfrs_ext.netvlad(problem.x, problem.weight)
+    allocated = sum(max(event.self_cpu_memory_usage, 0) for event in profiler.key_averages())
+    result = shape.clusters * shape.dim * 4
+    assert result <= allocated <= 1.1 * result
