@@ -1,4 +1,4 @@
-"""Drives CMake; everything about the package stands in pyproject.toml, everything about the build in CMakeLists.txt."""
+"""Drives CMake. The package is described in pyproject.toml, the build in CMakeLists.txt."""
 
 import os
 import subprocess

@@ -88,9 +88,7 @@ def _(grad, query, quarters, similarity, dots, need_query, need_quarters):
 
 def _require_saved(ctx, operator: str) -> None:
     if not ctx.saved:
-        raise RuntimeError(
-            f"sfrs_ext.{operator}: called with save=False, so it kept nothing for the backward"
-        )
+        raise RuntimeError(f"sfrs_ext.{operator}: called with save=False, nothing was kept for a backward")
 
 
 def _aggregate_setup(ctx, inputs, output):

@@ -1,0 +1,1 @@
+"""Speed and memory of the operators beside their peers, behind a correctness gate."""

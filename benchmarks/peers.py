@@ -1,0 +1,58 @@
+"""The same functions as other projects compute them, written from their formulas.
+
+Each takes ``(x, weight, centroids)`` with ``x`` ``[B, D, H, W]`` and returns what ``sfrs_ext.netvlad`` does.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sfrs_ext import reference
+from sfrs_ext.reference import REGIONS
+
+
+def two_gemm(x: Tensor, weight: Tensor, centroids: Tensor) -> Tensor:
+    """Assignment and aggregation as one GEMM each: the fastest form in plain torch."""
+    return reference.netvlad(x, weight, centroids)
+
+
+def residual(x: Tensor, weight: Tensor, centroids: Tensor) -> Tensor:
+    """All residuals ``[B, K, D, P]`` at once, then a weighted sum: the paper's reference form."""
+    features = F.normalize(x, dim=1).flatten(2)  # [B, D, P]
+    assignment = torch.einsum("kd,bdp->bkp", weight, features).softmax(1)
+    residuals = features.unsqueeze(1) - centroids[None, :, :, None]
+    vlad = (residuals * assignment.unsqueeze(2)).sum(-1)
+    return F.normalize(F.normalize(vlad, dim=2).flatten(1), dim=1)
+
+
+def cluster_loop(x: Tensor, weight: Tensor, centroids: Tensor) -> Tensor:
+    """One cluster after the other, as pytorch-NetVlad does to save memory."""
+    features = F.normalize(x, dim=1).flatten(2)
+    assignment = torch.einsum("kd,bdp->bkp", weight, features).softmax(1)
+    vlad = [
+        ((features - centroids[k, :, None]) * assignment[:, k : k + 1]).sum(-1) for k in range(len(weight))
+    ]
+    return F.normalize(F.normalize(torch.stack(vlad, 1), dim=2).flatten(1), dim=1)
+
+
+def residual_regions(x: Tensor, weight: Tensor, centroids: Tensor) -> Tensor:
+    """Descriptors of the nine regions ``[B, 9, K * D]`` from all residuals of the map, cut into quarters."""
+    height, width = x.shape[-2:]
+    features = F.normalize(x, dim=1)
+    assignment = torch.einsum("kd,bdhw->bkhw", weight, features).softmax(1)
+    residuals = features.unsqueeze(1) - centroids[None, :, :, None, None]
+    residuals = residuals * assignment.unsqueeze(2)
+    row, column = height // 2, width // 2
+    quarters = [
+        residuals[..., rows, columns].sum((-1, -2))
+        for rows in (slice(None, row), slice(row, None))
+        for columns in (slice(None, column), slice(column, None))
+    ]
+    regions = [sum(quarters[part] for part in parts) for parts in REGIONS]
+    descriptors = F.normalize(torch.stack(regions, 1), dim=-1).flatten(2)
+    return F.normalize(descriptors, dim=-1)
+
+
+def two_gemm_regions(x: Tensor, weight: Tensor, centroids: Tensor) -> Tensor:
+    """The same by one pair of GEMMs per quarter."""
+    return reference.region_descriptors(reference.region_vlad(x, weight, centroids)).flatten(2)
