@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint format bench report build clean
+.PHONY: demo test lint aarch64 format bench report build clean
 .DELETE_ON_ERROR:
 
 demo: build  ## render the city, train SFRS beside its baseline, evaluate: runs/demo
@@ -26,12 +26,20 @@ $(STAMP): pyproject.toml
 
 CXX_FILES = $(shell git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.inl')
 
-lint: build  ## layout and lint of Python and C++, C++ without a warning
+lint: build aarch64  ## layout and lint of Python and C++, C++ without a warning, README as measured
+	$(BIN)/python -m benchmarks.report --check
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run --Werror $(CXX_FILES)
 	PATH="$(CURDIR)/$(BIN):$$PATH" cmake -S . -B build/warnings -G Ninja -DPYTHON="$(CURDIR)/$(BIN)/python" -DOUTPUT_DIR="$(CURDIR)/build/warnings" -DSFRS_CXX_OPTIONS="-Werror;-O1" > /dev/null
 	PATH="$(CURDIR)/$(BIN):$$PATH" cmake --build build/warnings
+
+AARCH64 = aarch64-linux-gnu-g++
+aarch64:  ## the kernels compile for ARM, where a cross compiler is at hand
+	@if command -v $(AARCH64) > /dev/null; then \
+	  for file in kernels dispatch; do $(AARCH64) -std=c++17 -O1 -Wall -Wextra -Werror -Wno-psabi -fsyntax-only \
+	    -DSFRS_ISA=portable -DSFRS_VECTOR_BYTES=16 csrc/cpu/$$file.cpp || exit 1; done; \
+	else echo "aarch64: no $(AARCH64) here, sources not compiled for ARM"; fi
 
 format: build  ## rewrite all files in the project's layout
 	$(BIN)/ruff check --fix .
@@ -40,6 +48,10 @@ format: build  ## rewrite all files in the project's layout
 
 bench: build  ## measure the operators against their peers, write benchmarks/results
 	$(BIN)/python -m benchmarks.run
+	$(BIN)/python -m benchmarks.report
+
+report: build  ## the README's benchmark table from the recorded results
+	$(BIN)/python -m benchmarks.report
 
 clean:
 	rm -rf build runs $(VENV) sfrs_ext/*.so

@@ -6,7 +6,6 @@ what takes long (torch, faiss, matplotlib) inside their functions, so that ``sfr
 
 import sys
 from importlib import import_module
-from importlib.util import find_spec
 
 import typer
 
@@ -45,5 +44,4 @@ def sfrs() -> None:
 
 
 for command in COMMANDS:
-    if find_spec(f"sfrs.commands.{command}") is not None:
-        import_module(f"sfrs.commands.{command}").register(app)
+    import_module(f"sfrs.commands.{command}").register(app)
