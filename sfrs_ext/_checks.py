@@ -74,6 +74,8 @@ def aggregation(
             f"{operator}: ghost_clusters is {ghost_clusters}, but must be at least 0 and less than the "
             f"{weight.shape[0]} rows of weight"
         )
+    if dim == 0:
+        raise ValueError(f"{operator}: x is {shape_of(x)}, but must have D of at least 1")
     clusters = weight.shape[0] - ghost_clusters
     if centroids is not None:
         parameter(operator, "centroids", centroids, x)
@@ -105,6 +107,8 @@ def similarity(operator: str, query: Tensor, quarters: Tensor) -> None:
     fits = quarters.dim() in (4, 5) and quarters.shape[-3] == 4
     shape(operator, "quarters", quarters, "[T, G, 4, K, D] or [N, 4, K, D]", fits, "")
     clusters, dim = quarters.shape[-2:]
+    if 0 in (clusters, dim):
+        raise ValueError(f"{operator}: quarters is {shape_of(quarters)}, but must have K and D of at least 1")
     fits = query.dim() in (2, 3) and (
         tuple(query.shape[1:]) == (clusters, dim) if query.dim() == 3 else query.shape[1] == clusters * dim
     )

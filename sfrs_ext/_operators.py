@@ -7,11 +7,14 @@ from . import _checks
 from ._autograd import ops, will_differentiate
 
 
+def _autocasts(x: Tensor) -> bool:
+    return x.device.type != "meta" and torch.is_autocast_enabled(x.device.type)
+
+
 def _autocast(x: Tensor) -> Tensor:
     """Under autocast float32 features are read in the autocast dtype; everything else keeps its own."""
-    device = x.device.type
-    if x.dtype == torch.float32 and torch.is_autocast_enabled(device):
-        return x.to(torch.get_autocast_dtype(device))
+    if x.dtype == torch.float32 and _autocasts(x):
+        return x.to(torch.get_autocast_dtype(x.device.type))
     return x
 
 
@@ -126,7 +129,8 @@ def region_similarity(query: Tensor, quarters: Tensor) -> Tensor:
 
     Args:
         query: normalised descriptors ``[T, K, D]`` or ``[T, K * D]``.
-        quarters: from :func:`region_vlad`, in the dtype of ``query``; either a list for every
+        quarters: from :func:`region_vlad`, in the dtype of ``query`` (autocast takes the wider of two);
+            either a list for every
             query, ``[T, G, 4, K, D]``, or one gallery for all queries, ``[N, 4, K, D]``.
 
     Returns:
@@ -137,6 +141,9 @@ def region_similarity(query: Tensor, quarters: Tensor) -> Tensor:
     Raises:
         TypeError, ValueError: as in :func:`netvlad`.
     """
+    if isinstance(query, Tensor) and isinstance(quarters, Tensor) and _autocasts(query):
+        widest = torch.promote_types(query.dtype, quarters.dtype)
+        query, quarters = query.to(widest), quarters.to(widest)
     _checks.similarity("region_similarity", query, quarters)
     if query.dim() == 2:
         query = query.unflatten(1, quarters.shape[-2:])

@@ -12,6 +12,7 @@ AGGREGATION = (
     (dict(x=[1]), TypeError, "x must be a torch.Tensor, but is list"),
     (dict(x=X.int()), TypeError, "x must be float32, float64, bfloat16 or float16, but is torch.int32"),
     (dict(x=X[0, 0]), ValueError, r"x is \[4, 5\], but must be a map \[B, D, H, W\]"),
+    (dict(x=X[:, :0], weight=WEIGHT[:, :0]), ValueError, "x is .*, but must have D of at least 1"),
     (dict(weight=WEIGHT[:, :6]), ValueError, r"weight is \[3, 6\], but x has D = 8"),
     (dict(weight=WEIGHT[0]), ValueError, r"weight is \[8\], but must be \[K \+ ghost_clusters, D\]"),
     (dict(weight=WEIGHT.double()), TypeError, "weight is torch.float64, but must be torch.float32 because x"),

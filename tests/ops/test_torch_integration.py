@@ -79,6 +79,19 @@ def test_autocast_reads_features_in_the_autocast_dtype():
     assert weight.grad.dtype == torch.float32 and torch.isfinite(weight.grad).all()
 
 
+def test_autocast_compares_in_the_wider_dtype():
+    query, quarters = torch.randn(3, 4, 8).bfloat16(), torch.randn(5, 4, 4, 8)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = sfrs_ext.region_similarity(query, quarters)
+    assert torch.equal(out, sfrs_ext.region_similarity(query.float(), quarters))
+
+
+def test_meta_tensors_have_shapes():
+    x, weight = torch.empty(2, 8, 4, 5, device="meta"), torch.empty(3, 8, device="meta")
+    assert sfrs_ext.netvlad(x, weight).shape == (2, 24)
+    assert sfrs_ext.region_similarity(weight.unflatten(1, (2, 4)), x.new_empty(6, 4, 2, 4)).shape == (3, 6, 9)
+
+
 def test_no_grad_keeps_nothing_for_the_backward():
     x, weight = torch.randn(2, 8, 4, 4), torch.randn(3, 8, requires_grad=True)
     with torch.no_grad():
