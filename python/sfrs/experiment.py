@@ -43,6 +43,7 @@ class Scale:
     Attributes:
         city: size of the city, see `sfrs.city.write.SIZES`.
         epochs: of one generation; every generation and every variant gets the same.
+        settings: changes to the preset "demo".
         pretext_steps: fixed in number, never in time, so that results do not depend on the machine.
     """
 
@@ -53,30 +54,14 @@ class Scale:
 
 
 SCALES = {
-    "demo": Scale("demo", epochs=12, pretext_steps=250),
+    "demo": Scale("demo", epochs=TrainConfig.preset("demo").epochs[0], pretext_steps=250),
     "small": Scale(
         "small", epochs=2, pretext_steps=12, settings={"init_images": 60, "negative_pool": 40, "clusters": 8}
     ),
 }
 
-SARE = {
-    "backbone": "gradient",
-    "clusters": 32,
-    "height": IMAGE_SIZE[0],
-    "width": IMAGE_SIZE[1],
-    "jitter": (),
-    "batch_size": 32,
-    "tuples_per_step": 8,
-    "learning_rate": 0.03,
-    "lr_schedule": "linear",
-    "hard_loss": "sare-ind",
-    "workers": 2,
-    "device": "cpu",
-}
-"""Changes to the paper's preset that all trainings share. The learning rate belongs to a head without
-pretrained layers; it falls to zero within each generation, without which some seeds collapse."""
-
-SOFTER_TEACHER = {"teacher_temperatures": (0.12,)}
+PAPER_TEMPERATURES = {"teacher_temperatures": TrainConfig().teacher_temperatures}
+SOFTER_TEACHER = {"teacher_temperatures": TrainConfig.preset("demo").teacher_temperatures}
 IMAGE_LABELS = {"soft_level": "image", "soft_ranks": (2, 8), "teacher_temperatures": (0.15,)}
 SOFT_NEGATIVES = {**IMAGE_LABELS, "soft_negatives": True, "region_negatives": False}
 
@@ -123,10 +108,9 @@ class Experiment:
 
     def config(self, epochs: tuple[int, ...], **changes) -> TrainConfig:
         """The configuration of a run with so many epochs per generation."""
-        settings = {**SARE, **self.scale.settings, **changes}
-        return TrainConfig.preset(
-            "paper", data=str(self.city), seed=self.seed, generations=len(epochs), epochs=epochs, **settings
-        )
+        settings = {**self.scale.settings, **changes, "generations": len(epochs), "epochs": epochs}
+        settings |= {"data": str(self.city), "seed": self.seed, "workers": 2, "device": "cpu"}
+        return TrainConfig.preset("demo", **settings)
 
     @cached_property
     def city(self) -> Path:
@@ -166,7 +150,7 @@ class Experiment:
 
     @property
     def _clusters(self) -> int:
-        return {**SARE, **self.scale.settings}["clusters"]
+        return TrainConfig.preset("demo", **self.scale.settings).clusters
 
     @cached_property
     def trunks(self) -> Trunks:
@@ -215,9 +199,7 @@ class Experiment:
         places = self.places[split]
         trunk = self.test_trunk if split == "test" else self.trunks.val
         with self.stopwatch("test"):
-            described = describe_trunk(
-                network, trunk, torch.arange(len(trunk)), batch_size=SARE["batch_size"]
-            )
+            described = describe_trunk(network, trunk, torch.arange(len(trunk)), batch_size=32)
             descriptors = np.ascontiguousarray(described.numpy())
             queries = len(places.queries)
             _, predictions = search(descriptors[queries:], descriptors[:queries], max(RECALL_AT))

@@ -13,9 +13,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from sfrs.evaluation import Evaluation
-from sfrs.experiment import IMAGE_LABELS, SCALES, SOFT_NEGATIVES, SOFTER_TEACHER, Experiment, Stopwatch, Tasks
+from sfrs.experiment import (
+    IMAGE_LABELS,
+    PAPER_TEMPERATURES,
+    SCALES,
+    SOFT_NEGATIVES,
+    SOFTER_TEACHER,
+    Experiment,
+    Stopwatch,
+    Tasks,
+)
 from sfrs.paired_test import Paired, mcnemar
 from sfrs.results import write_json
 from sfrs.run_directory import RunResult
@@ -47,7 +57,7 @@ VARIANTS = (
     Variant(GENERATION_1, "SARE-ind", 1, scored=(0, 1)),
     Variant("sare_2", "SARE-ind", 0, long=2),
     Variant("sare_3", "SARE-ind", 0, long=3),
-    Variant("paper", "SFRS, the paper's temperatures", 2, scored=(2,)),
+    Variant("paper", "SFRS, the paper's temperatures", 2, PAPER_TEMPERATURES, scored=(2,)),
     Variant("softer", "SFRS, softer teacher", 2, SOFTER_TEACHER, scored=(2,)),
     Variant("image", "SFRS, image-level labels", 2, IMAGE_LABELS, scored=(2,)),
     Variant("negatives", "SFRS with soft negatives (ours)", 3, SOFT_NEGATIVES, scored=(2, 3)),
@@ -246,6 +256,7 @@ def _write_study(
                 for line in lines
             ],
             "variants": {v.name: v.changes for v in VARIANTS},
+            "threads": torch.get_num_threads(),
             "seconds": {stage: round(seconds, 1) for stage, seconds in watch.seconds.items()},
         },
     )

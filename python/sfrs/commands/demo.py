@@ -67,11 +67,13 @@ def demo(
 
 
 def _show(result: DemoResult, total: float) -> None:
+    from rich import box
     from rich.console import Console
     from rich.table import Table
 
     console = Console()
-    table = Table(title=f"Recall@N on {result.queries:,} test queries, in %", title_justify="left")
+    title = f"Recall@N on {result.queries:,} test queries, in %"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
     table.add_column("network", no_wrap=True)
     for heading in ("passes", "@1", "@5", "@10", "vs SARE", "p", "s"):
         table.add_column(heading, justify="right", no_wrap=True)
@@ -91,7 +93,7 @@ def _show(result: DemoResult, total: float) -> None:
         highlight=False,
         soft_wrap=True,
     )
-    stages = Table(title="Where the time went", title_justify="left", show_header=False)
+    stages = Table(title="Where the time went", title_justify="left", box=box.SIMPLE, show_header=False)
     stages.add_column("stage")
     stages.add_column("s", justify="right")
     for stage, seconds in result.seconds.items():
