@@ -243,9 +243,9 @@ class BackwardTile {
         Segment s;
         for (int64_t p = 0; segments.next(&s); p += s.count)
           for (int64_t i = 0; i < s.count; i += kLanes<T>) {
-            int64_t left = s.count - i;
-            Vec<T> product = load(out_ + r * n_.tile + p + i), along = load(along_ + p + i);
-            store_n(dx + s.index + i, product - along * load_n(x + s.offset + i, left), left);
+            int64_t at = overlapped<T>(i, s.count), left = s.count - at;
+            Vec<T> product = load_n(out_ + r * n_.tile + p + at, left), along = load_n(along_ + p + at, left);
+            store_n(dx + s.index + at, product - along * load_n(x + s.offset + at, left), left);
           }
       }
     }

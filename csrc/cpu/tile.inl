@@ -143,8 +143,8 @@ SFRS_INLINE void pack_planes(const FeatureMap& x, const Group& g, int64_t begin,
     for (int64_t p = 0; segments.next(&s); p += s.count) {
       const S* from = plane + s.offset;
       for (int64_t i = 0; i < s.count; i += kLanes<T>) {
-        Vec<T> v = load_n(from + i, s.count - i);
-        store_n(row + p + i, v, s.count - i);
+        int64_t at = overlapped<T>(i, s.count);
+        store_n(row + p + at, load_n(from + at, s.count - at), s.count - at);
       }
     }
     for (int64_t p = 0; p < padded; p += kLanes<T>) {

@@ -127,7 +127,7 @@ SFRS_INLINE void store_part(S* p, Vec<Acc<S>> v, int64_t n) {
   for (int64_t i = 0; i < n; ++i) p[i] = lanes[i];
 }
 
-// Calls body(i, lanes in use) over [0, n) in steps of a vector; load_n/store_n take care of the last one.
+// Elements at the start of a row of which n are left.
 template <class S>
 SFRS_INLINE Vec<Acc<S>> load_n(const S* p, int64_t n) {
   return n >= kLanes<Acc<S>> ? load(p) : load_part(p, n);
@@ -135,6 +135,12 @@ SFRS_INLINE Vec<Acc<S>> load_n(const S* p, int64_t n) {
 template <class S>
 SFRS_INLINE void store_n(S* p, Vec<Acc<S>> v, int64_t n) {
   n >= kLanes<Acc<S>> ? store(p, v) : store_part(p, v, n);
+}
+
+// Where the vector at i of [0, n) begins: the last one overlaps the one before instead of being partial.
+template <class T>
+SFRS_INLINE int64_t overlapped(int64_t i, int64_t n) {
+  return i + kLanes<T> <= n || n < kLanes<T> ? i : n - kLanes<T>;
 }
 
 // ---- arithmetic
