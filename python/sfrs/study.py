@@ -56,11 +56,11 @@ GENERATION_1 = "generation_1"
 VARIANTS = (
     Variant(GENERATION_1, "SARE-ind", 1, scored=(0, 1)),
     Variant("sare_2", "SARE-ind", 0, long=2),
-    Variant("sare_3", "SARE-ind", 0, long=3),
     Variant("paper", "SFRS, the paper's temperatures", 2, PAPER_TEMPERATURES, scored=(2,)),
     Variant("softer", "SFRS, softer teacher", 2, SOFTER_TEACHER, scored=(2,)),
-    Variant("image", "SFRS, image-level labels", 2, IMAGE_LABELS, scored=(2,)),
     Variant("negatives", "SFRS with soft negatives (ours)", 3, SOFT_NEGATIVES, scored=(2, 3)),
+    Variant("image", "SFRS, image-level labels", 2, IMAGE_LABELS, scored=(2,)),
+    Variant("sare_3", "SARE-ind", 0, long=3),
 )
 
 
@@ -173,7 +173,7 @@ def summarise(scores: list[list[Score]]) -> list[Line]:
         recalls = {n: float(np.mean([s.hits[n].mean() for s in of_seeds])) for n in RECALLS}
         validation = float(np.mean([s.validation for s in of_seeds]))
         lines.append(Line(row.label, row.passes, recalls, validation, against, by_seed))
-    return lines
+    return sorted(lines, key=lambda line: line.against is not None)  # baselines first, else as they came
 
 
 def markdown(lines: Sequence[Line], seeds: Sequence[int], queries: int) -> str:
