@@ -200,7 +200,7 @@ std::tuple<Tensor, Tensor> region_similarity(Tensor query, Tensor quarters, bool
   ScalarType acc = accumulation_type(query);
   bool keep = save && !f.all_pairs;
   Tensor similarity = allocate(query, {f.queries, f.gallery, kRegions}, acc);
-  Tensor dots = allocate(query, {keep ? f.queries : 0, f.gallery, f.clusters, kDots}, acc);
+  Tensor dots = allocate(query, {keep ? f.queries : 0, f.gallery, f.clusters, kDots}, ScalarType::Double);
   f.similarity = similarity.mutable_data_ptr();
   if (keep) f.saved_dots = dots.mutable_data_ptr();
   Backend::similarity_forward(f);
@@ -218,8 +218,8 @@ std::tuple<Tensor, Tensor> region_similarity_backward(Tensor grad, Tensor query,
   Tensor held[3];
   f.grad = argument(grad, {f.queries, f.gallery, kRegions}, acc, "grad", &held[0]);
   f.similarity = argument(similarity, {f.queries, f.gallery, kRegions}, acc, "similarity", &held[1]);
-  f.saved_dots =
-      argument(dots, {f.all_pairs ? 0 : f.queries, f.gallery, f.clusters, kDots}, acc, "dots", &held[2]);
+  f.saved_dots = argument(dots, {f.all_pairs ? 0 : f.queries, f.gallery, f.clusters, kDots},
+                          ScalarType::Double, "dots", &held[2]);
   auto wanted = [&](bool need, const Tensor& like, void** pointer) {
     if (!need) return allocate(like, {0}, like.scalar_type());
     Tensor t = torch::stable::empty(like.sizes(), like.scalar_type(), std::nullopt, like.device());

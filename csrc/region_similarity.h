@@ -26,7 +26,7 @@ constexpr unsigned kRegionQuarters[kRegions] = {0b1111, 0b0011, 0b1100, 0b0101, 
 // Lists: query [T, K, D], quarters [T, G, 4, K, D], similarity [T, G, 9].
 // All pairs: query [T, K, D], quarters [G, 4, K, D], similarity [T, G, 9].
 struct RegionSimilarity {
-  DType dtype;  // of query, quarters and their gradients; everything else is in the accumulation type
+  DType dtype;  // of query, quarters and their gradients; the rest is in the accumulation type
   int64_t queries, gallery, clusters, dim;
   bool all_pairs;
   const void* query;
@@ -35,7 +35,7 @@ struct RegionSimilarity {
 
 struct RegionSimilarityForward : RegionSimilarity {
   void* similarity;
-  void* saved_dots;  // lists only: [T, G, K, 13], null if there will be no backward
+  void* saved_dots;  // lists only: [T, G, K, 13] in double, null if there will be no backward
 };
 
 struct RegionSimilarityBackward : RegionSimilarity {

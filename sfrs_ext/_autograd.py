@@ -74,7 +74,7 @@ def _(query, quarters, save):
     saved = query.shape[0] if save and lists else 0
     return (
         query.new_empty(query.shape[0], gallery, 9, dtype=acc),
-        query.new_empty(saved, gallery, query.shape[1], DOTS, dtype=acc),
+        query.new_empty(saved, gallery, query.shape[1], DOTS, dtype=torch.float64),
     )
 
 

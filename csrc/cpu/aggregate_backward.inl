@@ -19,12 +19,7 @@ SFRS_INLINE void vlad_gradient(const AggregationBackward& f, const Sizes<T>& n, 
   const S* out = (const S*)f.vlad + first;
   const T* scale = (const T*)f.saved_scale + g.image * (n.clusters + 1);
   T outer = scale[n.clusters];
-  auto dot = [&](int64_t begin, int64_t count) {
-    Vec<T> sum = {};
-    for (int64_t i = begin; i < begin + count; i += kLanes<T>)
-      sum += load_n(out + i, begin + count - i) * load_n(dv + i, begin + count - i);
-    return sum_lanes<T>(sum);
-  };
+  auto dot = [&](int64_t begin, int64_t count) { return (T)accurate_dot(out + begin, dv + begin, count); };
   auto project = [&](int64_t begin, int64_t count, T along, T scaled) {  // dv = scaled (dv - along out)
     for (int64_t i = begin; i < begin + count; i += kLanes<T>) {
       int64_t left = begin + count - i;
@@ -116,11 +111,7 @@ class BackwardTile {
     for (int64_t k = 0; k < n_.clusters; ++k) {
       weights_[k] = dv_centroid_[k] = 0;
       if (!f_.centroids) continue;
-      Vec<T> sum = {};
-      const T* centroid = (const T*)f_.centroids + k * n_.dim;
-      for (int64_t d = 0; d < n_.dim; d += kLanes<T>)
-        sum += load_n(centroid + d, n_.dim - d) * load_n(dv_ + k * n_.dim + d, n_.dim - d);
-      dv_centroid_[k] = sum_lanes<T>(sum);
+      dv_centroid_[k] = (T)accurate_dot((const T*)f_.centroids + k * n_.dim, dv_ + k * n_.dim, n_.dim);
     }
   }
 

@@ -15,8 +15,8 @@ struct Sizes {
         logits(f.logits()),
         cluster_columns(round_up(clusters, kPanel<T>)),
         logit_columns(round_up(logits, kPanel<T>)) {
-    // Multiples of 48: whole blocks of 6 and whole vectors of 16. At D = 512 a tile of floats is 200 KB.
-    int64_t fitting = 200 * 1024 / (int64_t)sizeof(T) / larger<int64_t>(dim, 1);
+    // Multiples of 48: whole blocks of 6 and whole vectors of 16. A tile, the weights and the sums share L2.
+    int64_t fitting = 100 * 1024 / (int64_t)sizeof(T) / larger<int64_t>(dim, 1);
     tile = larger<int64_t>(48, smaller<int64_t>(192, fitting / 48 * 48));
     tile = smaller(tile, round_up(larger<int64_t>(f.x.positions(), 1), 48));
     blocks = tile / kTileRows;
@@ -210,14 +210,9 @@ SFRS_INLINE void finish_group(const AggregationForward& f, const Sizes<T>& n, co
     const T* centroid = f.centroids ? (const T*)f.centroids + k * n.dim : nullptr;
     T* row = rows + k * n.dim;
     for (int64_t d = 0; d < n.dim; ++d) row[d] = column[d * kPanel<T>];
-    Vec<T> squares = {};
-    for (int64_t d = 0; d < n.dim; d += kLanes<T>) {
-      Vec<T> v = load_n(row + d, n.dim - d);
-      if (centroid) v -= sum.weights[k] * load_n(centroid + d, n.dim - d);
-      squares += v * v;
-      store_n(row + d, v, n.dim - d);
-    }
-    T square = sum_lanes<T>(squares);
+    if (centroid)
+      for (int64_t d = 0; d < n.dim; ++d) row[d] -= sum.weights[k] * centroid[d];
+    T square = (T)accurate_dot(row, row, n.dim);
     T scale = f.intra_norm ? inverse_norm(square) : 1;
     if (saved) saved[k] = scale;
     total += square * scale * scale;

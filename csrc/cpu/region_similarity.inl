@@ -28,22 +28,27 @@ SFRS_INLINE void region_vectors(const V* quarter, V* region) {
 
 // d_i and n_r^2 of one cluster; stride parts the quarters.
 template <class S, class T = Acc<S>>
-SFRS_INLINE void cluster_dots(const S* u, const S* v, int64_t stride, int64_t dim, T* dots) {
-  Vec<T> sums[kDots] = {};
+SFRS_INLINE void cluster_dots(const S* u, const S* v, int64_t stride, int64_t dim, double* dots) {
+  // In double: the gradient takes u's part along V_r away, and what is left of it would add up over
+  // positions.
+  Vec<double> sums[kDots] = {};
   for (int64_t d = 0; d < dim; d += kLanes<T>) {
     int64_t left = dim - d;
-    Vec<T> query = load_n(u + d, left), quarter[kQuarters];
+    Vec<double> query[kWide<T>], part[kQuarters][kWide<T>];
+    widen(load_n(u + d, left), query);
 #pragma GCC unroll 4
-    for (int i = 0; i < kQuarters; ++i) {
-      quarter[i] = load_n(v + i * stride + d, left);
-      sums[i] += query * quarter[i];
-    }
-    Vec<T> region[kRegions];
-    region_vectors(quarter, region);
+    for (int i = 0; i < kQuarters; ++i) widen(load_n(v + i * stride + d, left), part[i]);
+#pragma GCC unroll 2
+    for (int w = 0; w < kWide<T>; ++w) {
+      Vec<double> quarter[kQuarters] = {part[0][w], part[1][w], part[2][w], part[3][w]}, region[kRegions];
+      region_vectors(quarter, region);
+#pragma GCC unroll 4
+      for (int i = 0; i < kQuarters; ++i) sums[i] += query[w] * quarter[i];
 #pragma GCC unroll 9
-    for (int r = 0; r < kRegions; ++r) sums[kQuarters + r] += region[r] * region[r];
+      for (int r = 0; r < kRegions; ++r) sums[kQuarters + r] += region[r] * region[r];
+    }
   }
-  for (int i = 0; i < kDots; ++i) dots[i] = sum_lanes<T>(sums[i]);
+  for (int i = 0; i < kDots; ++i) dots[i] = sum_lanes<double>(sums[i]);
 }
 
 template <class S, class T>
@@ -63,20 +68,20 @@ void similarity_lists_forward(const RegionSimilarityForward& f, const Parallel& 
   Pairs<S, T> pairs{f};
   parallel.each(f.queries * f.gallery, [&](int64_t pair) {
     const S *u = pairs.query(pair / f.gallery), *v = pairs.quarters(pair / f.gallery, pair % f.gallery);
-    T sums[kRegions] = {}, squares[kRegions] = {};
+    double sums[kRegions] = {}, squares[kRegions] = {};
     for (int64_t k = 0; k < f.clusters; ++k) {
-      T dots[kDots];
+      double dots[kDots];
       cluster_dots(u + k * f.dim, v + k * f.dim, pairs.size, f.dim, dots);
       for (int r = 0; r < kRegions; ++r) {
-        T square = dots[kQuarters + r], inverse = inverse_norm(square);
+        double square = dots[kQuarters + r], inverse = inverse_norm(square);
         sums[r] += region_sum(r, dots) * inverse;
         squares[r] += square * inverse * inverse;
       }
       if (f.saved_dots)
-        __builtin_memcpy((T*)f.saved_dots + (pair * f.clusters + k) * kDots, dots, sizeof(dots));
+        __builtin_memcpy((double*)f.saved_dots + (pair * f.clusters + k) * kDots, dots, sizeof(dots));
     }
     for (int r = 0; r < kRegions; ++r)
-      ((T*)f.similarity)[pair * kRegions + r] = sums[r] * inverse_norm(squares[r]);
+      ((T*)f.similarity)[pair * kRegions + r] = (T)(sums[r] * inverse_norm(squares[r]));
   });
 }
 
@@ -84,32 +89,33 @@ void similarity_lists_forward(const RegionSimilarityForward& f, const Parallel& 
 // du = sum_i w_i V_i.
 template <class T>
 struct PairGradient {
-  T scaled[kRegions];   // grad_r / N_r
-  T clamped[kRegions];  // coefficient of V_r where n_r < eps: only N_r depends on it then
+  double scaled[kRegions];   // grad_r / N_r
+  double clamped[kRegions];  // coefficient of V_r where n_r < eps: only N_r depends on it then
 
-  PairGradient(const RegionSimilarityBackward& f, int64_t pair, const T* dots) {
-    T squares[kRegions] = {};
+  PairGradient(const RegionSimilarityBackward& f, int64_t pair, const double* dots) {
+    double squares[kRegions] = {};
     for (int64_t k = 0; k < f.clusters; ++k)
       for (int r = 0; r < kRegions; ++r) {
-        T square = dots[k * kDots + kQuarters + r], inverse = inverse_norm(square);
+        double square = dots[k * kDots + kQuarters + r], inverse = inverse_norm(square);
         squares[r] += square * inverse * inverse;
       }
     for (int r = 0; r < kRegions; ++r) {
-      T inverse = inverse_norm(squares[r]);
+      double inverse = inverse_norm(squares[r]);
       scaled[r] = ((const T*)f.grad)[pair * kRegions + r] * inverse;
-      T along = norm_counts(inverse) ? ((const T*)f.similarity)[pair * kRegions + r] * inverse : 0;
-      clamped[r] = -scaled[r] * along / ((T)kEps * (T)kEps);
+      double along = norm_counts(inverse) ? ((const T*)f.similarity)[pair * kRegions + r] * inverse : 0;
+      clamped[r] = -scaled[r] * along / (kEps * kEps);
     }
   }
-  void coefficients(const T* dots, T* w, T* c) const {
-    for (int i = 0; i < kQuarters; ++i) w[i] = 0;
+  void coefficients(const double* dots, T* w, T* c) const {
+    double sums[kQuarters] = {};
     for (int r = 0; r < kRegions; ++r) {
-      T inverse = inverse_norm(dots[kQuarters + r]);
-      T of_u = scaled[r] * inverse;
-      c[r] = norm_counts(inverse) ? -of_u * region_sum(r, dots) * inverse * inverse : clamped[r];
+      double inverse = inverse_norm(dots[kQuarters + r]);
+      double of_u = scaled[r] * inverse;
+      c[r] = (T)(norm_counts(inverse) ? -of_u * region_sum(r, dots) * inverse * inverse : clamped[r]);
       for (int i = 0; i < kQuarters; ++i)
-        if (holds(r, i)) w[i] += of_u;
+        if (holds(r, i)) sums[i] += of_u;
     }
+    for (int i = 0; i < kQuarters; ++i) w[i] = (T)sums[i];
   }
 };
 
@@ -160,7 +166,7 @@ void similarity_lists_backward(const RegionSimilarityBackward& f, const Parallel
   Scratch shared(Scratch::bytes<T>(pair_count * f.clusters * kDots));
   T* coefficients = shared.take<T>(pair_count * f.clusters * kDots);
   parallel.each(pair_count, [&](int64_t pair) {
-    const T* dots = (const T*)f.saved_dots + pair * f.clusters * kDots;
+    const double* dots = (const double*)f.saved_dots + pair * f.clusters * kDots;
     PairGradient<T> gradient(f, pair, dots);
     for (int64_t k = 0; k < f.clusters; ++k) {
       T* c = coefficients + (pair * f.clusters + k) * kDots;

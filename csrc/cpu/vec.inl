@@ -181,6 +181,31 @@ SFRS_INLINE T max_lanes(Vec<T> v) {
   return reduce<T>(v, [](auto a, auto b) { return max_or_nan(a, b); });
 }
 
+// The two halves of a vector in double: dot products of long vectors keep their digits that way.
+SFRS_INLINE void widen(Vec<double> v, Vec<double>* wide) { *wide = v; }
+template <int... I>
+SFRS_INLINE void widen(Vec<float> v, Vec<double>* wide, Ints<I...>) {
+  wide[0] = __builtin_convertvector(__builtin_shufflevector(v, v, I...), Vec<double>);
+  wide[1] = __builtin_convertvector(__builtin_shufflevector(v, v, (I + kLanes<double>)...), Vec<double>);
+}
+SFRS_INLINE void widen(Vec<float> v, Vec<double>* wide) { widen(v, wide, CountTo<kLanes<double>>::type()); }
+template <class T>
+constexpr int kWide = sizeof(double) / sizeof(T);  // vectors of double per vector of T
+
+template <class A, class B>
+SFRS_INLINE double accurate_dot(const A* a, const B* b, int64_t n) {
+  using T = Acc<A>;
+  Vec<double> sums[kWide<T>] = {};
+  for (int64_t i = 0; i < n; i += kLanes<T>) {
+    Vec<double> left[kWide<T>], right[kWide<T>];
+    widen(load_n(a + i, n - i), left);
+    widen(load_n(b + i, n - i), right);
+    for (int w = 0; w < kWide<T>; ++w) sums[w] += left[w] * right[w];
+  }
+  if constexpr (kWide<T> == 2) sums[0] += sums[1];
+  return sum_lanes<double>(sums[0]);
+}
+
 // 1 / max(|v|, eps) from the square of |v|; NaN stays NaN.
 template <class T>
 SFRS_INLINE T inverse_norm(T square) {

@@ -58,9 +58,8 @@ VARIANTS = (
     Variant("sare_2", "SARE-ind", 0, long=2),
     Variant("paper", "SFRS, the paper's temperatures", 2, PAPER_TEMPERATURES, scored=(2,)),
     Variant("softer", "SFRS, softer teacher", 2, SOFTER_TEACHER, scored=(2,)),
-    Variant("negatives", "SFRS with soft negatives (ours)", 3, SOFT_NEGATIVES, scored=(2, 3)),
+    Variant("negatives", "SFRS with soft negatives (ours)", 2, SOFT_NEGATIVES, scored=(2,)),
     Variant("image", "SFRS, image-level labels", 2, IMAGE_LABELS, scored=(2,)),
-    Variant("sare_3", "SARE-ind", 0, long=3),
 )
 
 
