@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from .cases import CASES, Case
+from .cases import CASES, OURS, Case
 
 ROUNDS, FEWEST, MOST_SECONDS = 15, 5, 15.0
 
@@ -24,19 +24,25 @@ def functions_of(case: Case) -> dict:
 
 
 def gate(case: Case, functions: dict, inputs: dict) -> dict[str, float]:
-    """Largest relative error of every peer; raises if one is not the same function."""
+    """Largest relative error of every peer against the float64 oracle.
+
+    A peer that is not the same function leaves ``functions``, so that no time is taken of it; raises if it
+    is ours.
+    """
     exact = case.compute(case.oracle, {name: t.double() for name, t in inputs.items()})
     errors = {}
-    for name, function in functions.items():
+    for name, function in list(functions.items()):
         results = case.compute(function, inputs)
         errors[name] = max(
             ((r.double() - e).abs().max() / e.abs().max()).item() for r, e in zip(results, exact, strict=True)
         )
-        if not errors[name] <= case.tolerance:
-            raise SystemExit(
-                f"REFUSED {case.name}: {name} differs from the float64 oracle by {errors[name]:.1e} of the "
-                f"largest value, more than {case.tolerance:.0e}; no time is taken"
-            )
+        if errors[name] <= case.tolerance:
+            continue
+        message = f"REFUSED {case.name}: {name} errs by {errors[name]:.1e} of the largest value"
+        if name == OURS:
+            raise SystemExit(message)
+        print(message, file=sys.stderr)
+        del functions[name]
     return errors
 
 

@@ -75,6 +75,9 @@ def in_process(case: str, threads: int, what: str, malloc: dict[str, str]) -> di
     )
     if done.returncode:
         raise SystemExit(done.stderr.strip().splitlines()[-1] if done.stderr else f"{case}: failed")
+    for line in done.stderr.splitlines():
+        if line.startswith("REFUSED"):
+            print(line)
     return json.loads(done.stdout.splitlines()[-1])
 
 
