@@ -73,7 +73,9 @@ def _show(result: DemoResult, total: float) -> None:
 
     console = Console()
     title = f"Recall@N on {result.queries:,} test queries, in %"
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+    table = Table(
+        title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True
+    )
     table.add_column("network", no_wrap=True)
     for heading in ("passes", "@1", "@5", "@10", "vs SARE", "p", "s"):
         table.add_column(heading, justify="right", no_wrap=True)
