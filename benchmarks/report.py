@@ -20,8 +20,8 @@ def table(recorded: dict) -> str:
     lines = [
         f"{machine['cpu']}, {machine['threads']} threads, {machine['kernels']} kernels, "
         f"torch {machine['torch']}, commit {machine['commit']}, {machine['date']}: `{machine['command']}`. "
-        "Median milliseconds per image (regions and similarities: per call) with the default malloc / with one that "
-        f"keeps the heap; in brackets, how many times longer than `{OURS}`; then the growth of resident "
+        "Median milliseconds per image (regions and similarities: per call) with the default malloc / with "
+        f"one that keeps the heap; in brackets, how many times longer than `{OURS}`; then the growth of resident "
         "memory during a call.",
         "",
         f"| computation | `{OURS}` | peer | | |",
