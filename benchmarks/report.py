@@ -21,7 +21,7 @@ def table(recorded: dict) -> str:
         f"{machine['cpu']}, {machine['threads']} threads, {machine['kernels']} kernels, "
         f"torch {machine['torch']}, commit {machine['commit']}, {machine['date']}: `{machine['command']}`. "
         "Median milliseconds per image (regions and similarities: per call) with the default malloc / with "
-        f"one that keeps the heap; in brackets, how many times longer than `{OURS}`; then the growth of resident "
+        f"one that keeps the heap; how many times longer than `{OURS}`; then the growth of resident "
         "memory during a call.",
         "",
         f"| computation | `{OURS}` | peer | | |",
