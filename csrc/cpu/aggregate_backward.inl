@@ -5,7 +5,7 @@
 // The softmax is repeated from the saved logits (K numbers per position, an eighth of x at D = 8 K), which
 // is cheaper than the product that would make them again. The gradient through |x| needs <xh, dxh>; it
 // follows from numbers that the tile has already, sum_k (m a)_k <xh, dV_k> + dl_k l_k, so that dx is
-// written once, straight from the product. Floor: 4 (2 K + 2 (K + G)) / 2 D P flops, twice the forward.
+// written once, straight from the product. Floor: 4 (2 K + G) D P flops, twice the forward.
 
 // The backward of intra-normalisation and L2 for one image: dv = gradient of the un-normalised V.
 template <class S, class T = Acc<S>>
