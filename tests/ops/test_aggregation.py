@@ -15,9 +15,8 @@ def check(problem: Problem, operator: str, **options) -> None:
     kernel = problem.results(getattr(sfrs_ext, operator), **options)
     eager = problem.results(getattr(reference, operator), **options)
     exact = problem.to(torch.float64).results(getattr(reference, operator), **options)
-    # A normalised descriptor of one position does not depend on its mask, and what is normalised in one
-    # dimension is a sign: there, terms of size one cancel.
-    alone = problem.x.shape[2] * problem.x.shape[3] == 1 or problem.x.shape[1] == 1
+    # A normalised descriptor of one position does not depend on its mask: terms of size one cancel.
+    alone = problem.x.shape[2] * problem.x.shape[3] == 1
     for name in exact:
         scale = 1.0 if alone or name == "dmask" else 0.0
         assert_as_exact_as_eager(name, kernel[name], eager[name], exact[name], scale)
@@ -27,7 +26,13 @@ def check(problem: Problem, operator: str, **options) -> None:
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("operator", OPERATORS)
 def test_agrees_with_the_reference_on_every_shape(operator, shape, dtype):
-    check(Problem.make(shape, dtype), operator)
+    options = {}
+    if shape.dim == 1:  # normalised, one dimension is a sign: all gradients would be zero but for rounding
+        norms = (
+            ("normalize_input", "intra_norm", "l2_norm") if operator == "netvlad" else ("normalize_input",)
+        )
+        options = dict.fromkeys(norms, False)
+    check(Problem.make(shape, dtype), operator, **options)
 
 
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=str)
