@@ -238,7 +238,7 @@ SFRS_INLINE Vec<float> exp_nonpositive(Vec<float> x) {
   return x == x ? e : x;
 }
 SFRS_INLINE Vec<double> exp_nonpositive(Vec<double> x) {
-  Vec<double> e;
+  Vec<double> e = {};
   for (int i = 0; i < kLanes<double>; ++i) e[i] = __builtin_exp(x[i]);
   return e;
 }
