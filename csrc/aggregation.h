@@ -17,15 +17,17 @@ constexpr double kEps = 1e-12;
 // What both directions read. All arrays are contiguous and, x excepted, in the accumulation type.
 struct Aggregation {
   FeatureMap x;
-  int64_t clusters;       // K
-  int64_t ghosts;         // G
-  int64_t regions;        // R: 1 or 4
-  const void* weight;     // [K + G, D]
-  const void* centroids;  // [K, D] or null: zero
-  const void* bias;       // [K + G] or null: zero
-  const void* mask;       // [B, P] or null: one
+  int64_t clusters;          // K
+  int64_t ghosts;            // G
+  int64_t regions;           // R: 1 or 4
+  const void* weight;        // [K + G, D]; null if the logits are given
+  const void* logits_given;  // [B, P, K + G] or null; l is this and not W xh, and gets a gradient of its own
+  const void* centroids;     // [K, D] or null: zero
+  const void* bias;          // [K + G] or null: zero
+  const void* mask;          // [B, P] or null: one
   bool normalize_input;
   bool intra_norm, l2_norm;  // only with R = 1
+  bool tf32;                 // f32 products may be rounded to TF32 where there are tensor cores
 
   int64_t logits() const { return clusters + ghosts; }
 };
@@ -33,7 +35,7 @@ struct Aggregation {
 struct AggregationForward : Aggregation {
   void* vlad;  // [B, R, K, D], storage type of x
   // Saved for the backward, null if there will be none:
-  void* saved_logits;    // l, [B, P, K + G], accumulation type
+  void* saved_logits;    // l, [B, P, K + G], accumulation type; not written if given, nor by CUDA
   void* saved_inv_norm;  // 1 / max(|x|, eps), [B, P], accumulation type
   void* saved_scale;     // 1 / max(|V_k|, eps) for every k, then 1 / max(|descriptor|, eps): [B, K + 1]
 };
@@ -50,6 +52,7 @@ struct AggregationBackward : Aggregation {
   void* dcentroids;  // [K, D]
   void* dbias;       // [K + G]
   void* dmask;       // [B, P]
+  void* dlogits;     // [B, P, K + G], only if given
 };
 
 }  // namespace sfrs

@@ -31,6 +31,7 @@ struct RegionSimilarity {
   bool all_pairs;
   const void* query;
   const void* quarters;
+  bool tf32;  // f32 products may be rounded to TF32 where there are tensor cores
 };
 
 struct RegionSimilarityForward : RegionSimilarity {
