@@ -6,7 +6,7 @@
 
 namespace sfrs::cuda {
 
-struct Machine;
+struct Machine;  // csrc/cuda/machine.h
 
 void aggregate_forward(const AggregationForward&, const Machine&);
 void aggregate_backward(const AggregationBackward&, const Machine&);
