@@ -1,0 +1,303 @@
+// One block of emulated threads: who runs next, where threads wait for each other, shared memory, and the
+// faults that a device would answer with a hang, a wrong result or nothing at all. Those end the launch with
+// an exception that says which thread of which block did what.
+//
+// Between two barriers the threads run one after the other, in an order that the environment variable
+// SFRS_EMULATOR_ORDER chooses: a barrier that is missing shows in one order or the other. `forward` runs
+// the lowest warp as far as it comes and its lanes from the lowest, `reversed` the other way round,
+// `shuffled` a pseudo-random thread each time.
+#pragma once
+
+#include <cstdlib>
+#include <cstring>
+#include <deque>
+#include <mutex>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "fiber.h"
+
+struct dim3 {
+  unsigned x, y, z;
+  constexpr dim3(unsigned x = 1, unsigned y = 1, unsigned z = 1) : x(x), y(y), z(z) {}
+};
+inline dim3 threadIdx(0, 0, 0), blockIdx(0, 0, 0), blockDim, gridDim;
+
+namespace sfrs::cuda::emulator {
+
+constexpr int kLanes = 32, kWarpsAtMost = 32;
+constexpr unsigned kAll = 0xffffffffu;
+
+enum class Order { forward, reversed, shuffled };
+
+inline Order order_named(const std::string& name) {
+  if (name == "forward") return Order::forward;
+  if (name == "reversed") return Order::reversed;
+  if (name == "shuffled") return Order::shuffled;
+  throw std::runtime_error("emulator: the order is forward, reversed or shuffled, not " + name);
+}
+inline Order order = [] {
+  const char* name = std::getenv("SFRS_EMULATOR_ORDER");
+  return name ? order_named(name) : Order::forward;
+}();
+
+// What the launches since it was last cleared asked for.
+struct Statistics {
+  int64_t launches = 0, blocks = 0, most_shared_memory = 0;
+};
+inline Statistics statistics;
+
+struct Copy {
+  void* to;
+  const void* from;
+  int bytes;
+};
+
+struct Thread {
+  Fiber fiber;
+  std::deque<Copy> copies;  // issued and not yet performed, oldest first
+  std::deque<int> groups;   // how many of them each committed group holds
+  int uncommitted = 0;
+};
+
+struct Warp {
+  const char* meeting;  // what the lanes in `waiting` wait for
+  unsigned waiting, ready, ended;
+  const void* offers[kLanes];  // what each waiting lane brought to the meeting
+};
+
+class Block {
+ public:
+  // Runs one block after the other; `body` is what each thread does.
+  void run(dim3 grid, int threads, int64_t shared, const char* what, void (*body)(const void*),
+           const void* context) {
+    std::lock_guard<std::mutex> alone(mutex_);
+    what_ = what, body_ = body, context_ = context;
+    configure(grid, threads, shared);
+    const int64_t blocks = (int64_t)grid.x * grid.y * grid.z;
+    for (int64_t i = 0; i < blocks; ++i) run_block(order == Order::reversed ? blocks - 1 - i : i);
+    ++statistics.launches, statistics.blocks += blocks;
+    if (statistics.most_shared_memory < shared) statistics.most_shared_memory = shared;
+  }
+
+  unsigned char* shared_memory() { return shared_; }
+  int lane() const { return current_ % kLanes; }
+  Thread& thread() { return threads_[current_]; }
+
+  // A barrier of the block.
+  void meet_all(const char* meeting) {
+    if (ended_) fail(std::string("is at ") + meeting + ", but other threads of the block have ended");
+    wait(meeting, nullptr);
+    if (++waiting_ == count_) {
+      waiting_ = 0;
+      for (int w = 0; w < count_ / kLanes; ++w) release(w);
+    }
+    go_on();
+  }
+
+  // A barrier of the warp. The last lane to come calls compute(offers), which may write through the
+  // addresses that the lanes have brought.
+  template <class F>
+  void meet(const char* meeting, const void* offer, const F& compute) {
+    Warp& warp = wait(meeting, offer);
+    if (warp.waiting == kAll) {
+      compute(warp.offers);
+      release(current_ / kLanes);
+    }
+    go_on();
+  }
+
+  // Aborts the launch: run() throws.
+  [[noreturn]] void fail(const std::string& fault) {
+    fault_ = position() + " " + fault;
+    leave();
+  }
+
+  void check_shared(const void* p, int bytes, const char* who) {
+    const auto* address = static_cast<const unsigned char*>(p);
+    if (address < shared_ || address + bytes > shared_ + size_)
+      fail(std::string("gives ") + who + " an address outside of the block's shared memory: byte " +
+           std::to_string(address - shared_) + " of " + std::to_string(size_));
+    check_alignment(p, bytes, who);
+  }
+  void check_alignment(const void* p, int bytes, const char* who) {
+    if (reinterpret_cast<uintptr_t>(p) % (unsigned)bytes)
+      fail(std::string("gives ") + who + " an address that is not a multiple of " + std::to_string(bytes));
+  }
+
+ private:
+  static constexpr int64_t kZone = 4096;
+  static constexpr unsigned char kZoneByte = 0xA5, kPoison = 0xFF;  // poison is NaN in every type
+
+  void configure(dim3 grid, int threads, int64_t shared) {
+    if (threads < kLanes || threads > kLanes * kWarpsAtMost || threads % kLanes)
+      throw std::runtime_error("emulator: a block of " + std::to_string(threads) + " threads");
+    if (!grid.x || !grid.y || !grid.z || grid.x > 0x7fffffffu || grid.y > 65535 || grid.z > 65535)
+      throw std::runtime_error("emulator: a grid that no device accepts");
+    count_ = threads;
+    if (!threads_) threads_ = new Thread[kLanes * kWarpsAtMost];
+    unpoison_zones();
+    if (capacity_ < shared) {
+      std::free(memory_);
+      capacity_ = (shared + 1023) / 1024 * 1024;
+      memory_ = static_cast<unsigned char*>(std::aligned_alloc(1024, (size_t)(capacity_ + 2 * kZone)));
+      if (!memory_) throw std::bad_alloc();
+    }
+    shared_ = memory_ + kZone;
+    size_ = shared;
+    std::memset(memory_, kZoneByte, kZone);
+    std::memset(shared_ + size_, kZoneByte, kZone);
+    gridDim = grid;
+    blockDim = dim3(threads);
+  }
+
+  void run_block(int64_t index) {
+    blockIdx = dim3(index % gridDim.x, index / gridDim.x % gridDim.y, index / gridDim.x / gridDim.y);
+    std::memset(shared_, kPoison, size_);
+    poison_zones();
+    ended_ = waiting_ = 0;
+    ready_ = 0;
+    for (int i = 0; i < count_; ++i) {
+      Thread& thread = threads_[i];
+      thread.fiber.prepare(&Block::entry, i);
+      thread.copies.clear(), thread.groups.clear(), thread.uncommitted = 0;
+    }
+    for (int w = 0; w < count_ / kLanes; ++w) warps_[w].ended = 0, release(w);
+    current_ = next();
+    threadIdx.x = current_;
+    Fiber::exchange(main_, threads_[current_].fiber);
+    unpoison_zones();
+    if (!fault_.empty()) {
+      const std::string fault = "emulator: " + fault_ + ", in " + what_;
+      fault_.clear();
+      throw std::runtime_error(fault);
+    }
+    check_zones();
+  }
+
+  static void entry();
+  void begin_and_end() {
+    Fiber::arrived(threads_[current_].fiber);
+    order_memory_after();
+    body_(context_);
+    order_memory_before();
+    if (!thread().copies.empty()) fail("ends without waiting for its copy_async");
+    Warp& warp = warps_[current_ / kLanes];
+    if (waiting_ || warp.waiting) fail("ends while other threads wait for it at a barrier");
+    warp.ended |= 1u << lane();
+    set_ready(current_ / kLanes, warp.ready & ~(1u << lane()));
+    if (++ended_ == count_) leave();
+    go_on(true);
+  }
+
+  // Notes that the current thread waits.
+  Warp& wait(const char* meeting, const void* offer) {
+    Warp& warp = warps_[current_ / kLanes];
+    if (warp.ended)
+      fail(std::string("is at ") + meeting + ", but lane " + std::to_string(__builtin_ctz(warp.ended)) +
+           " of its warp has ended");
+    if (warp.waiting && warp.meeting != meeting && std::strcmp(warp.meeting, meeting))
+      fail(std::string("is at ") + meeting + ", but lane " + std::to_string(__builtin_ctz(warp.waiting)) +
+           " of its warp waits at " + warp.meeting);
+    warp.meeting = meeting;
+    warp.waiting |= 1u << lane();
+    warp.offers[lane()] = offer;
+    set_ready(current_ / kLanes, warp.ready & ~(1u << lane()));
+    return warp;
+  }
+  void release(int w) {
+    warps_[w].waiting = 0;
+    set_ready(w, kAll);
+  }
+  void set_ready(int w, unsigned lanes) {
+    warps_[w].ready = lanes;
+    ready_ = lanes ? ready_ | 1u << w : ready_ & ~(1u << w);
+  }
+
+  int pick(unsigned set) {
+    if (order == Order::forward) return __builtin_ctz(set);
+    if (order == Order::reversed) return 31 - __builtin_clz(set);
+    random_ ^= random_ << 13, random_ ^= random_ >> 7, random_ ^= random_ << 17;
+    const int turn = (int)(random_ >> 40) & 31;
+    const unsigned turned = turn ? set >> turn | set << (32 - turn) : set;
+    return (__builtin_ctz(turned) + turn) & 31;
+  }
+  int next() {
+    const int w = pick(ready_);
+    return w * kLanes + pick(warps_[w].ready);
+  }
+
+  // Lets the next thread run; returns when it is the current one's turn again.
+  void go_on(bool ends = false) {
+    if (!ready_) fail("is the last to wait: nobody is left to wake the others");
+    const int from = current_, to = next();
+    if (from == to) return;
+    threadIdx.x = current_ = to;
+    Fiber::exchange(threads_[from].fiber, threads_[to].fiber, ends);
+  }
+  [[noreturn]] void leave() {
+    Fiber::exchange(threads_[current_].fiber, main_, true);
+    std::abort();  // not reached
+  }
+
+  std::string position() const {
+    return "thread " + std::to_string(current_) + " (warp " + std::to_string(current_ / kLanes) + ", lane " +
+           std::to_string(lane()) + ") of block (" + std::to_string(blockIdx.x) + ", " +
+           std::to_string(blockIdx.y) + ", " + std::to_string(blockIdx.z) + ")";
+  }
+
+  void check_zones() const {
+    for (int64_t i = 0; i < kZone; ++i)
+      if (memory_[i] != kZoneByte || shared_[size_ + i] != kZoneByte)
+        throw std::runtime_error("emulator: block " + std::to_string(blockIdx.x) + " wrote " +
+                                 (memory_[i] != kZoneByte ? "before" : "behind") + " its shared memory, in " +
+                                 what_);
+  }
+  void poison_zones() {
+#ifdef __SANITIZE_ADDRESS__
+    __asan_poison_memory_region(memory_, kZone);
+    __asan_poison_memory_region(shared_ + size_, kZone);
+#endif
+  }
+  void unpoison_zones() {
+#ifdef __SANITIZE_ADDRESS__
+    if (memory_) __asan_unpoison_memory_region(memory_, capacity_ + 2 * kZone);
+#endif
+  }
+
+ public:
+  // For ThreadSanitizer: what the thread did before the one happens before what any does after the other.
+  void order_memory_before() {}
+  void order_memory_after() {}
+
+ private:
+  std::mutex mutex_;
+  const char* what_ = "";
+  void (*body_)(const void*) = nullptr;
+  const void* context_ = nullptr;
+  Fiber main_;
+  Thread* threads_ = nullptr;  // never freed: the stacks serve every launch
+  Warp warps_[kWarpsAtMost] = {};
+  int count_ = 0, current_ = 0;
+  int ended_ = 0, waiting_ = 0;
+  unsigned ready_ = 0;  // warps with a lane that can run
+  uint64_t random_ = 0x9E3779B97F4A7C15u;
+  unsigned char *memory_ = nullptr, *shared_ = nullptr;
+  int64_t capacity_ = 0, size_ = 0;
+  std::string fault_;
+};
+
+inline Block block;
+
+inline void Block::entry() { block.begin_and_end(); }
+
+// What launch() calls: body() is what every thread of every block does.
+template <class F>
+void run(dim3 grid, int threads, int64_t shared_bytes, const F& body) {
+  block.run(
+      grid, threads, shared_bytes, __PRETTY_FUNCTION__, [](const void* f) { (*static_cast<const F*>(f))(); },
+      &body);
+}
+
+}  // namespace sfrs::cuda::emulator
