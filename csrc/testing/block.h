@@ -8,6 +8,8 @@
 // `shuffled` a pseudo-random thread each time.
 #pragma once
 
+#include <cstdarg>
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <deque>
@@ -87,7 +89,7 @@ class Block {
 
   // A barrier of the block.
   void meet_all(const char* meeting) {
-    if (ended_) fail(std::string("is at ") + meeting + ", but other threads of the block have ended");
+    if (ended_) fail("is at %s, but other threads of the block have ended", meeting);
     wait(meeting, nullptr);
     if (++waiting_ == count_) {
       waiting_ = 0;
@@ -108,22 +110,28 @@ class Block {
     go_on();
   }
 
-  // Aborts the launch: run() throws.
-  [[noreturn]] void fail(const std::string& fault) {
-    fault_ = position() + " " + fault;
+  // Ends the launch: run() throws. Nothing on the threads' stacks is destroyed.
+  [[noreturn, gnu::format(printf, 2, 3)]] void fail(const char* format, ...) {
+    char what[256];
+    va_list values;
+    va_start(values, format);
+    std::vsnprintf(what, sizeof what, format, values);
+    va_end(values);
+    std::snprintf(fault_, sizeof fault_, "emulator: thread %d (warp %d, lane %d) of block (%u, %u, %u) %s",
+                  current_, current_ / kLanes, lane(), blockIdx.x, blockIdx.y, blockIdx.z, what);
     leave();
   }
 
   void check_shared(const void* p, int bytes, const char* who) {
     const auto* address = static_cast<const unsigned char*>(p);
     if (address < shared_ || address + bytes > shared_ + size_)
-      fail(std::string("gives ") + who + " an address outside of the block's shared memory: byte " +
-           std::to_string(address - shared_) + " of " + std::to_string(size_));
+      fail("gives %s an address outside of the block's shared memory: byte %td of %td", who,
+           address - shared_, (ptrdiff_t)size_);
     check_alignment(p, bytes, who);
   }
   void check_alignment(const void* p, int bytes, const char* who) {
     if (reinterpret_cast<uintptr_t>(p) % (unsigned)bytes)
-      fail(std::string("gives ") + who + " an address that is not a multiple of " + std::to_string(bytes));
+      fail("gives %s an address that is not a multiple of %d", who, bytes);
   }
 
  private:
@@ -168,9 +176,9 @@ class Block {
     threadIdx.x = current_;
     Fiber::exchange(main_, threads_[current_].fiber);
     unpoison_zones();
-    if (!fault_.empty()) {
-      const std::string fault = "emulator: " + fault_ + ", in " + what_;
-      fault_.clear();
+    if (*fault_) {
+      const std::string fault = std::string(fault_) + ", in " + what_;
+      *fault_ = 0;
       throw std::runtime_error(fault);
     }
     check_zones();
@@ -194,12 +202,10 @@ class Block {
   // Notes that the current thread waits.
   Warp& wait(const char* meeting, const void* offer) {
     Warp& warp = warps_[current_ / kLanes];
-    if (warp.ended)
-      fail(std::string("is at ") + meeting + ", but lane " + std::to_string(__builtin_ctz(warp.ended)) +
-           " of its warp has ended");
+    if (warp.ended) fail("is at %s, but lane %d of its warp has ended", meeting, __builtin_ctz(warp.ended));
     if (warp.waiting && warp.meeting != meeting && std::strcmp(warp.meeting, meeting))
-      fail(std::string("is at ") + meeting + ", but lane " + std::to_string(__builtin_ctz(warp.waiting)) +
-           " of its warp waits at " + warp.meeting);
+      fail("is at %s, but lane %d of its warp waits at %s", meeting, __builtin_ctz(warp.waiting),
+           warp.meeting);
     warp.meeting = meeting;
     warp.waiting |= 1u << lane();
     warp.offers[lane()] = offer;
@@ -241,12 +247,6 @@ class Block {
     std::abort();  // not reached
   }
 
-  std::string position() const {
-    return "thread " + std::to_string(current_) + " (warp " + std::to_string(current_ / kLanes) + ", lane " +
-           std::to_string(lane()) + ") of block (" + std::to_string(blockIdx.x) + ", " +
-           std::to_string(blockIdx.y) + ", " + std::to_string(blockIdx.z) + ")";
-  }
-
   void check_zones() const {
     for (int64_t i = 0; i < kZone; ++i)
       if (memory_[i] != kZoneByte || shared_[size_ + i] != kZoneByte)
@@ -285,7 +285,7 @@ class Block {
   uint64_t random_ = 0x9E3779B97F4A7C15u;
   unsigned char *memory_ = nullptr, *shared_ = nullptr;
   int64_t capacity_ = 0, size_ = 0;
-  std::string fault_;
+  char fault_[512] = "";
 };
 
 inline Block block;

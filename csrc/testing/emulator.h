@@ -208,7 +208,7 @@ inline void perform_group(Thread& thread) {
 }
 
 inline void check_mask(unsigned lanes, const char* name) {
-  if (lanes != kAllLanes) block.fail(std::string("is at ") + name + " with a mask that is not all lanes");
+  if (lanes != kAllLanes) block.fail("is at %s with a mask that is not all lanes", name);
 }
 
 template <class T>
