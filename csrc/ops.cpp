@@ -6,25 +6,27 @@
 #include "glue.h"
 
 STABLE_TORCH_LIBRARY(sfrs_ext, m) {
-  // vlad [B, R, K, D]; logits [B, P, K + G], inv_norm [B, P] and scale [B, K + 1] serve the backward and are
-  // empty unless `save`. See csrc/aggregation.h.
+  // Either weight [K + G, D] or logits [B, P, K + G]. vlad [B, R, K, D]; saved_logits [B, P, K + G],
+  // inv_norm [B, P] and scale [B, K + 1] serve the backward and are empty unless `save`; saved_logits is also
+  // empty beside given logits and on CUDA, which computes them again. See csrc/aggregation.h.
   m.def(
-      "aggregate(Tensor x, Tensor weight, Tensor? centroids, Tensor? bias, Tensor? mask, int regions, "
-      "int ghost_clusters, bool normalize_input, bool intra_norm, bool l2_norm, bool save) "
-      "-> (Tensor vlad, Tensor logits, Tensor inv_norm, Tensor scale)");
-  // Results whose bit in `needs` (1, 2, 4, 8, 16) is not set are empty.
+      "aggregate(Tensor x, Tensor? weight, Tensor? logits, Tensor? centroids, Tensor? bias, Tensor? mask, "
+      "int regions, int ghost_clusters, bool normalize_input, bool intra_norm, bool l2_norm, bool tf32, "
+      "bool save) -> (Tensor vlad, Tensor saved_logits, Tensor inv_norm, Tensor scale)");
+  // Results whose bit in `needs` (1, 2, 4, 8, 16, 32) is not set are empty.
   m.def(
-      "aggregate_backward(Tensor grad, Tensor x, Tensor weight, Tensor? centroids, Tensor? bias, Tensor? "
-      "mask, "
-      "Tensor vlad, Tensor logits, Tensor inv_norm, Tensor scale, int regions, int ghost_clusters, "
-      "bool normalize_input, bool intra_norm, bool l2_norm, int needs) "
-      "-> (Tensor dx, Tensor dweight, Tensor dcentroids, Tensor dbias, Tensor dmask)");
+      "aggregate_backward(Tensor grad, Tensor x, Tensor? weight, Tensor? logits, Tensor? centroids, "
+      "Tensor? bias, Tensor? mask, Tensor vlad, Tensor saved_logits, Tensor inv_norm, Tensor scale, "
+      "int regions, int ghost_clusters, bool normalize_input, bool intra_norm, bool l2_norm, bool tf32, "
+      "int needs) -> (Tensor dx, Tensor dweight, Tensor dlogits, Tensor dcentroids, Tensor dbias, "
+      "Tensor dmask)");
   // quarters [T, G, 4, K, D] (lists) or [N, 4, K, D] (all pairs). See csrc/region_similarity.h.
-  m.def("region_similarity(Tensor query, Tensor quarters, bool save) -> (Tensor similarity, Tensor dots)");
   m.def(
-      "region_similarity_backward(Tensor grad, Tensor query, Tensor quarters, Tensor similarity, Tensor "
-      "dots, "
-      "bool need_query, bool need_quarters) -> (Tensor dquery, Tensor dquarters)");
+      "region_similarity(Tensor query, Tensor quarters, bool tf32, bool save) "
+      "-> (Tensor similarity, Tensor dots)");
+  m.def(
+      "region_similarity_backward(Tensor grad, Tensor query, Tensor quarters, Tensor similarity, "
+      "Tensor dots, bool tf32, bool need_query, bool need_quarters) -> (Tensor dquery, Tensor dquarters)");
 }
 
 namespace sfrs {
@@ -40,16 +42,18 @@ Parallel threads_of_torch() {
 }
 
 struct Cpu {
-  static void aggregate_forward(const AggregationForward& f) {
+  static constexpr bool kSavesLogits = true;
+  explicit Cpu(const glue::Tensor&) {}
+  void aggregate_forward(const AggregationForward& f) {
     cpu::kernels().aggregate_forward(f, threads_of_torch());
   }
-  static void aggregate_backward(const AggregationBackward& f) {
+  void aggregate_backward(const AggregationBackward& f) {
     cpu::kernels().aggregate_backward(f, threads_of_torch());
   }
-  static void similarity_forward(const RegionSimilarityForward& f) {
+  void similarity_forward(const RegionSimilarityForward& f) {
     cpu::kernels().similarity_forward(f, threads_of_torch());
   }
-  static void similarity_backward(const RegionSimilarityBackward& f) {
+  void similarity_backward(const RegionSimilarityBackward& f) {
     cpu::kernels().similarity_backward(f, threads_of_torch());
   }
 };

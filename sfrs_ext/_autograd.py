@@ -17,14 +17,29 @@ def read_in_place_as_planes(x: Tensor) -> bool:
 
 
 @torch.library.register_fake("sfrs_ext::aggregate")
-def _(x, weight, centroids, bias, mask, regions, ghost_clusters, normalize_input, intra_norm, l2_norm, save):
+def _(
+    x,
+    weight,
+    logits,
+    centroids,
+    bias,
+    mask,
+    regions,
+    ghost_clusters,
+    normalize_input,
+    intra_norm,
+    l2_norm,
+    tf32,
+    save,
+):
     batch, dim, height, width = x.shape
-    logits = weight.shape[0]
-    clusters, saved = logits - ghost_clusters, batch if save else 0
+    columns = logits.shape[2] if weight is None else weight.shape[0]
+    clusters, saved = columns - ghost_clusters, batch if save else 0
+    saves_logits = weight is not None and x.device.type != "cuda"  # the backward has them, or computes them
     acc = accumulation_dtype(x.dtype)
     return (
         x.new_empty(batch, regions, clusters, dim),
-        x.new_empty(saved, height * width, logits, dtype=acc),
+        x.new_empty(saved if saves_logits else 0, height * width, columns, dtype=acc),
         x.new_empty(saved, height * width, dtype=acc),
         x.new_empty(saved if regions == 1 else 0, clusters + 1, dtype=acc),
     )
@@ -35,11 +50,12 @@ def _(
     grad,
     x,
     weight,
+    logits,
     centroids,
     bias,
     mask,
     vlad,
-    logits,
+    saved_logits,
     inv_norm,
     scale,
     regions,
@@ -47,16 +63,19 @@ def _(
     normalize_input,
     intra_norm,
     l2_norm,
+    tf32,
     needs,
 ):
     batch, dim, height, width = x.shape
+    columns = logits.shape[2] if weight is None else weight.shape[0]
     acc = accumulation_dtype(x.dtype)
     layout = torch.contiguous_format if read_in_place_as_planes(x) else torch.channels_last
     shapes = (
-        (2, (weight.shape[0], dim)),
-        (4, (weight.shape[0] - ghost_clusters, dim)),
-        (8, (weight.shape[0],)),
-        (16, (batch, height * width)),
+        (2, (columns, dim)),
+        (4, (batch, height * width, columns)),
+        (8, (columns - ghost_clusters, dim)),
+        (16, (columns,)),
+        (32, (batch, height * width)),
     )
     dx = (
         torch.empty((batch, dim, height, width), dtype=x.dtype, device=x.device, memory_format=layout)
@@ -67,7 +86,7 @@ def _(
 
 
 @torch.library.register_fake("sfrs_ext::region_similarity")
-def _(query, quarters, save):
+def _(query, quarters, tf32, save):
     lists = quarters.dim() == 5
     gallery = quarters.shape[1 if lists else 0]
     acc = accumulation_dtype(query.dtype)
@@ -79,7 +98,7 @@ def _(query, quarters, save):
 
 
 @torch.library.register_fake("sfrs_ext::region_similarity_backward")
-def _(grad, query, quarters, similarity, dots, need_query, need_quarters):
+def _(grad, query, quarters, similarity, dots, tf32, need_query, need_quarters):
     return (
         query.new_empty(query.shape if need_query else (0,)),
         quarters.new_empty(quarters.shape if need_quarters else (0,)),
@@ -91,41 +110,44 @@ def _require_saved(ctx, operator: str) -> None:
         raise RuntimeError(f"sfrs_ext.{operator}: called with save=False, nothing was kept for a backward")
 
 
+AGGREGATED = 6  # the differentiable arguments of aggregate, which come first
+
+
 def _aggregate_setup(ctx, inputs, output):
-    x, weight, centroids, bias, mask, *options, save = inputs
-    vlad, logits, inv_norm, scale = output
-    ctx.mark_non_differentiable(logits, inv_norm, scale)
+    tensors, options, ctx.saved = inputs[:AGGREGATED], inputs[AGGREGATED:-1], inputs[-1]
+    vlad, *for_backward = output
+    ctx.mark_non_differentiable(*for_backward)
     ctx.set_materialize_grads(False)
-    ctx.options, ctx.saved = options, save
-    ctx.save_for_backward(x, weight, centroids, bias, mask, vlad, logits, inv_norm, scale)
+    ctx.options = options
+    ctx.save_for_backward(*tensors, vlad, *for_backward)
 
 
 def _aggregate_backward(ctx, grad, *_):
+    not_differentiable = (None,) * (len(ctx.options) + 1)
     if grad is None:
-        return (None,) * 11
+        return (None,) * AGGREGATED + not_differentiable
     _require_saved(ctx, "aggregate")
     tensors = ctx.saved_tensors
-    needs = sum(1 << i for i in range(5) if ctx.needs_input_grad[i] and tensors[i] is not None)
+    needs = sum(1 << i for i in range(AGGREGATED) if ctx.needs_input_grad[i] and tensors[i] is not None)
     grads = ops.aggregate_backward(grad, *tensors, *ctx.options, needs)
-    return (*(g if needs >> i & 1 else None for i, g in enumerate(grads)), *(None,) * 6)
+    return (*(g if needs >> i & 1 else None for i, g in enumerate(grads)), *not_differentiable)
 
 
 def _similarity_setup(ctx, inputs, output):
-    query, quarters, save = inputs
+    query, quarters, ctx.tf32, ctx.saved = inputs
     similarity, dots = output
     ctx.mark_non_differentiable(dots)
     ctx.set_materialize_grads(False)
-    ctx.saved = save
     ctx.save_for_backward(query, quarters, similarity, dots)
 
 
 def _similarity_backward(ctx, grad, _):
     if grad is None:
-        return None, None, None
+        return None, None, None, None
     _require_saved(ctx, "region_similarity")
-    need_query, need_quarters = ctx.needs_input_grad[:2]
-    dquery, dquarters = ops.region_similarity_backward(grad, *ctx.saved_tensors, need_query, need_quarters)
-    return dquery if need_query else None, dquarters if need_quarters else None, None
+    needs = ctx.needs_input_grad[:2]
+    grads = ops.region_similarity_backward(grad, *ctx.saved_tensors, ctx.tf32, *needs)
+    return (*(g if need else None for g, need in zip(grads, needs, strict=True)), None, None)
 
 
 def _no_second_derivative(ctx, *grads):

@@ -47,10 +47,48 @@ def parameter(operator: str, name: str, value: Tensor, x: Tensor) -> None:
         raise TypeError(f"{operator}: {name} is {value.dtype}, but must be {allowed} because x is {x.dtype}")
 
 
+def assignment(
+    operator: str, x: Tensor, weight: Tensor | None, logits: Tensor | None, ghost_clusters: int
+) -> int:
+    """Checks what the soft assignment is made of; returns K + G."""
+    if (weight is None) == (logits is None):
+        came = "neither is given" if weight is None else "both are given"
+        raise TypeError(f"{operator}: exactly one of weight and logits must be given, but {came}")
+    dim = x.shape[1] if x.dim() == 4 else x.shape[2]
+    if weight is not None:
+        parameter(operator, "weight", weight, x)
+        shape(operator, "weight", weight, "[K + ghost_clusters, D]", weight.dim() == 2, "")
+        if weight.shape[1] != dim:
+            raise ValueError(f"{operator}: weight is {shape_of(weight)}, but x has D = {dim}")
+        columns, where = weight.shape[0], "rows of weight"
+    else:
+        parameter(operator, "logits", logits, x)
+        if x.dim() == 4:
+            batch, _, height, width = x.shape
+            expected = f"[{batch}, K + G, {height}, {width}] or [{batch}, {height * width}, K + G]"
+            fits = (
+                (logits.shape[0], *logits.shape[2:]) == (batch, height, width)
+                if logits.dim() == 4
+                else logits.dim() == 3 and logits.shape[:2] == (batch, height * width)
+            )
+        else:
+            expected = f"[{x.shape[0]}, {x.shape[1]}, K + G]"
+            fits = logits.dim() == 3 and logits.shape[:2] == x.shape[:2]
+        shape(operator, "logits", logits, expected, fits, f" because x is {shape_of(x)}")
+        columns, where = logits.shape[1 if logits.dim() == 4 else 2], "columns of logits"
+    if not 0 <= ghost_clusters < columns:
+        raise ValueError(
+            f"{operator}: ghost_clusters is {ghost_clusters}, but must be at least 0 and less than the "
+            f"{columns} {where}"
+        )
+    return columns
+
+
 def aggregation(
     operator: str,
     x: Tensor,
-    weight: Tensor,
+    weight: Tensor | None,
+    logits: Tensor | None,
     centroids: Tensor | None,
     bias: Tensor | None,
     mask: Tensor | None,
@@ -64,36 +102,32 @@ def aggregation(
     shape(operator, "x", x, expected, x.dim() == 4 or (tokens and x.dim() == 3), "")
     dim = x.shape[1] if x.dim() == 4 else x.shape[2]
 
-    parameter(operator, "weight", weight, x)
-    shape(operator, "weight", weight, "[K + ghost_clusters, D]", weight.dim() == 2, "")
-    because = f" because x is {shape_of(x)}"
-    if weight.shape[1] != dim:
-        raise ValueError(f"{operator}: weight is {shape_of(weight)}, but x has D = {dim}")
-    if not 0 <= ghost_clusters < weight.shape[0]:
-        raise ValueError(
-            f"{operator}: ghost_clusters is {ghost_clusters}, but must be at least 0 and less than the "
-            f"{weight.shape[0]} rows of weight"
-        )
+    columns = assignment(operator, x, weight, logits, ghost_clusters)
+    clusters = columns - ghost_clusters
     if dim == 0:
         raise ValueError(f"{operator}: x is {shape_of(x)}, but must have D of at least 1")
-    clusters = weight.shape[0] - ghost_clusters
     if centroids is not None:
         parameter(operator, "centroids", centroids, x)
         fits = centroids.dim() == 2 and centroids.shape[0] == clusters and centroids.shape[1] == dim
         shape(operator, "centroids", centroids, f"[{clusters}, {dim}]", fits, f" (K = {clusters}, D = {dim})")
     if bias is not None:
         parameter(operator, "bias", bias, x)
-        fits = bias.dim() == 1 and bias.shape[0] == weight.shape[0]
-        shape(operator, "bias", bias, f"[{weight.shape[0]}]", fits, ", one value per row of weight")
+        fits = bias.dim() == 1 and bias.shape[0] == columns
+        shape(operator, "bias", bias, f"[{columns}]", fits, ", one value per cluster and ghost cluster")
     if mask is not None:
-        parameter(operator, "mask", mask, x)
-        if x.dim() == 4:
-            batch, _, height, width = x.shape
-            fits = mask.shape in ((batch, height, width), (batch, 1, height, width), (batch, height * width))
-            shape(operator, "mask", mask, f"[{batch}, {height}, {width}]", fits, because)
-        else:
-            fits = mask.shape == x.shape[:2]
-            shape(operator, "mask", mask, f"[{x.shape[0]}, {x.shape[1]}]", fits, because)
+        _mask(operator, mask, x)
+
+
+def _mask(operator: str, mask: Tensor, x: Tensor) -> None:
+    parameter(operator, "mask", mask, x)
+    because = f" because x is {shape_of(x)}"
+    if x.dim() == 4:
+        batch, _, height, width = x.shape
+        fits = mask.shape in ((batch, height, width), (batch, 1, height, width), (batch, height * width))
+        shape(operator, "mask", mask, f"[{batch}, {height}, {width}]", fits, because)
+    else:
+        fits = mask.shape == x.shape[:2]
+        shape(operator, "mask", mask, f"[{x.shape[0]}, {x.shape[1]}]", fits, because)
 
 
 def similarity(operator: str, query: Tensor, quarters: Tensor) -> None:

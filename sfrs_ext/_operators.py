@@ -13,14 +13,25 @@ def _autocasts(x: Tensor) -> bool:
 
 def _autocast(x: Tensor) -> Tensor:
     """Under autocast float32 features are read in the autocast dtype; everything else keeps its own."""
-    if x.dtype == torch.float32 and _autocasts(x):
+    if isinstance(x, Tensor) and x.dtype == torch.float32 and _autocasts(x):
         return x.to(torch.get_autocast_dtype(x.device.type))
     return x
 
 
+@torch.compiler.assume_constant_result  # a compiled graph is guarded by torch on this very switch
+def _matmul_may_round_to_tf32() -> bool:
+    # Also says what the older switches are set to: cuda.matmul.allow_tf32, set_float32_matmul_precision.
+    return torch.backends.cuda.matmul.fp32_precision == "tf32"
+
+
+def _tf32(x: Tensor) -> bool:
+    return x.dtype == torch.float32 and x.device.type == "cuda" and _matmul_may_round_to_tf32()
+
+
 def _aggregate(
     x: Tensor,
-    weight: Tensor,
+    weight: Tensor | None,
+    logits: Tensor | None,
     centroids: Tensor | None,
     bias: Tensor | None,
     mask: Tensor | None,
@@ -32,21 +43,23 @@ def _aggregate(
 ) -> Tensor:
     if x.dim() == 3:
         x = x.transpose(1, 2).unsqueeze(2)  # tokens are a map of height one
-    acc = _checks.accumulation_dtype(x.dtype)
+    if logits is not None and logits.dim() == 4:
+        logits = logits.flatten(2).transpose(1, 2)
     if mask is not None:
         mask = mask.reshape(mask.shape[0], x.shape[2] * x.shape[3])
-    weight, centroids, bias, mask = (t if t is None else t.to(acc) for t in (weight, centroids, bias, mask))
-    save = will_differentiate(x, weight, centroids, bias, mask)
-    options = (regions, ghost_clusters, normalize_input, intra_norm, l2_norm, save)
-    return ops.aggregate(x, weight, centroids, bias, mask, *options)[0]
+    acc = _checks.accumulation_dtype(x.dtype)
+    tensors = tuple(t if t is None else t.to(acc) for t in (weight, logits, centroids, bias, mask))
+    options = (regions, ghost_clusters, normalize_input, intra_norm, l2_norm, _tf32(x))
+    return ops.aggregate(x, *tensors, *options, will_differentiate(x, *tensors))[0]
 
 
 def netvlad(
     x: Tensor,
-    weight: Tensor,
+    weight: Tensor | None = None,
     centroids: Tensor | None = None,
     bias: Tensor | None = None,
     *,
+    logits: Tensor | None = None,
     ghost_clusters: int = 0,
     mask: Tensor | None = None,
     normalize_input: bool = True,
@@ -69,8 +82,11 @@ def netvlad(
             features, float32. The same holds for all following tensors.
         centroids: ``[K, D]``; absent means zero.
         bias: ``[K + G]``; absent means zero.
-        ghost_clusters: G, the last rows of ``weight``, which take part in the softmax and
-            are dropped (GhostVLAD).
+        logits: the assignment's logits, instead of ``weight``, where they are more than
+            ``W x``: ``[B, K + G, H, W]`` from a convolution (best channels_last) or
+            ``[B, N, K + G]`` from a linear layer.
+        ghost_clusters: G, the last rows of ``weight`` or columns of ``logits``, which take
+            part in the softmax and are dropped (GhostVLAD).
         mask: weight of every position, ``[B, H, W]`` or ``[B, N]``.
         normalize_input: L2-normalise every ``x[p]`` first.
         intra_norm: L2-normalise every ``V[k]``.
@@ -83,21 +99,29 @@ def netvlad(
         give the same bits.
 
     Raises:
-        TypeError: a dtype does not fit.
+        TypeError: a dtype does not fit, or not exactly one of ``weight`` and ``logits`` is given.
         ValueError: a shape or device does not fit. Both name the argument.
+
+    Batch norm on the logits needs all of them before the first assignment; in training
+    (``norm = BatchNorm1d(K + G)``, tokens ``x``)::
+
+        logits = norm((x @ weight.T).flatten(0, 1)).view(*x.shape[:2], -1)
+        netvlad(x, logits=logits, centroids=centroids, ghost_clusters=G, normalize_input=False)
     """
-    _checks.aggregation("netvlad", x, weight, centroids, bias, mask, ghost_clusters, tokens=True)
-    options = (ghost_clusters, normalize_input, intra_norm, l2_norm)
-    vlad = _aggregate(_autocast(x), weight, centroids, bias, mask, 1, *options)
+    x = _autocast(x)
+    tensors = (weight, logits, centroids, bias, mask)
+    _checks.aggregation("netvlad", x, *tensors, ghost_clusters, tokens=True)
+    vlad = _aggregate(x, *tensors, 1, ghost_clusters, normalize_input, intra_norm, l2_norm)
     return vlad.flatten(1) if flatten else vlad.squeeze(1)
 
 
 def region_vlad(
     x: Tensor,
-    weight: Tensor,
+    weight: Tensor | None = None,
     centroids: Tensor | None = None,
     bias: Tensor | None = None,
     *,
+    logits: Tensor | None = None,
     ghost_clusters: int = 0,
     mask: Tensor | None = None,
     normalize_input: bool = True,
@@ -116,9 +140,10 @@ def region_vlad(
         ``[B, 4, K, D]`` in the dtype of ``x``, to be compared with queries by
         :func:`region_similarity`.
     """
-    _checks.aggregation("region_vlad", x, weight, centroids, bias, mask, ghost_clusters, tokens=False)
     x = _autocast(x)
-    return _aggregate(x, weight, centroids, bias, mask, 4, ghost_clusters, normalize_input, False, False)
+    tensors = (weight, logits, centroids, bias, mask)
+    _checks.aggregation("region_vlad", x, *tensors, ghost_clusters, tokens=False)
+    return _aggregate(x, *tensors, 4, ghost_clusters, normalize_input, False, False)
 
 
 def region_similarity(query: Tensor, quarters: Tensor) -> Tensor:
@@ -147,4 +172,4 @@ def region_similarity(query: Tensor, quarters: Tensor) -> Tensor:
     _checks.similarity("region_similarity", query, quarters)
     if query.dim() == 2:
         query = query.unflatten(1, quarters.shape[-2:])
-    return ops.region_similarity(query, quarters, will_differentiate(query, quarters))[0]
+    return ops.region_similarity(query, quarters, _tf32(query), will_differentiate(query, quarters))[0]

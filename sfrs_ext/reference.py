@@ -36,13 +36,19 @@ def positions_first(x: Tensor) -> Tensor:
 
 def assignments(
     features: Tensor,  # [B, P, D], normalised
-    weight: Tensor,  # [K + G, D]
+    weight: Tensor | None = None,  # [K + G, D]
+    logits: Tensor | None = None,  # [B, P, K + G] or [B, K + G, H, W]
     bias: Tensor | None = None,  # [K + G]
     ghost_clusters: int = 0,
 ) -> Tensor:
     """Soft assignment ``a_k(x)`` of every position to the K clusters (NetVLAD, equation 3)."""
-    logits = F.linear(features, weight.to(features.dtype), None if bias is None else bias.to(features.dtype))
-    return logits.softmax(-1)[..., : weight.shape[0] - ghost_clusters]  # [B, P, K]
+    bias = None if bias is None else bias.to(features.dtype)
+    if logits is None:
+        logits = F.linear(features, weight.to(features.dtype), bias)
+    else:
+        logits = positions_first(logits).to(features.dtype)
+        logits = logits if bias is None else logits + bias
+    return logits.softmax(-1)[..., : logits.shape[-1] - ghost_clusters]  # [B, P, K]
 
 
 def aggregate(
@@ -59,10 +65,11 @@ def aggregate(
 
 def netvlad(
     x: Tensor,
-    weight: Tensor,
+    weight: Tensor | None = None,
     centroids: Tensor | None = None,
     bias: Tensor | None = None,
     *,
+    logits: Tensor | None = None,
     ghost_clusters: int = 0,
     mask: Tensor | None = None,
     normalize_input: bool = True,
@@ -74,7 +81,7 @@ def netvlad(
     features = positions_first(x)
     if normalize_input:
         features = F.normalize(features, dim=-1, eps=EPS)
-    assignment = assignments(features, weight, bias, ghost_clusters)
+    assignment = assignments(features, weight, logits, bias, ghost_clusters)
     if mask is not None:
         assignment = assignment * mask.reshape(mask.shape[0], -1, 1).to(assignment.dtype)
     vlad = aggregate(features, assignment, centroids)
@@ -87,10 +94,11 @@ def netvlad(
 
 def region_vlad(
     x: Tensor,
-    weight: Tensor,
+    weight: Tensor | None = None,
     centroids: Tensor | None = None,
     bias: Tensor | None = None,
     *,
+    logits: Tensor | None = None,
     ghost_clusters: int = 0,
     mask: Tensor | None = None,
     normalize_input: bool = True,
@@ -105,6 +113,8 @@ def region_vlad(
         (slice(row, None), slice(column, None)),
     )
     options = dict(ghost_clusters=ghost_clusters, normalize_input=normalize_input)
+    if logits is not None and logits.dim() == 3:
+        logits = logits.transpose(1, 2).unflatten(2, (height, width))
     quarters = []
     for rows, columns in windows:
         part = None if mask is None else mask.reshape(-1, height, width)[:, rows, columns]
@@ -114,6 +124,7 @@ def region_vlad(
                 weight,
                 centroids,
                 bias,
+                logits=None if logits is None else logits[..., rows, columns],
                 mask=part,
                 intra_norm=False,
                 l2_norm=False,

@@ -5,7 +5,8 @@
 // The softmax is repeated from the saved logits (K numbers per position, an eighth of x at D = 8 K), which
 // is cheaper than the product that would make them again. The gradient through |x| needs <xh, dxh>; it
 // follows from numbers that the tile has already, sum_k (m a)_k <xh, dV_k> + dl_k l_k, so that dx is
-// written once, straight from the product. Floor: 4 (2 K + G) D P flops, twice the forward.
+// written once, straight from the product. Given logits take the place of the saved ones; their gradient dl
+// goes out, and x gets none through them. Floor: 4 (2 K + G) D P flops, twice the forward.
 
 // The backward of intra-normalisation and L2 for one image: dv = gradient of the un-normalised V.
 template <class S, class T = Acc<S>>
@@ -157,9 +158,9 @@ class BackwardTile {
 
   void assign_position(int64_t p, int64_t position) {
     T inv = ((const T*)f_.saved_inv_norm)[position], m = f_.mask ? ((const T*)f_.mask)[position] : 1;
-    const T* saved = (const T*)f_.saved_logits + position * n_.logits;
-    each_vector(n_.logits, n_.tile, p, logits_,
-                [&](T* at, int64_t k) { store(at, load_n(saved + k, n_.logits - k)); });
+    const T* saved = (const T*)(f_.logits_given ? f_.logits_given : f_.saved_logits) + position * n_.logits;
+    T* out = f_.dlogits ? (T*)f_.dlogits + position * n_.logits : nullptr;
+    load_logits(n_, p, saved, logits_);
     softmax_row(n_, p, (T)1, assignment_.bias, logits_);
 
     T* row = logits_ + p * kPanel<T>;
@@ -182,7 +183,8 @@ class BackwardTile {
       Vec<T> da = k < n_.clusters ? kept(load(da_ + k), n_.clusters - k) : Vec<T>{};
       Vec<T> dl = kept(load(at) * (m * (da - da_total)), n_.logits - k);
       store(dbias_ + k, load(dbias_ + k) + dl);
-      x_sum += dl * load_n(saved + k, n_.logits - k);
+      if (out) store_n(out + k, dl, n_.logits - k);
+      if (!f_.logits_given) x_sum += dl * load_n(saved + k, n_.logits - k);
       store(at, dl * inv);
     });
     along_[p] = f_.normalize_input && norm_counts(inv) ? sum_lanes<T>(x_sum) * inv * inv : 0;
@@ -214,7 +216,7 @@ class BackwardTile {
     };
     T* across_logits = across_ + n_.clusters * n_.tile;
     turn(products_, n_.clusters, across_);
-    turn(logits_, n_.logits, across_logits);
+    if (!f_.logits_given) turn(logits_, n_.logits, across_logits);
     int64_t panels = (count + kPanel<T> - 1) / kPanel<T>;
     Ahead x_rows(f_.x, sizeof(S), g, begin, count), dx_rows(f_.dx, sizeof(S), g, begin, count);
     for (int64_t d = 0; d < n_.dim; d += kTileRows) {
@@ -224,6 +226,7 @@ class BackwardTile {
         int vecs = panel_vecs<T>(p, count);
         multiply_columns(vecs, n_.clusters, dv_columns_ + d * kPanel<T>, n_.rows, across_ + p, n_.tile,
                          out_ + p, n_.tile, false);
+        if (f_.logits_given) continue;
         multiply_columns(vecs, n_.logits, assignment_.weight + d * kPanel<T>, n_.rows, across_logits + p,
                          n_.tile, out_ + p, n_.tile, true);
       }
@@ -250,6 +253,7 @@ class BackwardTile {
         int vecs = panel_vecs<T>(d, n_.dim);
         multiply_columns(vecs, n_.clusters, products_ + p * kPanel<T>, n_.tile, dv_rows_ + d * n_.clusters,
                          kPanel<T>, out_ + d, out_row, false);
+        if (f_.logits_given) continue;
         multiply_columns(vecs, n_.logits, logits_ + p * kPanel<T>, n_.tile, weight_rows_ + d * n_.logits,
                          kPanel<T>, out_ + d, out_row, true);
       }
@@ -289,7 +293,7 @@ void aggregate_backward(const AggregationBackward& f, const Parallel& parallel) 
                  tasks * ParameterSums<T>::bytes(n));
   Assignment<T> assignment(f, n, shared);
   T* weight_rows = shared.take<T>(panel_rows);
-  if (!BackwardTile<S>::planes(f)) pack_rows((const T*)f.weight, n.logits, n.dim, weight_rows);
+  if (f.weight && !BackwardTile<S>::planes(f)) pack_rows((const T*)f.weight, n.logits, n.dim, weight_rows);
   ParameterSums<T>* sums = (ParameterSums<T>*)__builtin_alloca(tasks * sizeof(ParameterSums<T>));
   for (int64_t i = 0; i < tasks; ++i) sums[i] = ParameterSums<T>(n, shared);
 

@@ -2,6 +2,7 @@
 // norms) and stays in L2; the logits (product 1), the softmax and the aggregation (product 2) read it
 // there, so x is read once and assignments never leave the core. Vectors run over clusters, so the
 // logits come out as the rows that product 2 wants. The norm of x is applied to logits and assignments.
+// Given logits take the place of product 1.
 // Floor: 4 (K + G) D P flops per image against D P reads; compute-bound for K >= 16.
 
 template <class T>
@@ -70,6 +71,13 @@ SFRS_INLINE void each_vector(int64_t columns, int64_t tile, int64_t p, T* panels
   }
 }
 
+// Row p of `logits` from a position's logits in memory.
+template <class T>
+SFRS_INLINE void load_logits(const Sizes<T>& n, int64_t p, const T* from, T* logits) {
+  each_vector(n.logits, n.tile, p, logits,
+              [&](T* at, int64_t k) { store(at, load_n(from + k, n.logits - k)); });
+}
+
 // In place: row p of `logits` (W x, times inv = W xh) becomes softmax(W xh + bias).
 template <class T>
 SFRS_INLINE void softmax_row(const Sizes<T>& n, int64_t p, T inv, const T* bias, T* logits) {
@@ -100,7 +108,7 @@ struct Assignment {
   Assignment(const Aggregation& f, const Sizes<T>& n, Scratch& scratch) {
     T* panels = scratch.zeros<T>(n.logit_columns * n.rows);
     T* padded = scratch.take<T>(n.logit_columns);
-    pack_transposed((const T*)f.weight, n.dim, n.logits, n.dim, panels, n.rows);
+    if (f.weight) pack_transposed((const T*)f.weight, n.dim, n.logits, n.dim, panels, n.rows);
     for (int64_t k = 0; k < n.logit_columns; ++k)
       padded[k] = k >= n.logits ? (T)-__builtin_inf() : f.bias ? ((const T*)f.bias)[k] : 0;
     weight = panels;
@@ -159,7 +167,7 @@ class ForwardTile {
       pack_planes<S>(f_.x, g, begin, count, packed_, n_.block, squares_, row_);
     else
       pack_tokens<S>(f_.x, g, begin, count, packed_, n_.block, squares_);
-    multiply_features(n_, count, packed_, assignment_.weight, n_.logits, logits_);
+    if (!f_.logits_given) multiply_features(n_, count, packed_, assignment_.weight, n_.logits, logits_);
     assign(g, begin, count, sum);
     aggregate_features(n_, count, packed_, logits_, n_.clusters, sum.sums, !first, next);
   }
@@ -172,8 +180,12 @@ class ForwardTile {
       for (int64_t i = 0; i < s.count; ++i, ++p) {
         int64_t position = g.image * f_.x.positions() + s.index + i;
         T inv = f_.normalize_input ? inverse_norm(squares_[p]) : 1;
-        save(p, position, inv);
-        softmax_row(n_, p, inv, assignment_.bias, logits_);
+        if (f_.saved_inv_norm) ((T*)f_.saved_inv_norm)[position] = inv;
+        if (f_.logits_given)
+          load_logits(n_, p, (const T*)f_.logits_given + position * n_.logits, logits_);
+        else
+          save_logits(p, position, inv);
+        softmax_row(n_, p, f_.logits_given ? (T)1 : inv, assignment_.bias, logits_);
         T m = f_.mask ? ((const T*)f_.mask)[position] : 1;
         each_vector(n_.clusters, n_.tile, p, logits_, [&](T* at, int64_t k) {
           Vec<T> a = load(at) * m;
@@ -184,9 +196,8 @@ class ForwardTile {
     for (int64_t p = count; p < round_up(count, kTileRows); ++p)
       each_vector(n_.clusters, n_.tile, p, logits_, [](T* at, int64_t) { store(at, Vec<T>{}); });
   }
-  void save(int64_t p, int64_t position, T inv) {
+  void save_logits(int64_t p, int64_t position, T inv) {
     if (!f_.saved_logits) return;
-    ((T*)f_.saved_inv_norm)[position] = inv;
     T* saved = (T*)f_.saved_logits + position * n_.logits;
     each_vector(n_.logits, n_.tile, p, logits_,
                 [&](T* at, int64_t k) { store_n(saved + k, load(at) * inv, n_.logits - k); });

@@ -58,20 +58,27 @@ def map_in(layout: str, shape: Shape, dtype: torch.dtype, generator: torch.Gener
 
 @dataclass
 class Problem:
-    """Tensors of one call, in the order of the operators' arguments."""
+    """Tensors of one call, in the order of the raw operators' arguments; weight or logits is None."""
 
     x: Tensor
-    weight: Tensor
+    weight: Tensor | None
+    logits: Tensor | None
     centroids: Tensor | None
     bias: Tensor | None
     mask: Tensor | None
     ghosts: int
 
-    NAMES = ("x", "weight", "centroids", "bias", "mask")
+    NAMES = ("x", "weight", "logits", "centroids", "bias", "mask")
 
     @classmethod
     def make(
-        cls, shape: Shape, dtype: torch.dtype, layout: str = "planes", seed: int = 0, bare: bool = False
+        cls,
+        shape: Shape,
+        dtype: torch.dtype,
+        layout: str = "planes",
+        seed: int = 0,
+        bare: bool = False,
+        given: str = "weight",
     ):
         g = torch.Generator().manual_seed(seed)
 
@@ -79,13 +86,15 @@ class Problem:
             return torch.randn(*size, dtype=torch.float64, generator=g).to(dtype)
 
         x = map_in(layout, shape, dtype, g)
-        weight = randn(shape.clusters + shape.ghosts, shape.dim)
+        columns = shape.clusters + shape.ghosts
+        weight = randn(columns, shape.dim) if given == "weight" else None
+        logits = 2 * randn(shape.batch, columns, shape.height, shape.width) if given == "logits" else None
         if bare:
-            return cls(x, weight, None, None, None, shape.ghosts)
+            return cls(x, weight, logits, None, None, None, shape.ghosts)
         centroids = 0.1 * randn(shape.clusters, shape.dim)
-        bias = randn(shape.clusters + shape.ghosts)
+        bias = randn(columns)
         mask = torch.rand(shape.batch, shape.height, shape.width, dtype=torch.float64, generator=g).to(dtype)
-        return cls(x, weight, centroids, bias, mask, shape.ghosts)
+        return cls(x, weight, logits, centroids, bias, mask, shape.ghosts)
 
     def tensors(self) -> list[Tensor | None]:
         return [getattr(self, name) for name in self.NAMES]
@@ -93,12 +102,18 @@ class Problem:
     def to(self, dtype: torch.dtype) -> "Problem":
         return Problem(*(t if t is None else t.to(dtype) for t in self.tensors()), self.ghosts)
 
-    def results(self, operator, **options) -> dict[str, Tensor]:
-        """The result of ``operator`` and the gradients of a fixed random projection of it."""
-        leaves = [t if t is None else t.detach().requires_grad_() for t in self.tensors()]
-        x, weight, centroids, bias, mask = leaves
-        out = operator(x, weight, centroids, bias, ghost_clusters=self.ghosts, mask=mask, **options)
+    def call(self, operator, tensors: list[Tensor | None], **options) -> Tensor:
+        """``operator`` on ``tensors``, which stand for those of this problem."""
+        x, weight, logits, centroids, bias, mask = tensors
+        options = dict(logits=logits, ghost_clusters=self.ghosts, mask=mask) | options
+        return operator(x, weight, centroids, bias, **options)
+
+    def results(self, operator, wanted: tuple[str, ...] = NAMES, **options) -> dict[str, Tensor]:
+        """The result of ``operator`` and the wanted gradients of a fixed random projection of it."""
+        tensors = dict(zip(self.NAMES, self.tensors(), strict=True))
+        leaves = {n: t if t is None else t.detach().requires_grad_(n in wanted) for n, t in tensors.items()}
+        out = self.call(operator, list(leaves.values()), **options)
         g = torch.Generator().manual_seed(1)
         out.backward(torch.randn(out.shape, dtype=torch.float64, generator=g).to(out.dtype))
-        grads = {f"d{n}": t.grad for n, t in zip(self.NAMES, leaves, strict=True) if t is not None}
+        grads = {f"d{n}": t.grad for n, t in leaves.items() if t is not None and n in wanted}
         return {"result": out.detach(), **grads}

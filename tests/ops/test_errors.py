@@ -29,6 +29,34 @@ AGGREGATION = (
 )
 
 
+LOGITS = torch.randn(2, 3, 4, 5)
+GIVEN_LOGITS = (
+    (dict(logits=None), TypeError, "exactly one of weight and logits must be given, but neither is given"),
+    (dict(weight=WEIGHT), TypeError, "exactly one of weight and logits must be given, but both are given"),
+    (
+        dict(logits=LOGITS.mT),
+        ValueError,
+        r"logits is \[2, 3, 5, 4\], but must be \[2, K \+ G, 4, 5\] or \[2, 20, K \+ G\] because x is",
+    ),
+    (dict(logits=LOGITS.flatten(2)), ValueError, r"logits is \[2, 3, 20\], but must be"),
+    (dict(logits=LOGITS.double()), TypeError, "logits is torch.float64, but must be torch.float32 because x"),
+    (
+        dict(ghost_clusters=3),
+        ValueError,
+        "ghost_clusters is 3, but must be at least 0 and less than the 3 columns of logits",
+    ),
+    (dict(centroids=WEIGHT[:2]), ValueError, r"centroids is \[2, 8\], but must be \[3, 8\]"),
+)
+
+
+@pytest.mark.parametrize("operator", ("netvlad", "region_vlad"))
+@pytest.mark.parametrize(("wrong", "error", "message"), GIVEN_LOGITS)
+def test_aggregation_of_given_logits_names_the_wrong_argument(operator, wrong, error, message):
+    arguments = dict(x=X, logits=LOGITS) | wrong
+    with pytest.raises(error, match=f"^{operator}: {message}"):
+        getattr(sfrs_ext, operator)(**arguments)
+
+
 @pytest.mark.parametrize("operator", ("netvlad", "region_vlad"))
 @pytest.mark.parametrize(("wrong", "error", "message"), AGGREGATION)
 def test_aggregation_names_the_wrong_argument(operator, wrong, error, message):
@@ -75,9 +103,21 @@ def test_region_similarity_names_the_wrong_argument(wrong, error, message):
 
 
 def test_direct_calls_of_the_raw_operators_cannot_read_foreign_memory():
+    def aggregate(weight=WEIGHT, logits=None, centroids=None, regions=1):
+        options = (regions, 0, True, True, True, False, False)
+        return torch.ops.sfrs_ext.aggregate(X, weight, logits, centroids, None, None, *options)
+
     with pytest.raises(RuntimeError, match="weight has another dtype"):
-        torch.ops.sfrs_ext.aggregate(X, WEIGHT.double(), None, None, None, 1, 0, True, True, True, False)
+        aggregate(WEIGHT.double())
     with pytest.raises(RuntimeError, match="centroids has another shape"):
-        torch.ops.sfrs_ext.aggregate(X, WEIGHT, WEIGHT[:2], None, None, 1, 0, True, True, True, False)
+        aggregate(centroids=WEIGHT[:2])
     with pytest.raises(RuntimeError, match="regions is neither 1 nor 4"):
-        torch.ops.sfrs_ext.aggregate(X, WEIGHT, None, None, None, 2, 0, True, True, True, False)
+        aggregate(regions=2)
+    with pytest.raises(RuntimeError, match="not exactly one of weight and logits"):
+        aggregate(logits=torch.randn(2, 20, 3))
+    with pytest.raises(RuntimeError, match="logits has another shape"):
+        aggregate(None, torch.randn(2, 19, 3))
+    saved = aggregate(WEIGHT)
+    tensors = (saved[0], X, WEIGHT, None, None, None, None, *saved)
+    with pytest.raises(RuntimeError, match="gradient of an argument that is not given"):
+        torch.ops.sfrs_ext.aggregate_backward(*tensors, 1, 0, True, True, True, False, 4)

@@ -18,16 +18,24 @@ def test_aggregate_passes_opcheck(regions, layout, dtype):
     parameters = [t.float().requires_grad_() for t in (problem.weight, problem.centroids, problem.bias)]
     mask = problem.mask.flatten(1).float().requires_grad_()
     x = problem.x.detach().requires_grad_()
-    options = (regions, 1, True, regions == 1, regions == 1, True)
-    torch.library.opcheck(torch.ops.sfrs_ext.aggregate, (x, *parameters, mask, *options))
+    weight, *others = parameters
+    options = (regions, 1, True, regions == 1, regions == 1, False, True)
+    torch.library.opcheck(torch.ops.sfrs_ext.aggregate, (x, weight, None, *others, mask, *options))
+    logits = torch.randn(*mask.shape, len(weight), requires_grad=True)
+    torch.library.opcheck(torch.ops.sfrs_ext.aggregate, (x, None, logits, *others, mask, *options))
 
 
 @pytest.mark.parametrize("layout", ("planes", "channels_last", "crop"))
-@pytest.mark.parametrize("needs", (31, 1, 22))
-def test_aggregate_backward_passes_opcheck(needs, layout):
-    problem = Problem.make(SMALL, torch.float32, layout)
-    tensors = (problem.x, problem.weight, problem.centroids, problem.bias, problem.mask.flatten(1))
-    options = (1, 1, True, True, True)
+@pytest.mark.parametrize("given", ("weight", "logits"))
+@pytest.mark.parametrize("needs", (59, 1, 42))
+def test_aggregate_backward_passes_opcheck(needs, given, layout):
+    problem = Problem.make(SMALL, torch.float32, layout, given=given)
+    tensors = [t if t is None else t.float() for t in problem.tensors()]
+    tensors[-1] = tensors[-1].flatten(1)
+    if given == "logits":
+        tensors[2] = tensors[2].flatten(2).transpose(1, 2)
+        needs = needs & ~2 | (needs & 2) << 1
+    options = (1, 1, True, True, True, False)
     saved = torch.ops.sfrs_ext.aggregate(*tensors, *options, True)
     grad = torch.randn_like(saved[0])
     torch.library.opcheck(torch.ops.sfrs_ext.aggregate_backward, (grad, *tensors, *saved, *options, needs))
@@ -39,11 +47,11 @@ def test_region_similarity_passes_opcheck(lists):
         torch.randn(3, 4, 8, requires_grad=True),
         torch.randn(*lists, 5, 4, 4, 8, requires_grad=True),
     )
-    torch.library.opcheck(torch.ops.sfrs_ext.region_similarity, (query, quarters, True))
+    torch.library.opcheck(torch.ops.sfrs_ext.region_similarity, (query, quarters, False, True))
     with torch.no_grad():
-        similarity, dots = torch.ops.sfrs_ext.region_similarity(query, quarters, True)
+        similarity, dots = torch.ops.sfrs_ext.region_similarity(query, quarters, False, True)
         arguments = (torch.randn_like(similarity), query.detach(), quarters.detach(), similarity, dots)
-        torch.library.opcheck(torch.ops.sfrs_ext.region_similarity_backward, (*arguments, True, True))
+        torch.library.opcheck(torch.ops.sfrs_ext.region_similarity_backward, (*arguments, False, True, True))
 
 
 def training_step(x, gallery, weight, centroids):
@@ -96,9 +104,8 @@ def test_no_grad_keeps_nothing_for_the_backward():
     x, weight = torch.randn(2, 8, 4, 4), torch.randn(3, 8, requires_grad=True)
     with torch.no_grad():
         assert not sfrs_ext.netvlad(x, weight).requires_grad
-    saved = torch.ops.sfrs_ext.aggregate(x, weight.detach(), None, None, None, 1, 0, True, True, True, False)[
-        1:
-    ]
+    options = (1, 0, True, True, True, False, False)
+    _, *saved = torch.ops.sfrs_ext.aggregate(x, weight.detach(), None, None, None, None, *options)
     assert all(t.numel() == 0 for t in saved)
 
 
@@ -140,3 +147,45 @@ def test_peak_memory_of_a_call_is_its_result():
     allocated = sum(max(event.self_cpu_memory_usage, 0) for event in profiler.key_averages())
     result = shape.clusters * shape.dim * 4
     assert result <= allocated <= 1.1 * result
+
+
+@pytest.fixture
+def tf32_switch():
+    matmul, before = torch.backends.cuda.matmul, torch.backends.cuda.matmul.fp32_precision
+    yield matmul
+    matmul.fp32_precision = before
+
+
+@pytest.mark.parametrize(
+    ("switch", "on", "off"), (("allow_tf32", True, False), ("fp32_precision", "tf32", "ieee"))
+)
+def test_tf32_follows_the_switch_of_torch_and_only_for_float32_on_cuda(switch, on, off, tf32_switch):
+    from torch._subclasses import FakeTensorMode
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Tf32Arguments(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            if function.namespace == "sfrs_ext":
+                names = [argument.name for argument in function._schema.arguments]
+                seen.append(args[names.index("tf32")])
+            return function(*args, **(kwargs or {}))
+
+    for value in (on, off):
+        setattr(tf32_switch, switch, value)
+        for device, dtype in (("cuda", torch.float32), ("cuda", torch.bfloat16), ("cpu", torch.float32)):
+            seen = []
+            with FakeTensorMode(), Tf32Arguments():
+                x, weight = (torch.empty(*n, device=device, dtype=dtype) for n in ((2, 8, 4, 5), (3, 8)))
+                u, quarters = sfrs_ext.netvlad(x, weight, flatten=False), sfrs_ext.region_vlad(x, weight)
+                sfrs_ext.region_similarity(u, quarters)
+            assert seen == [value == on and device == "cuda" and dtype == torch.float32] * 3
+
+
+def test_on_cuda_no_logits_are_saved_for_the_backward():
+    from torch._subclasses import FakeTensorMode
+
+    with FakeTensorMode():
+        x, weight = torch.empty(2, 8, 4, 5, device="cuda"), torch.empty(3, 8, device="cuda")
+        options = (1, 0, True, True, True, False, True)
+        _, *saved = torch.ops.sfrs_ext.aggregate(x, weight, None, None, None, None, *options)
+    assert [tuple(t.shape) for t in saved] == [(0, 20, 3), (2, 20), (2, 4)]
