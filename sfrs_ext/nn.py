@@ -1,6 +1,7 @@
 """Modules around the operators, state-dict compatible with the paper's reference implementation."""
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,9 @@ class NetVLAD(nn.Module):
         bias: give the assignment a bias (NetVLAD v2); the paper's network has none.
         ghost_clusters: G clusters that take part in the softmax and are then dropped.
         normalize_input: L2-normalise the local features first.
+        assignment: a module that takes the place of ``conv``: it maps the layer's input, as it
+            comes, to logits ``[B, K + G, H, W]`` or ``[B, N, K + G]``, for example a 1x1
+            convolution followed by batch norm.
     """
 
     def __init__(
@@ -31,13 +35,16 @@ class NetVLAD(nn.Module):
         bias: bool = False,
         ghost_clusters: int = 0,
         normalize_input: bool = True,
+        assignment: nn.Module | None = None,
     ):
         super().__init__()
         self.num_clusters = num_clusters
         self.dim = dim
         self.ghost_clusters = ghost_clusters
         self.normalize_input = normalize_input
-        self.conv = nn.Conv2d(dim, num_clusters + ghost_clusters, kernel_size=1, bias=bias)
+        self.assignment = assignment
+        if assignment is None:
+            self.conv = nn.Conv2d(dim, num_clusters + ghost_clusters, kernel_size=1, bias=bias)
         self.centroids = nn.Parameter(torch.rand(num_clusters, dim))
 
     @property
@@ -57,6 +64,8 @@ class NetVLAD(nn.Module):
         the unit centres, so that on average the runner-up gets one percent of the
         winner's assignment (NetVLAD, section 4, initialisation).
         """
+        if self.assignment is not None:
+            raise ValueError("init_from_clusters: the assignment is a module of its own; initialise it there")
         if self.ghost_clusters:
             raise ValueError("init_from_clusters: ghost clusters have no centre; use ghost_clusters=0")
         unit = nn.functional.normalize(centers, dim=1)
@@ -72,17 +81,17 @@ class NetVLAD(nn.Module):
     def extra_repr(self) -> str:
         return f"K={self.num_clusters}, D={self.dim}, ghost_clusters={self.ghost_clusters}"
 
+    def _apply_to(self, operator: Callable[..., Tensor], x: Tensor, mask: Tensor | None) -> Tensor:
+        if self.assignment is None:
+            assignment = dict(weight=self.weight, bias=self.conv.bias)
+        else:
+            assignment = dict(logits=self.assignment(x))
+        options = dict(ghost_clusters=self.ghost_clusters, normalize_input=self.normalize_input)
+        return operator(x, centroids=self.centroids, mask=mask, **assignment, **options)
+
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """``[B, D, H, W]`` or ``[B, N, D]`` -> descriptors ``[B, K * D]``."""
-        return sfrs_ext.netvlad(
-            x,
-            self.weight,
-            self.centroids,
-            self.conv.bias,
-            ghost_clusters=self.ghost_clusters,
-            mask=mask,
-            normalize_input=self.normalize_input,
-        )
+        return self._apply_to(sfrs_ext.netvlad, x, mask)
 
 
 class RegionNetVLAD(NetVLAD):
@@ -95,12 +104,4 @@ class RegionNetVLAD(NetVLAD):
 
     def quarters(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """``[B, D, H, W]`` -> un-normalised VLADs of the four quarters ``[B, 4, K, D]``."""
-        return sfrs_ext.region_vlad(
-            x,
-            self.weight,
-            self.centroids,
-            self.conv.bias,
-            ghost_clusters=self.ghost_clusters,
-            mask=mask,
-            normalize_input=self.normalize_input,
-        )
+        return self._apply_to(sfrs_ext.region_vlad, x, mask)

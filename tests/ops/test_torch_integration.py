@@ -126,6 +126,24 @@ def test_modules_load_the_state_dict_of_the_reference_implementation(module):
     torch.testing.assert_close(layer(x), expected)
 
 
+@pytest.mark.parametrize("module", (sfrs_ext.nn.NetVLAD, sfrs_ext.nn.RegionNetVLAD))
+def test_a_module_may_take_the_place_of_the_assignment(module):
+    torch.manual_seed(0)
+    conv, norm = torch.nn.Conv2d(16, 7, 1, bias=False), torch.nn.BatchNorm2d(7)
+    assignment = torch.nn.Sequential(conv, norm)
+    layer = module(num_clusters=6, dim=16, ghost_clusters=1, assignment=assignment)
+    x = torch.randn(2, 16, 5, 6)
+    options = dict(logits=assignment(x), centroids=layer.centroids, ghost_clusters=1)
+    torch.testing.assert_close(layer(x), reference.netvlad(x, **options))
+    if module is sfrs_ext.nn.RegionNetVLAD:
+        torch.testing.assert_close(layer.quarters(x), reference.region_vlad(x, **options))
+    assert not any(name.startswith("conv.") for name in layer.state_dict())
+    layer(x).square()[:, ::3].sum().backward()
+    assert conv.weight.grad.any() and norm.weight.grad.any()
+    with pytest.raises(ValueError, match="init_from_clusters: the assignment is a module"):
+        layer.init_from_clusters(layer.centroids, x.flatten(2)[0].T)
+
+
 def test_clusters_become_the_weights_that_give_the_runner_up_one_percent():
     torch.manual_seed(0)
     features = torch.nn.functional.normalize(torch.randn(200, 16), dim=1)
