@@ -26,6 +26,11 @@ struct dim3 {
 };
 inline dim3 threadIdx(0, 0, 0), blockIdx(0, 0, 0), blockDim, gridDim;
 
+#ifdef __SANITIZE_THREAD__
+extern "C" void AnnotateIgnoreWritesBegin(const char* file, int line);
+extern "C" void AnnotateIgnoreWritesEnd(const char* file, int line);
+#endif
+
 namespace sfrs::cuda::emulator {
 
 constexpr int kLanes = 32, kWarpsAtMost = 32;
@@ -63,10 +68,44 @@ struct Thread {
   int uncommitted = 0;
 };
 
+// For ThreadSanitizer, which sees no barrier of the emulator: what a thread did before one happens before
+// what any does behind it. Threads that are behind it may reach the next one before others have left.
+struct Barrier {
+  uint64_t places[2] = {}, passed = 0;
+
+  void* arrive() {
+    void* place = &places[passed & 1];
+    before(place);
+    return place;
+  }
+  static void before([[maybe_unused]] void* place) {
+#ifdef __SANITIZE_THREAD__
+    __tsan_release(place);
+#endif
+  }
+  static void behind([[maybe_unused]] void* place) {
+#ifdef __SANITIZE_THREAD__
+    __tsan_acquire(place);
+#endif
+  }
+};
+
 struct Warp {
   const char* meeting;  // what the lanes in `waiting` wait for
   unsigned waiting, ready, ended;
   const void* offers[kLanes];  // what each waiting lane brought to the meeting
+  Barrier barrier;
+};
+
+// For ThreadSanitizer: the emulator's own writes while this lives are not the kernel's.
+class Unwatched {
+ public:
+#ifdef __SANITIZE_THREAD__
+  Unwatched() { AnnotateIgnoreWritesBegin(__FILE__, __LINE__); }
+  ~Unwatched() { AnnotateIgnoreWritesEnd(__FILE__, __LINE__); }
+#else
+  Unwatched() {}
+#endif
 };
 
 class Block {
@@ -89,25 +128,33 @@ class Block {
 
   // A barrier of the block.
   void meet_all(const char* meeting) {
+    const Unwatched unwatched;
+    void* place = barrier_.arrive();
     if (ended_) fail("is at %s, but other threads of the block have ended", meeting);
     wait(meeting, nullptr);
     if (++waiting_ == count_) {
       waiting_ = 0;
+      ++barrier_.passed;
       for (int w = 0; w < count_ / kLanes; ++w) release(w);
     }
     go_on();
+    Barrier::behind(place);
   }
 
   // A barrier of the warp. The last lane to come calls compute(offers), which may write through the
-  // addresses that the lanes have brought.
+  // addresses that the lanes have brought. Only some meetings order memory.
   template <class F>
-  void meet(const char* meeting, const void* offer, const F& compute) {
+  void meet(const char* meeting, const void* offer, const F& compute, bool orders_memory = false) {
+    const Unwatched unwatched;
     Warp& warp = wait(meeting, offer);
+    void* place = orders_memory ? warp.barrier.arrive() : nullptr;
     if (warp.waiting == kAll) {
       compute(warp.offers);
+      if (orders_memory) ++warp.barrier.passed;
       release(current_ / kLanes);
     }
     go_on();
+    if (orders_memory) Barrier::behind(place);
   }
 
   // Ends the launch: run() throws. Nothing on the threads' stacks is destroyed.
@@ -164,17 +211,10 @@ class Block {
     blockIdx = dim3(index % gridDim.x, index / gridDim.x % gridDim.y, index / gridDim.x / gridDim.y);
     std::memset(shared_, kPoison, size_);
     poison_zones();
-    ended_ = waiting_ = 0;
-    ready_ = 0;
-    for (int i = 0; i < count_; ++i) {
-      Thread& thread = threads_[i];
-      thread.fiber.prepare(&Block::entry, i);
-      thread.copies.clear(), thread.groups.clear(), thread.uncommitted = 0;
-    }
-    for (int w = 0; w < count_ / kLanes; ++w) warps_[w].ended = 0, release(w);
-    current_ = next();
-    threadIdx.x = current_;
+    start_threads();
+    Barrier::before(&main_);
     Fiber::exchange(main_, threads_[current_].fiber);
+    Barrier::behind(&main_);
     unpoison_zones();
     if (*fault_) {
       const std::string fault = std::string(fault_) + ", in " + what_;
@@ -183,20 +223,40 @@ class Block {
     }
     check_zones();
   }
+  void start_threads() {
+    const Unwatched unwatched;
+    ended_ = waiting_ = 0;
+    ready_ = 0;
+    for (int i = 0; i < count_; ++i) {
+      Thread& thread = threads_[i];
+      thread.fiber.prepare(&Block::entry, i);
+      thread.copies.clear(), thread.groups.clear(), thread.uncommitted = 0;
+    }
+    for (int w = 0; w < count_ / kLanes; ++w) warps_[w].ended = 0, release(w);
+    choose();
+  }
 
   static void entry();
   void begin_and_end() {
     Fiber::arrived(threads_[current_].fiber);
-    order_memory_after();
+    Barrier::behind(&main_);
     body_(context_);
-    order_memory_before();
     if (!thread().copies.empty()) fail("ends without waiting for its copy_async");
+    Barrier::before(&main_);
+    Fiber *from = &thread().fiber, *to = end_thread();
+    Fiber::exchange(*from, *to, true);
+  }
+
+  // Notes that the current thread ends, and says who is next.
+  Fiber* end_thread() {
+    const Unwatched unwatched;
     Warp& warp = warps_[current_ / kLanes];
     if (waiting_ || warp.waiting) fail("ends while other threads wait for it at a barrier");
     warp.ended |= 1u << lane();
     set_ready(current_ / kLanes, warp.ready & ~(1u << lane()));
-    if (++ended_ == count_) leave();
-    go_on(true);
+    if (++ended_ == count_) return &main_;
+    choose();
+    return &thread().fiber;
   }
 
   // Notes that the current thread waits.
@@ -229,18 +289,17 @@ class Block {
     const unsigned turned = turn ? set >> turn | set << (32 - turn) : set;
     return (__builtin_ctz(turned) + turn) & 31;
   }
-  int next() {
+  void choose() {
+    if (!ready_) fail("is the last to wait: nobody is left to wake the others");
     const int w = pick(ready_);
-    return w * kLanes + pick(warps_[w].ready);
+    threadIdx.x = current_ = w * kLanes + pick(warps_[w].ready);
   }
 
   // Lets the next thread run; returns when it is the current one's turn again.
-  void go_on(bool ends = false) {
-    if (!ready_) fail("is the last to wait: nobody is left to wake the others");
-    const int from = current_, to = next();
-    if (from == to) return;
-    threadIdx.x = current_ = to;
-    Fiber::exchange(threads_[from].fiber, threads_[to].fiber, ends);
+  void go_on() {
+    const int from = current_;
+    choose();
+    if (from != current_) Fiber::exchange(threads_[from].fiber, threads_[current_].fiber);
   }
   [[noreturn]] void leave() {
     Fiber::exchange(threads_[current_].fiber, main_, true);
@@ -266,12 +325,6 @@ class Block {
 #endif
   }
 
- public:
-  // For ThreadSanitizer: what the thread did before the one happens before what any does after the other.
-  void order_memory_before() {}
-  void order_memory_after() {}
-
- private:
   std::mutex mutex_;
   const char* what_ = "";
   void (*body_)(const void*) = nullptr;
@@ -279,6 +332,7 @@ class Block {
   Fiber main_;
   Thread* threads_ = nullptr;  // never freed: the stacks serve every launch
   Warp warps_[kWarpsAtMost] = {};
+  Barrier barrier_;
   int count_ = 0, current_ = 0;
   int ended_ = 0, waiting_ = 0;
   unsigned ready_ = 0;  // warps with a lane that can run

@@ -52,6 +52,10 @@ inline uint4 make_uint4(uint32_t x, uint32_t y, uint32_t z, uint32_t w) { return
 inline int2 make_int2(int x, int y) { return {x, y}; }
 inline int4 make_int4(int x, int y, int z, int w) { return {x, y, z, w}; }
 
+#ifdef __SANITIZE_THREAD__
+extern "C" void __tsan_read_range(void* p, unsigned long bytes);
+#endif
+
 namespace sfrs::cuda {
 
 constexpr unsigned kAllLanes = 0xffffffffu;
@@ -125,6 +129,9 @@ inline void load_matrices(uint32_t (&m)[4], const void* row, bool transposed) {
   const char* name = transposed ? "ldmatrix.trans" : "ldmatrix";
   block.check_shared(row, 16, name);
   const MatrixRow offer{row, m};
+#ifdef __SANITIZE_THREAD__
+  __tsan_read_range(const_cast<void*>(row), 16);  // the meeting's own reads come late and from one lane
+#endif
   block.meet(name, &offer, [transposed](const void* const* offers) {
     for (int i = 0; i < 4; ++i) {
       uint16_t matrix[8][8];
@@ -301,7 +308,7 @@ void copy_async_wait() {
 inline void __syncthreads() { sfrs::cuda::emulator::block.meet_all("__syncthreads"); }
 inline void __syncwarp(unsigned lanes = sfrs::cuda::kAllLanes) {
   sfrs::cuda::emulator::check_mask(lanes, "__syncwarp");
-  sfrs::cuda::emulator::block.meet("__syncwarp", nullptr, [](const void* const*) {});
+  sfrs::cuda::emulator::block.meet("__syncwarp", nullptr, [](const void* const*) {}, true);
 }
 
 // A segment of `width` lanes, a power of two, is a warp of its own.

@@ -41,7 +41,7 @@ class Fiber {
   ~Fiber() {
     if (mapping_) munmap(mapping_, kGuard + kStack);
 #ifdef __SANITIZE_THREAD__
-    if (mapping_) __tsan_destroy_fiber(tsan_);
+    if (mapping_ && tsan_) __tsan_destroy_fiber(tsan_);
 #endif
   }
 
@@ -51,6 +51,10 @@ class Fiber {
     if (!mapping_) allocate();
 #ifdef __SANITIZE_ADDRESS__
     __asan_unpoison_memory_region(bottom_, kStack);
+#endif
+#ifdef __SANITIZE_THREAD__
+    if (tsan_) __tsan_destroy_fiber(tsan_);  // its call stack never came back from `entry`
+    tsan_ = __tsan_create_fiber(0);
 #endif
     [[maybe_unused]] char* top = static_cast<char*>(mapping_) + kGuard + kStack - number * 576 % 16384;
 #ifdef __x86_64__
@@ -69,7 +73,8 @@ class Fiber {
   }
 
   // Goes on with `to`; returns when another fiber goes on with `from`, never if it `ends`.
-  static void exchange(Fiber& from, Fiber& to, [[maybe_unused]] bool ends = false) {
+  [[gnu::noinline, gnu::no_sanitize("thread")]] static void exchange(Fiber& from, Fiber& to,
+                                                                     [[maybe_unused]] bool ends = false) {
 #ifdef __SANITIZE_ADDRESS__
     __sanitizer_start_switch_fiber(ends ? nullptr : &from.fake_stack_, to.bottom_, to.size_);
 #endif
@@ -106,9 +111,6 @@ class Fiber {
     mprotect(mapping_, kGuard, PROT_NONE);  // a stack overflow is a fault, not a surprise
     bottom_ = static_cast<char*>(mapping_) + kGuard;
     size_ = kStack;
-#ifdef __SANITIZE_THREAD__
-    tsan_ = __tsan_create_fiber(0);
-#endif
   }
 
   void* mapping_ = nullptr;
