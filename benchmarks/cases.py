@@ -173,12 +173,6 @@ def add_region_step(galleries: int = 11):
 add_region_step()
 
 
-def dense_regions(query: Tensor, quarters: Tensor) -> Tensor:
-    """Nine normalised descriptors per gallery image, then one GEMM."""
-    regions = reference.region_descriptors(quarters)
-    return (query.flatten(1) @ regions.flatten(2).flatten(0, 1).T).view(len(query), -1, 9)
-
-
 def add_all_pairs(queries: int = 64, gallery: int = 256):
     clusters, dim = 64, 512
 
@@ -195,8 +189,8 @@ def add_all_pairs(queries: int = 64, gallery: int = 256):
             about=f"region_similarity of {queries} queries x {gallery} images, K = 64, D = 512, float32",
             inputs=build,
             compute=forward,
-            functions={OURS: sfrs_ext.region_similarity, "nine descriptors, GEMM": dense_regions},
-            oracle=dense_regions,
+            functions={OURS: sfrs_ext.region_similarity, "nine descriptors, GEMM": peers.dense_regions},
+            oracle=peers.dense_regions,
             tolerance=2e-5,
             images=1,
             flops=8.0 * queries * gallery * clusters * dim,

@@ -35,8 +35,8 @@ def cluster_loop(x: Tensor, weight: Tensor, centroids: Tensor) -> Tensor:
     return F.normalize(F.normalize(torch.stack(vlad, 1), dim=2).flatten(1), dim=1)
 
 
-def residual_regions(x: Tensor, weight: Tensor, centroids: Tensor) -> Tensor:
-    """Descriptors of the nine regions ``[B, 9, K * D]`` from all residuals of the map, cut into quarters."""
+def residual_quarters(x: Tensor, weight: Tensor, centroids: Tensor) -> Tensor:
+    """VLADs of the four quarters ``[B, 4, K, D]`` from all residuals of the map."""
     height, width = x.shape[-2:]
     features = F.normalize(x, dim=1)
     assignment = torch.einsum("kd,bdhw->bkhw", weight, features).softmax(1)
@@ -48,6 +48,12 @@ def residual_regions(x: Tensor, weight: Tensor, centroids: Tensor) -> Tensor:
         for rows in (slice(None, row), slice(row, None))
         for columns in (slice(None, column), slice(column, None))
     ]
+    return torch.stack(quarters, 1)
+
+
+def residual_regions(x: Tensor, weight: Tensor, centroids: Tensor) -> Tensor:
+    """Descriptors of the nine regions ``[B, 9, K * D]``, likewise."""
+    quarters = residual_quarters(x, weight, centroids).unbind(1)
     regions = [sum(quarters[part] for part in parts) for parts in REGIONS]
     descriptors = F.normalize(torch.stack(regions, 1), dim=-1).flatten(2)
     return F.normalize(descriptors, dim=-1)
@@ -56,3 +62,9 @@ def residual_regions(x: Tensor, weight: Tensor, centroids: Tensor) -> Tensor:
 def two_gemm_regions(x: Tensor, weight: Tensor, centroids: Tensor) -> Tensor:
     """The same by one pair of GEMMs per quarter."""
     return reference.region_descriptors(reference.region_vlad(x, weight, centroids)).flatten(2)
+
+
+def dense_regions(query: Tensor, quarters: Tensor) -> Tensor:
+    """Nine normalised descriptors per gallery image, then one GEMM with all queries."""
+    regions = reference.region_descriptors(quarters)
+    return (query.flatten(1) @ regions.flatten(2).flatten(0, 1).T).view(len(query), -1, 9)
