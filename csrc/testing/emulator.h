@@ -69,6 +69,9 @@ constexpr std::common_type_t<A, B> max(A a, B b) {
   return a < b ? b : a;
 }
 
+// A hint to the compiler of the device.
+inline int here(int v) { return v; }
+
 inline uint32_t float_bits(float v) {
   uint32_t bits;
   std::memcpy(&bits, &v, 4);
