@@ -4,8 +4,10 @@ TORCH ?= torch==2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# The GPU library takes minutes to compile: without a GPU, only `make cuda` and pip do it.
+export SFRS_CUDA ?= $(if $(wildcard /dev/nvidiactl /dev/dxg),AUTO,OFF)
 
-.PHONY: demo test lint aarch64 format bench report build clean
+.PHONY: demo test lint aarch64 format cuda gpu bench report build clean
 .DELETE_ON_ERROR:
 
 demo: build  ## render the city, train SFRS beside its baseline, evaluate: runs/demo
@@ -24,7 +26,7 @@ $(STAMP): pyproject.toml
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation --editable ".[train,test,lint]"
 	@touch $@
 
-CXX_FILES = $(shell git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.inl')
+CXX_FILES = $(shell git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.inl' 'csrc/*.cu' 'csrc/*.cuh')
 
 lint: build aarch64  ## layout and lint of Python and C++, C++ without a warning, README as measured
 	$(BIN)/python -m benchmarks.report --check
@@ -45,6 +47,12 @@ format: build  ## rewrite all files in the project's layout
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(CXX_FILES)
+
+cuda: build  ## the GPU library for every architecture: warnings, register budget, loading; needs nvcc, no GPU
+	PATH="$(CURDIR)/$(BIN):$$PATH" tests/cuda/library.sh
+
+gpu:  ## all on a GPU, with the torch of $(PYTHON): build, tests, compute-sanitizer, benchmarks, profile
+	PYTHON=$(PYTHON) tests/cuda/gpu.sh
 
 bench: build  ## measure the operators against their peers, write benchmarks/results
 	$(BIN)/python -m benchmarks.run
