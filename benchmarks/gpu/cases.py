@@ -82,10 +82,11 @@ class Sizes:
     videos: int = 2048
     frames: int = 100
     galleries: tuple[int, ...] = (11, 21)
+    queries: int = 128
     gallery: int = 1024
 
 
-TINY = Sizes((2, 1), 16, 4, 5, 4, 24, (3,), 8, 5, (3,), 6)
+TINY = Sizes((2, 1), 16, 4, 5, 4, 24, (3,), 8, 5, (3,), 4, 6)
 
 
 def randn(g: torch.Generator, *size: int, scale: float = 1.0) -> Tensor:
@@ -272,7 +273,7 @@ def step(galleries: int, precision: str, sizes: Sizes) -> Case:
 
 
 def all_pairs(precision: str, sizes: Sizes) -> Case:
-    queries, gallery, clusters, dim = sizes.clusters, sizes.gallery, sizes.clusters, sizes.dim
+    queries, gallery, clusters, dim = sizes.queries, sizes.gallery, sizes.clusters, sizes.dim
 
     def build(g: torch.Generator) -> dict[str, Tensor]:
         query = torch.nn.functional.normalize(randn(g, queries, clusters * dim))

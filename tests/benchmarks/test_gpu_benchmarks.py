@@ -7,6 +7,7 @@ import sys
 import pytest
 import torch
 
+from benchmarks import predict
 from benchmarks.cases import OURS
 from benchmarks.gpu import __main__ as driver
 from benchmarks.gpu.cases import EAGER, TINY, Contender, Sizes, registry
@@ -145,3 +146,13 @@ def test_cuda_times_between_events_after_overwriting_l2(monkeypatch):
     found = device.times(lambda: log.append("call"), seconds=0.003)
     assert found == {"median": 1e3, "low": 1e3, "high": 1e3, "count": 5}
     assert log == ["flush", "call", "wait", *["flush", "call"] * 5, "wait"]
+
+
+@pytest.mark.parametrize("case", registry(Sizes()).values(), ids=lambda case: case.name)
+def test_no_prediction_beats_the_floor(case):
+    seconds = sum(kernel.seconds for kernel in predict.predicted(case))
+    assert case.bytes / predict.COPY < seconds < 1.0
+
+
+def test_the_recorded_prediction_is_the_models():
+    assert (predict.RESULTS / "h200-predicted.md").read_text() == predict.page()

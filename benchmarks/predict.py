@@ -1,0 +1,210 @@
+"""``python -m benchmarks.predict [--check]``: what the CUDA kernels should take on an H200, unseen.
+
+Counts bytes, tensor-core instructions and shared-memory traffic of every kernel and turns them into time with
+the constants below; writes benchmarks/results/h200-predicted.md. A prediction exists to be contradicted:
+a measurement in benchmarks/results/nvidia-h200.json stands beside it. ``--check`` compares the file.
+"""
+
+import argparse
+import json
+import math
+import os
+from dataclasses import dataclass
+
+from .cases import OURS
+from .gpu.cases import PRECISIONS, Case, Sizes, registry
+from .run import RESULTS
+
+# ---- the device
+SMS = 132  # datasheet, H200 SXM
+CLOCK = 1.83e9  # Hz; at it the datasheet's 989 TFLOP/s are 4096 FLOP per clock and SM
+COPY = 4.3e12  # bytes read and written per second, measured on such a device by a device-to-device copy
+PER_SM = COPY / SMS / CLOCK  # bytes per clock
+L2 = 5.5e12  # bytes per second in and out of L2; a reading of an H100 by others, taken over
+L2_KEEPS = 30e6  # bytes that one kernel leaves there for the next: half of it, an assumption
+SHARED = 128  # bytes per clock and SM, CUDA programming guide: 32 banks of 4 bytes
+# Clocks per SM of one mma.sync: m16n8k16 of 16-bit types, m16n8k8 of TF32. Published microbenchmarks of an
+# H100 see mma.sync reach about 62 % of what wgmma does, which would be one clock.
+MMA = 1.6
+PAIR_FMA = 770  # per clock and SM; the estimate in csrc/cuda/similarity_pairs.cuh
+
+# ---- the kernels
+POSITIONS = {"forward": 64, "backward": 32}  # of a tile; csrc/cuda/aggregate_tiling.h, 16-bit types
+PRODUCTS = {"forward": 2, "backward": 5}  # logits, aggregation; logits, dA, dW, dX twice
+# Shared-memory traffic per byte of x: 490 KB per forward tile of 64 KB; 512 KB and the tile in and out
+# per backward tile of 32 KB. Counted for K = 64; more clusters cost in proportion.
+TRAFFIC = {"forward": 490 / 64, "backward": (512 + 64) / 32}
+OVERLAP = 1.25  # an assumption: the slowest of three streams hides the others but for a quarter
+LAUNCH = 2.0e-6  # s per kernel in a graph, ramp and tail included; an assumption
+STREAM = 0.85  # of the copy rate, for kernels that only read and add; an assumption
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """Predicted seconds of one launch, and of each thing that could limit it."""
+
+    name: str
+    tensor: float = 0.0
+    shared: float = 0.0
+    memory: float = 0.0
+    other: float = 0.0  # prologue and launch
+
+    @property
+    def seconds(self) -> float:
+        slowest = max(self.tensor, self.shared, self.memory)
+        together = self.tensor > 0 and self.memory > 0
+        return slowest * (OVERLAP if together else 1.0) + self.other
+
+    @property
+    def limit(self) -> str:
+        parts = {"tensor cores": self.tensor, "shared memory": self.shared, "memory": self.memory}
+        name = max(parts, key=parts.__getitem__)
+        return name if parts[name] > self.other else "launch and prologue"
+
+
+def instructions(precision: str) -> float:
+    """mma.sync per 16x8x16 product: TF32 takes half the depth at a time, exact float32 three products."""
+    return {"bf16": 1, "tf32": 2, "fp32": 6}[precision]
+
+
+def splits_of(groups: int, tiles: int, wide: int) -> int:
+    """Units that the tiles of one image are cut into, as csrc/cuda/aggregate_tiling.h chooses them."""
+
+    def cost(splits: int) -> int:
+        return math.ceil(groups * splits / wide) * (math.ceil(tiles / splits) + 2) * 64 + splits
+
+    return min(range(1, min(tiles, 64) + 1), key=cost)
+
+
+def stream(name: str, moved: float, kept: float = 0.0) -> Kernel:
+    """A kernel that only reads and adds; ``kept`` bytes of it were written by the one before."""
+    return Kernel(name, memory=moved / (COPY * STREAM) + kept / kept_rate(kept), other=LAUNCH)
+
+
+def kept_rate(size: float) -> float:
+    return L2 if size <= L2_KEEPS else COPY * STREAM
+
+
+def aggregation(
+    direction: str, precision: str, batch: int, dim: int, positions: int, clusters: int, *, regions: int = 1,
+    logits: int | None = None, given: bool = False,
+) -> list[Kernel]:  # fmt: skip
+    """One aggregation: the tile kernel, and the ordered sum of what its blocks leave."""
+    element = 2 if precision == "bf16" else 4
+    columns = math.ceil((logits or clusters) / 32) * 32
+    tile = POSITIONS[direction] * 2 // element
+    groups, per_group = batch * regions, math.ceil(math.ceil(positions / regions) / tile)
+    splits = splits_of(groups, per_group, SMS)
+    units = groups * splits
+    rounds = math.ceil(units / SMS) * math.ceil(per_group / splits)  # tiles of the busiest SM
+    products = PRODUCTS[direction] - (given and (2 if direction == "backward" else 1))
+    x_bytes = tile * dim * element
+    moved = x_bytes * (2 if direction == "backward" else 1) + (given and tile * columns * 4)
+    busy = min(units, SMS)
+    weight = columns * dim * element * (2 if direction == "backward" else 1)
+    clocks = {
+        "tensor": products * (tile / 16) * (columns / 8) * (dim / 16) * instructions(precision) * MMA,
+        "shared": x_bytes * TRAFFIC[direction] * columns / 64 / SHARED,
+        "memory": moved / (PER_SM * SMS / busy),
+    }
+    results = groups * clusters * dim * element
+    # Sums that blocks leave for the next kernel: of their units, or of the weight's gradient.
+    left = {"forward": (splits > 1) * units, "backward": (not given) * busy}[direction] * columns * dim * 4
+    written = (0 if left and direction == "forward" else results / COPY) + left / kept_rate(left)
+    tiles = Kernel(
+        f"aggregate {direction}",
+        **{name: rounds * value / CLOCK for name, value in clocks.items()},
+        other=LAUNCH + busy * weight / L2 + written,
+    )
+    if direction == "backward":
+        return [tiles, stream("add parameters' gradients", results, kept=left)]
+    if splits == 1:
+        return [tiles]
+    norms = [stream("normalise", results, kept=results)] if regions == 1 else []
+    return [tiles, stream("add units", results, kept=left), *norms]
+
+
+def predicted(case: Case) -> list[Kernel]:
+    """Our kernels of a case, those of torch around them included where they are a part of it."""
+    s, precision = case.shapes, case.precision
+    element = PRECISIONS[precision][0].itemsize
+    both = ("forward", "backward") if case.backward else ("forward",)
+    if case.name.startswith("all-pairs"):
+        quarters = 4 * s["N"] * s["K"] * s["D"]
+        fma = quarters * math.ceil(s["Q"] / 128) * 128 * instructions(precision)  # tiles of 128 queries
+        return [
+            stream("norms", quarters * element),
+            Kernel(
+                "pairs", tensor=fma / (PAIR_FMA * SMS * CLOCK), memory=quarters * element / COPY, other=LAUNCH
+            ),
+        ]
+    if case.name.startswith("region-step"):
+        maps = dict(dim=s["D"], positions=s["H"] * s["W"], clusters=s["K"])
+        quarters = element * 4 * s["G"] * s["K"] * s["D"]
+        kernels = [
+            k
+            for direction in both
+            for batch, regions in ((1, 1), (s["G"], 4))
+            for k in aggregation(direction, precision, batch, **maps, regions=regions)
+        ]
+        return [*kernels, stream("similarity forward", quarters), stream("similarity backward", 2 * quarters)]
+    if case.name.startswith("kernelbench"):
+        columns, x = s["K"] + s["G"], s["B"] * s["N"] * s["D"] * element
+        logits = s["B"] * s["N"] * columns * 4
+        passes = {"forward": 1, "backward": 2}  # over x by torch's products: logits; their gradients' two
+        kernels = [stream(f"torch: batch norm, {d}", 3 * logits) for d in both]
+        kernels += [stream(f"torch: products of logits, {d}", passes[d] * (x + logits)) for d in both]
+        video = dict(batch=s["B"], dim=s["D"], positions=s["N"], clusters=s["K"], logits=columns, given=True)
+        return [*kernels, *(k for d in both for k in aggregation(d, precision, **video))]
+    maps = dict(batch=s["B"], dim=s["D"], positions=s["H"] * s["W"], clusters=s["K"], regions=s["regions"])
+    return [k for d in both for k in aggregation(d, precision, **maps)]
+
+
+def measured() -> dict[str, float]:
+    path = RESULTS / "nvidia-h200.json"
+    if not path.exists():
+        return {}
+    results = json.loads(path.read_text())["results"]
+    return {n: r[OURS]["device"]["median"] for n, r in results.items() if "device" in r.get(OURS, {})}
+
+
+def page() -> str:
+    found = measured()
+    lines = [
+        "# NVIDIA H200: a prediction, not a measurement",
+        "",
+        "Every time was computed by `python -m benchmarks.predict` from counted bytes, tensor-core "
+        "instructions and shared-memory traffic, with the constants at the top of `benchmarks/predict.py` "
+        "and their sources; only the column `measured` is of a device. Kernels: the three that take "
+        "longest, in microseconds, with what should limit them. Floor: least bytes at the copy rate.",
+        "",
+        "| computation | precision | predicted us | of the floor | kernels | measured us |",
+        "|---|---|---|---|---|---|",
+    ]
+    for case in registry(Sizes()).values():
+        kernels = predicted(case)
+        total = sum(k.seconds for k in kernels)
+        longest = sorted(kernels, key=lambda k: -k.seconds)[:3]
+        parts = "; ".join(f"{k.name} {k.seconds * 1e6:.1f} ({k.limit})" for k in longest)
+        took = f"{found[case.name]:.1f}" if case.name in found else ""
+        floor = f"{100 * case.bytes / COPY / total:.0f} %"
+        lines.append(f"| {case.about} | {case.precision} | {total * 1e6:.1f} | {floor} | {parts} | {took} |")
+    return "\n".join([*lines, ""])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.predict", description=__doc__)
+    parser.add_argument("--check", action="store_true")
+    target, text = RESULTS / "h200-predicted.md", page()
+    if parser.parse_args().check:
+        if target.read_text() != text:
+            raise SystemExit(f"{target.name} is not what the model says; run `python -m benchmarks.predict`")
+        return
+    partial = target.with_suffix(".partial")
+    partial.write_text(text)
+    os.replace(partial, target)
+    print(text)
+
+
+if __name__ == "__main__":
+    main()
