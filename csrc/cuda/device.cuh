@@ -5,21 +5,37 @@
 
 #include "../tensors.h"
 
+// An unrolled loop: its counter may index registers.
+#define SFRS_EACH(i, count) SFRS_UNROLL for (int i = 0; i < (count); ++i)
+
 #ifdef SFRS_EMULATE
 #include "../testing/emulator.h"
+#define SFRS_HOST_DEVICE
+#define SFRS_CONSTANT
+#define SFRS_ROLLED
 #else
 
 #include <cuda_runtime.h>
 
 #define SFRS_DEVICE __device__ __forceinline__
+#define SFRS_HOST_DEVICE __host__ __device__
 #define SFRS_KERNEL(threads) __global__ void __launch_bounds__(threads, 1)
+// A kernel's parameters are read where they lie; a copy would be a stack frame.
+#define SFRS_CONSTANT const __grid_constant__
 #define SFRS_UNROLL _Pragma("unroll")
+#define SFRS_ROLLED _Pragma("unroll 1")
 // All shared memory of a block; the launch says how much. 1024 bytes is the period of the swizzle.
 #define SFRS_SHARED_MEMORY(name) extern __shared__ __align__(1024) unsigned char name[]
 
 namespace sfrs::cuda {
 
 constexpr unsigned kAllLanes = 0xffffffffu;
+
+// The same value, but what depends on it is computed here and not carried through a loop in registers.
+SFRS_DEVICE int here(int v) {
+  asm volatile("" : "+r"(v)::"memory");
+  return v;
+}
 
 SFRS_DEVICE uint32_t shared_address(const void* p) { return (uint32_t)__cvta_generic_to_shared(p); }
 

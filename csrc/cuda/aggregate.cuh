@@ -1,0 +1,383 @@
+// What both directions of the aggregation do with a tile of positions: load it, make logits from it,
+// soft-max them, sum it up by clusters.
+#pragma once
+
+#include "aggregate_tiling.h"
+#include "matrix.cuh"
+
+namespace sfrs::cuda {
+
+template <class T>
+SFRS_DEVICE T inverse_norm(T square) {
+  T norm = sqrt(square);
+  return 1 / (norm > (T)kEps ? norm : (T)kEps);
+}
+// Whether the norm behind the inverse was large enough to divide by.
+template <class T>
+SFRS_DEVICE bool norm_counts(T inverse) {
+  return inverse < (T)(1 / kEps);
+}
+
+// One image, or one quarter of one.
+struct Group {
+  int image;
+  int region, row, column, width, positions;
+
+  SFRS_DEVICE Group(const FeatureMap& x, int regions, int group) {
+    image = regions == 1 ? group : group / 4;
+    region = regions == 1 ? 0 : (int)(group % 4);
+    int height = (int)x.height, half_height = height / 2, full = (int)x.width, half = full / 2;
+    bool whole = regions == 1;
+    row = !whole && region >= 2 ? half_height : 0;
+    column = !whole && (region & 1) ? half : 0;
+    int rows = whole ? height : region >= 2 ? height - half_height : half_height;
+    width = whole ? full : (region & 1) ? full - half : half;
+    positions = rows * width;
+  }
+  // Elements from the image's first to position i, and i's index among all positions of the image.
+  SFRS_DEVICE int64_t offset(const FeatureMap& x, int i) const {
+    int h = x.height == 1 ? 0 : i / width, w = i - h * width;
+    return (row + h) * x.stride_h + (column + w) * x.stride_w;
+  }
+  SFRS_DEVICE int64_t index(const FeatureMap& x, int i) const {
+    int h = x.height == 1 ? 0 : i / width, w = i - h * width;
+    return (int64_t)(row + h) * x.width + column + w;
+  }
+};
+
+// Walks the steps of a block in order: units, their tiles, and of every tile the chunks of dimensions, the
+// block's own chunk last, because that is the one it sums up.
+struct Cursor {
+  int group, split, left;  // units still to come, this one included
+  int tile, tile_begin, tile_end, step;
+
+  SFRS_DEVICE Cursor(const Tiling& n, const FeatureMap& x, int regions, int block) {
+    int begin = (int)((int64_t)n.units * block / n.blocks),
+        end = (int)((int64_t)n.units * (block + 1) / n.blocks);
+    left = end - begin;
+    group = begin / n.splits;
+    split = begin - group * n.splits;
+    step = 0;
+    enter(n, x, regions);
+  }
+  SFRS_DEVICE bool valid() const { return left > 0; }
+  SFRS_DEVICE int unit(const Tiling& n) const { return group * n.splits + split; }
+  SFRS_DEVICE bool last_step(const Tiling& n) const { return step == n.chunks - 1; }
+  SFRS_DEVICE bool first_tile() const { return tile == tile_begin; }
+  SFRS_DEVICE bool last_tile() const { return tile + 1 == tile_end; }
+  SFRS_DEVICE int chunk(const Tiling& n, int own) const {
+    int chunk = own + 1 + step;
+    return chunk < n.chunks ? chunk : chunk - n.chunks;
+  }
+  SFRS_DEVICE void advance(const Tiling& n, const FeatureMap& x, int regions) {
+    if (++step < n.chunks) return;
+    step = 0;
+    if (++tile < tile_end) return;
+    --left;
+    if (++split == n.splits) {
+      split = 0;
+      ++group;
+    }
+    enter(n, x, regions);
+  }
+
+ private:
+  // A unit without positions has one tile behind the last position, so that its sums are written too.
+  SFRS_DEVICE void enter(const Tiling& n, const FeatureMap& x, int regions) {
+    if (!valid()) return;
+    int tiles = (Group(x, regions, group).positions + n.positions - 1) / n.positions;
+    tile = tile_begin = split * n.unit_tiles;
+    tile_end = tile + n.unit_tiles < tiles ? tile + n.unit_tiles : tiles;
+    if (tile_end <= tile) tile_end = tile + 1;
+  }
+};
+
+// Positions of a group in one tile; none in the tile of an empty unit.
+SFRS_DEVICE int tile_count(const Tiling& n, const Group& g, int tile) {
+  int64_t left = g.positions - (int64_t)tile * n.positions;
+  return left < 0 ? 0 : left < n.positions ? (int)left : n.positions;
+}
+
+// Planes: panels [chunk][positions]. Tokens: panels [positions][chunk].
+template <class S, bool kPlanes>
+SFRS_DEVICE Panels<S> tile_view(const Tiling& n, unsigned char* stage) {
+  return Panels<S>(stage, kPlanes ? n.chunk : n.positions, kPlanes ? n.positions : n.chunk);
+}
+
+// Starts copying positions [begin, begin + count) of dimensions [d0, d0 + chunk) into a stage; what lies
+// outside the map becomes zero.
+template <class S, bool kPlanes, int kBytes>
+SFRS_DEVICE void load_tile(const FeatureMap& x, const Tiling& n, const Group& g, int begin, int count, int d0,
+                           const Panels<S>& to) {
+  constexpr int unit = kBytes ? kBytes / (int)sizeof(S) : 1;
+  const S* image = (const S*)x.data + g.image * x.stride_b;
+  auto copy = [&](S* shared, const S* global, bool valid) {
+    if constexpr (kBytes)
+      copy_async<kBytes>(shared, valid ? global : (const S*)x.data, valid);
+    else
+      *shared = valid ? *global : S{};
+  };
+  int left = n.dim - d0;
+  if constexpr (kPlanes) {
+    int across = n.positions / unit, p = (int)threadIdx.x % across * unit;
+    const S* column = image + (p < count ? g.offset(x, begin + p) : 0);
+    for (int d = (int)threadIdx.x / across; d < n.chunk; d += kThreads / across)
+      copy(to.at(d, p), column + (d0 + d) * x.stride_d, p < count && d < left);
+  } else {
+    for (int p = (int)threadIdx.x / 32; p < n.positions; p += kWarps) {
+      const S* row = image + (p < count ? g.offset(x, begin + p) : 0) + d0;
+      for (int d = (int)threadIdx.x % 32 * unit; d < n.chunk; d += 32 * unit)
+        copy(to.at(p, d), row + d, p < count && d < left);
+    }
+  }
+}
+
+template <class S, bool kPlanes>
+SFRS_DEVICE void load_step(const FeatureMap& x, int regions, const Tiling& n, const Cursor& c, int own,
+                           unsigned char* stage) {
+  Group g(x, regions, c.group);
+  Panels<S> to = tile_view<S, kPlanes>(n, stage);
+  int count = tile_count(n, g, c.tile), begin = c.tile * n.positions, d0 = c.chunk(n, own) * n.chunk;
+  constexpr int narrow = narrow_copy(sizeof(S));
+  if (n.load_bytes == 16)
+    load_tile<S, kPlanes, 16>(x, n, g, begin, count, d0, to);
+  else if (n.load_bytes == narrow)
+    load_tile<S, kPlanes, narrow>(x, n, g, begin, count, d0, to);
+  else if constexpr (narrow > sizeof(S))
+    load_tile<S, kPlanes, 0>(x, n, g, begin, count, d0, to);
+  copy_async_commit();
+}
+
+// Rows of a float matrix [rows, dim] as cores of S, padded with zeros to whole tasks and chunks.
+template <class S, class T>
+SFRS_DEVICE void pack_cores(const T* from, int rows, int dim, int padded_rows, int padded_dim,
+                            unsigned char* to, int64_t first, int64_t step) {
+  constexpr int chunk = 16 / (int)sizeof(S);
+  int64_t across = padded_dim / chunk, count = padded_rows * across;
+  for (int64_t i = first; i < count; i += step) {
+    int64_t core = i / 8;  // eight neighbouring threads fill one core
+    int row = (int)(core / across * 8 + i % 8), d = (int)(core % across) * chunk;
+    S* out = (S*)(to + core * 128 + i % 8 * 16);
+    SFRS_EACH (j, chunk)
+      store_as(out + j, row < rows && d + j < dim ? from[(int64_t)row * dim + d + j] : (T)0);
+  }
+}
+
+// A right operand of the logits: where it lies, how many columns (clusters) it has, where its products go.
+template <class T>
+struct LogitOperand {
+  unsigned char* cores;
+  bool resident;
+  int columns;
+  T* products;
+  int stride;
+};
+
+// products[p][column] (+)= sum of x[p][d] operand[column][d] over the chunk in `x`, for one or two operands,
+// and squares[slot][p] (+)= the share of x[p]^2 of each warp. All warps, with a barrier at the end.
+template <class M, bool kPlanes>
+struct LogitMaker {
+  using S = typename M::Storage;
+  using T = typename M::Sum;
+  const Tiling& n;
+  Panels<S> x;
+  int d0, depth;  // first dimension of the chunk, its dimensions padded to whole steps
+  bool first, squares_wanted;
+  T* squares;
+  LogitOperand<T> left, right;  // the right one may have no columns, the left one then still makes squares
+
+  SFRS_DEVICE void run() const {
+    int warp = (int)threadIdx.x / 32,
+        tasks = m_tasks() * (left_tasks() + right.columns / kLogitTask) * n.slices;
+    T sums[2][4][4];
+    Place at{};
+    for (int task = warp; task < tasks; task += kWarps) {
+      at = place(task);
+      multiply(at, sums);
+      if (n.slices == 1) write(at, sums, first);
+    }
+    if (n.slices > 1)
+      for (int slice = 0; slice < n.slices; ++slice) {  // in order, so that sums are the same in every run
+        if (warp < tasks && at.slice == slice) write(at, sums, first && slice == 0);
+        if (slice + 1 < n.slices) __syncthreads();
+      }
+    __syncthreads();
+  }
+
+ private:
+  struct Place {
+    bool is_right;
+    int column, m, slice;
+  };
+
+  SFRS_DEVICE int m_tasks() const { return n.positions > 16 ? n.positions / 32 : 1; }
+  SFRS_DEVICE int left_tasks() const { return left.columns ? left.columns / kLogitTask : 1; }
+  SFRS_DEVICE Place place(int task) const {
+    int across = left_tasks() + right.columns / kLogitTask, c = task % across, rest = task / across;
+    bool is_right = c >= left_tasks();
+    return {is_right, (is_right ? c - left_tasks() : c) * kLogitTask, rest % m_tasks() * 32,
+            rest / m_tasks()};
+  }
+
+  SFRS_DEVICE void multiply(const Place& at, T (&sums)[2][4][4]) const {
+    unsigned char* cores = at.is_right ? right.cores : left.cores;
+    if (at.is_right ? right.resident : left.resident)
+      multiply_from(Cores<S, false>{cores, n.padded_dim()}, at, sums);
+    else
+      multiply_from(Cores<S, true>{cores, n.padded_dim()}, at, sums);
+  }
+
+  template <class View>
+  SFRS_DEVICE void multiply_from(const View& w, const Place& at, T (&sums)[2][4][4]) const {
+    int lane = (int)threadIdx.x % 32, share = round_up((depth + n.slices - 1) / n.slices, M::kStep);
+    int end = (at.slice + 1) * share < depth ? (at.slice + 1) * share : depth;
+    bool two = n.positions > 16, squares_here = squares_wanted && !at.is_right;
+    bool multiplies = at.is_right || left.columns > 0;
+    T square[2][2] = {};
+    int turn = at.column / kLogitTask;  // warps that share rows take turns at their squares
+    SFRS_EACH (i, 2)
+      SFRS_EACH (j, 4)
+        SFRS_EACH (e, 4) sums[i][j][e] = 0;
+    SFRS_ROLLED
+    for (int k = at.slice * share; k < end; k += M::kStep) {
+      auto a0 = M::template load_a<kPlanes>(x, at.m, k, lane);
+      auto a1 = two ? M::template load_a<kPlanes>(x, at.m + 16, k, lane) : a0;
+      if (squares_here && turn-- == 0) {
+        turn = left_tasks() - 1;
+        M::add_squares(a0, square[0]);
+        M::add_squares(a1, square[1]);
+      }
+      if (!multiplies) continue;
+      auto ready0 = M::ready(a0), ready1 = M::ready(a1);
+      SFRS_EACH (pair, 2) {
+        int j = 2 * pair;
+        auto b = M::ready(M::template load_b<false>(w, at.column + j * 8, d0 + k, lane));
+        M::multiply(sums[0][j], sums[0][j + 1], ready0, b);
+        if (two) M::multiply(sums[1][j], sums[1][j + 1], ready1, b);
+      }
+    }
+    if (squares_here) write_squares(at, square);
+  }
+
+  SFRS_DEVICE void write_squares(const Place& at, const T (&square)[2][2]) const {
+    int lane = (int)threadIdx.x % 32;
+    T* slot = squares + (at.slice * left_tasks() + at.column / kLogitTask) * n.positions;
+    SFRS_EACH (i, 2)
+      SFRS_EACH (half, 2) {
+        T sum = square[i][half];
+        sum += __shfl_xor_sync(kAllLanes, sum, 1);
+        sum += __shfl_xor_sync(kAllLanes, sum, 2);
+        int p = at.m + 16 * i + 8 * half + lane / 4;
+        if (lane % 4 == 0 && p < n.positions) slot[p] = first ? sum : slot[p] + sum;
+      }
+  }
+
+  SFRS_DEVICE void write(const Place& at, const T (&sums)[2][4][4], bool store) const {
+    if (!at.is_right && left.columns == 0) return;
+    int lane = (int)threadIdx.x % 32, stride = at.is_right ? right.stride : left.stride;
+    T* products = (at.is_right ? right.products : left.products) + at.column + 2 * (lane % 4);
+    SFRS_EACH (i, 2)
+      SFRS_EACH (half, 2) {
+        int p = at.m + 16 * i + 8 * half + lane / 4;
+        if (p >= n.positions) continue;
+        SFRS_EACH (j, 4) {
+          Pair<T>* to = (Pair<T>*)(products + p * stride + 8 * j);
+          Pair<T> sum{sums[i][j][2 * half], sums[i][j][2 * half + 1]};
+          *to = store ? sum : Pair<T>{to->first + sum.first, to->second + sum.second};
+        }
+      }
+  }
+};
+
+// x[p]^2 from the shares of the warps.
+template <class T>
+SFRS_DEVICE T square_of(const Tiling& n, const T* squares, int p) {
+  int slots = (n.logits_given ? 1 : n.logit_columns / kLogitTask) * n.slices;
+  T sum = 0;
+  for (int slot = 0; slot < slots; ++slot) sum += squares[slot * n.positions + p];
+  return sum;
+}
+
+// In place: logits of clusters lane, lane + 32, ..., -inf behind the last, become exp(l - max); returns
+// 1 / their sum.
+template <class M, int kLanes, class T>
+SFRS_DEVICE T exponentials(T (&l)[kLanes], int columns) {
+  T top = (T)-INFINITY, total = 0;
+  SFRS_EACH (j, kLanes)
+    if (32 * j < columns) top = l[j] > top || l[j] != l[j] ? l[j] : top;
+  top = warp_max(top);
+  SFRS_EACH (j, kLanes)
+    if (32 * j < columns) {
+      if constexpr (sizeof(typename M::Storage) == 2)
+        l[j] = exp_quick(l[j] - top);
+      else
+        l[j] = exp_exact(l[j] - top);
+      total += l[j];
+    }
+  return 1 / warp_sum(total);
+}
+
+// f16 only: brings a feature vector whose norm is far from one within [2^-8, 2^8] by a power of two, so that
+// assignments divided by the norm stay in the range of f16. Returns the power; the vector lies in x.
+template <class S, bool kPlanes, class T>
+SFRS_DEVICE T rescale_vector(const Tiling& n, const Panels<S>& x, int p, T inverse) {
+  if (sizeof(S) != 2 || __is_same(S, bf16) || (inverse >= (T)0x1p-8 && inverse <= (T)0x1p8)) return 1;
+  T power = (T)exp2(rint(log2(inverse)));
+  for (int d = (int)threadIdx.x % 32; d < n.chunk; d += 32) {
+    S* v = kPlanes ? x.at(d, p) : x.at(p, d);
+    store_as(v, to_float(*v) * power);
+  }
+  return power;
+}
+
+// A warp's part of a K x chunk matrix of sums, in registers: clusters from `row`, dimensions from `column`.
+template <class M, int kClusterTiles>
+struct Sums {
+  using T = typename M::Sum;
+  int row, column;
+  T v[kClusterTiles][M::kColumnTiles][4];
+
+  SFRS_DEVICE explicit Sums(const Tiling& n) {
+    int warp = (int)threadIdx.x / 32, along = kWarps / n.cluster_warps;
+    row = warp / along * 16 * kClusterTiles;
+    column = warp % along * M::kColumnTiles * 8;
+    clear();
+  }
+  SFRS_DEVICE void clear() {
+    SFRS_EACH (i, kClusterTiles)
+      SFRS_EACH (j, M::kColumnTiles)
+        SFRS_EACH (e, 4) v[i][j][e] = 0;
+  }
+  // Calls body(cluster, dimension, sum, next dimension's sum) for all pairs of this lane, row by row. Sums
+  // that lie outside the matrix are zero; a dimension may be.
+  template <class F>
+  SFRS_DEVICE void each_pair(const F& body) {
+    SFRS_EACH (i, kClusterTiles)
+      SFRS_EACH (half, 2) {
+        int lane = here((int)threadIdx.x % 32);
+        SFRS_EACH (j, M::kColumnTiles)
+          body(row + 16 * i + 8 * half + lane / 4, column + 8 * j + 2 * (lane % 4), v[i][j][2 * half],
+               v[i][j][2 * half + 1]);
+      }
+  }
+};
+
+// sums[k][d] += sum_p assignment[p][k] x[p][d].
+template <class M, int kClusterTiles, bool kPlanes>
+SFRS_DEVICE void sum_up(const Tiling& n, const Panels<typename M::Storage>& assignment,
+                        const Panels<typename M::Storage>& x, Sums<M, kClusterTiles>& sums) {
+  int lane = (int)threadIdx.x % 32;
+  if (sums.column >= n.chunk) return;
+  for (int p = 0; p < n.positions; p += M::kStep) {
+    typename M::Ready a[kClusterTiles];
+    SFRS_EACH (i, kClusterTiles)
+      a[i] = M::ready(M::template load_a<true, !kPlanes>(assignment, sums.row + 16 * i, p, lane));
+    SFRS_EACH (pair, M::kColumnTiles / 2) {
+      int j = 2 * pair;
+      auto b = M::ready(M::template load_b<!kPlanes, !kPlanes>(x, sums.column + 8 * j, p, lane));
+      SFRS_EACH (i, kClusterTiles) M::multiply(sums.v[i][j], sums.v[i][j + 1], a[i], b);
+    }
+  }
+}
+
+}  // namespace sfrs::cuda

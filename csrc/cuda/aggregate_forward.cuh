@@ -1,0 +1,316 @@
+// NetVLAD aggregation, forward. Idea: attention without the running maximum. A tile of positions is copied
+// into shared memory once, while its predecessor is worked on; logits are made from it on the tensor cores,
+// soft-maxed, divided by the norms, and the tile is summed up by clusters into a K x D matrix that never
+// leaves the registers. The weights wait in shared memory. Assignments never reach global memory.
+//
+// Floor: x read once. 2 D bytes against 4 (K + G) D flops per position in 16 bits: at K = 64 both the copy
+// bandwidth and mma.sync of an H200 need 0.3 us per 30 x 40 x 512 map; exact float32 is bound by three TF32
+// products instead of one. Shared memory comes third: 490 KB per tile of 64 positions, see the README.
+#pragma once
+
+#include "aggregate.cuh"
+
+namespace sfrs::cuda {
+
+template <class T>
+struct ForwardParameters {
+  AggregationForward f;
+  FeatureMap x;  // f.x with adjoining rows flattened
+  Tiling n;
+  unsigned char* weight_cores;  // packed weights, if they are not resident
+  // Where a unit's sums go: the result itself if one block has all of a group, else these.
+  bool finish_in_block;
+  const T* zero;  // something to read where there are no centroids
+  T* sums;        // [units, K, D]
+  T* masses;      // [units, K]: sums of assignments
+  T* squares;     // [groups, K]
+};
+
+template <class T>
+struct PackParameters {
+  const T* from;
+  int rows, dim, padded_rows, padded_dim;
+  unsigned char* to;
+};
+
+template <class S, class T>
+SFRS_KERNEL(256)
+pack_weights(SFRS_CONSTANT PackParameters<T> p) {
+  int64_t first = blockIdx.x * (int64_t)kThreads + threadIdx.x, step = (int64_t)gridDim.x * kThreads;
+  pack_cores<S>(p.from, p.rows, p.dim, p.padded_rows, p.padded_dim, p.to, first, step);
+}
+
+// Writes a block's part of [clusters, dim], each cluster times its scale if there are scales.
+template <class S, class T>
+struct WriteSums {
+  S* out;
+  int clusters, dim, d0, chunk;
+  const T* scale;
+  T outer;
+  SFRS_DEVICE void operator()(int k, int within, T first, T second) const {
+    int d = d0 + within;
+    if (k >= clusters || within >= chunk || d >= dim) return;
+    T factor = scale ? scale[k] * outer : (T)1;
+    S* to = out + (int64_t)k * dim + d;
+    store_as(to, first * factor);
+    if (d + 1 < dim) store_as(to + 1, second * factor);
+  }
+};
+
+template <class M, int kClusterTiles, int kLanes, bool kPlanes>
+class ForwardBlock {
+  using S = typename M::Storage;
+  using T = typename M::Sum;
+  using BlockSums = Sums<M, kClusterTiles>;
+
+ public:
+  SFRS_DEVICE ForwardBlock(const ForwardParameters<T>& p, unsigned char* memory)
+      : p(p), f(p.f), n(p.n), lane((int)threadIdx.x % 32), warp((int)threadIdx.x / 32), own((int)blockIdx.y) {
+    SharedLayout l = shared_layout<S, T>(n, false);
+    stage_bytes = (int)l.stage;
+    stages = memory;
+    assignment = stages + l.stage * n.stages;
+    weight = assignment + l.assignment;
+    logits = (T*)(weight + l.weight);
+    squares = (T*)((unsigned char*)logits + l.logits);
+    mass = (T*)((unsigned char*)squares + l.squares + l.per_position);
+  }
+
+  SFRS_DEVICE void run() {
+    if (n.weight_resident)
+      pack_cores<S>((const T*)f.weight, n.logits, n.dim, n.logit_columns, n.padded_dim(), weight,
+                    (int64_t)threadIdx.x, (int64_t)kThreads);
+    Cursor next(n, p.x, (int)f.regions, (int)blockIdx.x), now = next;
+    bool working = false, ahead = n.stages > 1;
+    int stage = 0;  // where the next tile goes
+    BlockSums sums(n);
+    while (working || next.valid()) {
+      if (next.valid())
+        load_step<S, kPlanes>(p.x, (int)f.regions, n, next, own, stages + stage * stage_bytes);
+      if (!ahead) working = arrive(&now, &next);
+      if (working) work(now, tile_view<S, kPlanes>(n, stages + (ahead ? 1 - stage : 0) * stage_bytes), sums);
+      if (ahead) {
+        working = arrive(&now, &next);
+        stage = 1 - stage;
+      } else {
+        working = false;
+        __syncthreads();
+      }
+    }
+  }
+
+ private:
+  // After it the next tile is here, and nobody reads the stage before it, the logits or assignments any more.
+  SFRS_DEVICE bool arrive(Cursor* now, Cursor* next) const {
+    copy_async_wait<0>();
+    __syncthreads();
+    if (!next->valid()) return false;
+    *now = *next;
+    next->advance(n, p.x, (int)f.regions);
+    return true;
+  }
+
+  SFRS_DEVICE void work(const Cursor& now, const Panels<S>& x, BlockSums& sums) const {
+    Group g(p.x, (int)f.regions, now.group);
+    int d0 = now.chunk(n, own) * n.chunk, left = n.dim - d0;
+    int depth = round_up(left < n.chunk ? left : n.chunk, M::kStep);
+    LogitOperand<T> operand{n.weight_resident ? weight : p.weight_cores, n.weight_resident,
+                            n.logits_given ? 0 : n.logit_columns, logits, n.logit_stride()};
+    LogitMaker<M, kPlanes>{n, x, d0, depth, now.step == 0, f.normalize_input, squares, operand, {}}.run();
+    if (!now.last_step(n)) return;
+    assign(g, now, x);
+    __syncthreads();
+    sum_up<M, kClusterTiles, kPlanes>(n, assignment_view(), x, sums);
+    if (now.last_tile()) finish(g, now.unit(n), sums);
+  }
+
+  SFRS_DEVICE Panels<S> assignment_view() const { return {assignment, n.positions, n.cluster_rows}; }
+
+  // A warp per position: the softmax over clusters, divided by the feature's norm, as left operand of sum_up.
+  SFRS_DEVICE void assign(const Group& g, const Cursor& now, const Panels<S>& x) const {
+    int begin = now.tile * n.positions, count = tile_count(n, g, now.tile);
+    T weights[kLanes] = {};
+    for (int i = warp; i < n.positions; i += kWarps) {
+      T l[kLanes] = {}, scale = 0, inverse = 1;
+      if (i < count) {
+        int64_t at = p.x.height * p.x.width * g.image + g.index(p.x, begin + i);
+        if (f.normalize_input) inverse = inverse_norm(square_of(n, squares, i));
+        if (f.saved_inv_norm && own == 0 && lane == 0) ((T*)f.saved_inv_norm)[at] = inverse;
+        load_logits(i, at, inverse, l);
+        scale = exponentials<M, kLanes>(l, n.logit_columns);
+        if (f.mask) scale *= ((const T*)f.mask)[at];
+        inverse /= rescale_vector<S, kPlanes>(n, x, i, inverse);
+      }
+      SFRS_EACH (j, kLanes) {
+        int k = lane + 32 * j;
+        T a = k < n.clusters ? l[j] * scale : (T)0;
+        weights[j] += a;
+        if (k < n.cluster_rows) store_as(assignment_view().at(i, k), a * inverse);
+      }
+      for (int k = lane + 32 * kLanes; k < n.cluster_rows; k += 32)
+        store_as(assignment_view().at(i, k), (T)0);
+    }
+    SFRS_EACH (j, kLanes) {
+      T* to = mass + warp * n.cluster_rows + lane + 32 * j;
+      if (lane + 32 * j < n.clusters) *to = now.first_tile() ? weights[j] : *to + weights[j];
+    }
+  }
+  SFRS_DEVICE void load_logits(int i, int64_t at, T inverse, T (&l)[kLanes]) const {
+    SFRS_EACH (j, kLanes) {
+      int k = lane + 32 * j;
+      l[j] = (T)-INFINITY;
+      if (k >= n.logits) continue;
+      T bias = f.bias ? ((const T*)f.bias)[k] : (T)0;
+      T made = n.logits_given ? ((const T*)f.logits_given)[at * n.logits + k]
+                              : logits[i * n.logit_stride() + k] * inverse;
+      l[j] = made + bias;
+    }
+  }
+
+  SFRS_DEVICE void finish(const Group& g, int64_t unit, BlockSums& sums) const {
+    int64_t first = unit * n.clusters * n.dim;
+    if (p.finish_in_block) {
+      T* shares = mass + kWarps * n.cluster_rows;   // [warps along dimensions, clusters] of the squares
+      T* scale = shares + kWarps * n.cluster_rows;  // [clusters], then the descriptor's
+      subtract_centroids(shares, sums);
+      bool norms = f.intra_norm || f.l2_norm || f.saved_scale;
+      if (norms) {
+        __syncthreads();
+        if (warp == 0) make_scales(g, shares, scale);
+        __syncthreads();
+      }
+      sums.each_pair(WriteSums<S, T>{(S*)f.vlad + first, n.clusters, n.dim, own * n.chunk, n.chunk,
+                                     norms ? scale : nullptr, norms ? scale[n.cluster_rows] : (T)1});
+    } else {
+      sums.each_pair(
+          WriteSums<T, T>{p.sums + first, n.clusters, n.dim, own * n.chunk, n.chunk, nullptr, (T)1});
+      if (own == 0)
+        for (int k = (int)threadIdx.x; k < n.clusters; k += kThreads)
+          p.masses[unit * n.clusters + k] = mass_of(k);
+    }
+    sums.clear();
+  }
+  SFRS_DEVICE T mass_of(int k) const {
+    T sum = 0;
+    SFRS_ROLLED
+    for (int w = 0; w < kWarps; ++w) sum += mass[w * n.cluster_rows + k];
+    return sum;
+  }
+
+  // Takes the centroids away and leaves every warp's share of each cluster's square.
+  SFRS_DEVICE void subtract_centroids(T* shares, BlockSums& sums) const {
+    SFRS_EACH (i, kClusterTiles)
+      SFRS_EACH (half, 2) {
+        int lane = here((int)threadIdx.x % 32), k = sums.row + 16 * i + 8 * half + lane / 4;
+        int first = own * n.chunk + sums.column + 2 * (lane % 4);
+        int end = (own + 1) * n.chunk < n.dim ? (own + 1) * n.chunk : n.dim;
+        bool counts = f.centroids && k < n.clusters;
+        T square = 0, weight_sum = counts ? mass_of(k) : (T)0;
+        const T* centroid = counts ? (const T*)f.centroids + (int64_t)k * n.dim : p.zero;
+        T of[M::kColumnTiles][2];  // loads without branches, so that they travel together
+        SFRS_EACH (j, M::kColumnTiles)
+          SFRS_EACH (e, 2) of[j][e] = centroid[counts && first + 8 * j + e < end ? first + 8 * j + e : 0];
+        SFRS_EACH (j, M::kColumnTiles)
+          SFRS_EACH (e, 2) {
+            T& v = sums.v[i][j][2 * half + e];
+            if (first + 8 * j + e < end) v -= weight_sum * of[j][e];
+            square += v * v;
+          }
+        square += __shfl_xor_sync(kAllLanes, square, 1);
+        square += __shfl_xor_sync(kAllLanes, square, 2);
+        if (lane % 4 == 0) shares[warp % (kWarps / n.cluster_warps) * n.cluster_rows + k] = square;
+      }
+  }
+  SFRS_DEVICE void make_scales(const Group& g, const T* shares, T* scale) const {
+    T total = 0;
+    T* saved = f.saved_scale ? (T*)f.saved_scale + g.image * (n.clusters + 1) : nullptr;
+    for (int k = lane; k < n.clusters; k += 32) {
+      T square = 0;
+      for (int w = 0; w < kWarps / n.cluster_warps; ++w) square += shares[w * n.cluster_rows + k];
+      T inner = f.intra_norm ? inverse_norm(square) : 1;
+      scale[k] = inner;
+      if (saved) saved[k] = inner;
+      total += square * inner * inner;
+    }
+    total = warp_sum(total);
+    T outer = f.l2_norm ? inverse_norm(total) : 1;
+    if (lane == 0) {
+      scale[n.cluster_rows] = outer;
+      if (saved) saved[n.clusters] = outer;
+    }
+  }
+
+  const ForwardParameters<T>& p;
+  const AggregationForward& f;
+  const Tiling& n;
+  int lane, warp, own, stage_bytes;
+  unsigned char *stages, *assignment, *weight;
+  T *logits, *squares, *mass;
+};
+
+template <class M, int kClusterTiles, int kLanes, bool kPlanes>
+SFRS_KERNEL(256)
+aggregate_forward_kernel(SFRS_CONSTANT ForwardParameters<typename M::Sum> p) {
+  SFRS_SHARED_MEMORY(memory);
+  ForwardBlock<M, kClusterTiles, kLanes, kPlanes>(p, memory).run();
+}
+
+// The sums of a group's units in their order, less the centroids. One block per group and cluster.
+template <class S, class T>
+SFRS_KERNEL(256)
+add_units(SFRS_CONSTANT ForwardParameters<T> p) {
+  SFRS_SHARED_MEMORY(memory);
+  const Tiling& n = p.n;
+  int64_t group = blockIdx.x, first = group * n.splits, row = (int64_t)n.clusters * n.dim;
+  int k = (int)blockIdx.y;
+  bool norms = p.f.intra_norm || p.f.l2_norm || p.f.saved_scale;
+  T mass = 0, square = 0;
+  for (int s = 0; s < n.splits; ++s) mass += p.masses[(first + s) * n.clusters + k];
+  for (int d = (int)threadIdx.x; d < n.dim; d += kThreads) {
+    T* at = p.sums + first * row + (int64_t)k * n.dim + d;
+    T v = 0;
+    for (int s = 0; s < n.splits; ++s) v += at[s * row];
+    if (p.f.centroids) v -= mass * ((const T*)p.f.centroids)[(int64_t)k * n.dim + d];
+    square += v * v;
+    if (norms)
+      *at = v;
+    else
+      store_as((S*)p.f.vlad + group * row + (int64_t)k * n.dim + d, v);
+  }
+  if (!norms) return;
+  square = warp_sum(square);
+  T* shares = (T*)memory;
+  if (threadIdx.x % 32 == 0) shares[threadIdx.x / 32] = square;
+  __syncthreads();
+  if (threadIdx.x) return;
+  T total = 0;
+  for (int w = 0; w < kWarps; ++w) total += shares[w];
+  p.squares[group * n.clusters + k] = total;
+}
+
+// Normalises what add_units left. One block per group and cluster.
+template <class S, class T>
+SFRS_KERNEL(256)
+normalize_units(SFRS_CONSTANT ForwardParameters<T> p) {
+  const Tiling& n = p.n;
+  int64_t group = blockIdx.x, row = (int64_t)n.clusters * n.dim;
+  int k = (int)blockIdx.y;
+  const T* squares = p.squares + group * n.clusters;
+  T total = 0;
+  for (int i = (int)threadIdx.x % 32; i < n.clusters; i += 32) {
+    T inner = p.f.intra_norm ? inverse_norm(squares[i]) : 1;
+    total += squares[i] * inner * inner;
+  }
+  T inner = p.f.intra_norm ? inverse_norm(squares[k]) : 1;
+  T outer = p.f.l2_norm ? inverse_norm(warp_sum(total)) : 1;
+  if (p.f.saved_scale && threadIdx.x == 0) {
+    T* saved = (T*)p.f.saved_scale + group * (n.clusters + 1);
+    saved[k] = inner;
+    if (k == 0) saved[n.clusters] = outer;
+  }
+  const T* from = p.sums + group * n.splits * row + (int64_t)k * n.dim;
+  S* to = (S*)p.f.vlad + group * row + (int64_t)k * n.dim;
+  for (int d = (int)threadIdx.x; d < n.dim; d += kThreads) store_as(to + d, from[d] * inner * outer);
+}
+
+}  // namespace sfrs::cuda

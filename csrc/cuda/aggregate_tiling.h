@@ -1,0 +1,188 @@
+// How the work of one aggregation is cut, decided on the host and read by both sides.
+//
+// A group is one image (R = 1) or one quarter of one (R = 4). Its positions are cut into tiles, its tiles
+// into `splits` units of consecutive tiles. Blocks (x, y) take consecutive units and, of every unit, one
+// chunk of dimensions: as many as fit the registers of a block as a K x chunk matrix of sums. Assignments
+// need all dimensions, so blocks of one unit repeat them; for K D <= 64 * 512 there is one chunk.
+#pragma once
+
+#include "../aggregation.h"
+#include "launch.h"
+
+namespace sfrs::cuda {
+
+constexpr int kThreads = 256, kWarps = kThreads / 32;
+constexpr int kMaxLogits = 320;  // K + G
+constexpr int kLogitTask = 32;   // columns of logits that one warp makes at a time
+constexpr int kMaxSquareSlots = 16;
+
+struct Tiling {
+  int dim, clusters, logits;  // D, K, K + G
+  bool logits_given;
+  int positions;        // of a tile: 16, 32 or 64
+  int chunk, chunks;    // dimensions that one block sums up, and blocks that share a unit
+  int cluster_warps;    // warps side by side along clusters; the others lie along dimensions
+  int cluster_rows;     // of the sums, padded to whole warps
+  int logit_columns;    // K + G, padded to whole tasks
+  int cluster_columns;  // K, padded to whole tasks
+  int slices;           // of the dimensions, given to different warps when making logits
+  int stages;           // tiles of x in shared memory: the next one travels while one is used
+  bool weight_resident, gradient_resident;  // in shared memory, else read through L1
+  int load_bytes, store_bytes;              // of one copy of x, dx; 0: element by element
+  int splits, unit_tiles;                   // units of a group, tiles of a unit
+  int groups, units, blocks;
+  int64_t shared;  // bytes of a block
+
+  SFRS_HOST_DEVICE int padded_dim() const { return chunk * chunks; }
+  SFRS_HOST_DEVICE int logit_stride() const { return logit_columns + 8; }  // spreads rows over the banks
+  SFRS_HOST_DEVICE int product_stride() const { return cluster_columns + 8; }
+};
+
+SFRS_HOST_DEVICE inline int round_up(int n, int unit) { return (n + unit - 1) / unit * unit; }
+SFRS_HOST_DEVICE inline int64_t round_up(int64_t n, int unit) { return (n + unit - 1) / unit * unit; }
+
+// Bytes of the parts of a block's shared memory, in their order.
+struct SharedLayout {
+  int64_t stage, weight, gradient, logits, products, assignment, logit_gradient, squares, per_position, mass;
+};
+
+template <class S, class T>
+SFRS_HOST_DEVICE inline SharedLayout shared_layout(const Tiling& n, bool backward) {
+  auto panels = [&](int columns) {
+    return round_up((int64_t)columns * (int64_t)sizeof(S), 128) * n.positions;
+  };
+  SharedLayout l{};
+  l.stage = round_up((int64_t)n.positions * n.chunk * (int64_t)sizeof(S), 1024);
+  l.weight = n.weight_resident ? (int64_t)n.logit_columns * n.padded_dim() * (int64_t)sizeof(S) : 0;
+  l.gradient = n.gradient_resident ? (int64_t)n.cluster_columns * n.padded_dim() * (int64_t)sizeof(S) : 0;
+  l.assignment = round_up(panels(backward ? n.cluster_columns : n.cluster_rows), 1024);
+  l.logit_gradient = backward ? round_up(panels(n.cluster_rows), 1024) : 0;
+  l.logits = (int64_t)n.positions * n.logit_stride() * (int64_t)sizeof(T);
+  l.products = backward ? (int64_t)n.positions * n.product_stride() * (int64_t)sizeof(T) : 0;
+  l.squares = (int64_t)kMaxSquareSlots * n.positions * (int64_t)sizeof(T);
+  l.per_position = 2 * (int64_t)n.positions * (int64_t)sizeof(T);
+  // Per-warp sums over positions, of the forward also per-warp squares and the scales of all clusters.
+  l.mass = ((backward ? 16 : 17) * (int64_t)n.cluster_rows + 8) * (int64_t)sizeof(T);
+  return l;
+}
+template <class S, class T>
+SFRS_HOST_DEVICE inline int64_t shared_bytes(const Tiling& n, bool backward) {
+  SharedLayout l = shared_layout<S, T>(n, backward);
+  return l.stage * n.stages + l.weight + l.gradient + l.assignment + l.logit_gradient + l.logits +
+         l.products + l.squares + l.per_position + l.mass;
+}
+
+// The tile, the stages and what is resident: the first of these that fits. Resident weights before a second
+// stage, since weights from L2 cost a block as much traffic as x itself.
+struct Choice {
+  int positions, stages;
+  bool weight, gradient;
+};
+
+template <class S, class T>
+bool choose_tile(Tiling* n, bool backward, int64_t limit, int most_positions) {
+  static constexpr Choice kChoices[] = {{64, 2, true, true},   {32, 2, true, true},   {64, 1, true, true},
+                                        {32, 1, true, true},   {16, 2, true, true},   {16, 1, true, true},
+                                        {32, 2, true, false},  {16, 2, true, false},  {16, 1, true, false},
+                                        {64, 2, false, false}, {32, 2, false, false}, {64, 1, false, false},
+                                        {16, 2, false, false}, {32, 1, false, false}, {16, 1, false, false}};
+  for (const Choice& c : kChoices) {
+    if (c.positions > most_positions) continue;
+    n->positions = c.positions;
+    n->stages = c.stages;
+    n->weight_resident = c.weight && !n->logits_given;
+    n->gradient_resident = backward && c.gradient;
+    n->shared = shared_bytes<S, T>(*n, backward);
+    if (n->shared <= limit) return true;
+  }
+  return false;
+}
+
+inline void check_limits(const Aggregation& f) {
+  if (f.logits() > kMaxLogits)
+    throw std::runtime_error("sfrs_ext: weight or logits have K + G = " + std::to_string(f.logits()) +
+                             " clusters, but the CUDA kernels take at most " + std::to_string(kMaxLogits));
+  if (f.x.batch > (1 << 20) || f.x.positions() > (1 << 24) || f.x.dim > (1 << 20))
+    throw std::runtime_error("sfrs_ext: x has H W = " + std::to_string(f.x.positions()) +
+                             " positions and D = " + std::to_string(f.x.dim) +
+                             ", but the CUDA kernels take at most 2^30 and 2^20");
+}
+
+// Rows that adjoin in memory are one long row.
+inline void flatten_rows(FeatureMap* x) {
+  if (x->height > 1 && x->stride_h != x->width * x->stride_w) return;
+  x->width *= x->height;
+  x->height = 1;
+  x->stride_h = x->width * x->stride_w;
+}
+
+// Beside 16-byte copies there are those of one wide element, or of four 16-bit ones: the rows of quarters.
+SFRS_HOST_DEVICE constexpr int narrow_copy(int64_t element) { return element == 4 ? 4 : 8; }
+
+// The wider copy of the two that never straddles two rows or two features, else 0: element by element.
+inline int copy_bytes(const FeatureMap& x, int regions, int64_t element) {
+  bool planes = x.stride_w == 1;
+  auto fits = [&](int64_t bytes) {
+    int64_t unit = bytes / element;
+    if (unit < 1 || (uint64_t)x.data % bytes) return false;
+    int64_t along_d = planes ? x.stride_d : x.stride_w;
+    if (x.stride_b % unit || x.stride_h % unit || along_d % unit) return false;
+    if (!planes) return x.dim % unit == 0;
+    return x.width % unit == 0 && (regions == 1 || (x.width / 2) % unit == 0);
+  };
+  for (int bytes : {16, narrow_copy(element)})
+    if (fits(bytes)) return bytes;
+  return 0;
+}
+
+template <class M>
+Tiling make_tiling(const Aggregation& f, const FeatureMap& x, const Machine& machine, int cluster_tiles,
+                   bool backward) {
+  using S = typename M::Storage;
+  Tiling n{};
+  n.dim = (int)x.dim;
+  n.clusters = (int)f.clusters;
+  n.logits = (int)f.logits();
+  n.logits_given = f.logits_given != nullptr;
+  n.logit_columns = round_up(n.logits, kLogitTask);
+  n.cluster_columns = round_up(n.clusters, kLogitTask);
+  int rows = backward ? n.logits : n.clusters, warp_rows = 16 * cluster_tiles;
+  for (n.cluster_warps = 1; n.cluster_warps * warp_rows < rows;) n.cluster_warps *= 2;
+  n.cluster_rows = n.cluster_warps * warp_rows;
+  int most = kWarps / n.cluster_warps * M::kColumnTiles * 8;
+  n.chunks = (n.dim + most - 1) / most;
+  n.chunk = round_up((n.dim + n.chunks - 1) / n.chunks, 64);
+
+  n.groups = (int)(x.batch * f.regions);
+  int64_t longest = f.regions == 1 ? x.positions() : (x.height - x.height / 2) * (x.width - x.width / 2);
+  int most_positions = sizeof(S) == 2 ? 64 : 32;
+  while (most_positions > 16 && most_positions / 2 >= longest) most_positions /= 2;
+  auto tiles = [&] { return (longest + n.positions - 1) / n.positions; };
+  for (;; most_positions /= 2) {
+    if (!choose_tile<S, typename M::Sum>(&n, backward, machine.shared_memory, most_positions))
+      throw std::runtime_error("sfrs_ext: K + G = " + std::to_string(n.logits) + " clusters and D = " +
+                               std::to_string(n.dim) + " do not fit the shared memory of this GPU");
+    if (n.positions <= 32 || n.groups * tiles() * n.chunks >= machine.multiprocessors) break;
+    most_positions = n.positions;
+  }
+  n.load_bytes = copy_bytes(x, (int)f.regions, sizeof(S));
+  int m_tasks = n.positions > 16 ? n.positions / 32 : 1;
+  int tasks = m_tasks * (n.logit_columns + (backward ? n.cluster_columns : 0)) / kLogitTask;
+  for (n.slices = 1; n.slices < 4 && tasks * n.slices * 2 <= kWarps;) n.slices *= 2;
+
+  // Splits: the fewest rounds of tiles, where a unit costs about two tiles more than its own.
+  int64_t wide = machine.multiprocessors / n.chunks > 1 ? machine.multiprocessors / n.chunks : 1, best = 0;
+  for (int64_t splits = 1; splits <= 64 && (splits == 1 || splits <= tiles()); ++splits) {
+    int64_t rounds = (n.groups * splits + wide - 1) / wide, share = (tiles() + splits - 1) / splits;
+    int64_t cost = rounds * (share + 2) * 64 + splits;
+    if (best && cost >= best) continue;
+    best = cost;
+    n.splits = (int)splits;
+    n.unit_tiles = (int)share;
+  }
+  n.units = n.groups * n.splits;
+  n.blocks = (int)(n.units < wide ? n.units : wide);
+  return n;
+}
+
+}  // namespace sfrs::cuda

@@ -1,0 +1,230 @@
+// Matrices as warps see them: where an element lies (views), and how a warp multiplies (Matmul<S>).
+//
+// A warp multiplies pieces of 16 x k by k x 16, k = Matmul::kStep, on the tensor cores. Every type leaves
+// its sums in the same places (see device.cuh), so kernels are written once for all of them.
+#pragma once
+
+#include "device.cuh"
+
+namespace sfrs::cuda {
+
+// A matrix in shared memory that is written by rows of 16-byte chunks and read in either direction: panels
+// of 128-byte rows, chunk c of row r at c ^ (r % 8), so that eight rows of one chunk never share a bank.
+// Narrower matrices have rows of 32 or 64 bytes, and the same law on 128-byte lines.
+template <class S>
+struct Panels {
+  static constexpr bool kGlobal = false;
+  unsigned char* base;  // 1024-byte aligned
+  int rows, row_bytes;
+
+  SFRS_DEVICE Panels(unsigned char* base, int rows, int columns)
+      : base(base), rows(rows), row_bytes(columns * (int)sizeof(S) < 128 ? columns * (int)sizeof(S) : 128) {}
+  SFRS_DEVICE S* at(int row, int column) const {
+    int byte = column * (int)sizeof(S), within = byte & (row_bytes - 1);
+    int offset = (byte - within) * rows + row * row_bytes + within;
+    return (S*)(base + (offset ^ ((offset >> 3) & 0x70)));
+  }
+};
+
+// A matrix of cores, 8 rows of 16 bytes each: what a warp loads for one 8-column piece is contiguous, in
+// shared memory (no bank conflicts) and in global memory (whole lines).
+template <class S, bool kInGlobal>
+struct Cores {
+  static constexpr bool kGlobal = kInGlobal;
+  static constexpr int kChunk = 16 / (int)sizeof(S);
+  unsigned char* base;
+  int columns;  // multiple of kChunk
+
+  SFRS_DEVICE S* at(int row, int column) const { return (S*)(base + core_offset<S>(row, column, columns)); }
+  template <class U>
+  SFRS_DEVICE static int64_t core_offset(int row, int column, int columns) {
+    constexpr int chunk = 16 / (int)sizeof(U);
+    int64_t core = (int64_t)(row >> 3) * (columns / chunk) + column / chunk;
+    return core * 128 + (row & 7) * 16 + column % chunk * (int)sizeof(U);
+  }
+};
+
+SFRS_DEVICE uint32_t pair_at(const void* p) { return *(const uint32_t*)p; }
+template <class S>
+SFRS_DEVICE uint32_t pair_of(const S* low, const S* high) {
+  return (uint32_t)low->bits | (uint32_t)high->bits << 16;
+}
+
+// Operands: load_a reads rows m..m+15 by kStep of k, load_b reads kStep of k by columns n..n+15. The view
+// holds them with k along its rows, or, kTransposed, with k down its columns. kPaired numbers k within a
+// step in another order, the same for both operands, which spares 32-bit transposed loads their bank
+// conflicts. `ready` turns loaded operands into what multiply takes, once for all products they enter.
+template <class S, bool kTf32 = false>
+struct Matmul {
+  static_assert(sizeof(S) == 2);
+  using Storage = S;
+  using Sum = float;
+  static constexpr int kStep = 16, kColumnTiles = 8;
+  struct Operand {
+    uint32_t r[4];
+  };
+  using Ready = Operand;
+
+  template <bool kTransposed, bool kPaired = false, class View>
+  static SFRS_DEVICE Operand load_a(const View& v, int m, int k, int lane) {
+    Operand a;
+    if constexpr (kTransposed)
+      load_matrices_transposed(a.r, v.at(k + (lane & 7) + (lane >> 4) * 8, m + (lane >> 3 & 1) * 8));
+    else
+      load_matrices(a.r, v.at(m + (lane & 15), k + (lane >> 4) * 8));
+    return a;
+  }
+  template <bool kTransposed, bool kPaired = false, class View>
+  static SFRS_DEVICE Operand load_b(const View& v, int n, int k, int lane) {
+    Operand b;
+    if constexpr (!View::kGlobal && kTransposed) {
+      load_matrices_transposed(b.r, v.at(k + (lane & 7) + (lane >> 3 & 1) * 8, n + (lane >> 4) * 8));
+    } else if constexpr (!View::kGlobal) {
+      load_matrices(b.r, v.at(n + (lane & 7) + (lane >> 4) * 8, k + (lane >> 3 & 1) * 8));
+    } else {
+      int g = lane >> 2, t = lane & 3;
+      SFRS_EACH (i, 4) {
+        int column = n + g + (i >> 1) * 8, step = k + 2 * t + (i & 1) * 8;
+        if constexpr (kTransposed)
+          b.r[i] = pair_of(v.at(step, column), v.at(step + 1, column));
+        else
+          b.r[i] = pair_at(v.at(column, step));
+      }
+    }
+    return b;
+  }
+  static SFRS_DEVICE Ready ready(const Operand& o) { return o; }
+  static SFRS_DEVICE void multiply(float (&c0)[4], float (&c1)[4], const Ready& a, const Ready& b) {
+    if constexpr (kBrain) {
+      multiply_bf16(c0, a.r, b.r[0], b.r[1]);
+      multiply_bf16(c1, a.r, b.r[2], b.r[3]);
+    } else {
+      multiply_f16(c0, a.r, b.r[0], b.r[1]);
+      multiply_f16(c1, a.r, b.r[2], b.r[3]);
+    }
+  }
+  // Adds the squares of a's rows lane / 4 and lane / 4 + 8, as far as this lane holds them.
+  static SFRS_DEVICE void add_squares(const Operand& a, float (&sum)[2]) {
+    SFRS_EACH (i, 4) {
+      float low = to_float(S{(uint16_t)(a.r[i] & 0xffff)}), high = to_float(S{(uint16_t)(a.r[i] >> 16)});
+      sum[i & 1] += low * low + high * high;
+    }
+  }
+
+ private:
+  static constexpr bool kBrain = __is_same(S, bf16);
+};
+
+// float: one product of operands rounded to TF32, or three of operands split into two TF32 parts each,
+// which keep 22 bits and leave the error of a float product.
+template <bool kTf32>
+struct Matmul<float, kTf32> {
+  using Storage = float;
+  using Sum = float;
+  static constexpr int kStep = 8, kColumnTiles = 8;
+  struct Operand {
+    float r[4];
+  };
+  struct Ready {
+    uint32_t high[4], low[kTf32 ? 1 : 4];
+  };
+
+  template <bool kPaired>
+  static SFRS_DEVICE int step_of(int t, int half) {
+    return kPaired ? 2 * t + half : t + 4 * half;
+  }
+  template <bool kTransposed, bool kPaired = false, class View>
+  static SFRS_DEVICE Operand load_a(const View& v, int m, int k, int lane) {
+    Operand a;
+    SFRS_EACH (i, 4) {
+      int row = m + (lane >> 2) + (i & 1) * 8, step = k + step_of<kPaired>(lane & 3, i >> 1);
+      a.r[i] = kTransposed ? *v.at(step, row) : *v.at(row, step);
+    }
+    return a;
+  }
+  template <bool kTransposed, bool kPaired = false, class View>
+  static SFRS_DEVICE Operand load_b(const View& v, int n, int k, int lane) {
+    Operand b;
+    SFRS_EACH (i, 4) {
+      int column = n + (lane >> 2) + (i >> 1) * 8, step = k + step_of<kPaired>(lane & 3, i & 1);
+      b.r[i] = kTransposed ? *v.at(step, column) : *v.at(column, step);
+    }
+    return b;
+  }
+  static SFRS_DEVICE Ready ready(const Operand& o) {
+    Ready r;
+    SFRS_EACH (i, 4) {
+      r.high[i] = to_tf32(o.r[i]);
+      if constexpr (!kTf32) r.low[i] = to_tf32(o.r[i] - bits_float(r.high[i]));
+    }
+    return r;
+  }
+  static SFRS_DEVICE void multiply(float (&c0)[4], float (&c1)[4], const Ready& a, const Ready& b) {
+    if constexpr (!kTf32) {
+      multiply_tf32(c0, a.low, b.high[0], b.high[1]);
+      multiply_tf32(c1, a.low, b.high[2], b.high[3]);
+      multiply_tf32(c0, a.high, b.low[0], b.low[1]);
+      multiply_tf32(c1, a.high, b.low[2], b.low[3]);
+    }
+    multiply_tf32(c0, a.high, b.high[0], b.high[1]);
+    multiply_tf32(c1, a.high, b.high[2], b.high[3]);
+  }
+  static SFRS_DEVICE void add_squares(const Operand& a, float (&sum)[2]) {
+    SFRS_EACH (i, 4) sum[i & 1] += a.r[i] * a.r[i];
+  }
+};
+
+template <bool kTf32>
+struct Matmul<double, kTf32> {
+  using Storage = double;
+  using Sum = double;
+  static constexpr int kStep = 4, kColumnTiles = 4;
+  struct Operand {
+    double r[2];
+  };
+  using Ready = Operand;
+
+  template <bool kTransposed, bool kPaired = false, class View>
+  static SFRS_DEVICE Operand load_a(const View& v, int m, int k, int lane) {
+    int row = m + (lane >> 2), step = k + (lane & 3);
+    if constexpr (kTransposed) return {{*v.at(step, row), *v.at(step, row + 8)}};
+    return {{*v.at(row, step), *v.at(row + 8, step)}};
+  }
+  template <bool kTransposed, bool kPaired = false, class View>
+  static SFRS_DEVICE Operand load_b(const View& v, int n, int k, int lane) {
+    return load_a<kTransposed>(v, n, k, lane);
+  }
+  static SFRS_DEVICE Ready ready(const Operand& o) { return o; }
+  static SFRS_DEVICE void multiply(double (&c0)[4], double (&c1)[4], const Ready& a, const Ready& b) {
+    multiply_f64(c0, a.r[0], a.r[1], b.r[0]);
+    multiply_f64(c1, a.r[0], a.r[1], b.r[1]);
+  }
+  static SFRS_DEVICE void add_squares(const Operand& a, double (&sum)[2]) {
+    SFRS_EACH (i, 2) sum[i] += a.r[i] * a.r[i];
+  }
+};
+
+// The two neighbouring sums of one row that a lane holds, moved at once.
+template <class T>
+struct alignas(2 * sizeof(T)) Pair {
+  T first, second;
+};
+
+// Sums over the lanes of a warp, in one order for all lanes.
+template <class T>
+SFRS_DEVICE T warp_sum(T v) {
+  SFRS_UNROLL
+  for (int step = 16; step > 0; step /= 2) v += __shfl_xor_sync(kAllLanes, v, step);
+  return v;
+}
+template <class T>
+SFRS_DEVICE T warp_max(T v) {
+  SFRS_UNROLL
+  for (int step = 16; step > 0; step /= 2) {
+    T other = __shfl_xor_sync(kAllLanes, v, step);
+    v = v > other || v != v ? v : other;  // NaN wins
+  }
+  return v;
+}
+
+}  // namespace sfrs::cuda
