@@ -193,7 +193,7 @@ class Block {
     count_ = threads;
     if (!threads_) threads_ = new Thread[kLanes * kWarpsAtMost];
     unpoison_zones();
-    if (capacity_ < shared) {
+    if (!memory_ || capacity_ < shared) {
       std::free(memory_);
       capacity_ = (shared + 1023) / 1024 * 1024;
       memory_ = static_cast<unsigned char*>(std::aligned_alloc(1024, (size_t)(capacity_ + 2 * kZone)));
