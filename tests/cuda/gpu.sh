@@ -6,11 +6,11 @@
 set -uo pipefail
 cd "$(dirname "$0")/../.." || exit
 python=${PYTHON:-python3}
-logs=$PWD/build/gpu
+[[ ${1:-} == --rehearse ]] && logs=build/rehearsal || logs=build/gpu
 deadline=$((SECONDS + ${SFRS_GPU_SECONDS:-570}))
 summary=() failed=0
 export PYTHONPATH=$PWD PYTHONUNBUFFERED=1
-rm -rf "$logs" && mkdir -p "$logs"
+mkdir -p "$logs" && rm -f "$logs"/*.*
 
 # part NAME SECONDS COMMAND...: the command's output goes to the log, its last line and its fate to the summary.
 part() {
@@ -39,26 +39,30 @@ skip() {
 }
 
 finish() {
-  printf '\n%s\n' "summary (logs in build/gpu):" "${summary[@]}"
+  echo && printf '%s\n' "summary (logs in $logs):" "${summary[@]}" | tee "$logs/summary.txt"
   exit "$failed"
 }
 
+# The next three run in a shell of their own, so that `timeout` can end them.
+# shellcheck disable=SC2317
 build() {
   local folder=$logs/cmake
   cmake -S . -B "$folder" -G Ninja -DPYTHON="$(command -v "$python")" -DOUTPUT_DIR="$PWD/sfrs_ext" \
     -DSFRS_CUDA_OPTIONS=-lineinfo && cmake --build "$folder"
 }
 
+# shellcheck disable=SC2317
 sanitize() {
   # Every tensor an allocation of its own, so that no access beyond its end hides in torch's cache.
   PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool "$1" --error-exitcode 9 --print-limit 20 \
     "$python" tests/cuda/calls.py
 }
 
+# shellcheck disable=SC2317
 profile() {
   local sections=()
-  for section in SpeedOfLight LaunchStats Occupancy ComputeWorkloadAnalysis MemoryWorkloadAnalysis SchedulerStats; do
-    sections+=(--section "$section")
+  for name in SpeedOfLight LaunchStats Occupancy ComputeWorkloadAnalysis MemoryWorkloadAnalysis SchedulerStats; do
+    sections+=(--section "$name")
   done
   ncu --clock-control none "${sections[@]}" --kernel-name-base demangled --kernel-name regex:sfrs \
     --csv --page raw "$python" tests/cuda/calls.py --large > "$logs/profile.csv" || return
@@ -76,12 +80,11 @@ rehearse() {
 
 on_gpu() {
   local found
-  found=$("$python" -c '
+  if ! found=$("$python" -c '
 import torch
 assert torch.version.cuda, f"torch {torch.__version__} was built without CUDA"
 torch.zeros(1, device="cuda")
-print(*torch.cuda.get_device_capability(), torch.cuda.get_device_name(), sep=";")' 2>&1)
-  if (($?)); then
+print(*torch.cuda.get_device_capability(), torch.cuda.get_device_name(), sep=";")' 2>&1); then
     echo "no CUDA device: $(tail -n 1 <<< "$found")"
     exit 1
   fi
@@ -96,7 +99,7 @@ print(*torch.cuda.get_device_capability(), torch.cuda.get_device_name(), sep=";"
     finish
   fi
   part facts 60 "$python" -m sfrs_ext
-  part tests 150 "$python" -m pytest -m cuda -x --maxfail=20 tests/ops
+  part tests 150 "$python" -m pytest -m cuda --maxfail=20 tests/ops
   for tool in memcheck racecheck synccheck; do
     if command -v compute-sanitizer > /dev/null; then part $tool 60 bash -c "sanitize $tool"; else skip $tool "no compute-sanitizer"; fi
   done
