@@ -4,7 +4,7 @@ import platform
 
 import torch
 
-from . import _C, __version__
+from . import _C, __version__, _cuda
 
 
 def main() -> None:
@@ -13,7 +13,7 @@ def main() -> None:
         "torch": f"{torch.__version__} (built against {_C.torch_version()}, runs with 2.11 and newer)",
         "CPU kernels": f"{_C.cpu_kernels()} of {', '.join(_C.cpu_available())} on {platform.machine()}",
         "threads": torch.get_num_threads(),
-        "CUDA": "none: this version has CPU kernels only; CUDA tensors raise NotImplementedError",
+        "CUDA": _cuda.facts(),
     }
     for name, value in facts.items():
         print(f"{name:12} {value}")

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from . import _C  # noqa: F401  registers the operators
+from . import _cuda  # noqa: F401  registers the operators
 from ._checks import accumulation_dtype
 
 ops = torch.ops.sfrs_ext

@@ -39,12 +39,14 @@ SHAPES = (
 )
 
 
-def map_in(layout: str, shape: Shape, dtype: torch.dtype, generator: torch.Generator) -> Tensor:
+def map_in(
+    layout: str, shape: Shape, dtype: torch.dtype, generator: torch.Generator, device: str = "cpu"
+) -> Tensor:
     """A map ``[B, D, H, W]`` that lies in memory as ``layout`` says."""
     batch, dim, height, width = shape.batch, shape.dim, shape.height, shape.width
     extra = {"crop": (0, 3, 2, 3), "channels_last_crop": (0, 0, 2, 3), "batch_slice": (batch, 0, 0, 0)}
     sizes = [n + e for n, e in zip((batch, dim, height, width), extra.get(layout, (0,) * 4), strict=True)]
-    x = torch.randn(sizes, dtype=torch.float64, generator=generator).to(dtype)
+    x = torch.randn(sizes, dtype=torch.float64, generator=generator).to(device, dtype)
     if layout.startswith("channels_last"):
         x = x.contiguous(memory_format=torch.channels_last)
     if layout == "crop":
@@ -79,13 +81,14 @@ class Problem:
         seed: int = 0,
         bare: bool = False,
         given: str = "weight",
+        device: str = "cpu",
     ):
         g = torch.Generator().manual_seed(seed)
 
         def randn(*size):
-            return torch.randn(*size, dtype=torch.float64, generator=g).to(dtype)
+            return torch.randn(*size, dtype=torch.float64, generator=g).to(device, dtype)
 
-        x = map_in(layout, shape, dtype, g)
+        x = map_in(layout, shape, dtype, g, device)
         columns = shape.clusters + shape.ghosts
         weight = randn(columns, shape.dim) if given == "weight" else None
         logits = 2 * randn(shape.batch, columns, shape.height, shape.width) if given == "logits" else None
@@ -93,7 +96,8 @@ class Problem:
             return cls(x, weight, logits, None, None, None, shape.ghosts)
         centroids = 0.1 * randn(shape.clusters, shape.dim)
         bias = randn(columns)
-        mask = torch.rand(shape.batch, shape.height, shape.width, dtype=torch.float64, generator=g).to(dtype)
+        mask = torch.rand(shape.batch, shape.height, shape.width, dtype=torch.float64, generator=g)
+        mask = mask.to(device, dtype)
         return cls(x, weight, logits, centroids, bias, mask, shape.ghosts)
 
     def tensors(self) -> list[Tensor | None]:
@@ -114,6 +118,6 @@ class Problem:
         leaves = {n: t if t is None else t.detach().requires_grad_(n in wanted) for n, t in tensors.items()}
         out = self.call(operator, list(leaves.values()), **options)
         g = torch.Generator().manual_seed(1)
-        out.backward(torch.randn(out.shape, dtype=torch.float64, generator=g).to(out.dtype))
+        out.backward(torch.randn(out.shape, dtype=torch.float64, generator=g).to(out))
         grads = {f"d{n}": t.grad for n, t in leaves.items() if t is not None and n in wanted}
         return {"result": out.detach(), **grads}

@@ -50,3 +50,27 @@ def test_operators_need_only_torch_and_numpy():
     code = "import sys, sfrs_ext; assert not {'sfrs', 'faiss', 'scipy', 'PIL', 'typer'} & set(sys.modules)"
     done = python("-c", code)
     assert done.returncode == 0, done.stderr
+
+
+WITHOUT_CUDA = """
+import sys
+sys.modules["sfrs_ext._C_cuda"] = None
+import torch, sfrs_ext
+from sfrs_ext import _cuda
+cuda = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
+query, quarters = torch.randn(2, 3, 8), torch.randn(5, 4, 3, 8)
+try:
+    torch.ops.sfrs_ext.region_similarity.default.redispatch(cuda, query, quarters, False, False)
+except NotImplementedError as error:
+    print(error)
+print(_cuda.facts())
+print(sfrs_ext.region_similarity(query, quarters).shape)
+"""
+
+
+def test_a_cuda_tensor_without_cuda_kernels_hears_how_to_build_them():
+    done = python("-c", WITHOUT_CUDA)
+    assert done.returncode == 0, done.stderr
+    refused, facts, works = done.stdout.splitlines()
+    assert "no CUDA kernels" in refused and "nvcc" in refused and "pip install" in refused
+    assert "no kernels" in facts and works == "torch.Size([2, 5, 9])"

@@ -12,26 +12,28 @@ from sfrs_ext import reference
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", [s for s in SHAPES if s.dim > 1], ids=str)
 @pytest.mark.parametrize("operator", OPERATORS)
-def test_agrees_with_the_reference_on_every_shape(operator, shape, dtype):
-    check(Problem.make(shape, dtype, given="logits"), operator)
+def test_agrees_with_the_reference_on_every_shape(operator, shape, dtype, device):
+    check(Problem.make(shape, dtype, given="logits", device=device), operator)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("operator", OPERATORS)
-def test_reads_every_layout_in_place(operator, layout):
-    check(Problem.make(SHAPES[1], torch.float32, layout, given="logits"), operator)
+def test_reads_every_layout_in_place(operator, layout, device):
+    check(Problem.make(SHAPES[1], torch.float32, layout, given="logits", device=device), operator)
 
 
 @pytest.mark.parametrize("operator", OPERATORS)
 @pytest.mark.parametrize("normalize_input", (True, False))
-def test_optional_arguments_may_be_absent(operator, normalize_input):
-    problem = Problem.make(Shape("small", 2, 24, 5, 6, 7), torch.float32, bare=True, given="logits")
+def test_optional_arguments_may_be_absent(operator, normalize_input, device):
+    problem = Problem.make(
+        Shape("small", 2, 24, 5, 6, 7), torch.float32, bare=True, given="logits", device=device
+    )
     check(problem, operator, normalize_input=normalize_input)
 
 
 @pytest.mark.parametrize("operator", OPERATORS)
-def test_the_weights_own_logits_give_the_weights_result(operator):
-    problem = Problem.make(SHAPES[1], torch.float64)
+def test_the_weights_own_logits_give_the_weights_result(operator, device):
+    problem = Problem.make(SHAPES[1], torch.float64, device=device)
     features = torch.nn.functional.normalize(problem.x, dim=1)
     logits = torch.einsum("kd,bdhw->bkhw", problem.weight, features)
     expected = problem.call(getattr(sfrs_ext, operator), problem.tensors())
@@ -41,8 +43,10 @@ def test_the_weights_own_logits_give_the_weights_result(operator):
     torch.testing.assert_close(problem.call(getattr(sfrs_ext, operator), problem.tensors()), expected)
 
 
-def test_an_impossible_cluster_has_no_share():
-    problem = Problem.make(Shape("small", 2, 24, 5, 6, 7), torch.float32, bare=True, given="logits")
+def test_an_impossible_cluster_has_no_share(device):
+    problem = Problem.make(
+        Shape("small", 2, 24, 5, 6, 7), torch.float32, bare=True, given="logits", device=device
+    )
     problem.logits[:, 2] = float("-inf")
     check(problem, "netvlad")
     vlad = sfrs_ext.netvlad(problem.x, logits=problem.logits, flatten=False)

@@ -18,21 +18,21 @@ SHAPES = (  # T queries, G gallery images, K, D
 )
 
 
-def inputs(shape, all_pairs: bool, dtype: torch.dtype):
+def inputs(shape, all_pairs: bool, dtype: torch.dtype, device: str = "cpu"):
     queries, gallery, clusters, dim = shape
     g = torch.Generator().manual_seed(0)
     query = torch.randn(queries, clusters * dim, dtype=torch.float64, generator=g)
     query = torch.nn.functional.normalize(query).view(queries, clusters, dim).to(dtype)
     lists = () if all_pairs else (queries,)
     quarters = torch.randn(*lists, gallery, 4, clusters, dim, dtype=torch.float64, generator=g).to(dtype)
-    return query, quarters
+    return query.to(device), quarters.to(device)
 
 
 def results(operator, query, quarters):
     query, quarters = query.detach().requires_grad_(), quarters.detach().requires_grad_()
     out = operator(query, quarters)
     g = torch.Generator().manual_seed(1)
-    out.backward(torch.randn(out.shape, dtype=torch.float64, generator=g).to(out.dtype))
+    out.backward(torch.randn(out.shape, dtype=torch.float64, generator=g).to(out))
     return {"result": out.detach(), "dquery": query.grad, "dquarters": quarters.grad}
 
 
@@ -50,21 +50,21 @@ def check(query, quarters):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("all_pairs", (False, True), ids=("lists", "all pairs"))
-def test_agrees_with_region_descriptors(shape, all_pairs, dtype):
-    check(*inputs(shape, all_pairs, dtype))
+def test_agrees_with_region_descriptors(shape, all_pairs, dtype, device):
+    check(*inputs(shape, all_pairs, dtype, device))
 
 
 @pytest.mark.parametrize("all_pairs", (False, True), ids=("lists", "all pairs"))
-def test_gradients_are_those_of_finite_differences(all_pairs):
-    query, quarters = inputs((3, 2, 3, 4), all_pairs, torch.float64)
+def test_gradients_are_those_of_finite_differences(all_pairs, device):
+    query, quarters = inputs((3, 2, 3, 4), all_pairs, torch.float64, device)
     assert torch.autograd.gradcheck(
         sfrs_ext.region_similarity, (query.requires_grad_(), quarters.requires_grad_())
     )
 
 
 @pytest.mark.parametrize("all_pairs", (False, True), ids=("lists", "all pairs"))
-def test_norms_of_quarters_that_nearly_cancel_keep_their_digits(all_pairs):
-    query, quarters = inputs((4, 6, 3, 32), all_pairs, torch.float32)
+def test_norms_of_quarters_that_nearly_cancel_keep_their_digits(all_pairs, device):
+    query, quarters = inputs((4, 6, 3, 32), all_pairs, torch.float32, device)
     quarters[..., 1, :, :] = -quarters[..., 0, :, :] * (1 + 1e-3)
     kernel = sfrs_ext.region_similarity(query, quarters)
     exact = reference.region_similarity(query.double(), quarters.double())
@@ -74,8 +74,8 @@ def test_norms_of_quarters_that_nearly_cancel_keep_their_digits(all_pairs):
 
 
 @pytest.mark.parametrize("all_pairs", (False, True), ids=("lists", "all pairs"))
-def test_a_cluster_without_residuals_counts_as_in_the_reference(all_pairs):
-    query, quarters = inputs((4, 6, 3, 16), all_pairs, torch.float64)
+def test_a_cluster_without_residuals_counts_as_in_the_reference(all_pairs, device):
+    query, quarters = inputs((4, 6, 3, 16), all_pairs, torch.float64, device)
     quarters[..., :, 1, :] = 0
     out, exact = sfrs_ext.region_similarity(query, quarters), reference.region_similarity(query, quarters)
     torch.testing.assert_close(out, exact)
@@ -84,8 +84,8 @@ def test_a_cluster_without_residuals_counts_as_in_the_reference(all_pairs):
 
 
 @pytest.mark.parametrize("all_pairs", (False, True), ids=("lists", "all pairs"))
-def test_clusters_below_the_norm_bound_have_the_gradient_of_the_reference(all_pairs):
-    query, quarters = inputs((4, 3, 3, 8), all_pairs, torch.float64)
+def test_clusters_below_the_norm_bound_have_the_gradient_of_the_reference(all_pairs, device):
+    query, quarters = inputs((4, 3, 3, 8), all_pairs, torch.float64, device)
     quarters[..., :, 1, :] *= 1e-13  # norms between zero and eps
     kernel = results(sfrs_ext.region_similarity, query, quarters)
     exact = results(reference.region_similarity, query, quarters)
@@ -96,8 +96,8 @@ def test_clusters_below_the_norm_bound_have_the_gradient_of_the_reference(all_pa
 
 
 @pytest.mark.parametrize("all_pairs", (False, True), ids=("lists", "all pairs"))
-def test_nan_spreads_as_in_the_reference(all_pairs):
-    query, quarters = inputs((4, 6, 3, 16), all_pairs, torch.float32)
+def test_nan_spreads_as_in_the_reference(all_pairs, device):
+    query, quarters = inputs((4, 6, 3, 16), all_pairs, torch.float32, device)
     quarters.view(-1, 4, 3, 16)[2, 1, 0, 5] = float("nan")
     kernel = sfrs_ext.region_similarity(query, quarters)
     assert torch.equal(kernel.isnan(), reference.region_similarity(query, quarters).isnan())
@@ -105,14 +105,14 @@ def test_nan_spreads_as_in_the_reference(all_pairs):
 
 @pytest.mark.parametrize("sizes", ((0, 5), (5, 0)))
 @pytest.mark.parametrize("all_pairs", (False, True), ids=("lists", "all pairs"))
-def test_empty_sides_give_empty_results(sizes, all_pairs):
-    out = results(sfrs_ext.region_similarity, *inputs((*sizes, 2, 8), all_pairs, torch.float32))
+def test_empty_sides_give_empty_results(sizes, all_pairs, device):
+    out = results(sfrs_ext.region_similarity, *inputs((*sizes, 2, 8), all_pairs, torch.float32, device))
     assert out["result"].shape == (*sizes, 9)
     assert not out["dquery"].any() and not out["dquarters"].any()
 
 
-def test_flat_queries_and_slices_are_taken():
-    query, quarters = inputs((6, 5, 3, 16), True, torch.float32)
+def test_flat_queries_and_slices_are_taken(device):
+    query, quarters = inputs((6, 5, 3, 16), True, torch.float32, device)
     expected = reference.region_similarity(query[::2], quarters[1:4])
     torch.testing.assert_close(sfrs_ext.region_similarity(query.flatten(1)[::2], quarters[1:4]), expected)
 
