@@ -25,9 +25,14 @@ namespace wide {
 extern const Kernels table;
 }
 #endif
+#ifdef SFRS_EMULATED_KERNELS
+namespace emulated {
+extern const Kernels table;
+}
+#endif
 
 const Kernels* const* available() {
-  static const Kernels* tables[5] = {};
+  static const Kernels* tables[6] = {};
   static const bool filled = [] {
     const Kernels** next = tables;
 #ifdef SFRS_X86_64
@@ -42,6 +47,9 @@ const Kernels* const* available() {
     *next++ = &portable::table;
 #ifdef SFRS_WIDE_KERNELS
     if (__builtin_cpu_supports("avx2")) *next++ = &wide::table;
+#endif
+#ifdef SFRS_EMULATED_KERNELS
+    *next++ = &emulated::table;
 #endif
     return true;
   }();

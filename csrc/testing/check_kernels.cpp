@@ -118,7 +118,7 @@ std::vector<SimilarityProblem> similarity_problems(bool quick) {
       // A sign again: its gradient is zero.
       if (p.dim > 1 || !quick) with_every_type(&all, p);
       if (quick) continue;
-      if (p.queries * p.gallery > 20) continue;
+      if (p.queries * p.gallery * p.clusters * p.dim > 5000) continue;
       p.odd = true, with_every_type(&all, p), p.odd = false;
       p.special = Special::empty_clusters, with_every_type(&all, p);
       p.special = Special::cancelling;

@@ -144,7 +144,7 @@ void compare(const SimilarityProblem& p, const Exact& exact, const Results& r, R
   report.compare("dots", r.dots, exact.dots, kDots, t.sum);
   report.compare("dquery", r.dquery, exact.dquery, p.dim, t.storage);
   // Normalised, one dimension is a sign, and its gradient nothing but rounding.
-  report.compare("dquarters", r.dquarters, exact.dquarters, p.dim, t.storage, p.dim == 1 ? t.sum : 0);
+  report.compare("dquarters", r.dquarters, exact.dquarters, p.dim, t.storage, p.dim == 1 ? of_dots : 0);
 }
 
 }  // namespace
