@@ -362,6 +362,23 @@ struct Sums {
   }
 };
 
+// Writes a block's part of [clusters, dim], each cluster times its scale if there are scales.
+template <class S, class T>
+struct WriteSums {
+  S* out;
+  int clusters, dim, d0, chunk;
+  const T* scale;
+  T outer;
+  SFRS_DEVICE void operator()(int k, int within, T first, T second) const {
+    int d = d0 + within;
+    if (k >= clusters || within >= chunk || d >= dim) return;
+    T factor = scale ? scale[k] * outer : (T)1;
+    S* to = out + (int64_t)k * dim + d;
+    store_as(to, first * factor);
+    if (d + 1 < dim) store_as(to + 1, second * factor);
+  }
+};
+
 // sums[k][d] += sum_p assignment[p][k] x[p][d].
 template <class M, int kClusterTiles, bool kPlanes>
 SFRS_DEVICE void sum_up(const Tiling& n, const Panels<typename M::Storage>& assignment,

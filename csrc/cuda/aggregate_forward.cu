@@ -1,6 +1,7 @@
 // Launches the forward of the aggregation.
 #include "aggregate_forward.cuh"
 
+#include "aggregate_pack.cuh"
 #include "kernels.h"
 
 namespace sfrs::cuda {
@@ -24,13 +25,7 @@ void run(const AggregationForward& f, const Machine& machine) {
     p.masses = machine.scratch<T>((int64_t)n.units * n.clusters);
     p.squares = machine.scratch<T>(n.groups * n.clusters);
   }
-  if (f.weight && !n.weight_resident) {
-    int64_t bytes = (int64_t)n.logit_columns * n.padded_dim() * sizeof(S);
-    p.weight_cores = machine.scratch<unsigned char>(bytes);
-    PackParameters<T> pack{(const T*)f.weight, n.logits,       n.dim,
-                           n.logit_columns,    n.padded_dim(), p.weight_cores};
-    launch(machine, pack_weights<S, T>, dim3((unsigned)(bytes / 16 / kThreads + 1)), kThreads, 0, pack);
-  }
+  if (f.weight && !n.weight_resident) p.weight_cores = pack_weights_on<S, T>(machine, n, f.weight);
   dim3 grid((unsigned)n.blocks, (unsigned)n.chunks);
   if (f.x.stride_w == 1)
     launch(machine, aggregate_forward_kernel<M, kClusterTiles, kLanes, true>, grid, kThreads, n.shared, p);

@@ -26,37 +26,6 @@ struct ForwardParameters {
   T* squares;     // [groups, K]
 };
 
-template <class T>
-struct PackParameters {
-  const T* from;
-  int rows, dim, padded_rows, padded_dim;
-  unsigned char* to;
-};
-
-template <class S, class T>
-SFRS_KERNEL(256)
-pack_weights(SFRS_CONSTANT PackParameters<T> p) {
-  int64_t first = blockIdx.x * (int64_t)kThreads + threadIdx.x, step = (int64_t)gridDim.x * kThreads;
-  pack_cores<S>(p.from, p.rows, p.dim, p.padded_rows, p.padded_dim, p.to, first, step);
-}
-
-// Writes a block's part of [clusters, dim], each cluster times its scale if there are scales.
-template <class S, class T>
-struct WriteSums {
-  S* out;
-  int clusters, dim, d0, chunk;
-  const T* scale;
-  T outer;
-  SFRS_DEVICE void operator()(int k, int within, T first, T second) const {
-    int d = d0 + within;
-    if (k >= clusters || within >= chunk || d >= dim) return;
-    T factor = scale ? scale[k] * outer : (T)1;
-    S* to = out + (int64_t)k * dim + d;
-    store_as(to, first * factor);
-    if (d + 1 < dim) store_as(to + 1, second * factor);
-  }
-};
-
 template <class M, int kClusterTiles, int kLanes, bool kPlanes>
 class ForwardBlock {
   using S = typename M::Storage;
@@ -170,8 +139,8 @@ class ForwardBlock {
   SFRS_DEVICE void finish(const Group& g, int64_t unit, BlockSums& sums) const {
     int64_t first = unit * n.clusters * n.dim;
     if (p.finish_in_block) {
-      T* shares = mass + kWarps * n.cluster_rows;   // [warps along dimensions, clusters] of the squares
-      T* scale = shares + kWarps * n.cluster_rows;  // [clusters], then the descriptor's
+      T* shares = logits;  // no longer needed; now [warps along dimensions, clusters] of the squares
+      T* scale = shares + kWarps / n.cluster_warps * n.cluster_rows;  // [clusters], then the descriptor's
       subtract_centroids(shares, sums);
       bool norms = f.intra_norm || f.l2_norm || f.saved_scale;
       if (norms) {

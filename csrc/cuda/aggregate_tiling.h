@@ -18,6 +18,7 @@ constexpr int kMaxSquareSlots = 16;
 
 struct Tiling {
   int dim, clusters, logits;  // D, K, K + G
+  int element_bytes;          // of the storage type
   bool logits_given;
   int positions;        // of a tile: 16, 32 or 64
   int chunk, chunks;    // dimensions that one block sums up, and blocks that share a unit
@@ -61,8 +62,8 @@ SFRS_HOST_DEVICE inline SharedLayout shared_layout(const Tiling& n, bool backwar
   l.products = backward ? (int64_t)n.positions * n.product_stride() * (int64_t)sizeof(T) : 0;
   l.squares = (int64_t)kMaxSquareSlots * n.positions * (int64_t)sizeof(T);
   l.per_position = 2 * (int64_t)n.positions * (int64_t)sizeof(T);
-  // Per-warp sums over positions, of the forward also per-warp squares and the scales of all clusters.
-  l.mass = ((backward ? 16 : 17) * (int64_t)n.cluster_rows + 8) * (int64_t)sizeof(T);
+  // Per-warp sums over positions: of assignments, in the backward also of the logits' gradients.
+  l.mass = (backward ? 2 : 1) * (int64_t)kWarps * n.cluster_rows * (int64_t)sizeof(T);
   return l;
 }
 template <class S, class T>
@@ -109,11 +110,12 @@ inline void check_limits(const Aggregation& f) {
 }
 
 // Rows that adjoin in memory are one long row.
-inline void flatten_rows(FeatureMap* x) {
-  if (x->height > 1 && x->stride_h != x->width * x->stride_w) return;
+inline bool flatten_rows(FeatureMap* x) {
+  if (x->height > 1 && x->stride_h != x->width * x->stride_w) return false;
   x->width *= x->height;
   x->height = 1;
   x->stride_h = x->width * x->stride_w;
+  return true;
 }
 
 // Beside 16-byte copies there are those of one wide element, or of four 16-bit ones: the rows of quarters.
@@ -143,6 +145,7 @@ Tiling make_tiling(const Aggregation& f, const FeatureMap& x, const Machine& mac
   n.dim = (int)x.dim;
   n.clusters = (int)f.clusters;
   n.logits = (int)f.logits();
+  n.element_bytes = (int)sizeof(S);
   n.logits_given = f.logits_given != nullptr;
   n.logit_columns = round_up(n.logits, kLogitTask);
   n.cluster_columns = round_up(n.clusters, kLogitTask);
