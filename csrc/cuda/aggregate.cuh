@@ -298,6 +298,24 @@ SFRS_DEVICE T square_of(const Tiling& n, const T* squares, int p) {
   return sum;
 }
 
+// Sums over positions, one per cluster. A warp leaves those of its positions of a tile in a row of logits
+// that only it reads; after a barrier thread k adds the rows up, in order, to the total of cluster k.
+template <int kLanes, class T>
+SFRS_DEVICE void leave_share(const Tiling& n, T* row, const T (&share)[kLanes]) {
+  SFRS_EACH (j, kLanes) {
+    int k = (int)threadIdx.x % 32 + 32 * j;
+    if (k < n.logits) row[k] = share[j];
+  }
+}
+template <class T>
+SFRS_DEVICE void add_shares(const Tiling& n, const T* rows, int count, bool first, T* totals) {
+  for (int k = (int)threadIdx.x; k < count; k += kThreads) {
+    T sum = 0;
+    for (int w = 0; w < kWarps; ++w) sum += rows[w * n.logit_stride() + k];
+    totals[k] = first ? sum : totals[k] + sum;
+  }
+}
+
 // In place: logits of clusters lane, lane + 32, ..., -inf behind the last, become exp(l - max); returns
 // 1 / their sum.
 template <class M, int kLanes, class T>

@@ -111,12 +111,14 @@ class BackwardBlock {
         {gradient_cores(now.group), n.gradient_resident, n.cluster_columns, products, n.product_stride()}}
         .run();
     if (!now.last_step(n)) return;
-    differentiate(g, now, x, first);
+    differentiate(g, now, x);
     __syncthreads();
+    add_shares(n, logits, n.clusters, now.first_tile(), mass);
+    add_shares(n, logits + kWarps * n.logit_stride(), n.logits, first, mass + n.logit_columns);
     if (f.dweight) sum_up<M, kClusterTiles, kPlanes>(n, logit_gradient_view(), x, sums);
     if (now.last_tile() && own == 0 && p.masses)
-      for (int k = (int)threadIdx.x; k < n.clusters; k += kThreads)
-        p.masses[(int64_t)now.unit(n) * n.clusters + k] = total_of(mass, k);
+      for (int k = (int)threadIdx.x; k < n.clusters; k += kThreads)  // each thread reads what it wrote
+        p.masses[(int64_t)now.unit(n) * n.clusters + k] = mass[k];
     if (!f.dx.data) return;
     __syncthreads();  // x has been summed up and may be replaced
     make_dx(g, now, x);
@@ -139,7 +141,7 @@ class BackwardBlock {
   }
 
   // A warp per position: from logits and <x, dV> to the left operands of dW and dx.
-  SFRS_DEVICE void differentiate(const Group& g, const Cursor& now, const Panels<S>& x, bool first) const {
+  SFRS_DEVICE void differentiate(const Group& g, const Cursor& now, const Panels<S>& x) const {
     int begin = now.tile * n.positions, count = tile_count(n, g, now.tile);
     T masses[kLanes] = {}, biases[kLanes] = {};
     for (int i = warp; i < n.positions; i += kWarps) {
@@ -168,12 +170,8 @@ class BackwardBlock {
       for (int k = lane + 32 * kLanes; k < n.cluster_rows; k += 32)
         store_as(logit_gradient_view().at(i, k), (T)0);
     }
-    SFRS_EACH (j, kLanes) {
-      int k = lane + 32 * j;
-      T *m = mass + warp * n.cluster_rows + k, *b = m + kWarps * n.cluster_rows;
-      if (k < n.clusters) *m = now.first_tile() ? masses[j] : *m + masses[j];
-      if (k < n.logits) *b = first ? biases[j] : *b + biases[j];
-    }
+    leave_share(n, logits + warp * n.logit_stride(), masses);
+    leave_share(n, logits + (kWarps + warp) * n.logit_stride(), biases);
   }
 
   // a becomes m a, dl the gradient of the logits; returns <xh, dxh>. Writes what is wanted of one position.
@@ -299,16 +297,10 @@ class BackwardBlock {
     }
   }
 
-  SFRS_DEVICE T total_of(const T* shares, int k) const {
-    T sum = 0;
-    SFRS_ROLLED
-    for (int w = 0; w < kWarps; ++w) sum += shares[w * n.cluster_rows + k];
-    return sum;
-  }
   SFRS_DEVICE void finish(BlockSums& sums) const {
     if (f.dbias && own == 0)
       for (int k = (int)threadIdx.x; k < n.logits; k += kThreads)
-        p.bias_sums[(int64_t)blockIdx.x * n.logits + k] = total_of(mass + kWarps * n.cluster_rows, k);
+        p.bias_sums[(int64_t)blockIdx.x * n.logits + k] = mass[n.logit_columns + k];
     if (!f.dweight) return;
     T* out = p.weight_sums + (int64_t)blockIdx.x * n.logits * n.dim;
     sums.each_pair(WriteSums<T, T>{out, n.logits, n.dim, own * n.chunk, n.chunk, nullptr, (T)1});

@@ -89,8 +89,11 @@ class ForwardBlock {
     if (!now.last_step(n)) return;
     assign(g, now, x);
     __syncthreads();
+    add_shares(n, logits, n.clusters, now.first_tile(), mass);
     sum_up<M, kClusterTiles, kPlanes>(n, assignment_view(), x, sums);
-    if (now.last_tile()) finish(g, now.unit(n), sums);
+    if (!now.last_tile()) return;
+    __syncthreads();
+    finish(g, now.unit(n), sums);
   }
 
   SFRS_DEVICE Panels<S> assignment_view() const { return {assignment, n.positions, n.cluster_rows}; }
@@ -119,10 +122,7 @@ class ForwardBlock {
       for (int k = lane + 32 * kLanes; k < n.cluster_rows; k += 32)
         store_as(assignment_view().at(i, k), (T)0);
     }
-    SFRS_EACH (j, kLanes) {
-      T* to = mass + warp * n.cluster_rows + lane + 32 * j;
-      if (lane + 32 * j < n.clusters) *to = now.first_tile() ? weights[j] : *to + weights[j];
-    }
+    leave_share(n, logits + warp * n.logit_stride(), weights);
   }
   SFRS_DEVICE void load_logits(int i, int64_t at, T inverse, T (&l)[kLanes]) const {
     SFRS_EACH (j, kLanes) {
@@ -155,17 +155,10 @@ class ForwardBlock {
           WriteSums<T, T>{p.sums + first, n.clusters, n.dim, own * n.chunk, n.chunk, nullptr, (T)1});
       if (own == 0)
         for (int k = (int)threadIdx.x; k < n.clusters; k += kThreads)
-          p.masses[unit * n.clusters + k] = mass_of(k);
+          p.masses[unit * n.clusters + k] = mass[k];
     }
     sums.clear();
   }
-  SFRS_DEVICE T mass_of(int k) const {
-    T sum = 0;
-    SFRS_ROLLED
-    for (int w = 0; w < kWarps; ++w) sum += mass[w * n.cluster_rows + k];
-    return sum;
-  }
-
   // Takes the centroids away and leaves every warp's share of each cluster's square.
   SFRS_DEVICE void subtract_centroids(T* shares, BlockSums& sums) const {
     SFRS_EACH (i, kClusterTiles)
@@ -174,7 +167,7 @@ class ForwardBlock {
         int first = own * n.chunk + sums.column + 2 * (lane % 4);
         int end = (own + 1) * n.chunk < n.dim ? (own + 1) * n.chunk : n.dim;
         bool counts = f.centroids && k < n.clusters;
-        T square = 0, weight_sum = counts ? mass_of(k) : (T)0;
+        T square = 0, weight_sum = counts ? mass[k] : (T)0;
         const T* centroid = counts ? (const T*)f.centroids + (int64_t)k * n.dim : p.zero;
         T of[M::kColumnTiles][2];  // loads without branches, so that they travel together
         SFRS_EACH (j, M::kColumnTiles)

@@ -62,8 +62,8 @@ SFRS_HOST_DEVICE inline SharedLayout shared_layout(const Tiling& n, bool backwar
   l.products = backward ? (int64_t)n.positions * n.product_stride() * (int64_t)sizeof(T) : 0;
   l.squares = (int64_t)kMaxSquareSlots * n.positions * (int64_t)sizeof(T);
   l.per_position = 2 * (int64_t)n.positions * (int64_t)sizeof(T);
-  // Per-warp sums over positions: of assignments, in the backward also of the logits' gradients.
-  l.mass = (backward ? 2 : 1) * (int64_t)kWarps * n.cluster_rows * (int64_t)sizeof(T);
+  // Sums over positions: of assignments, in the backward also of the logits' gradients.
+  l.mass = (backward ? 2 : 1) * (int64_t)n.logit_columns * (int64_t)sizeof(T);
   return l;
 }
 template <class S, class T>
