@@ -1,0 +1,160 @@
+// Query-to-region similarity over per-query lists, forward. Idea: four dot products and nine squares per
+// pair and cluster hold everything the nine regions need. A warp takes one pair and cluster and reads its
+// four rows of the quarter VLADs once, ten chunks of 16 bytes under way per lane; a second kernel combines
+// the clusters of a pair in order.
+//
+// Floor: one read of the quarters, 4 K D elements per pair; memory-bound. A chunk of 8 bf16 dimensions costs
+// a lane 8 (5 additions + 13 FMA + 5 conversions) + 45 for carrying the sums on: 230 instructions for 80
+// bytes, of which 64 come from memory. An H200 SM is fed 18.6 bytes per clock: 67 of its 128 lanes are busy.
+//
+// Sums have the digits of double: the gradient takes u's part along V_r away, and what is left of it would
+// add up over positions. At most 16 products are added up in float, the rest with the rounding error
+// carried along: seven float operations, where adding in double would cost a conversion and an addition
+// that consumer GPUs run at a 64th of the rate.
+#pragma once
+
+#include "similarity_regions.cuh"
+
+namespace sfrs::cuda {
+
+template <class T>
+struct RunningSum;
+template <>
+struct RunningSum<float> {
+  float sum = 0, error = 0;
+  SFRS_DEVICE void add(float v) {  // Knuth's two-sum
+    float next = sum + v, taken = next - sum;
+    error += (sum - (next - taken)) + (v - taken);
+    sum = next;
+  }
+  SFRS_DEVICE double total() const { return (double)sum + (double)error; }
+};
+template <>
+struct RunningSum<double> {
+  double sum = 0;
+  SFRS_DEVICE void add(double v) { sum += v; }
+  SFRS_DEVICE double total() const { return sum; }
+};
+
+// The lane's part of <u, V_i>, i = 0..3 (only if kQuery), then of |V_r|^2, r = 0..8. stride parts the
+// quarters.
+template <bool kAligned, bool kQuery, class S, int kCount>
+SFRS_DEVICE void lane_dots(const S* u, const S* v, int64_t stride, int64_t dim, int lane,
+                           double (&dots)[kCount]) {
+  using T = Accumulated<S>;
+  constexpr int kSize = Chunk<S>::kSize, kStride = 32 * kSize, kFirst = kQuery ? kQuarters : 0;
+  static_assert(kCount == kFirst + kRegions);
+  RunningSum<T> sums[kCount];
+  for (int64_t d = lane * kSize; d < dim; d += 2 * kStride) {
+    Chunk<S> query[2], quarters[2][kQuarters];
+    SFRS_UNROLL
+    for (int c = 0; c < 2; ++c) {
+      int64_t at = d + c * kStride, left = dim - at;
+      if constexpr (kQuery) query[c] = load_chunk<kAligned>(u + at, left);
+      SFRS_UNROLL
+      for (int i = 0; i < kQuarters; ++i) quarters[c][i] = load_chunk<kAligned>(v + i * stride + at, left);
+    }
+    T part[kCount] = {};
+    SFRS_UNROLL
+    for (int c = 0; c < 2; ++c) {
+      SFRS_UNROLL
+      for (int e = 0; e < kSize; ++e) {
+        T quarter[kQuarters], region[kRegions];
+        SFRS_UNROLL
+        for (int i = 0; i < kQuarters; ++i) quarter[i] = to_float(quarters[c][i].elements[e]);
+        region_sums(quarter, region);
+        if constexpr (kQuery) {
+          T factor = to_float(query[c].elements[e]);
+          SFRS_UNROLL
+          for (int i = 0; i < kQuarters; ++i) part[i] += factor * quarter[i];
+        }
+        SFRS_UNROLL
+        for (int r = 0; r < kRegions; ++r) part[kFirst + r] += region[r] * region[r];
+      }
+    }
+    SFRS_UNROLL
+    for (int i = 0; i < kCount; ++i) sums[i].add(part[i]);
+  }
+  SFRS_UNROLL
+  for (int i = 0; i < kCount; ++i) dots[i] = sums[i].total();
+}
+
+// Sums kCount values over the lanes of a warp and leaves each sum in one place: half of the values change
+// lanes in each step, 15 shuffles for 13 values and not 65. Returns the sum with number `index`, or nothing
+// of use where index < 0.
+template <int kBit = 16, int kCount>
+SFRS_DEVICE double scatter_sum(const double (&v)[kCount], int lane, int count, int first, int* index) {
+  if constexpr (kBit == 0) {
+    *index = count > 0 ? first : -1;
+    return v[0];
+  } else if constexpr (kCount == 1) {
+    double sum[1] = {v[0] + __shfl_xor_sync(kAllLanes, v[0], kBit)};
+    return scatter_sum<kBit / 2>(sum, lane, lane & kBit ? 0 : count, first, index);
+  } else {
+    constexpr int kHalf = (kCount + 1) / 2;
+    bool upper = lane & kBit;
+    double kept[kHalf];
+    SFRS_UNROLL
+    for (int i = 0; i < kHalf; ++i) {
+      double low = v[i], high = i + kHalf < kCount ? v[i + kHalf] : 0;
+      kept[i] = (upper ? high : low) + __shfl_xor_sync(kAllLanes, upper ? low : high, kBit);
+    }
+    int kept_count = upper ? count - kHalf : count < kHalf ? count : kHalf;
+    return scatter_sum<kBit / 2>(kept, lane, kept_count, upper ? first + kHalf : first, index);
+  }
+}
+
+struct DotsParameters {
+  const void* query;
+  const void* quarters;
+  double* dots;  // [T, G, K, 13]
+  int64_t pairs, gallery, clusters, dim;
+  bool aligned;
+};
+constexpr int kDotsThreads = 128;
+
+template <class S>
+SFRS_KERNEL(kDotsThreads)
+similarity_dots(DotsParameters p) {
+  const int lane = threadIdx.x % 32;
+  const int64_t task = (int64_t)blockIdx.x * (kDotsThreads / 32) + threadIdx.x / 32;
+  if (task >= p.pairs * p.clusters) return;  // a whole warp
+  const int64_t pair = task / p.clusters, k = task - pair * p.clusters, size = p.clusters * p.dim;
+  const S* u = (const S*)p.query + pair / p.gallery * size + k * p.dim;
+  const S* v = (const S*)p.quarters + pair * kQuarters * size + k * p.dim;
+  double dots[kDots];
+  if (p.aligned)
+    lane_dots<true, true>(u, v, size, p.dim, lane, dots);
+  else
+    lane_dots<false, true>(u, v, size, p.dim, lane, dots);
+  int index;
+  double sum = scatter_sum(dots, lane, kDots, 0, &index);
+  if (index >= 0) p.dots[task * kDots + index] = sum;
+}
+
+struct CombineParameters {
+  const double* dots;
+  void* similarity;  // [T, G, 9]
+  int64_t clusters;
+};
+// A warp per region, lanes over clusters.
+constexpr int kRegionThreads = 32 * kRegions;
+
+template <class T>
+SFRS_KERNEL(kRegionThreads)
+similarity_combine(CombineParameters p) {
+  const int lane = threadIdx.x % 32, region = threadIdx.x / 32;
+  const int64_t pair = blockIdx.x;
+  double sum = 0, squares = 0;
+  for (int64_t k = lane; k < p.clusters; k += 32) {
+    const double* dots = p.dots + (pair * p.clusters + k) * kDots;
+    double square = dots[kQuarters + region], inverse = inverse_norm(square);
+    sum += region_sum(region, dots) * inverse;
+    squares += square * inverse * inverse;
+  }
+  sum = warp_sum(sum);
+  squares = warp_sum(squares);
+  if (lane == 0) ((T*)p.similarity)[pair * kRegions + region] = (T)(sum * inverse_norm(squares));
+}
+
+}  // namespace sfrs::cuda

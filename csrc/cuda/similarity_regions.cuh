@@ -1,0 +1,99 @@
+// What the kernels of region similarity share: the nine regions as sums of quarters, clamped norms, and
+// reading rows of D elements in chunks of 16 bytes.
+#pragma once
+
+#include "../aggregation.h"
+#include "../region_similarity.h"
+#include "matrix.cuh"
+
+namespace sfrs::cuda {
+
+template <class S>
+using Accumulated = decltype(to_float(S{}));
+
+// kRegionQuarters as one number: arrays of constants are not to be had in device code.
+constexpr uint64_t all_region_quarters() {
+  uint64_t bits = 0;
+  for (int r = 0; r < kRegions; ++r) bits |= (uint64_t)kRegionQuarters[r] << (kQuarters * r);
+  return bits;
+}
+constexpr uint64_t kAllRegionQuarters = all_region_quarters();
+SFRS_DEVICE bool holds(int region, int quarter) {
+  return kAllRegionQuarters >> (kQuarters * region + quarter) & 1;
+}
+
+// The sums of quarters that the nine regions are, with five additions.
+template <class T>
+SFRS_DEVICE void region_sums(const T (&quarter)[kQuarters], T (&region)[kRegions]) {
+  region[1] = quarter[0] + quarter[1];
+  region[2] = quarter[2] + quarter[3];
+  region[3] = quarter[0] + quarter[2];
+  region[4] = quarter[1] + quarter[3];
+  region[0] = region[1] + region[2];
+  SFRS_UNROLL
+  for (int i = 0; i < kQuarters; ++i) region[5 + i] = quarter[i];
+}
+// The transpose: each quarter's sum over the regions that hold it.
+template <class T>
+SFRS_DEVICE void quarter_sums(const T (&region)[kRegions], T (&quarter)[kQuarters]) {
+  T top = region[0] + region[1], bottom = region[0] + region[2];
+  quarter[0] = top + region[3] + region[5];
+  quarter[1] = top + region[4] + region[6];
+  quarter[2] = bottom + region[3] + region[7];
+  quarter[3] = bottom + region[4] + region[8];
+}
+// The same sum for a region that only a variable names.
+template <class T>
+SFRS_DEVICE T region_sum(int region, const T* quarter) {
+  T sum = 0;
+  SFRS_UNROLL
+  for (int i = 0; i < kQuarters; ++i)
+    if (holds(region, i)) sum += quarter[i];
+  return sum;
+}
+
+// 1 / max(|v|, eps) from the square of |v|; NaN stays NaN.
+template <class T>
+SFRS_DEVICE T inverse_norm(T square) {
+  T norm = sqrt(square);
+  return 1 / (norm < (T)kEps ? (T)kEps : norm);
+}
+// False where the bound eps was the larger one, which ends the norm's own gradient.
+template <class T>
+SFRS_DEVICE bool norm_counts(T inverse) {
+  return inverse < 1 / (T)kEps;
+}
+
+// What one lane reads of a row at a time.
+template <class S>
+union Chunk {
+  static constexpr int kSize = 16 / (int)sizeof(S);
+  uint4 whole;
+  S elements[kSize];
+};
+// Elements p[0..left), as far as a chunk goes, then zeros. Aligned rows begin and end between chunks.
+template <bool kAligned, class S>
+SFRS_DEVICE Chunk<S> load_chunk(const S* p, int64_t left) {
+  Chunk<S> chunk;
+  chunk.whole = make_uint4(0, 0, 0, 0);
+  if constexpr (kAligned) {
+    if (left > 0) chunk.whole = *(const uint4*)p;
+  } else {
+    SFRS_UNROLL
+    for (int i = 0; i < Chunk<S>::kSize; ++i)
+      if (i < left) chunk.elements[i] = p[i];
+  }
+  return chunk;
+}
+template <bool kAligned, class S>
+SFRS_DEVICE void store_chunk(S* p, const Chunk<S>& chunk, int64_t left) {
+  if constexpr (kAligned) {
+    if (left > 0) *(uint4*)p = chunk.whole;
+  } else {
+    SFRS_UNROLL
+    for (int i = 0; i < Chunk<S>::kSize; ++i)
+      if (i < left) p[i] = chunk.elements[i];
+  }
+}
+
+}  // namespace sfrs::cuda
