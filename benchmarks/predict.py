@@ -29,8 +29,11 @@ MMA = 1.6
 PAIR_FMA = 770  # per clock and SM; the estimate in csrc/cuda/similarity_pairs.cuh
 
 # ---- the kernels
-POSITIONS = {"forward": 64, "backward": 32}  # of a tile; csrc/cuda/aggregate_tiling.h, 16-bit types
-PRODUCTS = {"forward": 2, "backward": 5}  # logits, aggregation; logits, dA, dW, dX twice
+# Products that every block makes over all dimensions, and over those it sums up, per direction; and what
+# remains of them if the logits are given.
+PRODUCTS = {"forward": (1, 1), "backward": (2, 3)}
+PRODUCTS_GIVEN = {"forward": (0, 1), "backward": (1, 1)}
+MOST_DIMENSIONS = 512  # summed up by a block for K <= 64; what csrc/cuda/aggregate_tiling.h takes for them
 # Shared-memory traffic per byte of x: 490 KB per forward tile of 64 KB; 512 KB and the tile in and out
 # per backward tile of 32 KB. Counted for K = 64; more clusters cost in proportion.
 TRAFFIC = {"forward": 490 / 64, "backward": (512 + 64) / 32}
@@ -48,12 +51,15 @@ class Kernel:
     shared: float = 0.0
     memory: float = 0.0
     other: float = 0.0  # prologue and launch
+    stages: int = 2  # with one, nothing is computed while a tile is on its way
 
     @property
     def seconds(self) -> float:
-        slowest = max(self.tensor, self.shared, self.memory)
-        together = self.tensor > 0 and self.memory > 0
-        return slowest * (OVERLAP if together else 1.0) + self.other
+        if not self.tensor:
+            return self.memory + self.other
+        if self.stages == 1:
+            return self.memory + max(self.tensor, self.shared) * OVERLAP + self.other
+        return max(self.tensor, self.shared, self.memory) * OVERLAP + self.other
 
     @property
     def limit(self) -> str:
@@ -85,43 +91,58 @@ def kept_rate(size: float) -> float:
     return L2 if size <= L2_KEEPS else COPY * STREAM
 
 
+def tile_of(direction: str, element: int, chunks: int, given: bool) -> tuple[int, int]:
+    """Positions and stages that fit shared memory for K = 64, as csrc/cuda/aggregate_tiling.h finds them."""
+    forward = direction == "forward"
+    if given:
+        return (64, 2) if element == 2 else (32, 2)
+    if chunks > 1:
+        return {2: (64, 2), 4: (16, 1)}[element] if forward else {2: (16, 1), 4: (32, 2)}[element]
+    return {2: (64, 2), 4: (32, 1)}[element] if forward else {2: (32, 2), 4: (16, 2)}[element]
+
+
 def aggregation(
     direction: str, precision: str, batch: int, dim: int, positions: int, clusters: int, *, regions: int = 1,
     logits: int | None = None, given: bool = False,
 ) -> list[Kernel]:  # fmt: skip
-    """One aggregation: the tile kernel, and the ordered sum of what its blocks leave."""
-    element = 2 if precision == "bf16" else 4
+    """One aggregation: the tile kernel, and what has to be done before and after it."""
+    element = PRECISIONS[precision][0].itemsize
     columns = math.ceil((logits or clusters) / 32) * 32
-    tile = POSITIONS[direction] * 2 // element
+    chunks = math.ceil(dim / MOST_DIMENSIONS)
+    tile, stages = tile_of(direction, element, chunks, given)
     groups, per_group = batch * regions, math.ceil(math.ceil(positions / regions) / tile)
-    splits = splits_of(groups, per_group, SMS)
+    wide = SMS // chunks
+    splits = splits_of(groups, per_group, wide)
     units = groups * splits
-    rounds = math.ceil(units / SMS) * math.ceil(per_group / splits)  # tiles of the busiest SM
-    products = PRODUCTS[direction] - (given and (2 if direction == "backward" else 1))
-    x_bytes = tile * dim * element
-    moved = x_bytes * (2 if direction == "backward" else 1) + (given and tile * columns * 4)
-    busy = min(units, SMS)
-    weight = columns * dim * element * (2 if direction == "backward" else 1)
+    rounds = math.ceil(units / wide) * math.ceil(per_group / splits)  # tiles of the busiest SM
+    busy = min(units, wide) * chunks
+    over_all, over_own = (PRODUCTS_GIVEN if given else PRODUCTS)[direction]
+    multiplied = over_all * dim + over_own * dim / chunks
+    x_bytes, directions = tile * dim * element, 2 if direction == "backward" else 1
+    weight = (not given) * columns * dim * element + (direction == "backward") * clusters * dim * element
+    traffic = TRAFFIC[direction] * columns / 64 * multiplied / dim / sum(PRODUCTS[direction])
     clocks = {
-        "tensor": products * (tile / 16) * (columns / 8) * (dim / 16) * instructions(precision) * MMA,
-        "shared": x_bytes * TRAFFIC[direction] * columns / 64 / SHARED,
-        "memory": moved / (PER_SM * SMS / busy),
+        "tensor": (tile / 16) * (columns / 8) * (multiplied / 16) * instructions(precision) * MMA,
+        "shared": x_bytes * traffic / SHARED,
+        "memory": (x_bytes * directions + given * tile * columns * 4) / chunks / (PER_SM * SMS / busy),
     }
-    results = groups * clusters * dim * element
-    # Sums that blocks leave for the next kernel: of their units, or of the weight's gradient.
-    left = {"forward": (splits > 1) * units, "backward": (not given) * busy}[direction] * columns * dim * 4
-    written = (0 if left and direction == "forward" else results / COPY) + left / kept_rate(left)
+    results, sums = groups * clusters * dim * element, busy / chunks * columns * dim * 4
+    norms = regions == 1
+    split = direction == "forward" and (splits > 1 or (chunks > 1 and norms))
+    left = units * clusters * dim * 4 if split else sums if direction == "backward" and not given else 0.0
+    written = left / kept_rate(left) + (results / COPY if direction == "forward" and not split else 0.0)
     tiles = Kernel(
         f"aggregate {direction}",
         **{name: rounds * value / CLOCK for name, value in clocks.items()},
         other=LAUNCH + busy * weight / L2 + written,
+        stages=stages,
     )
     if direction == "backward":
-        return [tiles, stream("add parameters' gradients", results, kept=left)]
-    if splits == 1:
-        return [tiles]
-    norms = [stream("normalise", results, kept=results)] if regions == 1 else []
-    return [tiles, stream("add units", results, kept=left), *norms]
+        dots = [stream("products of gradients and results", 2 * results)] if norms else []
+        passed = stream("gradients through the norms", results, kept=(2 if norms else 1) * results)
+        return [*dots, passed, tiles, stream("add blocks", results, kept=left)]
+    after = [stream("add units", results, kept=left)] if split else []
+    return [tiles, *after, *([stream("normalise", results, kept=results)] if split and norms else [])]
 
 
 def predicted(case: Case) -> list[Kernel]:
