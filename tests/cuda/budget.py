@@ -9,6 +9,7 @@ keeps ptxas' words.
 
 import argparse
 import json
+import os
 import re
 import subprocess
 import sys
@@ -21,6 +22,7 @@ ENTRY = re.compile(r"Compiling entry function '(\S+)' for '(\w+)'")
 PROPERTIES = re.compile(r"Function properties for (\S+)")
 FRAME = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
 USED = re.compile(r"Used (\d+) registers")
+SECONDS = re.compile(r"compiled in ([\d.]+) s of processor time")
 SHARED = re.compile(r"(\d+) bytes smem")
 
 
@@ -44,7 +46,8 @@ class Usage:
 
 def record(log: Path, command: list[str]) -> int:
     done = subprocess.run(command, stderr=subprocess.PIPE, text=True)
-    log.write_text(done.stderr)
+    seconds = sum(os.times()[2:4])  # of children
+    log.write_text(f"{done.stderr}compiled in {seconds:.1f} s of processor time\n")
     sys.stderr.writelines(line for line in done.stderr.splitlines(True) if not USAGE_LINE.match(line))
     return done.returncode
 
@@ -122,7 +125,8 @@ def main() -> int:
     parser.add_argument("--update", action="store_true", help="write the budget as it is now")
     arguments = parser.parse_args()
 
-    usages = [usage for log in sorted(arguments.build.rglob("*.usage")) for usage in read(log.read_text())]
+    logs = {path.stem: path.read_text() for path in sorted(arguments.build.rglob("*.usage"))}
+    usages = [usage for log in logs.values() for usage in read(log)]
     if not usages:
         raise SystemExit(f"no kernel's usage below {arguments.build}")
     names = readable(sorted({usage.kernel for usage in usages}))
@@ -136,14 +140,16 @@ def main() -> int:
     compiler = re.search(r"^SFRS_NVCC_VERSION:\w+=(\d+\.\d+)", cache, re.M)[1]
     if arguments.update:
         write(compiler, used)
-    recorded = json.loads(BUDGET.read_text())
+    recorded = json.loads(BUDGET.read_text()) if BUDGET.exists() else {"nvcc": compiler, "registers": {}}
     if recorded["nvcc"] != compiler:
         print(f"budget.json is of nvcc {recorded['nvcc']}, this is {compiler}: registers not compared")
         faults = [fault for usage in usages for fault in usage.faults()]
     else:
         faults = compare(usages, recorded["registers"])
     print(*faults, sep="\n", end="\n" if faults else "")
-    print(f"{len(used)} kernels, {len(usages)} compilations: {len(faults) or 'no'} faults")
+    seconds = sum(float(SECONDS.search(log)[1]) for log in logs.values())
+    took = f"{len(used)} kernels compiled {len(usages)} times in {seconds:.0f} s of processor time"
+    print(f"{took}: {len(faults) or 'no'} faults")
     return bool(faults)
 
 
