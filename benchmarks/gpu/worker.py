@@ -19,7 +19,7 @@ from .device import DEVICES, Cuda, Host, bytes_of
 
 GRAPH_BELOW = 5000.0  # microseconds; longer calls hide their launches
 SANE = 0.1  # an error of eager torch above this is no measure for others
-SECONDS = {"device": 0.15, "python": 0.05}  # to spend on repetitions
+SECONDS = {"device": 0.1, "python": 0.03}  # to spend on repetitions
 
 
 def prepare(case: Case, device: Cuda | Host) -> dict[str, Tensor]:
@@ -158,7 +158,6 @@ def work(say: Callable[[dict], None], device: Cuda | Host, request: dict) -> Non
         except Exception as error:  # of whatever kind: it is this contender's result
             record = {"status": "failed", "error": first_line(error)}
         say({"done": [case_name, contender], "record": record})
-        gc.collect()
         device.forget()  # raises where the context is lost: the next process goes on
 
 

@@ -103,7 +103,7 @@ def test_float32_products_are_exact_unless_the_switch_of_torch_allows_tf32(opera
         }
     for name in ("result", "dx", "dweight"):
         assert errors["highest"][name] < 2e-5, errors
-        assert 2 * errors["highest"][name] < errors["high"][name] < 2e-2, errors
+        assert 2 * errors["highest"][name] < errors["high"][name] < 0.1, errors
 
 
 def test_nothing_waits_for_the_device():
