@@ -219,6 +219,7 @@ class Block {
     if (*fault_) {
       const std::string fault = std::string(fault_) + ", in " + what_;
       *fault_ = 0;
+      living_ = 0;  // all begin anew: the threads stand wherever the fault left them
       throw std::runtime_error(fault);
     }
     check_zones();
@@ -229,22 +230,26 @@ class Block {
     ready_ = 0;
     for (int i = 0; i < count_; ++i) {
       Thread& thread = threads_[i];
-      thread.fiber.prepare(&Block::entry, i);
+      if (i >= living_) thread.fiber.prepare(&Block::entry, i);
       thread.copies.clear(), thread.groups.clear(), thread.uncommitted = 0;
     }
+    if (living_ < count_) living_ = count_;
     for (int w = 0; w < count_ / kLanes; ++w) warps_[w].ended = 0, release(w);
     choose();
   }
 
   static void entry();
-  void begin_and_end() {
+  // A fiber is the same thread in one block after the other.
+  void live() {
     Fiber::arrived(threads_[current_].fiber);
-    Barrier::behind(&main_);
-    body_(context_);
-    if (!thread().copies.empty()) fail("ends without waiting for its copy_async");
-    Barrier::before(&main_);
-    Fiber *from = &thread().fiber, *to = end_thread();
-    Fiber::exchange(*from, *to, true);
+    for (;;) {
+      Barrier::behind(&main_);
+      body_(context_);
+      if (!thread().copies.empty()) fail("ends without waiting for its copy_async");
+      Barrier::before(&main_);
+      Fiber *from = &thread().fiber, *to = end_thread();
+      Fiber::exchange(*from, *to);
+    }
   }
 
   // Notes that the current thread ends, and says who is next.
@@ -333,7 +338,7 @@ class Block {
   Thread* threads_ = nullptr;  // never freed: the stacks serve every launch
   Warp warps_[kWarpsAtMost] = {};
   Barrier barrier_;
-  int count_ = 0, current_ = 0;
+  int count_ = 0, current_ = 0, living_ = 0;
   int ended_ = 0, waiting_ = 0;
   unsigned ready_ = 0;  // warps with a lane that can run
   uint64_t random_ = 0x9E3779B97F4A7C15u;
@@ -344,7 +349,7 @@ class Block {
 
 inline Block block;
 
-inline void Block::entry() { block.begin_and_end(); }
+inline void Block::entry() { block.live(); }
 
 // What launch() calls: body() is what every thread of every block does.
 template <class F>
