@@ -14,6 +14,7 @@ import os
 import platform
 import re
 import select
+import signal
 import subprocess
 import sys
 import tempfile
@@ -30,7 +31,9 @@ from ..run import RESULTS, ROOT, commit
 from .cases import EAGER, TINY, Case, Sizes, registry
 from .report import markdown
 
-LONGEST = 120.0  # seconds for one contender, compilation included
+LONGEST = 180.0  # seconds for one contender, compilation included
+PATIENCE = 10.0  # seconds for a process that has nothing more to say to end
+GRACE = 20.0  # seconds for what is under way when the time is over
 CRASHED = "crashed or hung"
 WORKER = [sys.executable, "-m", "benchmarks.gpu.worker"]
 
@@ -71,10 +74,14 @@ def order(cases: dict[str, Case], quick: bool) -> list[tuple[str, str]]:
     return [(case.name, name) for _, case, name in sorted(work, key=lambda item: item[0])]
 
 
-def lines(pipe: int, timeout: float) -> Iterator[str]:
-    """Lines of a pipe until it is closed, or silent for too long."""
+def lines(pipe: int, deadline: float) -> Iterator[str]:
+    """Lines of a pipe until it is closed, or silent for too long or until the deadline."""
     buffer = b""
-    while select.select([pipe], [], [], timeout)[0] and (data := os.read(pipe, 1 << 16)):
+
+    def patience() -> float:
+        return max(0.0, min(LONGEST, deadline - time.time()))
+
+    while select.select([pipe], [], [], patience())[0] and (data := os.read(pipe, 1 << 16)):
         *complete, buffer = (buffer + data).split(b"\n")
         yield from (line.decode() for line in complete)
 
@@ -128,14 +135,19 @@ class Session:
             text=True,
         )
         os.close(writing)
-        worker.stdin.write(json.dumps(request) + "\n")
-        worker.stdin.close()
-        current = self.listen(reading)
         try:
-            code = worker.wait(10)
+            worker.stdin.write(json.dumps(request) + "\n")
+            worker.stdin.close()
+            current = self.listen(reading)
+            code = worker.wait(PATIENCE)
         except subprocess.TimeoutExpired:
+            code = "none"
+        finally:
             worker.kill()
-            code = worker.wait()
+            worker.wait()
+            os.close(reading)
+        if time.time() > self.deadline + GRACE:
+            return
         if current in self.waiting:
             self.done(*current, {"status": CRASHED, "error": self.last_words(code)})
         elif code:
@@ -144,7 +156,7 @@ class Session:
     def listen(self, reading: int) -> tuple[str, str] | None:
         """Follows a worker to its end; returns what it was at when it stopped in the middle."""
         current = None
-        for line in lines(reading, LONGEST):
+        for line in lines(reading, self.deadline + GRACE):
             message = json.loads(line)
             if "begin" in message:
                 current = tuple(message["begin"])
@@ -154,10 +166,9 @@ class Session:
             else:
                 self.done(*message["done"], message["record"])
                 current = None
-        os.close(reading)
         return current
 
-    def last_words(self, code: int) -> str:
+    def last_words(self, code: int | str) -> str:
         self.log.seek(0)
         lines = self.log.read().strip().splitlines()
         return f"exit {code}: {lines[-1][:300] if lines else 'no output'}"
@@ -207,6 +218,7 @@ def main(command: list[str]) -> None:
         return
     if arguments.tiny and not arguments.out:
         parser.error("--device cpu is a rehearsal: name a place for its files with --out")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("benchmarks: stopped"))  # ends the worker, too
     session = Session(arguments, command)
     good = session.run()
     print(f"wrote {session.written}.json and .md")

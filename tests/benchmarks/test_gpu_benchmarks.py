@@ -100,6 +100,17 @@ def test_when_time_is_over_the_rest_is_named_as_not_measured(tmp_path, capsys):
     assert all(r["status"].startswith("not measured") for n, r in result.items() if n != "case")
 
 
+def test_a_worker_that_hangs_is_ended_and_what_it_was_at_is_named(tmp_path, monkeypatch, capsys):
+    hangs = WORKER.replace('sys.exit("CUDA', 'import time; time.sleep(60); print("')
+    monkeypatch.setattr(driver, "WORKER", [sys.executable, "-c", hangs])
+    monkeypatch.setattr(driver, "LONGEST", 2.0)
+    monkeypatch.setattr(driver, "PATIENCE", 0.1)
+    driver.main(["--device", "cpu", "--case", SMALL, "--out", f"{tmp_path}/r"])
+    result = json.loads((tmp_path / "r.json").read_text())["results"][SMALL]
+    assert result["residual"]["status"] == "crashed or hung"
+    assert result["per-cluster loop"]["status"] == result[OURS]["status"] == "out of memory"
+
+
 def test_work_goes_by_turns_so_that_compilers_come_last():
     turns = [CASES[case].contenders[name].turn for case, name in driver.order(CASES, quick=False)]
     assert turns == sorted(turns) and turns[-1] > 0
