@@ -95,8 +95,9 @@ def netvlad(
 
     Returns:
         Descriptors in the dtype of ``x``; sums, softmax and norms are float32 at least.
-        Differentiable once in every tensor. Two runs with the same number of threads
-        give the same bits.
+        Differentiable once in every tensor. Two runs give the same bits, on the CPU with
+        the same number of threads. On CUDA float32 products are exact, or rounded to TF32
+        where ``torch.backends.cuda.matmul`` allows it, and K + G may be 320 at most.
 
     Raises:
         TypeError: a dtype does not fit, or not exactly one of ``weight`` and ``logits`` is given.
