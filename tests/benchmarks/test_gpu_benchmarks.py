@@ -1,5 +1,6 @@
 """The measurements for GPUs refuse what is wrong, survive what breaks, and count what they say they count."""
 
+import contextlib
 import dataclasses
 import json
 import sys
@@ -167,3 +168,32 @@ def test_no_prediction_beats_the_floor(case):
 
 def test_the_recorded_prediction_is_the_models():
     assert (predict.RESULTS / "h200-predicted.md").read_text() == predict.page()
+
+
+def test_cuda_captures_after_warming_up_on_a_stream_of_its_own(monkeypatch):
+    class Stream:
+        def __init__(self, name="side"):
+            self.name = name
+
+        def wait_stream(self, other):
+            log.append(f"{self.name} waits for {other.name}")
+
+    class Graph:
+        def replay(self):
+            log.append("replay")
+
+    @contextlib.contextmanager
+    def during(what):
+        log.append("capture" if isinstance(what, Graph) else what.name)
+        yield
+        log.append("end")
+
+    log = []
+    replacements = {"Stream": Stream, "stream": during, "graph": during, "CUDAGraph": Graph}
+    for name, replacement in replacements.items():
+        monkeypatch.setattr(torch.cuda, name, replacement)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: Stream("main"))
+    replay = object.__new__(DEVICES["cuda"]).captured(lambda: log.append("call"))
+    replay()
+    warm_up = ["side waits for main", "side", "call", "call", "end", "main waits for side"]
+    assert log == [*warm_up, "capture", "call", "end", "replay"]
