@@ -84,6 +84,7 @@ class Arguments {
  public:
   explicit Arguments(const Tensor& like) : like_(like) {}
 
+  // Never null, so that what is given and empty is not taken for absent.
   const void* read(const Tensor& t, Shape shape, ScalarType dtype, const char* name) {
     bool same = t.dim() == (int64_t)shape.size();
     for (int64_t i = 0; same && i < t.dim(); ++i) same = t.size(i) == shape.begin()[i];
@@ -91,7 +92,9 @@ class Arguments {
     STD_TORCH_CHECK(t.scalar_type() == dtype, "sfrs_ext: ", name, " has another dtype than the kernel reads");
     STD_TORCH_CHECK(t.device() == like_.device(), "sfrs_ext: ", name, " is on another device");
     held_.push_back(t.is_contiguous() ? t : torch::stable::contiguous(t));
-    return held_.back().const_data_ptr();
+    const void* data = held_.back().const_data_ptr();
+    static const char nothing = 0;
+    return data ? data : &nothing;
   }
   const void* read(const OptionalTensor& t, Shape shape, ScalarType dtype, const char* name) {
     return t ? read(*t, shape, dtype, name) : nullptr;

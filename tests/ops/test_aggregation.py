@@ -127,6 +127,17 @@ def test_an_empty_batch_gives_an_empty_result_and_zero_gradients(operator, devic
         assert torch.equal(results[name], torch.zeros_like(results[name]))
 
 
+@pytest.mark.parametrize("given", ("weight", "logits"))
+@pytest.mark.parametrize("batch", (0, 2))
+@pytest.mark.parametrize("operator", OPERATORS)
+def test_nothing_to_aggregate_gives_zeros(operator, batch, given, device):
+    shape = Shape("no positions", batch, 8, 0, 5, 3)
+    problem = Problem.make(shape, torch.float32, given=given, device=device)
+    results = problem.results(getattr(sfrs_ext, operator))
+    assert results["dx"].shape == (batch, 8, 0, 5) and results["result"].shape[0] == batch
+    assert not any(torch.any(t != 0) for t in results.values())
+
+
 @pytest.mark.parametrize("operator", OPERATORS)
 def test_zero_vectors_stay_finite(operator, device):
     problem = Problem.make(Shape("zeros", 2, 16, 4, 4, 4), torch.float32, device=device)
