@@ -20,12 +20,12 @@ SFRS_DEVICE bool norm_counts(T inverse) {
 
 // One image, or one quarter of one.
 struct Group {
-  int image;
-  int region, row, column, width, positions;
+  int index;  // of the group
+  int image, region, row, column, width, positions;
 
-  SFRS_DEVICE Group(const FeatureMap& x, int regions, int group) {
-    image = regions == 1 ? group : group / 4;
-    region = regions == 1 ? 0 : (int)(group % 4);
+  SFRS_DEVICE Group(const FeatureMap& x, int regions, int index) : index(index) {
+    image = regions == 1 ? index : index / 4;
+    region = regions == 1 ? 0 : index % 4;
     int height = (int)x.height, half_height = height / 2, full = (int)x.width, half = full / 2;
     bool whole = regions == 1;
     row = !whole && region >= 2 ? half_height : 0;
@@ -39,64 +39,69 @@ struct Group {
     int h = x.height == 1 ? 0 : i / width, w = i - h * width;
     return (row + h) * x.stride_h + (column + w) * x.stride_w;
   }
-  SFRS_DEVICE int64_t index(const FeatureMap& x, int i) const {
+  SFRS_DEVICE int64_t position(const FeatureMap& x, int i) const {
     int h = x.height == 1 ? 0 : i / width, w = i - h * width;
     return (int64_t)(row + h) * x.width + column + w;
   }
 };
 
-// Walks the steps of a block in order: units, their tiles, and of every tile the chunks of dimensions, the
-// block's own chunk last, because that is the one it sums up.
-struct Cursor {
-  int group, split, left;  // units still to come, this one included
-  int tile, tile_begin, tile_end, step;
+// A step of a block: a tile and a chunk of its dimensions. Blocks walk units, their tiles, and of every tile
+// the chunks, the block's own chunk last, because that is the one it sums up. Steps are the same for all
+// threads; one thread makes them, in shared memory.
+struct Step {
+  int unit, split, units_left;
+  int tile, tile_begin, tile_end, chunk_step;
+  bool first_unit;
+  Group group;
 
-  SFRS_DEVICE Cursor(const Tiling& n, const FeatureMap& x, int regions, int block) {
-    int begin = (int)((int64_t)n.units * block / n.blocks),
-        end = (int)((int64_t)n.units * (block + 1) / n.blocks);
-    left = end - begin;
-    group = begin / n.splits;
-    split = begin - group * n.splits;
-    step = 0;
-    enter(n, x, regions);
+  SFRS_DEVICE Step(const Tiling& n, const FeatureMap& x, int regions, int block)
+      : unit((int)((int64_t)n.units * block / n.blocks)),
+        split(unit % n.splits),
+        units_left((int)((int64_t)n.units * (block + 1) / n.blocks) - unit),
+        chunk_step(0),
+        first_unit(true),
+        group(x, regions, unit / n.splits) {
+    enter(n);
   }
-  SFRS_DEVICE bool valid() const { return left > 0; }
-  SFRS_DEVICE int unit(const Tiling& n) const { return group * n.splits + split; }
-  SFRS_DEVICE bool last_step(const Tiling& n) const { return step == n.chunks - 1; }
+  SFRS_DEVICE bool valid() const { return units_left > 0; }
+  SFRS_DEVICE bool last_chunk(const Tiling& n) const { return chunk_step == n.chunks - 1; }
   SFRS_DEVICE bool first_tile() const { return tile == tile_begin; }
+  SFRS_DEVICE bool first_of_block() const { return first_unit && first_tile(); }
   SFRS_DEVICE bool last_tile() const { return tile + 1 == tile_end; }
   SFRS_DEVICE int chunk(const Tiling& n, int own) const {
-    int chunk = own + 1 + step;
+    int chunk = own + 1 + chunk_step;
     return chunk < n.chunks ? chunk : chunk - n.chunks;
   }
+  SFRS_DEVICE int begin(const Tiling& n) const { return tile * n.positions; }
+  SFRS_DEVICE int count(const Tiling& n) const {
+    int left = group.positions - tile * n.positions;
+    return left < 0 ? 0 : left < n.positions ? left : n.positions;
+  }
   SFRS_DEVICE void advance(const Tiling& n, const FeatureMap& x, int regions) {
-    if (++step < n.chunks) return;
-    step = 0;
+    if (!valid() || ++chunk_step < n.chunks) return;
+    chunk_step = 0;
     if (++tile < tile_end) return;
-    --left;
+    ++unit;
+    --units_left;
+    first_unit = false;
     if (++split == n.splits) {
       split = 0;
-      ++group;
+      group = Group(x, regions, unit / n.splits);
     }
-    enter(n, x, regions);
+    enter(n);
   }
 
  private:
   // A unit without positions has one tile behind the last position, so that its sums are written too.
-  SFRS_DEVICE void enter(const Tiling& n, const FeatureMap& x, int regions) {
-    if (!valid()) return;
-    int tiles = (Group(x, regions, group).positions + n.positions - 1) / n.positions;
+  SFRS_DEVICE void enter(const Tiling& n) {
+    int tiles = (group.positions + n.positions - 1) / n.positions;
     tile = tile_begin = split * n.unit_tiles;
     tile_end = tile + n.unit_tiles < tiles ? tile + n.unit_tiles : tiles;
     if (tile_end <= tile) tile_end = tile + 1;
   }
 };
 
-// Positions of a group in one tile; none in the tile of an empty unit.
-SFRS_DEVICE int tile_count(const Tiling& n, const Group& g, int tile) {
-  int64_t left = g.positions - (int64_t)tile * n.positions;
-  return left < 0 ? 0 : left < n.positions ? (int)left : n.positions;
-}
+static_assert(sizeof(Step) <= kStepBytes);
 
 // Planes: panels [chunk][positions]. Tokens: panels [positions][chunk].
 template <class S, bool kPlanes>
@@ -133,19 +138,45 @@ SFRS_DEVICE void load_tile(const FeatureMap& x, const Tiling& n, const Group& g,
 }
 
 template <class S, bool kPlanes>
-SFRS_DEVICE void load_step(const FeatureMap& x, int regions, const Tiling& n, const Cursor& c, int own,
+SFRS_DEVICE void load_step(const FeatureMap& x, const Tiling& n, const Step& step, int own,
                            unsigned char* stage) {
-  Group g(x, regions, c.group);
   Panels<S> to = tile_view<S, kPlanes>(n, stage);
-  int count = tile_count(n, g, c.tile), begin = c.tile * n.positions, d0 = c.chunk(n, own) * n.chunk;
+  int count = step.count(n), begin = step.begin(n), d0 = step.chunk(n, own) * n.chunk;
   constexpr int narrow = narrow_copy(sizeof(S));
   if (n.load_bytes == 16)
-    load_tile<S, kPlanes, 16>(x, n, g, begin, count, d0, to);
+    load_tile<S, kPlanes, 16>(x, n, step.group, begin, count, d0, to);
   else if (n.load_bytes == narrow)
-    load_tile<S, kPlanes, narrow>(x, n, g, begin, count, d0, to);
+    load_tile<S, kPlanes, narrow>(x, n, step.group, begin, count, d0, to);
   else if constexpr (narrow > sizeof(S))
-    load_tile<S, kPlanes, 0>(x, n, g, begin, count, d0, to);
+    load_tile<S, kPlanes, 0>(x, n, step.group, begin, count, d0, to);
   copy_async_commit();
+}
+
+// Runs work(step, its tile) for all steps of a block. With two stages the next tile travels meanwhile.
+template <class S, bool kPlanes, class F>
+SFRS_DEVICE void walk(const FeatureMap& x, int regions, const Tiling& n, unsigned char* stages, Step* steps,
+                      const F& work) {
+  int own = (int)blockIdx.y, behind = n.stages - 1;
+  int64_t bytes = shared_stage_bytes<S>(n);
+  if (threadIdx.x == 0) steps[0] = Step(n, x, regions, (int)blockIdx.x);
+  __syncthreads();
+  for (int i = 0;; ++i) {  // tile i is sent for, tile i - behind is worked on
+    const Step &coming = steps[i & 3], &now = steps[(i - behind) & 3];
+    if (i >= behind && !now.valid()) break;
+    if (coming.valid()) load_step<S, kPlanes>(x, n, coming, own, stages + (i & behind) * bytes);
+    if (threadIdx.x == 0) {
+      steps[(i + 1) & 3] = coming;
+      steps[(i + 1) & 3].advance(n, x, regions);
+    }
+    if (!behind) {
+      copy_async_wait<0>();
+      __syncthreads();
+    }
+    if (i >= behind) work(now, tile_view<S, kPlanes>(n, stages + ((i - behind) & behind) * bytes));
+    // After this the next tile is here, and nobody reads this one, nor what was made of it, any more.
+    if (behind) copy_async_wait<0>();
+    __syncthreads();
+  }
 }
 
 // Rows of a float matrix [rows, dim] as cores of S, padded with zeros to whole tasks and chunks.
@@ -187,8 +218,7 @@ struct LogitMaker {
   LogitOperand<T> left, right;  // the right one may have no columns, the left one then still makes squares
 
   SFRS_DEVICE void run() const {
-    int warp = (int)threadIdx.x / 32,
-        tasks = m_tasks() * (left_tasks() + right.columns / kLogitTask) * n.slices;
+    int warp = warp_of_thread(), tasks = m_tasks() * (left_tasks() + right.columns / kLogitTask) * n.slices;
     T sums[2][4][4];
     Place at{};
     for (int task = warp; task < tasks; task += kWarps) {
@@ -229,7 +259,7 @@ struct LogitMaker {
 
   template <class View>
   SFRS_DEVICE void multiply_from(const View& w, const Place& at, T (&sums)[2][4][4]) const {
-    int lane = (int)threadIdx.x % 32, share = round_up((depth + n.slices - 1) / n.slices, M::kStep);
+    int lane = lane_of_thread(), share = round_up((depth + n.slices - 1) / n.slices, M::kStep);
     int end = (at.slice + 1) * share < depth ? (at.slice + 1) * share : depth;
     bool two = n.positions > 16, squares_here = squares_wanted && !at.is_right;
     bool multiplies = at.is_right || left.columns > 0;
@@ -240,27 +270,26 @@ struct LogitMaker {
         SFRS_EACH (e, 4) sums[i][j][e] = 0;
     SFRS_ROLLED
     for (int k = at.slice * share; k < end; k += M::kStep) {
-      auto a0 = M::template load_a<kPlanes>(x, at.m, k, lane);
-      auto a1 = two ? M::template load_a<kPlanes>(x, at.m + 16, k, lane) : a0;
-      if (squares_here && turn-- == 0) {
-        turn = left_tasks() - 1;
-        M::add_squares(a0, square[0]);
-        M::add_squares(a1, square[1]);
-      }
-      if (!multiplies) continue;
-      auto ready0 = M::ready(a0), ready1 = M::ready(a1);
-      SFRS_EACH (pair, 2) {
-        int j = 2 * pair;
-        auto b = M::ready(M::template load_b<false>(w, at.column + j * 8, d0 + k, lane));
-        M::multiply(sums[0][j], sums[0][j + 1], ready0, b);
-        if (two) M::multiply(sums[1][j], sums[1][j + 1], ready1, b);
+      bool my_turn = squares_here && turn-- == 0;
+      if (my_turn) turn = left_tasks() - 1;
+      typename M::Ready b[2];
+      if (multiplies)
+        SFRS_EACH (pair, 2)
+          b[pair] = M::ready(M::template load_b<false>(w, at.column + 16 * pair, d0 + k, lane));
+      SFRS_EACH (i, 2) {
+        if (i == 1 && !two) continue;
+        auto a = M::template load_a<kPlanes>(x, at.m + 16 * i, k, lane);
+        if (my_turn) M::add_squares(a, square[i]);
+        if (!multiplies) continue;
+        auto ready = M::ready(a);
+        SFRS_EACH (pair, 2) M::multiply(sums[i][2 * pair], sums[i][2 * pair + 1], ready, b[pair]);
       }
     }
     if (squares_here) write_squares(at, square);
   }
 
   SFRS_DEVICE void write_squares(const Place& at, const T (&square)[2][2]) const {
-    int lane = (int)threadIdx.x % 32;
+    int lane = lane_of_thread();
     T* slot = squares + (at.slice * left_tasks() + at.column / kLogitTask) * n.positions;
     SFRS_EACH (i, 2)
       SFRS_EACH (half, 2) {
@@ -274,7 +303,7 @@ struct LogitMaker {
 
   SFRS_DEVICE void write(const Place& at, const T (&sums)[2][4][4], bool store) const {
     if (!at.is_right && left.columns == 0) return;
-    int lane = (int)threadIdx.x % 32, stride = at.is_right ? right.stride : left.stride;
+    int lane = lane_of_thread(), stride = at.is_right ? right.stride : left.stride;
     T* products = (at.is_right ? right.products : left.products) + at.column + 2 * (lane % 4);
     SFRS_EACH (i, 2)
       SFRS_EACH (half, 2) {
@@ -356,7 +385,7 @@ struct Sums {
   T v[kClusterTiles][M::kColumnTiles][4];
 
   SFRS_DEVICE explicit Sums(const Tiling& n) {
-    int warp = (int)threadIdx.x / 32, along = kWarps / n.cluster_warps;
+    int warp = warp_of_thread(), along = kWarps / n.cluster_warps;
     row = warp / along * 16 * kClusterTiles;
     column = warp % along * M::kColumnTiles * 8;
     clear();
@@ -372,7 +401,7 @@ struct Sums {
   SFRS_DEVICE void each_pair(const F& body) {
     SFRS_EACH (i, kClusterTiles)
       SFRS_EACH (half, 2) {
-        int lane = here((int)threadIdx.x % 32);
+        int lane = lane_of_thread();
         SFRS_EACH (j, M::kColumnTiles)
           body(row + 16 * i + 8 * half + lane / 4, column + 8 * j + 2 * (lane % 4), v[i][j][2 * half],
                v[i][j][2 * half + 1]);
@@ -401,18 +430,24 @@ struct WriteSums {
 template <class M, int kClusterTiles, bool kPlanes>
 SFRS_DEVICE void sum_up(const Tiling& n, const Panels<typename M::Storage>& assignment,
                         const Panels<typename M::Storage>& x, Sums<M, kClusterTiles>& sums) {
-  int lane = (int)threadIdx.x % 32;
+  int lane = lane_of_thread();
   if (sums.column >= n.chunk) return;
-  for (int p = 0; p < n.positions; p += M::kStep) {
-    typename M::Ready a[kClusterTiles];
-    SFRS_EACH (i, kClusterTiles)
-      a[i] = M::ready(M::template load_a<true, !kPlanes>(assignment, sums.row + 16 * i, p, lane));
-    SFRS_EACH (pair, M::kColumnTiles / 2) {
-      int j = 2 * pair;
-      auto b = M::ready(M::template load_b<!kPlanes, !kPlanes>(x, sums.column + 8 * j, p, lane));
-      SFRS_EACH (i, kClusterTiles) M::multiply(sums.v[i][j], sums.v[i][j + 1], a[i], b);
+  constexpr int at_once = kClusterTiles < M::kRowTiles ? kClusterTiles : M::kRowTiles;
+  SFRS_ROLLED
+  for (int p = 0; p < n.positions; p += M::kStep)
+    SFRS_EACH (part, kClusterTiles / at_once) {
+      typename M::Ready a[at_once];
+      SFRS_EACH (i, at_once)
+        a[i] = M::ready(
+            M::template load_a<true, !kPlanes>(assignment, sums.row + 16 * (part * at_once + i), p, lane));
+      SFRS_EACH (pair, M::kColumnTiles / 2) {
+        auto b = M::ready(M::template load_b<!kPlanes, !kPlanes>(x, sums.column + 16 * pair, here(p), lane));
+        SFRS_EACH (i, at_once) {
+          auto& row = sums.v[part * at_once + i];
+          M::multiply(row[2 * pair], row[2 * pair + 1], a[i], b);
+        }
+      }
     }
-  }
 }
 
 }  // namespace sfrs::cuda

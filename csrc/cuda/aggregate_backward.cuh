@@ -41,9 +41,8 @@ class BackwardBlock {
 
  public:
   SFRS_DEVICE BackwardBlock(const BackwardParameters<T>& p, unsigned char* memory)
-      : p(p), f(p.f), n(p.n), lane((int)threadIdx.x % 32), warp((int)threadIdx.x / 32), own((int)blockIdx.y) {
+      : p(p), f(p.f), n(p.n), own((int)blockIdx.y) {
     SharedLayout l = shared_layout<S, T>(n, true);
-    stage_bytes = (int)l.stage;
     stages = memory;
     assignment = stages + l.stage * n.stages;
     logit_gradient = assignment + l.assignment;
@@ -54,49 +53,27 @@ class BackwardBlock {
     squares = products + l.products / (int64_t)sizeof(T);
     along = squares + l.squares / (int64_t)sizeof(T);
     mass = along + l.per_position / (int64_t)sizeof(T);
+    steps = (Step*)(mass + l.mass / (int64_t)sizeof(T));
   }
 
   SFRS_DEVICE void run() {
     if (n.weight_resident)
       pack_cores<S>((const T*)f.weight, n.logits, n.dim, n.logit_columns, n.padded_dim(), weight,
                     (int64_t)threadIdx.x, (int64_t)kThreads);
-    Cursor next(n, p.x, (int)f.regions, (int)blockIdx.x), now = next;
-    bool working = false, ahead = n.stages > 1, first = true;
-    int stage = 0;  // where the next tile goes
     BlockSums sums(n);
-    while (working || next.valid()) {
-      if (next.valid())
-        load_step<S, kPlanes>(p.x, (int)f.regions, n, next, own, stages + stage * stage_bytes);
-      if (!ahead) working = arrive(&now, &next);
-      if (working) {
-        work(now, tile_view<S, kPlanes>(n, stages + (ahead ? 1 - stage : 0) * stage_bytes), sums, first);
-        if (now.last_step(n)) first = false;
-      }
-      if (ahead) {
-        working = arrive(&now, &next);
-        stage = 1 - stage;
-      } else {
-        working = false;
-        __syncthreads();
-      }
-    }
+    walk<S, kPlanes>(p.x, (int)f.regions, n, stages, steps, Work{this, &sums});
     finish(sums);
   }
 
  private:
-  // After it the next tile is here, and nobody reads the stage before it or what was made of it any more.
-  SFRS_DEVICE bool arrive(Cursor* now, Cursor* next) const {
-    copy_async_wait<0>();
-    __syncthreads();
-    if (!next->valid()) return false;
-    *now = *next;
-    next->advance(n, p.x, (int)f.regions);
-    return true;
-  }
+  struct Work {
+    const BackwardBlock* block;
+    BlockSums* sums;
+    SFRS_DEVICE void operator()(const Step& now, const Panels<S>& x) const { block->work(now, x, *sums); }
+  };
 
-  SFRS_DEVICE void work(const Cursor& now, const Panels<S>& x, BlockSums& sums, bool first) const {
-    Group g(p.x, (int)f.regions, now.group);
-    if (n.gradient_resident && now.first_tile() && now.step == 0) load_gradient(now.group);
+  SFRS_DEVICE void work(const Step& now, const Panels<S>& x, BlockSums& sums) const {
+    if (n.gradient_resident && now.first_tile() && now.chunk_step == 0) load_gradient(now.group.index);
     int d0 = now.chunk(n, own) * n.chunk, left = n.dim - d0;
     int depth = round_up(left < n.chunk ? left : n.chunk, M::kStep);
     LogitMaker<M, kPlanes>{
@@ -104,24 +81,25 @@ class BackwardBlock {
         x,
         d0,
         depth,
-        now.step == 0,
+        now.chunk_step == 0,
         f.normalize_input,
         squares,
         {weight_cores(), n.weight_resident, n.logits_given ? 0 : n.logit_columns, logits, n.logit_stride()},
-        {gradient_cores(now.group), n.gradient_resident, n.cluster_columns, products, n.product_stride()}}
+        {gradient_cores(now.group.index), n.gradient_resident, n.cluster_columns, products,
+         n.product_stride()}}
         .run();
-    if (!now.last_step(n)) return;
-    differentiate(g, now, x);
+    if (!now.last_chunk(n)) return;
+    differentiate(now, x);
     __syncthreads();
     add_shares(n, logits, n.clusters, now.first_tile(), mass);
-    add_shares(n, logits + kWarps * n.logit_stride(), n.logits, first, mass + n.logit_columns);
+    add_shares(n, logits + kWarps * n.logit_stride(), n.logits, now.first_of_block(), mass + n.logit_columns);
     if (f.dweight) sum_up<M, kClusterTiles, kPlanes>(n, logit_gradient_view(), x, sums);
     if (now.last_tile() && own == 0 && p.masses)
       for (int k = (int)threadIdx.x; k < n.clusters; k += kThreads)  // each thread reads what it wrote
-        p.masses[(int64_t)now.unit(n) * n.clusters + k] = mass[k];
+        p.masses[(int64_t)now.unit * n.clusters + k] = mass[k];
     if (!f.dx.data) return;
     __syncthreads();  // x has been summed up and may be replaced
-    make_dx(g, now, x);
+    make_dx(now, x);
   }
 
   SFRS_DEVICE unsigned char* weight_cores() const { return n.weight_resident ? weight : p.weight_cores; }
@@ -141,15 +119,16 @@ class BackwardBlock {
   }
 
   // A warp per position: from logits and <x, dV> to the left operands of dW and dx.
-  SFRS_DEVICE void differentiate(const Group& g, const Cursor& now, const Panels<S>& x) const {
-    int begin = now.tile * n.positions, count = tile_count(n, g, now.tile);
+  SFRS_DEVICE void differentiate(const Step& now, const Panels<S>& x) const {
+    int lane = lane_of_thread(), warp = warp_of_thread();
+    int begin = now.begin(n), count = now.count(n);
     T masses[kLanes] = {}, biases[kLanes] = {};
     for (int i = warp; i < n.positions; i += kWarps) {
       T a[kLanes] = {}, dl[kLanes] = {}, inverse = 1;
       if (i < count) {
         if (f.normalize_input) inverse = inverse_norm(square_of(n, squares, i));
-        int64_t at = p.x.height * p.x.width * g.image + g.index(p.x, begin + i);
-        T onto_x = softmax_backward(i, now.group, at, inverse, a, dl);
+        int64_t at = p.x.height * p.x.width * now.group.image + now.group.position(p.x, begin + i);
+        T onto_x = softmax_backward(i, now.group.index, at, inverse, a, dl);
         T power = rescale_vector<S, kPlanes>(n, x, i, inverse);
         bool counts = f.normalize_input && norm_counts(inverse);
         if (lane == 0) {
@@ -158,7 +137,7 @@ class BackwardBlock {
         }
         inverse /= power;
       }
-      const T* scale = p.gradient_scale + (int64_t)now.group * n.clusters;
+      const T* scale = p.gradient_scale + (int64_t)now.group.index * n.clusters;
       SFRS_EACH (j, kLanes) {
         int k = lane + 32 * j;
         masses[j] += a[j];
@@ -177,6 +156,7 @@ class BackwardBlock {
   // a becomes m a, dl the gradient of the logits; returns <xh, dxh>. Writes what is wanted of one position.
   SFRS_DEVICE T softmax_backward(int i, int group, int64_t at, T inverse, T (&a)[kLanes],
                                  T (&dl)[kLanes]) const {
+    int lane = lane_of_thread();
     T l[kLanes], scale, inner = 0, onto_x = 0;
     SFRS_EACH (j, kLanes) {
       int k = lane + 32 * j;
@@ -213,21 +193,21 @@ class BackwardBlock {
   }
 
   // A warp makes 32 dimensions of all positions at a time, replaces x by dx and sends it off.
-  SFRS_DEVICE void make_dx(const Group& g, const Cursor& now, const Panels<S>& x) const {
-    for (int column = warp * kLogitTask; column < n.chunk; column += kWarps * kLogitTask) {
+  SFRS_DEVICE void make_dx(const Step& now, const Panels<S>& x) const {
+    for (int column = warp_of_thread() * kLogitTask; column < n.chunk; column += kWarps * kLogitTask) {
       for (int m = 0; m < n.positions; m += 32) {
         T sums[2][4][4];
         SFRS_EACH (i, 2)
           SFRS_EACH (j, 4)
             SFRS_EACH (e, 4) sums[i][j][e] = 0;
-        add_products(assignment_view(), gradient_cores(now.group), n.gradient_resident, n.clusters, m, column,
-                     sums);
+        add_products(assignment_view(), gradient_cores(now.group.index), n.gradient_resident, n.clusters, m,
+                     column, sums);
         if (!n.logits_given)
           add_products(logit_gradient_view(), weight_cores(), n.weight_resident, n.logits, m, column, sums);
         replace_x(x, m, column, sums);
       }
       __syncwarp();
-      store_dx(g, now, x, column);
+      store_dx(now, x, column);
     }
   }
   SFRS_DEVICE void add_products(const Panels<S>& a, unsigned char* cores, bool resident, int clusters, int m,
@@ -241,6 +221,7 @@ class BackwardBlock {
   template <class View>
   SFRS_DEVICE void add_products_from(const Panels<S>& a, const View& cores, int clusters, int m, int column,
                                      T (&sums)[2][4][4]) const {
+    int lane = lane_of_thread();
     bool two = n.positions > 16;
     SFRS_ROLLED
     for (int k = 0; k < clusters; k += M::kStep) {
@@ -257,7 +238,7 @@ class BackwardBlock {
   SFRS_DEVICE void replace_x(const Panels<S>& x, int m, int column, const T (&sums)[2][4][4]) const {
     SFRS_EACH (i, 2)
       SFRS_EACH (half, 2) {
-        int position = m + 16 * i + 8 * half + lane / 4;
+        int lane = lane_of_thread(), position = m + 16 * i + 8 * half + lane / 4;
         if (position >= n.positions) continue;
         T onto_x = along[position], power = along[n.positions + position];
         SFRS_EACH (j, 4)
@@ -269,15 +250,15 @@ class BackwardBlock {
       }
   }
 
-  SFRS_DEVICE void store_dx(const Group& g, const Cursor& now, const Panels<S>& x, int column) const {
+  SFRS_DEVICE void store_dx(const Step& now, const Panels<S>& x, int column) const {
     constexpr int narrow = narrow_copy(sizeof(S));
-    int begin = now.tile * n.positions, count = tile_count(n, g, now.tile);
+    int begin = now.begin(n), count = now.count(n);
     if (n.store_bytes == 16)
-      store_dx_by<16>(g, begin, count, x, column);
+      store_dx_by<16>(now.group, begin, count, x, column);
     else if (n.store_bytes == narrow)
-      store_dx_by<narrow>(g, begin, count, x, column);
+      store_dx_by<narrow>(now.group, begin, count, x, column);
     else if constexpr (narrow > sizeof(S))
-      store_dx_by<(int)sizeof(S)>(g, begin, count, x, column);
+      store_dx_by<(int)sizeof(S)>(now.group, begin, count, x, column);
   }
   template <int kBytes>
   SFRS_DEVICE void store_dx_by(const Group& g, int begin, int count, const Panels<S>& x, int column) const {
@@ -288,7 +269,7 @@ class BackwardBlock {
     S* image = (S*)p.dx.data + g.image * p.dx.stride_b;
     int across = (kPlanes ? n.positions : kLogitTask) / unit, rows = kPlanes ? kLogitTask : n.positions;
     int left = n.dim - own * n.chunk;
-    for (int i = lane; i < across * rows; i += 32) {
+    for (int i = lane_of_thread(); i < across * rows; i += 32) {
       int row = i / across, within = (i - row * across) * unit;
       int position = kPlanes ? within : row, d = column + (kPlanes ? row : within);
       if (position >= count || d >= left) continue;
@@ -309,9 +290,10 @@ class BackwardBlock {
   const BackwardParameters<T>& p;
   const AggregationBackward& f;
   const Tiling& n;
-  int lane, warp, own, stage_bytes;
+  int own;
   unsigned char *stages, *assignment, *logit_gradient, *weight, *gradient;
   T *logits, *products, *squares, *along, *mass;
+  Step* steps;
 };
 
 template <class M, int kClusterTiles, int kLanes, bool kPlanes>

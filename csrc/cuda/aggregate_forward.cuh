@@ -34,78 +34,60 @@ class ForwardBlock {
 
  public:
   SFRS_DEVICE ForwardBlock(const ForwardParameters<T>& p, unsigned char* memory)
-      : p(p), f(p.f), n(p.n), lane((int)threadIdx.x % 32), warp((int)threadIdx.x / 32), own((int)blockIdx.y) {
+      : p(p), f(p.f), n(p.n), own((int)blockIdx.y) {
     SharedLayout l = shared_layout<S, T>(n, false);
-    stage_bytes = (int)l.stage;
     stages = memory;
     assignment = stages + l.stage * n.stages;
     weight = assignment + l.assignment;
     logits = (T*)(weight + l.weight);
     squares = (T*)((unsigned char*)logits + l.logits);
     mass = (T*)((unsigned char*)squares + l.squares + l.per_position);
+    steps = (Step*)((unsigned char*)mass + l.mass);
   }
 
   SFRS_DEVICE void run() {
     if (n.weight_resident)
       pack_cores<S>((const T*)f.weight, n.logits, n.dim, n.logit_columns, n.padded_dim(), weight,
                     (int64_t)threadIdx.x, (int64_t)kThreads);
-    Cursor next(n, p.x, (int)f.regions, (int)blockIdx.x), now = next;
-    bool working = false, ahead = n.stages > 1;
-    int stage = 0;  // where the next tile goes
     BlockSums sums(n);
-    while (working || next.valid()) {
-      if (next.valid())
-        load_step<S, kPlanes>(p.x, (int)f.regions, n, next, own, stages + stage * stage_bytes);
-      if (!ahead) working = arrive(&now, &next);
-      if (working) work(now, tile_view<S, kPlanes>(n, stages + (ahead ? 1 - stage : 0) * stage_bytes), sums);
-      if (ahead) {
-        working = arrive(&now, &next);
-        stage = 1 - stage;
-      } else {
-        working = false;
-        __syncthreads();
-      }
-    }
+    walk<S, kPlanes>(p.x, (int)f.regions, n, stages, steps, Work{this, &sums});
   }
 
  private:
-  // After it the next tile is here, and nobody reads the stage before it, the logits or assignments any more.
-  SFRS_DEVICE bool arrive(Cursor* now, Cursor* next) const {
-    copy_async_wait<0>();
-    __syncthreads();
-    if (!next->valid()) return false;
-    *now = *next;
-    next->advance(n, p.x, (int)f.regions);
-    return true;
-  }
+  struct Work {
+    const ForwardBlock* block;
+    BlockSums* sums;
+    SFRS_DEVICE void operator()(const Step& now, const Panels<S>& x) const { block->work(now, x, *sums); }
+  };
 
-  SFRS_DEVICE void work(const Cursor& now, const Panels<S>& x, BlockSums& sums) const {
-    Group g(p.x, (int)f.regions, now.group);
+  SFRS_DEVICE void work(const Step& now, const Panels<S>& x, BlockSums& sums) const {
     int d0 = now.chunk(n, own) * n.chunk, left = n.dim - d0;
     int depth = round_up(left < n.chunk ? left : n.chunk, M::kStep);
     LogitOperand<T> operand{n.weight_resident ? weight : p.weight_cores, n.weight_resident,
                             n.logits_given ? 0 : n.logit_columns, logits, n.logit_stride()};
-    LogitMaker<M, kPlanes>{n, x, d0, depth, now.step == 0, f.normalize_input, squares, operand, {}}.run();
-    if (!now.last_step(n)) return;
-    assign(g, now, x);
+    LogitMaker<M, kPlanes>{n, x, d0, depth, now.chunk_step == 0, f.normalize_input, squares, operand, {}}
+        .run();
+    if (!now.last_chunk(n)) return;
+    assign(now, x);
     __syncthreads();
     add_shares(n, logits, n.clusters, now.first_tile(), mass);
     sum_up<M, kClusterTiles, kPlanes>(n, assignment_view(), x, sums);
     if (!now.last_tile()) return;
     __syncthreads();
-    finish(g, now.unit(n), sums);
+    finish(now.group, now.unit, sums);
   }
 
   SFRS_DEVICE Panels<S> assignment_view() const { return {assignment, n.positions, n.cluster_rows}; }
 
   // A warp per position: the softmax over clusters, divided by the feature's norm, as left operand of sum_up.
-  SFRS_DEVICE void assign(const Group& g, const Cursor& now, const Panels<S>& x) const {
-    int begin = now.tile * n.positions, count = tile_count(n, g, now.tile);
+  SFRS_DEVICE void assign(const Step& now, const Panels<S>& x) const {
+    int lane = lane_of_thread(), warp = warp_of_thread();
+    int begin = now.begin(n), count = now.count(n);
     T weights[kLanes] = {};
     for (int i = warp; i < n.positions; i += kWarps) {
       T l[kLanes] = {}, scale = 0, inverse = 1;
       if (i < count) {
-        int64_t at = p.x.height * p.x.width * g.image + g.index(p.x, begin + i);
+        int64_t at = p.x.height * p.x.width * now.group.image + now.group.position(p.x, begin + i);
         if (f.normalize_input) inverse = inverse_norm(square_of(n, squares, i));
         if (f.saved_inv_norm && own == 0 && lane == 0) ((T*)f.saved_inv_norm)[at] = inverse;
         load_logits(i, at, inverse, l);
@@ -125,6 +107,7 @@ class ForwardBlock {
     leave_share(n, logits + warp * n.logit_stride(), weights);
   }
   SFRS_DEVICE void load_logits(int i, int64_t at, T inverse, T (&l)[kLanes]) const {
+    int lane = lane_of_thread();
     SFRS_EACH (j, kLanes) {
       int k = lane + 32 * j;
       l[j] = (T)-INFINITY;
@@ -145,7 +128,7 @@ class ForwardBlock {
       bool norms = f.intra_norm || f.l2_norm || f.saved_scale;
       if (norms) {
         __syncthreads();
-        if (warp == 0) make_scales(g, shares, scale);
+        if (warp_of_thread() == 0) make_scales(g, shares, scale);
         __syncthreads();
       }
       sums.each_pair(WriteSums<S, T>{(S*)f.vlad + first, n.clusters, n.dim, own * n.chunk, n.chunk,
@@ -163,7 +146,7 @@ class ForwardBlock {
   SFRS_DEVICE void subtract_centroids(T* shares, BlockSums& sums) const {
     SFRS_EACH (i, kClusterTiles)
       SFRS_EACH (half, 2) {
-        int lane = here((int)threadIdx.x % 32), k = sums.row + 16 * i + 8 * half + lane / 4;
+        int lane = lane_of_thread(), k = sums.row + 16 * i + 8 * half + lane / 4;
         int first = own * n.chunk + sums.column + 2 * (lane % 4);
         int end = (own + 1) * n.chunk < n.dim ? (own + 1) * n.chunk : n.dim;
         bool counts = f.centroids && k < n.clusters;
@@ -180,10 +163,12 @@ class ForwardBlock {
           }
         square += __shfl_xor_sync(kAllLanes, square, 1);
         square += __shfl_xor_sync(kAllLanes, square, 2);
-        if (lane % 4 == 0) shares[warp % (kWarps / n.cluster_warps) * n.cluster_rows + k] = square;
+        if (lane % 4 == 0)
+          shares[warp_of_thread() % (kWarps / n.cluster_warps) * n.cluster_rows + k] = square;
       }
   }
   SFRS_DEVICE void make_scales(const Group& g, const T* shares, T* scale) const {
+    int lane = lane_of_thread();
     T total = 0;
     T* saved = f.saved_scale ? (T*)f.saved_scale + g.image * (n.clusters + 1) : nullptr;
     for (int k = lane; k < n.clusters; k += 32) {
@@ -205,9 +190,10 @@ class ForwardBlock {
   const ForwardParameters<T>& p;
   const AggregationForward& f;
   const Tiling& n;
-  int lane, warp, own, stage_bytes;
+  int own;
   unsigned char *stages, *assignment, *weight;
   T *logits, *squares, *mass;
+  Step* steps;
 };
 
 template <class M, int kClusterTiles, int kLanes, bool kPlanes>

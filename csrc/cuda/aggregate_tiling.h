@@ -15,6 +15,7 @@ constexpr int kThreads = 256, kWarps = kThreads / 32;
 constexpr int kMaxLogits = 320;  // K + G
 constexpr int kLogitTask = 32;   // columns of logits that one warp makes at a time
 constexpr int kMaxSquareSlots = 16;
+constexpr int kStepBytes = 64;  // of a Step, see aggregate.cuh
 
 struct Tiling {
   int dim, clusters, logits;  // D, K, K + G
@@ -44,16 +45,21 @@ SFRS_HOST_DEVICE inline int64_t round_up(int64_t n, int unit) { return (n + unit
 
 // Bytes of the parts of a block's shared memory, in their order.
 struct SharedLayout {
-  int64_t stage, weight, gradient, logits, products, assignment, logit_gradient, squares, per_position, mass;
+  int64_t stage, weight, gradient, logits, products, assignment, logit_gradient, squares, per_position, mass,
+      steps;
 };
 
+template <class S>
+SFRS_HOST_DEVICE inline int64_t shared_stage_bytes(const Tiling& n) {
+  return round_up((int64_t)n.positions * n.chunk * (int64_t)sizeof(S), 1024);
+}
 template <class S, class T>
 SFRS_HOST_DEVICE inline SharedLayout shared_layout(const Tiling& n, bool backward) {
   auto panels = [&](int columns) {
     return round_up((int64_t)columns * (int64_t)sizeof(S), 128) * n.positions;
   };
   SharedLayout l{};
-  l.stage = round_up((int64_t)n.positions * n.chunk * (int64_t)sizeof(S), 1024);
+  l.stage = shared_stage_bytes<S>(n);
   l.weight = n.weight_resident ? (int64_t)n.logit_columns * n.padded_dim() * (int64_t)sizeof(S) : 0;
   l.gradient = n.gradient_resident ? (int64_t)n.cluster_columns * n.padded_dim() * (int64_t)sizeof(S) : 0;
   l.assignment = round_up(panels(backward ? n.cluster_columns : n.cluster_rows), 1024);
@@ -64,13 +70,14 @@ SFRS_HOST_DEVICE inline SharedLayout shared_layout(const Tiling& n, bool backwar
   l.per_position = 2 * (int64_t)n.positions * (int64_t)sizeof(T);
   // Sums over positions: of assignments, in the backward also of the logits' gradients.
   l.mass = (backward ? 2 : 1) * (int64_t)n.logit_columns * (int64_t)sizeof(T);
+  l.steps = 4 * kStepBytes;
   return l;
 }
 template <class S, class T>
 SFRS_HOST_DEVICE inline int64_t shared_bytes(const Tiling& n, bool backward) {
   SharedLayout l = shared_layout<S, T>(n, backward);
   return l.stage * n.stages + l.weight + l.gradient + l.assignment + l.logit_gradient + l.logits +
-         l.products + l.squares + l.per_position + l.mass;
+         l.products + l.squares + l.per_position + l.mass + l.steps;
 }
 
 // The tile, the stages and what is resident: the first of these that fits. Resident weights before a second

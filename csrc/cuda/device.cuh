@@ -145,3 +145,10 @@ SFRS_DEVICE float bits_float(uint32_t v) { return __uint_as_float(v); }
 }  // namespace sfrs::cuda
 
 #endif
+
+namespace sfrs::cuda {
+
+SFRS_DEVICE int lane_of_thread() { return here((int)threadIdx.x % 32); }
+SFRS_DEVICE int warp_of_thread() { return here((int)threadIdx.x / 32); }
+
+}  // namespace sfrs::cuda

@@ -21,8 +21,11 @@ struct Panels {
       : base(base), rows(rows), row_bytes(columns * (int)sizeof(S) < 128 ? columns * (int)sizeof(S) : 128) {}
   SFRS_DEVICE S* at(int row, int column) const {
     int byte = column * (int)sizeof(S), within = byte & (row_bytes - 1);
-    int offset = (byte - within) * rows + row * row_bytes + within;
-    return (S*)(base + (offset ^ ((offset >> 3) & 0x70)));
+    // A panel is a multiple of 1024 bytes, so the swizzle knows only rows: eight rows further is as many
+    // bytes further, an immediate offset.
+    int line = row * row_bytes;
+    return (S*)(base + (byte - within) * rows + (line & ~127) +
+                (((line & 127) + within) ^ ((line >> 3) & 0x70)));
   }
 };
 
@@ -53,13 +56,14 @@ SFRS_DEVICE uint32_t pair_of(const S* low, const S* high) {
 // Operands: load_a reads rows m..m+15 by kStep of k, load_b reads kStep of k by columns n..n+15. The view
 // holds them with k along its rows, or, kTransposed, with k down its columns. kPaired numbers k within a
 // step in another order, the same for both operands, which spares 32-bit transposed loads their bank
-// conflicts. `ready` turns loaded operands into what multiply takes, once for all products they enter.
+// conflicts. A warp sums up kColumnTiles pieces of 8 columns and, at a time, kRowTiles of 16 rows: what the
+// registers hold. `ready` turns loaded operands into what multiply takes, once for all products they enter.
 template <class S, bool kTf32 = false>
 struct Matmul {
   static_assert(sizeof(S) == 2);
   using Storage = S;
   using Sum = float;
-  static constexpr int kStep = 16, kColumnTiles = 8;
+  static constexpr int kStep = 16, kColumnTiles = 8, kRowTiles = 4;
   struct Operand {
     uint32_t r[4];
   };
@@ -121,7 +125,7 @@ template <bool kTf32>
 struct Matmul<float, kTf32> {
   using Storage = float;
   using Sum = float;
-  static constexpr int kStep = 8, kColumnTiles = 8;
+  static constexpr int kStep = 8, kColumnTiles = 8, kRowTiles = kTf32 ? 4 : 2;
   struct Operand {
     float r[4];
   };
@@ -136,6 +140,12 @@ struct Matmul<float, kTf32> {
   template <bool kTransposed, bool kPaired = false, class View>
   static SFRS_DEVICE Operand load_a(const View& v, int m, int k, int lane) {
     Operand a;
+    if constexpr (!kTransposed && !kPaired) {  // the same fragment, of matrices of halves
+      uint32_t bits[4];
+      load_matrices(bits, v.at(m + (lane & 15), k + (lane >> 4) * 4));
+      SFRS_EACH (i, 4) a.r[i] = bits_float(bits[i]);
+      return a;
+    }
     SFRS_EACH (i, 4) {
       int row = m + (lane >> 2) + (i & 1) * 8, step = k + step_of<kPaired>(lane & 3, i >> 1);
       a.r[i] = kTransposed ? *v.at(step, row) : *v.at(row, step);
@@ -145,6 +155,12 @@ struct Matmul<float, kTf32> {
   template <bool kTransposed, bool kPaired = false, class View>
   static SFRS_DEVICE Operand load_b(const View& v, int n, int k, int lane) {
     Operand b;
+    if constexpr (!kTransposed && !kPaired && !View::kGlobal) {
+      uint32_t bits[4];
+      load_matrices(bits, v.at(n + (lane & 7) + (lane >> 4) * 8, k + (lane >> 3 & 1) * 4));
+      SFRS_EACH (i, 4) b.r[i] = bits_float(bits[i]);
+      return b;
+    }
     SFRS_EACH (i, 4) {
       int column = n + (lane >> 2) + (i >> 1) * 8, step = k + step_of<kPaired>(lane & 3, i & 1);
       b.r[i] = kTransposed ? *v.at(step, column) : *v.at(column, step);
@@ -178,7 +194,7 @@ template <bool kTf32>
 struct Matmul<double, kTf32> {
   using Storage = double;
   using Sum = double;
-  static constexpr int kStep = 4, kColumnTiles = 4;
+  static constexpr int kStep = 4, kColumnTiles = 4, kRowTiles = 4;
   struct Operand {
     double r[2];
   };
