@@ -4,6 +4,24 @@
 #include "array.h"
 #include "backend.h"
 
+#ifdef SFRS_MATMUL  // the aggregation was compiled for one arithmetic
+#include "../cuda/matrix.cuh"
+
+namespace sfrs::cuda {
+template <class M>
+void aggregate_forward_with(const AggregationForward&, const Machine&);
+template <class M>
+void aggregate_backward_with(const AggregationBackward&, const Machine&);
+
+void aggregate_forward(const AggregationForward& f, const Machine& machine) {
+  aggregate_forward_with<SFRS_MATMUL>(f, machine);
+}
+void aggregate_backward(const AggregationBackward& f, const Machine& machine) {
+  aggregate_backward_with<SFRS_MATMUL>(f, machine);
+}
+}  // namespace sfrs::cuda
+#endif
+
 namespace sfrs::testing {
 namespace {
 

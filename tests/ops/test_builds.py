@@ -9,7 +9,7 @@ import pytest
 
 from sfrs_ext import _C
 
-OTHERS = [name for name in _C.cpu_available() if name != _C.cpu_kernels()]
+OTHERS = [name for name in _C.cpu_available() if name not in (_C.cpu_kernels(), "emulated")]
 
 
 def python(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
@@ -22,15 +22,33 @@ def python(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
     )
 
 
-@pytest.mark.skipif("SFRS_CPU" in os.environ, reason="already running with chosen kernels")
-@pytest.mark.parametrize("kernels", OTHERS)
-def test_other_kernels_pass_the_operator_tests(kernels):
+def pass_the_operator_tests(kernels: str, selection: str, **environment: str) -> None:
     check = f"from sfrs_ext import _C; assert _C.cpu_kernels() == {kernels!r}"
     assert python("-c", check, SFRS_CPU=kernels).returncode == 0
     tests = ("tests/ops/test_aggregation.py", "tests/ops/test_region_similarity.py")
-    narrow = ("-k", "not float64 and not float16")  # the 16-bit types share all but their loads with float32
-    done = python("-m", "pytest", *tests, *narrow, "-p", "no:cacheprovider", SFRS_CPU=kernels)
+    options = ("-k", selection, "-p", "no:cacheprovider")
+    done = python("-m", "pytest", *tests, *options, SFRS_CPU=kernels, **environment)
     assert done.returncode == 0, done.stdout[-3000:]
+
+
+@pytest.mark.skipif("SFRS_CPU" in os.environ, reason="already running with chosen kernels")
+@pytest.mark.parametrize("kernels", OTHERS)
+def test_other_kernels_pass_the_operator_tests(kernels):
+    # The 16-bit types share all but their loads with float32.
+    pass_the_operator_tests(kernels, "not float64 and not float16")
+
+
+# The CUDA kernels at the speed of an emulator: what takes minutes is left out.
+QUICK = "not paper and not 512 and not finite_differences"
+
+
+@pytest.mark.skipif("SFRS_CPU" in os.environ, reason="already running with chosen kernels")
+@pytest.mark.skipif("emulated" not in _C.cpu_available(), reason="built without -DSFRS_EMULATED_KERNELS=ON")
+@pytest.mark.parametrize(
+    ("order", "selection"), [("forward", QUICK), ("reversed", f"odd and not layout and {QUICK}")]
+)
+def test_emulated_cuda_kernels_pass_the_operator_tests(order, selection):
+    pass_the_operator_tests("emulated", selection, SFRS_EMULATOR_ORDER=order)
 
 
 def test_unknown_kernels_are_not_silently_replaced():

@@ -1,0 +1,59 @@
+"""The CUDA kernels without a GPU: right, in bounds and free of races wherever the emulator runs them.
+
+The checks are C++ programs of csrc/testing, built here without torch; see check_kernels.cpp for the problems.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+BUILD = ROOT / "build" / "testing"
+
+CHECKS = {
+    "emulator": ["check_emulator"],
+    "emulator, sanitized": ["check_emulator_sanitized"],
+    "missing barriers": ["check_races"],
+    "every problem": ["check_kernels", "--order", "forward"],
+    "every order": ["check_kernels", "--quick", "--order", "reversed", "--order", "shuffled"],
+    "sanitized": ["check_kernels_sanitized", "--quick", "--order", "forward"],
+    "races, one tile": ["check_kernels_races", "--quick", "--filter", "/odd", "--order", "forward"],
+    "races, many tiles": ["check_kernels_races", "--quick", "--filter", "bf16/more", "--order", "forward"],
+    "float64, CPU kernels": ["check_kernels_cpu", "--quick"],
+}
+
+
+def run(*command: str | Path) -> subprocess.CompletedProcess:
+    options = {"TSAN_OPTIONS": "halt_on_error=1 atexit_sleep_ms=0"}
+    return subprocess.run(command, capture_output=True, text=True, env=os.environ | options)
+
+
+@pytest.fixture(scope="module")
+def checks() -> dict[str, Future]:
+    """All checks, running side by side."""
+    generator = ["-G", "Ninja"] if shutil.which("ninja") else []
+    configured = run("cmake", "-S", ROOT / "csrc" / "testing", "-B", BUILD, *generator)
+    assert configured.returncode == 0, configured.stderr
+    cores = len(os.sched_getaffinity(0))
+    targets = sorted({command[0] for command in CHECKS.values()})
+    built = run("cmake", "--build", BUILD, "--parallel", str(cores), "--target", *targets)
+    assert built.returncode == 0, built.stdout[-3000:] + built.stderr[-3000:]
+    with ThreadPoolExecutor(cores) as pool:
+        longest_first = sorted(CHECKS, key=lambda name: "every" not in name and name != "sanitized")
+        yield {name: pool.submit(run, BUILD / CHECKS[name][0], *CHECKS[name][1:]) for name in longest_first}
+
+
+@pytest.mark.parametrize("name", CHECKS)
+def test_emulated_check_passes(checks, name):
+    done = checks[name].result()
+    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
+
+
+def test_broken_kernels_are_noticed():
+    done = run(sys.executable, ROOT / "csrc" / "testing" / "mutations.py", "--sample", "3")
+    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
