@@ -7,15 +7,15 @@ STAMP := $(VENV)/.installed
 # The GPU library takes minutes to compile: without a GPU, only `make cuda` and pip do it.
 export SFRS_CUDA ?= $(if $(wildcard /dev/nvidiactl /dev/dxg),AUTO,OFF)
 
-.PHONY: demo test lint aarch64 format cuda gpu bench report build clean
+.PHONY: demo test lint aarch64 format emulated cuda gpu bench report build clean
 .DELETE_ON_ERROR:
 
 demo: build  ## render the city, train SFRS beside its baseline, evaluate: runs/demo
 	$(BIN)/sfrs demo --out runs/demo
 
-test: export CMAKE_ARGS = -DSFRS_WIDE_KERNELS=ON
+test: export CMAKE_ARGS = -DSFRS_WIDE_KERNELS=ON -DSFRS_EMULATED_KERNELS=ON
 test: build  ## all tests
-	$(BIN)/python -m pytest
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest
 
 build: $(STAMP)
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python setup.py --quiet build_ext --inplace
@@ -48,7 +48,11 @@ format: build  ## rewrite all files in the project's layout
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(CXX_FILES)
 
-cuda: build  ## the GPU library for every architecture: warnings, register budget, loading; needs nvcc, no GPU
+emulated: build  ## the CUDA kernels without a GPU, and every way to break them: about 10 minutes; a sample is in `make test`
+	$(BIN)/python -m pytest tests/cuda/test_emulator.py
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python csrc/testing/mutations.py
+
+cuda: build  ## the GPU library for every architecture: budget of registers, loading; needs nvcc, no GPU
 	PATH="$(CURDIR)/$(BIN):$$PATH" tests/cuda/library.sh
 
 gpu:  ## all on a GPU, with the torch of $(PYTHON): build, tests, compute-sanitizer, benchmarks, profile
