@@ -11,10 +11,15 @@ namespace {
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// All that is typed by the storage type S and the accumulation type T.
-template <class S, bool kTf32>
+template <class M>
+constexpr bool kIsTf32 = __is_same(M, Matmul<float, true>);
+
+// The kernels of one arithmetic M.
+template <class M>
 class AllPairs {
-  using T = Accumulated<S>;
+  using S = typename M::Storage;
+  using T = typename M::Sum;
+  static constexpr bool kTf32 = kIsTf32<M>;
   using Tile = PairTile<S>;
 
  public:
@@ -128,29 +133,59 @@ class AllPairs {
   T *inverse_, *inverse_total_;
 };
 
-template <class F>
-void with_types(const RegionSimilarity& f, const Machine& machine, const F& work) {
-  switch (f.dtype) {
-    case DType::f32:
-      if (f.tf32) return work(AllPairs<float, true>(f, machine));
-      return work(AllPairs<float, false>(f, machine));
-    case DType::f64: return work(AllPairs<double, false>(f, machine));
-    case DType::bf16: return work(AllPairs<bf16, false>(f, machine));
-    case DType::f16: return work(AllPairs<f16, false>(f, machine));
-  }
+}  // namespace
+
+template <class M>
+void similarity_all_pairs_forward_with(const RegionSimilarityForward& f, const Machine& machine) {
+  AllPairs<M>(f, machine).forward(f.similarity);
+}
+template <class M>
+void similarity_all_pairs_backward_with(const RegionSimilarityBackward& f, const Machine& machine) {
+  AllPairs<M>(f, machine).backward(f);
 }
 
-}  // namespace
+#ifdef SFRS_MATMUL  // one arithmetic per object file, so that they compile side by side
+template void similarity_all_pairs_forward_with<SFRS_MATMUL>(const RegionSimilarityForward&, const Machine&);
+template void similarity_all_pairs_backward_with<SFRS_MATMUL>(const RegionSimilarityBackward&,
+                                                              const Machine&);
+#else
+#ifndef SFRS_EMULATE
+#define SFRS_ELSEWHERE(...)                                                      \
+  extern template void similarity_all_pairs_forward_with<Matmul<__VA_ARGS__> >(  \
+      const RegionSimilarityForward&, const Machine&);                           \
+  extern template void similarity_all_pairs_backward_with<Matmul<__VA_ARGS__> >( \
+      const RegionSimilarityBackward&, const Machine&);
+SFRS_ELSEWHERE(bf16)
+SFRS_ELSEWHERE(f16)
+SFRS_ELSEWHERE(double)
+SFRS_ELSEWHERE(float, true)
+SFRS_ELSEWHERE(float, false)
+#endif
 
 void similarity_all_pairs_forward(const RegionSimilarityForward& f, const Machine& machine) {
   if (f.queries == 0 || f.gallery == 0) return;
-  with_types(f, machine, [&](const auto& pairs) { pairs.forward(f.similarity); });
+  switch (f.dtype) {
+    case DType::bf16: return similarity_all_pairs_forward_with<Matmul<bf16> >(f, machine);
+    case DType::f16: return similarity_all_pairs_forward_with<Matmul<f16> >(f, machine);
+    case DType::f64: return similarity_all_pairs_forward_with<Matmul<double> >(f, machine);
+    case DType::f32:
+      if (f.tf32) return similarity_all_pairs_forward_with<Matmul<float, true> >(f, machine);
+      return similarity_all_pairs_forward_with<Matmul<float, false> >(f, machine);
+  }
 }
 void similarity_all_pairs_backward(const RegionSimilarityBackward& f, const Machine& machine) {
   if (!f.dquery && !f.dquarters) return;
-  if (f.gallery > 0) return with_types(f, machine, [&](const auto& pairs) { pairs.backward(f); });
   // Nothing to sum over: the list of no images writes zeros.
-  similarity_lists_backward(f, machine);
+  if (f.gallery == 0) return similarity_lists_backward(f, machine);
+  switch (f.dtype) {
+    case DType::bf16: return similarity_all_pairs_backward_with<Matmul<bf16> >(f, machine);
+    case DType::f16: return similarity_all_pairs_backward_with<Matmul<f16> >(f, machine);
+    case DType::f64: return similarity_all_pairs_backward_with<Matmul<double> >(f, machine);
+    case DType::f32:
+      if (f.tf32) return similarity_all_pairs_backward_with<Matmul<float, true> >(f, machine);
+      return similarity_all_pairs_backward_with<Matmul<float, false> >(f, machine);
+  }
 }
+#endif
 
 }  // namespace sfrs::cuda

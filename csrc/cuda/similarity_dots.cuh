@@ -27,7 +27,8 @@ struct RunningSum<float> {
     error += (sum - (next - taken)) + (v - taken);
     sum = next;
   }
-  SFRS_DEVICE double total() const { return (double)sum + (double)error; }
+  // An infinite sum has no error that means anything.
+  SFRS_DEVICE double total() const { return error == error ? (double)sum + (double)error : (double)sum; }
 };
 template <>
 struct RunningSum<double> {
@@ -47,36 +48,27 @@ SFRS_DEVICE void lane_dots(const S* u, const S* v, int64_t stride, int64_t dim, 
   RunningSum<T> sums[kCount];
   for (int64_t d = lane * kSize; d < dim; d += 2 * kStride) {
     Chunk<S> query[2], quarters[2][kQuarters];
-    SFRS_UNROLL
-    for (int c = 0; c < 2; ++c) {
+    SFRS_EACH (c, 2) {
       int64_t at = d + c * kStride, left = dim - at;
       if constexpr (kQuery) query[c] = load_chunk<kAligned>(u + at, left);
-      SFRS_UNROLL
-      for (int i = 0; i < kQuarters; ++i) quarters[c][i] = load_chunk<kAligned>(v + i * stride + at, left);
+      SFRS_EACH (i, kQuarters) quarters[c][i] = load_chunk<kAligned>(v + i * stride + at, left);
     }
     T part[kCount] = {};
-    SFRS_UNROLL
-    for (int c = 0; c < 2; ++c) {
-      SFRS_UNROLL
-      for (int e = 0; e < kSize; ++e) {
+    SFRS_EACH (c, 2) {
+      SFRS_EACH (e, kSize) {
         T quarter[kQuarters], region[kRegions];
-        SFRS_UNROLL
-        for (int i = 0; i < kQuarters; ++i) quarter[i] = to_float(quarters[c][i].elements[e]);
+        SFRS_EACH (i, kQuarters) quarter[i] = to_float(quarters[c][i].elements[e]);
         region_sums(quarter, region);
         if constexpr (kQuery) {
           T factor = to_float(query[c].elements[e]);
-          SFRS_UNROLL
-          for (int i = 0; i < kQuarters; ++i) part[i] += factor * quarter[i];
+          SFRS_EACH (i, kQuarters) part[i] += factor * quarter[i];
         }
-        SFRS_UNROLL
-        for (int r = 0; r < kRegions; ++r) part[kFirst + r] += region[r] * region[r];
+        SFRS_EACH (r, kRegions) part[kFirst + r] += region[r] * region[r];
       }
     }
-    SFRS_UNROLL
-    for (int i = 0; i < kCount; ++i) sums[i].add(part[i]);
+    SFRS_EACH (i, kCount) sums[i].add(part[i]);
   }
-  SFRS_UNROLL
-  for (int i = 0; i < kCount; ++i) dots[i] = sums[i].total();
+  SFRS_EACH (i, kCount) dots[i] = sums[i].total();
 }
 
 // Sums kCount values over the lanes of a warp and leaves each sum in one place: half of the values change
@@ -94,8 +86,7 @@ SFRS_DEVICE double scatter_sum(const double (&v)[kCount], int lane, int count, i
     constexpr int kHalf = (kCount + 1) / 2;
     bool upper = lane & kBit;
     double kept[kHalf];
-    SFRS_UNROLL
-    for (int i = 0; i < kHalf; ++i) {
+    SFRS_EACH (i, kHalf) {
       double low = v[i], high = i + kHalf < kCount ? v[i + kHalf] : 0;
       kept[i] = (upper ? high : low) + __shfl_xor_sync(kAllLanes, upper ? low : high, kBit);
     }
@@ -115,7 +106,7 @@ constexpr int kDotsThreads = 128;
 
 template <class S>
 SFRS_KERNEL(kDotsThreads)
-similarity_dots(DotsParameters p) {
+similarity_dots(SFRS_CONSTANT DotsParameters p) {
   const int lane = threadIdx.x % 32;
   const int64_t task = (int64_t)blockIdx.x * (kDotsThreads / 32) + threadIdx.x / 32;
   if (task >= p.pairs * p.clusters) return;  // a whole warp
@@ -142,7 +133,7 @@ constexpr int kRegionThreads = 32 * kRegions;
 
 template <class T>
 SFRS_KERNEL(kRegionThreads)
-similarity_combine(CombineParameters p) {
+similarity_combine(SFRS_CONSTANT CombineParameters p) {
   const int lane = threadIdx.x % 32, region = threadIdx.x / 32;
   const int64_t pair = blockIdx.x;
   double sum = 0, squares = 0;

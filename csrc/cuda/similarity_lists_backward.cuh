@@ -28,7 +28,7 @@ constexpr int64_t kCoefficientShared = kRegions * 33 * sizeof(double);
 // A block per pair and a warp per region; lanes over clusters.
 template <class T>
 SFRS_KERNEL(kRegionThreads)
-similarity_coefficients(CoefficientParameters p) {
+similarity_coefficients(SFRS_CONSTANT CoefficientParameters p) {
   SFRS_SHARED_MEMORY(memory);
   double (*of_u)[33] = (double (*)[33])memory;  // [9][32 clusters]: region r's part of w
   const int lane = threadIdx.x % 32, region = threadIdx.x / 32;
@@ -61,8 +61,7 @@ similarity_coefficients(CoefficientParameters p) {
     const int quarter = region;
     if (quarter < kQuarters && k < p.clusters) {
       double w = 0;
-      SFRS_UNROLL
-      for (int r = 0; r < kRegions; ++r)
+      SFRS_EACH (r, kRegions)
         if (holds(r, quarter)) w += of_u[r][lane];
       out[k * kCoefficients + quarter] = (T)w;
     }
@@ -89,11 +88,9 @@ struct Coefficients {
 
   SFRS_DEVICE explicit Coefficients(const T* from) {
     Chunk<T> chunks[kCoefficients / Chunk<T>::kSize];
-    SFRS_UNROLL
-    for (int i = 0; i < kCoefficients / Chunk<T>::kSize; ++i)
+    SFRS_EACH (i, kCoefficients / Chunk<T>::kSize)
       chunks[i] = load_chunk<true>(from + i * Chunk<T>::kSize, 1);
-    SFRS_UNROLL
-    for (int i = 0; i < kDots; ++i)
+    SFRS_EACH (i, kDots)
       (i < kQuarters ? w[i % kQuarters] : c[(i + kRegions - kQuarters) % kRegions]) =
           chunks[i / Chunk<T>::kSize].elements[i % Chunk<T>::kSize];
   }
@@ -102,11 +99,9 @@ template <class T>
 SFRS_DEVICE void add_along_regions(const T (&v)[kQuarters], const T (&c)[kRegions], T (&dv)[kQuarters]) {
   T region[kRegions], sum[kQuarters];
   region_sums(v, region);
-  SFRS_UNROLL
-  for (int r = 0; r < kRegions; ++r) region[r] *= c[r];
+  SFRS_EACH (r, kRegions) region[r] *= c[r];
   quarter_sums(region, sum);
-  SFRS_UNROLL
-  for (int i = 0; i < kQuarters; ++i) dv[i] += sum[i];
+  SFRS_EACH (i, kQuarters) dv[i] += sum[i];
 }
 
 template <class S, bool kAligned>
@@ -125,39 +120,31 @@ SFRS_DEVICE void lists_backward(const ListsBackwardParameters& p, Accumulated<S>
     for (int64_t g = way; g < p.gallery; g += p.ways) {
       const int64_t pair = t * p.gallery + g, offset = (pair * kQuarters * p.clusters + k) * p.dim + at;
       Chunk<S> quarters[kQuarters], results[kQuarters];
-      SFRS_UNROLL
-      for (int i = 0; i < kQuarters; ++i)
+      SFRS_EACH (i, kQuarters)
         quarters[i] = load_chunk<kAligned>((const S*)p.quarters + offset + i * size, left);
       Coefficients<T> c((const T*)p.coefficients + (pair * p.clusters + k) * kCoefficients);
-      SFRS_UNROLL
-      for (int e = 0; e < kSize; ++e) {
+      SFRS_EACH (e, kSize) {
         T v[kQuarters], dv[kQuarters], factor = to_float(u.elements[e]);
-        SFRS_UNROLL
-        for (int i = 0; i < kQuarters; ++i) {
+        SFRS_EACH (i, kQuarters) {
           v[i] = to_float(quarters[i].elements[e]);
           du[e] += c.w[i] * v[i];
           dv[i] = c.w[i] * factor;
         }
         add_along_regions(v, c.c, dv);
-        SFRS_UNROLL
-        for (int i = 0; i < kQuarters; ++i) store_as(&results[i].elements[e], dv[i]);
+        SFRS_EACH (i, kQuarters) store_as(&results[i].elements[e], dv[i]);
       }
       if (p.dquarters) {
-        SFRS_UNROLL
-        for (int i = 0; i < kQuarters; ++i)
-          store_chunk<kAligned>((S*)p.dquarters + offset + i * size, results[i], left);
+        SFRS_EACH (i, kQuarters) store_chunk<kAligned>((S*)p.dquarters + offset + i * size, results[i], left);
       }
     }
   }
   if (!p.dquery) return;  // the whole grid
   // [warp][element][lane]
-  SFRS_UNROLL
-  for (int e = 0; e < kSize; ++e) shared[(warp * kSize + e) * 32 + lane] = du[e];
+  SFRS_EACH (e, kSize) shared[(warp * kSize + e) * 32 + lane] = du[e];
   __syncthreads();
   if (way != 0 || row >= p.rows) return;
   Chunk<S> sum;
-  SFRS_UNROLL
-  for (int e = 0; e < kSize; ++e) {
+  SFRS_EACH (e, kSize) {
     T total = 0;
     for (int j = 0; j < p.ways; ++j) total += shared[((warp + j) * kSize + e) * 32 + lane];
     store_as(&sum.elements[e], total);
@@ -170,7 +157,7 @@ constexpr int64_t kListsBackwardShared = kGradientThreads * Chunk<S>::kSize * (i
 
 template <class S>
 SFRS_KERNEL(kGradientThreads)
-similarity_gradients(ListsBackwardParameters p) {
+similarity_gradients(SFRS_CONSTANT ListsBackwardParameters p) {
   SFRS_SHARED_MEMORY(memory);
   auto* shared = (Accumulated<S>*)memory;
   if (p.aligned)

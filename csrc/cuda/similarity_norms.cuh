@@ -17,7 +17,7 @@ struct NormsParameters {
 
 template <class S>
 SFRS_KERNEL(kRegionThreads)
-similarity_norms(NormsParameters p) {
+similarity_norms(SFRS_CONSTANT NormsParameters p) {
   using T = Accumulated<S>;
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const int64_t image = blockIdx.x, size = p.clusters * p.dim;

@@ -72,21 +72,23 @@ class PairProducts {
 
  public:
   SFRS_DEVICE PairProducts(const PairParameters& p, unsigned char* memory)
-      : p_(p), memory_(memory), size_(p.clusters * p.dim), steps_((p.dim + Tile::kDepth - 1) / Tile::kDepth) {
+      : p_(p),
+        memory_(memory),
+        size_(p.clusters * p.dim),
+        steps_((int)((p.dim + Tile::kDepth - 1) / Tile::kDepth)) {
     int64_t tile = blockIdx.x;
-    query_tile_ = tile % p.query_tiles, tile /= p.query_tiles;
-    first_query_ = query_tile_ * Tile::kQueries;
+    query_tile_ = (int)(tile % p.query_tiles), tile /= p.query_tiles;
+    first_query_ = (int64_t)query_tile_ * Tile::kQueries;
     first_image_ = tile % p.image_tiles * Tile::kImages;
-    split_ = tile / p.image_tiles;
-    first_cluster_ = split_ * p.clusters_per_split;
-    const int64_t end = first_cluster_ + p.clusters_per_split;
-    end_cluster_ = end < p.clusters ? end : p.clusters;
+    split_ = (int)(tile / p.image_tiles);
+    first_cluster_ = (int)(split_ * p.clusters_per_split);
+    end_cluster_ = at_most((int)(first_cluster_ + p.clusters_per_split), p.clusters);
     place();
   }
 
   SFRS_DEVICE void run() {
     if constexpr (kBackward) load_scaled();
-    int64_t load_cluster = first_cluster_, load_step = 0, cluster = first_cluster_, step = 0;
+    int load_cluster = first_cluster_, load_step = 0, cluster = first_cluster_, step = 0;
     auto fetch = [&](int slot) {
       if (load_cluster < end_cluster_) {
         load(slot, load_cluster, load_step);
@@ -116,11 +118,12 @@ class PairProducts {
   }
 
  private:
-  SFRS_DEVICE int lane() const { return threadIdx.x % 32; }
-  SFRS_DEVICE int row_warp() const { return threadIdx.x / 32 % Tile::kRowWarps; }
-  SFRS_DEVICE int column_warp() const { return threadIdx.x / 32 / Tile::kRowWarps; }
-  SFRS_DEVICE int row_of(int m, int half) const { return (row_warp() * kM + m) * 16 + half * 8 + lane() / 4; }
-  SFRS_DEVICE int image_of(int n) const { return (column_warp() * kN + n) * 4 + lane() % 4; }
+  SFRS_DEVICE int row_warp() const { return warp_of_thread() % Tile::kRowWarps; }
+  SFRS_DEVICE int column_warp() const { return warp_of_thread() / Tile::kRowWarps; }
+  SFRS_DEVICE int row_of(int m, int half) const {
+    return (row_warp() * kM + m) * 16 + half * 8 + lane_of_thread() / 4;
+  }
+  SFRS_DEVICE int image_of(int n) const { return (column_warp() * kN + n) * 4 + lane_of_thread() % 4; }
   SFRS_DEVICE Panels<S> queries(int slot) const {
     return Panels<S>(memory_ + slot * kStageBytes, Tile::kQueries, Tile::kDepth);
   }
@@ -141,8 +144,8 @@ class PairProducts {
   }
   SFRS_DEVICE static int at_most(int bound, int64_t n) { return n < bound ? (int)n : bound; }
 
-  SFRS_DEVICE void load(int slot, int64_t cluster, int64_t step) {
-    const int64_t at = step * Tile::kDepth, offset = cluster * p_.dim + at;
+  SFRS_DEVICE void load(int slot, int cluster, int step) {
+    const int64_t at = (int64_t)step * Tile::kDepth, offset = cluster * p_.dim + at;
     const int64_t left = p_.dim - at - threadIdx.x % 8 * kSize;
     unsigned char* to = memory_ + slot * kStageBytes + to_;
     if (p_.aligned)
@@ -180,26 +183,22 @@ class PairProducts {
   }
 
   SFRS_DEVICE void multiply(int slot) {
+    const int lane = lane_of_thread(), row_warp = this->row_warp(), column_warp = this->column_warp();
     Panels<S> u = queries(slot), v = columns(slot);
     SFRS_UNROLL
     for (int k = 0; k < Tile::kDepth; k += M::kStep) {
       typename M::Ready b[kN];
-      SFRS_UNROLL
-      for (int n = 0; n < kN; ++n)
-        b[n] = M::ready(M::template load_b<false>(v, (column_warp() * kN + n) * 16, k, lane()));
-      SFRS_UNROLL
-      for (int m = 0; m < kM; ++m) {
-        auto a = M::ready(M::template load_a<false>(u, (row_warp() * kM + m) * 16, k, lane()));
-        SFRS_UNROLL
-        for (int n = 0; n < kN; ++n) M::multiply(dots_[m][n][0], dots_[m][n][1], a, b[n]);
+      SFRS_EACH (n, kN) b[n] = M::ready(M::template load_b<false>(v, (column_warp * kN + n) * 16, k, lane));
+      SFRS_EACH (m, kM) {
+        auto a = M::ready(M::template load_a<false>(u, (row_warp * kM + m) * 16, k, lane));
+        SFRS_EACH (n, kN) M::multiply(dots_[m][n][0], dots_[m][n][1], a, b[n]);
       }
     }
   }
   // sum_{i in r} d_i of one pair; the products begin again at zero.
   SFRS_DEVICE void take_regions(int m, int n, int half, T (&regions)[kRegions]) {
     T quarters[kQuarters];
-    SFRS_UNROLL
-    for (int i = 0; i < kQuarters; ++i) {
+    SFRS_EACH (i, kQuarters) {
       quarters[i] = dots_[m][n][i / 2][2 * half + i % 2];
       dots_[m][n][i / 2][2 * half + i % 2] = 0;
     }
@@ -207,72 +206,59 @@ class PairProducts {
   }
 
   SFRS_DEVICE void add_regions(int slot) {
-    SFRS_UNROLL
-    for (int n = 0; n < kN; ++n) {
+    SFRS_EACH (n, kN) {
       T inverse[kRegions];
-      SFRS_UNROLL
-      for (int r = 0; r < kRegions; ++r) inverse[r] = norms(slot)[image_of(n) * kRegions + r];
-      SFRS_UNROLL
-      for (int m = 0; m < kM; ++m) SFRS_UNROLL
-      for (int half = 0; half < 2; ++half) {
-        T regions[kRegions];
-        take_regions(m, n, half, regions);
-        SFRS_UNROLL
-        for (int r = 0; r < kRegions; ++r) values_[m][n][half][r] += regions[r] * inverse[r];
-      }
+      SFRS_EACH (r, kRegions) inverse[r] = norms(slot)[image_of(n) * kRegions + r];
+      SFRS_EACH (m, kM)
+        SFRS_EACH (half, 2) {
+          T regions[kRegions];
+          take_regions(m, n, half, regions);
+          SFRS_EACH (r, kRegions) values_[m][n][half][r] += regions[r] * inverse[r];
+        }
     }
   }
   SFRS_DEVICE void store() {
     T* out = (T*)p_.out + split_ * p_.queries * p_.gallery * kRegions;
-    SFRS_UNROLL
-    for (int n = 0; n < kN; ++n) {
+    SFRS_EACH (n, kN) {
       const int64_t image = first_image_ + image_of(n);
       if (image >= p_.gallery) continue;
       T scale[kRegions];
-      SFRS_UNROLL
-      for (int r = 0; r < kRegions; ++r)
+      SFRS_EACH (r, kRegions)
         scale[r] = p_.inverse_total ? ((const T*)p_.inverse_total)[image * kRegions + r] : 1;
-      SFRS_UNROLL
-      for (int m = 0; m < kM; ++m) SFRS_UNROLL
-      for (int half = 0; half < 2; ++half) {
-        const int64_t query = first_query_ + row_of(m, half);
-        if (query >= p_.queries) continue;
-        SFRS_UNROLL
-        for (int r = 0; r < kRegions; ++r)
-          out[(query * p_.gallery + image) * kRegions + r] = values_[m][n][half][r] * scale[r];
-      }
+      SFRS_EACH (m, kM)
+        SFRS_EACH (half, 2) {
+          const int64_t query = first_query_ + row_of(m, half);
+          if (query >= p_.queries) continue;
+          SFRS_EACH (r, kRegions)
+            out[(query * p_.gallery + image) * kRegions + r] = values_[m][n][half][r] * scale[r];
+        }
     }
   }
 
   SFRS_DEVICE void load_scaled() {
-    SFRS_UNROLL
-    for (int n = 0; n < kN; ++n) SFRS_UNROLL
-    for (int m = 0; m < kM; ++m) SFRS_UNROLL
-    for (int half = 0; half < 2; ++half) {
-      const int64_t query = first_query_ + row_of(m, half), image = first_image_ + image_of(n);
-      if (query < p_.queries && image < p_.gallery) SFRS_UNROLL
-      for (int r = 0; r < kRegions; ++r)
-        values_[m][n][half][r] = ((const T*)p_.scaled)[scaled_offset(query, image, r, p_.queries)];
-    }
+    SFRS_EACH (n, kN)
+      SFRS_EACH (m, kM)
+        SFRS_EACH (half, 2) {
+          const int64_t query = first_query_ + row_of(m, half), image = first_image_ + image_of(n);
+          if (query < p_.queries && image < p_.gallery)
+            SFRS_EACH (r, kRegions)
+              values_[m][n][half][r] = ((const T*)p_.scaled)[scaled_offset(query, image, r, p_.queries)];
+        }
   }
-  SFRS_DEVICE void add_queries(int64_t cluster) {
+  SFRS_DEVICE void add_queries(int cluster) {
     T* shared = (T*)(memory_ + kPairStages * kStageBytes);  // [row warp][image][9]
-    SFRS_UNROLL
-    for (int n = 0; n < kN; ++n) {
+    SFRS_EACH (n, kN) {
       T sum[kRegions] = {};
-      SFRS_UNROLL
-      for (int m = 0; m < kM; ++m) SFRS_UNROLL
-      for (int half = 0; half < 2; ++half) {
-        T regions[kRegions];
-        take_regions(m, n, half, regions);
-        SFRS_UNROLL
-        for (int r = 0; r < kRegions; ++r) sum[r] += regions[r] * values_[m][n][half][r];
-      }
-      SFRS_UNROLL
-      for (int r = 0; r < kRegions; ++r) {
+      SFRS_EACH (m, kM)
+        SFRS_EACH (half, 2) {
+          T regions[kRegions];
+          take_regions(m, n, half, regions);
+          SFRS_EACH (r, kRegions) sum[r] += regions[r] * values_[m][n][half][r];
+        }
+      SFRS_EACH (r, kRegions) {
         SFRS_UNROLL
         for (int step = 4; step < 32; step *= 2) sum[r] += __shfl_xor_sync(kAllLanes, sum[r], step);
-        if (lane() < 4) shared[(row_warp() * Tile::kImages + image_of(n)) * kRegions + r] = sum[r];
+        if (lane_of_thread() < 4) shared[(row_warp() * Tile::kImages + image_of(n)) * kRegions + r] = sum[r];
       }
     }
     __syncthreads();
@@ -280,8 +266,7 @@ class PairProducts {
       const int64_t image = first_image_ + i / kRegions;
       if (image >= p_.gallery) continue;
       T sum = 0;
-      SFRS_UNROLL
-      for (int w = 0; w < Tile::kRowWarps; ++w) sum += shared[w * Tile::kImages * kRegions + i];
+      SFRS_EACH (w, Tile::kRowWarps) sum += shared[w * Tile::kImages * kRegions + i];
       ((T*)p_.out)[((query_tile_ * p_.gallery + image) * p_.clusters + cluster) * kRegions + i % kRegions] =
           sum;
     }
@@ -289,7 +274,8 @@ class PairProducts {
 
   const PairParameters& p_;
   unsigned char* memory_;
-  int64_t size_, steps_, query_tile_, first_query_, first_image_, split_, first_cluster_, end_cluster_;
+  int64_t size_, first_query_, first_image_;
+  int steps_, query_tile_, split_, first_cluster_, end_cluster_;
   const S *query_from_, *quarter_from_;  // the first row that the thread copies
   int queries_left_, quarters_left_;     // rows from there to the end
   int to_;
@@ -299,13 +285,13 @@ class PairProducts {
 
 template <class S, bool kTf32>
 SFRS_KERNEL(kPairThreads)
-similarity_pairs_forward(PairParameters p) {
+similarity_pairs_forward(SFRS_CONSTANT PairParameters p) {
   SFRS_SHARED_MEMORY(memory);
   PairProducts<S, kTf32, false>(p, memory).run();
 }
 template <class S, bool kTf32>
 SFRS_KERNEL(kPairThreads)
-similarity_pairs_backward(PairParameters p) {
+similarity_pairs_backward(SFRS_CONSTANT PairParameters p) {
   SFRS_SHARED_MEMORY(memory);
   PairProducts<S, kTf32, true>(p, memory).run();
 }
@@ -318,7 +304,7 @@ struct AddSplitsParameters {
 };
 template <class T>
 SFRS_KERNEL(kPairThreads)
-similarity_add_splits(AddSplitsParameters p) {
+similarity_add_splits(SFRS_CONSTANT AddSplitsParameters p) {
   const int64_t i = (int64_t)blockIdx.x * kPairThreads + threadIdx.x;
   if (i >= p.count) return;
   T sum = 0;

@@ -31,7 +31,7 @@ struct ScaleParameters {
 
 template <class T>
 SFRS_KERNEL(kPairThreads)
-similarity_scale(ScaleParameters p) {
+similarity_scale(SFRS_CONSTANT ScaleParameters p) {
   SFRS_SHARED_MEMORY(memory);
   constexpr int kWarps = kPairThreads / 32;
   T* shared = (T*)memory;  // [warp][lane]
@@ -50,8 +50,7 @@ similarity_scale(ScaleParameters p) {
   __syncthreads();
   if (warp != 0 || item >= count) return;
   T sum = 0;
-  SFRS_UNROLL
-  for (int w = 0; w < kWarps; ++w) sum += shared[w * 32 + lane];
+  SFRS_EACH (w, kWarps) sum += shared[w * 32 + lane];
   ((T*)p.clamped)[item] = norm_counts(inverse) ? -sum * inverse / ((T)kEps * (T)kEps) : 0;
 }
 
@@ -64,7 +63,7 @@ struct RegionCoefficientParameters {
 };
 template <class T>
 SFRS_KERNEL(kPairThreads)
-similarity_region_coefficients(RegionCoefficientParameters p) {
+similarity_region_coefficients(SFRS_CONSTANT RegionCoefficientParameters p) {
   const int64_t i = (int64_t)blockIdx.x * kPairThreads + threadIdx.x;
   if (i >= p.count) return;
   T along = 0;
@@ -77,13 +76,13 @@ similarity_region_coefficients(RegionCoefficientParameters p) {
 
 template <class S, bool kTf32>
 SFRS_KERNEL(kPairThreads)
-similarity_pairs_dquery(WeightParameters p) {
+similarity_pairs_dquery(SFRS_CONSTANT WeightParameters p) {
   SFRS_SHARED_MEMORY(memory);
   WeightedRows<S, kTf32, true>(p, memory).run();
 }
 template <class S, bool kTf32>
 SFRS_KERNEL(kPairThreads)
-similarity_pairs_dquarters(WeightParameters p) {
+similarity_pairs_dquarters(SFRS_CONSTANT WeightParameters p) {
   SFRS_SHARED_MEMORY(memory);
   WeightedRows<S, kTf32, false>(p, memory).run();
 }

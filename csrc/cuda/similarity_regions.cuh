@@ -30,8 +30,7 @@ SFRS_DEVICE void region_sums(const T (&quarter)[kQuarters], T (&region)[kRegions
   region[3] = quarter[0] + quarter[2];
   region[4] = quarter[1] + quarter[3];
   region[0] = region[1] + region[2];
-  SFRS_UNROLL
-  for (int i = 0; i < kQuarters; ++i) region[5 + i] = quarter[i];
+  SFRS_EACH (i, kQuarters) region[5 + i] = quarter[i];
 }
 // The transpose: each quarter's sum over the regions that hold it.
 template <class T>
@@ -46,8 +45,7 @@ SFRS_DEVICE void quarter_sums(const T (&region)[kRegions], T (&quarter)[kQuarter
 template <class T>
 SFRS_DEVICE T region_sum(int region, const T* quarter) {
   T sum = 0;
-  SFRS_UNROLL
-  for (int i = 0; i < kQuarters; ++i)
+  SFRS_EACH (i, kQuarters)
     if (holds(region, i)) sum += quarter[i];
   return sum;
 }
@@ -79,8 +77,7 @@ SFRS_DEVICE Chunk<S> load_chunk(const S* p, int64_t left) {
   if constexpr (kAligned) {
     if (left > 0) chunk.whole = *(const uint4*)p;
   } else {
-    SFRS_UNROLL
-    for (int i = 0; i < Chunk<S>::kSize; ++i)
+    SFRS_EACH (i, Chunk<S>::kSize)
       if (i < left) chunk.elements[i] = p[i];
   }
   return chunk;
@@ -90,8 +87,7 @@ SFRS_DEVICE void store_chunk(S* p, const Chunk<S>& chunk, int64_t left) {
   if constexpr (kAligned) {
     if (left > 0) *(uint4*)p = chunk.whole;
   } else {
-    SFRS_UNROLL
-    for (int i = 0; i < Chunk<S>::kSize; ++i)
+    SFRS_EACH (i, Chunk<S>::kSize)
       if (i < left) p[i] = chunk.elements[i];
   }
 }

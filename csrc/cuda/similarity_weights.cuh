@@ -1,9 +1,13 @@
-// Weights times rows, for both gradients of all pairs: a block makes its weights in shared memory, chunk by
-// chunk, from scaled and 1 / n_r, and multiplies rows of V or U as they lie.
+// Weights times rows, for both gradients of all pairs. Idea: a block makes its weights in shared memory,
+// chunk by chunk, from scaled and 1 / n_r, while it multiplies the chunk before, and takes rows of V or U as
+// they lie. The nine values per pair that the weights are made of are the largest stream: 36 of 52 kB per
+// chunk of 128 x 32 weights by 256 dimensions, 1 M FMA. Both gradients need 8 T N K D flops; dV reads and
+// writes the quarters once besides.
 #pragma once
 
 #include "similarity_lists_backward.cuh"
 #include "similarity_pairs.cuh"
+#include "similarity_weight_matmul.cuh"
 
 namespace sfrs::cuda {
 
@@ -44,116 +48,6 @@ SFRS_DEVICE void store_neighbours(S* p, int64_t left, bool aligned, Accumulated<
     if (left > 1) p[1] = pair.elements[1];
   }
 }
-
-// Weights of the accumulation type T by rows of storage type S, on the tensor cores. The weights of a block
-// lie in shared memory in kDepth columns of 128 bytes; kDepth rows lie beside them as they came.
-template <class S, bool kTf32>
-struct WeightMatmul : Matmul<S, kTf32> {  // float and double
-  using M = Matmul<S, kTf32>;
-  static constexpr int kRows = sizeof(S) == 8 ? 64 : 128, kDepth = 128 / (int)sizeof(S);
-
-  // Where row k of V or U goes: the rows that lanes of a warp read together, t and t + 4, as far apart as
-  // the swizzle wants them.
-  static SFRS_DEVICE int row_of(int k) { return sizeof(S) == 8 ? k : (k & ~7) + k % 4 * 2 + k / 4 % 2; }
-  static SFRS_DEVICE Panels<S> weights(unsigned char* base) { return Panels<S>(base, kRows, kDepth); }
-  static SFRS_DEVICE void put(unsigned char* base, int row, int column, S w) {
-    *weights(base).at(row, column) = w;
-  }
-  static SFRS_DEVICE void put_quarters(unsigned char* base, int row, int column, const S (&w)[kQuarters]) {
-    SFRS_UNROLL
-    for (int i = 0; i < kQuarters; i += Chunk<S>::kSize) {
-      Chunk<S> chunk;
-      SFRS_UNROLL
-      for (int e = 0; e < Chunk<S>::kSize; ++e) chunk.elements[e] = w[i + e];
-      store_chunk<true>(weights(base).at(row, column + i), chunk, 1);
-    }
-  }
-  static SFRS_DEVICE typename M::Ready load_weights(unsigned char* base, int m, int k, int lane) {
-    if constexpr (sizeof(S) == 8) {
-      return M::ready(M::template load_a<false>(weights(base), m, k, lane));
-    } else {  // eight rows of four floats are eight rows of eight 16-bit elements
-      uint32_t bits[4];
-      load_matrices(bits, weights(base).at(m + lane % 16, k + lane / 16 * 4));
-      typename M::Operand a;
-      SFRS_UNROLL
-      for (int i = 0; i < 4; ++i) a.r[i] = bits_float(bits[i]);
-      return M::ready(a);
-    }
-  }
-  static SFRS_DEVICE typename M::Ready load_rows(const Panels<S>& rows, int n, int k, int lane) {
-    return M::ready(M::template load_b<true, true>(rows, n, k, lane));
-  }
-};
-
-// bf16: a weight is the sum of two bf16, which keep 16 bits; each has a panel.
-template <bool kTf32>
-struct WeightMatmul<bf16, kTf32> {
-  using M = Matmul<bf16>;
-  static constexpr int kRows = 128, kDepth = 32, kStep = M::kStep;
-  static SFRS_DEVICE int row_of(int k) { return k; }
-  struct Split {
-    typename M::Ready high, low;
-  };
-
-  static SFRS_DEVICE Panels<bf16> panel(unsigned char* base, int low) {
-    return Panels<bf16>(base + low * kRows * kDepth * 2, kRows, kDepth);
-  }
-  static SFRS_DEVICE void split(float w, bf16* high, bf16* low) {
-    store_as(high, w);
-    store_as(low, w - to_float(*high));
-  }
-  static SFRS_DEVICE void put(unsigned char* base, int row, int column, float w) {
-    split(w, panel(base, 0).at(row, column), panel(base, 1).at(row, column));
-  }
-  static SFRS_DEVICE void put_quarters(unsigned char* base, int row, int column,
-                                       const float (&w)[kQuarters]) {
-    union {
-      bf16 elements[kQuarters];
-      uint2 whole;
-    } high, low;
-    SFRS_UNROLL
-    for (int i = 0; i < kQuarters; ++i) split(w[i], &high.elements[i], &low.elements[i]);
-    *(uint2*)panel(base, 0).at(row, column) = high.whole;
-    *(uint2*)panel(base, 1).at(row, column) = low.whole;
-  }
-  static SFRS_DEVICE Split load_weights(unsigned char* base, int m, int k, int lane) {
-    return {M::load_a<false>(panel(base, 0), m, k, lane), M::load_a<false>(panel(base, 1), m, k, lane)};
-  }
-  static SFRS_DEVICE typename M::Ready load_rows(const Panels<bf16>& rows, int n, int k, int lane) {
-    return M::load_b<true>(rows, n, k, lane);
-  }
-  static SFRS_DEVICE void multiply(float (&c0)[4], float (&c1)[4], const Split& a,
-                                   const typename M::Ready& b) {
-    M::multiply(c0, c1, a.low, b);
-    M::multiply(c0, c1, a.high, b);
-  }
-};
-
-// f16 has not the range for weights: they are split into two TF32, which hold every f16.
-template <bool kTf32>
-struct WeightMatmul<f16, kTf32> : WeightMatmul<float, false> {
-  using M = Matmul<float, false>;
-  struct Widened {
-    static constexpr bool kGlobal = false;
-    Panels<f16> panels;
-    struct Element {
-      float value;
-      SFRS_DEVICE float operator*() const { return value; }
-    };
-    SFRS_DEVICE Element at(int row, int column) const { return {to_float(*panels.at(row, column))}; }
-  };
-  using Exact = Matmul<float, true>;
-
-  static SFRS_DEVICE Exact::Ready load_rows(const Panels<f16>& rows, int n, int k, int lane) {
-    return Exact::ready(Exact::load_b<true, true>(Widened{rows}, n, k, lane));
-  }
-  static SFRS_DEVICE void multiply(float (&c0)[4], float (&c1)[4], const M::Ready& a, const Exact::Ready& b) {
-    multiply_tf32(c0, a.low, b.high[0], b.high[1]);
-    multiply_tf32(c1, a.low, b.high[2], b.high[3]);
-    multiply_tf32(c0, a.high, b.high[0], b.high[1]);
-    multiply_tf32(c1, a.high, b.high[2], b.high[3]);
-  }
-};
 
 template <class S, bool kTf32>
 struct WeightTile {
@@ -219,8 +113,7 @@ class WeightedRows {
     if constexpr (!kOfQuery) load_inverse(first_image_ + image_);
     if (depth_ > 0) {
       load_rows(0, 0);
-      SFRS_UNROLL
-      for (int part = 0; part < kParts; ++part) {
+      SFRS_EACH (part, kParts) {
         load_scaled(0, part);
         store_weights(0, part);
       }
@@ -231,8 +124,7 @@ class WeightedRows {
       copy_async_wait<0>();
       __syncthreads();
       if (more) load_rows(1 - slot, at + Tile::kDepth);
-      SFRS_UNROLL
-      for (int part = 0; part < kParts; ++part) {
+      SFRS_EACH (part, kParts) {
         if (more) load_scaled(at + Tile::kDepth, part);
         multiply(slot, part);
         if (more) store_weights(1 - slot, part);
@@ -245,9 +137,8 @@ class WeightedRows {
   }
 
  private:
-  SFRS_DEVICE int lane() const { return threadIdx.x % 32; }
-  SFRS_DEVICE int row_warp() const { return threadIdx.x / 32 % Tile::kRowWarps; }
-  SFRS_DEVICE int column_warp() const { return threadIdx.x / 32 / Tile::kRowWarps; }
+  SFRS_DEVICE int row_warp() const { return warp_of_thread() % Tile::kRowWarps; }
+  SFRS_DEVICE int column_warp() const { return warp_of_thread() / Tile::kRowWarps; }
   SFRS_DEVICE unsigned char* weights(int slot) const { return memory_ + slot * Tile::kStageBytes; }
   SFRS_DEVICE Panels<S> rows(int slot) const {
     return Panels<S>(weights(slot) + Tile::kWeightBytes, Tile::kDepth, Tile::kDims);
@@ -269,8 +160,7 @@ class WeightedRows {
   }
 
   SFRS_DEVICE void load_inverse(int64_t image) {
-    SFRS_UNROLL
-    for (int r = 0; r < kRegions; ++r)
+    SFRS_EACH (r, kRegions)
       inverse_[r] =
           image < p_.gallery ? ((const T*)p_.inverse)[(image * p_.clusters + cluster_) * kRegions + r] : 0;
   }
@@ -279,28 +169,23 @@ class WeightedRows {
     if (kOfQuery && part == 0) load_inverse(image);
     const int64_t query = (kOfQuery ? first_query_ : at) + query_;
     const T* from = (const T*)p_.scaled + scaled_offset(query, image, 0, p_.queries);
-    SFRS_UNROLL
-    for (int j = 0; j < kPairs / kParts; ++j) {
+    SFRS_EACH (j, kPairs / kParts) {
       const int step = query_step(part, j);
       const bool valid = query + step < p_.queries && image < p_.gallery;
-      SFRS_UNROLL
-      for (int r = 0; r < kRegions; ++r) scaled_[j][r] = valid ? from[scaled_step(step, r)] : 0;
+      SFRS_EACH (r, kRegions) scaled_[j][r] = valid ? from[scaled_step(step, r)] : 0;
     }
   }
   SFRS_DEVICE void store_weights(int slot, int part) {
-    SFRS_UNROLL
-    for (int j = 0; j < kPairs / kParts; ++j) {
-      SFRS_UNROLL
-      for (int r = 0; r < kRegions; ++r) scaled_[j][r] *= inverse_[r];
+    const int image = here(image_), first = here(query_);  // or the addresses would fill the registers
+    SFRS_EACH (j, kPairs / kParts) {
+      SFRS_EACH (r, kRegions) scaled_[j][r] *= inverse_[r];
       T w[kQuarters];
       quarter_sums(scaled_[j], w);
-      const int query = query_ + query_step(part, j);
+      const int query = first + query_step(part, j);
       if constexpr (kOfQuery) {
-        M::put_quarters(weights(slot), query, image_ * kQuarters, w);
+        M::put_quarters(weights(slot), query, image * kQuarters, w);
       } else {
-        SFRS_UNROLL
-        for (int i = 0; i < kQuarters; ++i)
-          M::put(weights(slot), image_ / 8 * 32 + i * 8 + image_ % 8, query, w[i]);
+        SFRS_EACH (i, kQuarters) M::put(weights(slot), image / 8 * 32 + i * 8 + image % 8, query, w[i]);
       }
     }
   }
@@ -330,75 +215,64 @@ class WeightedRows {
   }
 
   SFRS_DEVICE void multiply(int slot, int part) {
+    const int lane = lane_of_thread(), row_warp = this->row_warp(), column_warp = this->column_warp();
     constexpr int kSpan = Tile::kDepth / kParts;
     SFRS_UNROLL
     for (int k = part * kSpan; k < (part + 1) * kSpan; k += M::kStep) {
       decltype(M::load_rows(rows(0), 0, 0, 0)) b[kN];
-      SFRS_UNROLL
-      for (int n = 0; n < kN; ++n) b[n] = M::load_rows(rows(slot), (column_warp() * kN + n) * 16, k, lane());
-      SFRS_UNROLL
-      for (int m = 0; m < kM; ++m) {
-        auto a = M::load_weights(weights(slot), (row_warp() * kM + m) * 16, k, lane());
-        SFRS_UNROLL
-        for (int n = 0; n < kN; ++n) M::multiply(sums_[m][n][0], sums_[m][n][1], a, b[n]);
+      SFRS_EACH (n, kN) b[n] = M::load_rows(rows(slot), (column_warp * kN + n) * 16, k, lane);
+      SFRS_EACH (m, kM) {
+        auto a = M::load_weights(weights(slot), (row_warp * kM + m) * 16, k, lane);
+        SFRS_EACH (n, kN) M::multiply(sums_[m][n][0], sums_[m][n][1], a, b[n]);
       }
     }
   }
 
   SFRS_DEVICE int64_t dim_of(int n, int piece) const {
-    return first_dim_ + (column_warp() * kN + n) * 16 + piece * 8 + lane() % 4 * 2;
+    return first_dim_ + (column_warp() * kN + n) * 16 + piece * 8 + lane_of_thread() % 4 * 2;
   }
   SFRS_DEVICE void store_queries() {
-    SFRS_UNROLL
-    for (int m = 0; m < kM; ++m) SFRS_UNROLL
-    for (int half = 0; half < 2; ++half) {
-      const int64_t query = first_query_ + (row_warp() * kM + m) * 16 + half * 8 + lane() / 4;
-      if (query >= p_.queries) continue;
-      SFRS_UNROLL
-      for (int n = 0; n < kN; ++n) SFRS_UNROLL
-      for (int piece = 0; piece < 2; ++piece) {
-        const int64_t d = dim_of(n, piece);
-        store_neighbours((S*)p_.out + query * size_ + cluster_ * p_.dim + d, p_.dim - d, p_.aligned,
-                         sums_[m][n][piece][2 * half], sums_[m][n][piece][2 * half + 1]);
+    SFRS_EACH (m, kM)
+      SFRS_EACH (half, 2) {
+        const int64_t query = first_query_ + (row_warp() * kM + m) * 16 + half * 8 + lane_of_thread() / 4;
+        if (query >= p_.queries) continue;
+        SFRS_EACH (n, kN)
+          SFRS_EACH (piece, 2) {
+            const int64_t d = dim_of(n, piece);
+            store_neighbours((S*)p_.out + query * size_ + cluster_ * p_.dim + d, p_.dim - d, p_.aligned,
+                             sums_[m][n][piece][2 * half], sums_[m][n][piece][2 * half + 1]);
+          }
       }
-    }
   }
   // Quarter i of a thread's image is in row half i % 2 of piece i / 2.
   SFRS_DEVICE void store_quarters() {
     SFRS_UNROLL
     for (int m = 0; m < kM; m += 2) {
-      const int64_t image = first_image_ + (row_warp() * kM + m) / 2 * 8 + lane() / 4;
+      const int64_t image = first_image_ + (row_warp() * kM + m) / 2 * 8 + lane_of_thread() / 4;
       const bool valid = image < p_.gallery;
       T c[kRegions];
-      SFRS_UNROLL
-      for (int r = 0; r < kRegions; ++r)
+      SFRS_EACH (r, kRegions)
         c[r] = valid ? ((const T*)p_.coefficients)[(image * p_.clusters + cluster_) * kRegions + r] : 0;
-      SFRS_UNROLL
-      for (int n = 0; n < kN; ++n) SFRS_UNROLL
-      for (int piece = 0; piece < 2; ++piece) {
-        __syncwarp();  // keeps the compiler from reading more ahead than there are registers for
-        const int64_t d = dim_of(n, piece), left = valid ? p_.dim - d : 0;
-        const int64_t offset = image * kQuarters * size_ + cluster_ * p_.dim + d;
-        T quarters[kQuarters][2], results[kQuarters][2];
-        SFRS_UNROLL
-        for (int i = 0; i < kQuarters; ++i)
-          load_neighbours((const S*)p_.quarters + offset + i * size_, left, p_.aligned, quarters[i]);
-        SFRS_UNROLL
-        for (int e = 0; e < 2; ++e) {
-          T v[kQuarters], dv[kQuarters];
-          SFRS_UNROLL
-          for (int i = 0; i < kQuarters; ++i) {
-            v[i] = quarters[i][e];
-            dv[i] = sums_[m + i / 2][n][piece][i % 2 * 2 + e];
+      SFRS_EACH (n, kN)
+        SFRS_EACH (piece, 2) {
+          __syncwarp();  // keeps the compiler from reading more ahead than there are registers for
+          const int64_t d = dim_of(n, piece), left = valid ? p_.dim - d : 0;
+          const int64_t offset = image * kQuarters * size_ + cluster_ * p_.dim + d;
+          T quarters[kQuarters][2], results[kQuarters][2];
+          SFRS_EACH (i, kQuarters)
+            load_neighbours((const S*)p_.quarters + offset + i * size_, left, p_.aligned, quarters[i]);
+          SFRS_EACH (e, 2) {
+            T v[kQuarters], dv[kQuarters];
+            SFRS_EACH (i, kQuarters) {
+              v[i] = quarters[i][e];
+              dv[i] = sums_[m + i / 2][n][piece][i % 2 * 2 + e];
+            }
+            add_along_regions(v, c, dv);
+            SFRS_EACH (i, kQuarters) results[i][e] = dv[i];
           }
-          add_along_regions(v, c, dv);
-          SFRS_UNROLL
-          for (int i = 0; i < kQuarters; ++i) results[i][e] = dv[i];
+          SFRS_EACH (i, kQuarters)
+            store_neighbours((S*)p_.out + offset + i * size_, left, p_.aligned, results[i][0], results[i][1]);
         }
-        SFRS_UNROLL
-        for (int i = 0; i < kQuarters; ++i)
-          store_neighbours((S*)p_.out + offset + i * size_, left, p_.aligned, results[i][0], results[i][1]);
-      }
     }
   }
 
