@@ -34,13 +34,15 @@ void with_every_type(std::vector<Problem>* all, Problem p) {
 const AggregationProblem kSmall{"small", 2, 24, 5, 6, 7, 1};
 
 std::vector<AggregationProblem> aggregation_shapes() {
-  return {{"paper", 1, 512, 7, 13, 64, 0},     {"odd", 3, 33, 9, 5, 5, 2},
-          {"one_position", 2, 64, 1, 1, 3, 0}, {"one_cluster", 2, 16, 4, 6, 1, 0},
-          {"one_dimension", 2, 1, 3, 4, 4, 0}, {"one_row", 2, 20, 1, 50, 8, 0},
-          {"one_column", 2, 20, 7, 1, 8, 1},   {"seventy_clusters", 2, 100, 3, 3, 70, 3},
-          {"many_tiles", 3, 40, 23, 23, 9, 0}, {"long_features", 1, 1030, 6, 5, 17, 0},
-          {"tokens_768", 1, 768, 4, 5, 64, 0}, {"clusters_256", 1, 130, 5, 5, 256, 0},
-          {"ghosts_16", 1, 512, 4, 7, 32, 16}, {"aligned", 2, 64, 8, 16, 32, 0}};
+  return {{"paper", 1, 512, 7, 13, 64, 0},        {"odd", 3, 33, 9, 5, 5, 2},
+          {"one_position", 2, 64, 1, 1, 3, 0},    {"one_cluster", 2, 16, 4, 6, 1, 0},
+          {"one_dimension", 2, 1, 3, 4, 4, 0},    {"one_row", 2, 20, 1, 50, 8, 0},
+          {"one_column", 2, 20, 7, 1, 8, 1},      {"seventy_clusters", 2, 100, 3, 3, 70, 3},
+          {"many_tiles", 3, 40, 23, 23, 9, 0},    {"long_features", 1, 1030, 6, 5, 17, 0},
+          {"tokens_768", 1, 768, 4, 5, 64, 0},    {"clusters_256", 1, 130, 5, 5, 256, 0},
+          {"ghosts_16", 1, 512, 4, 7, 32, 16},    {"aligned", 2, 64, 8, 16, 32, 0},
+          {"long_aligned", 1, 2048, 4, 8, 17, 0}, {"no_positions", 2, 16, 0, 3, 4, 0},
+          {"no_image", 0, 16, 3, 3, 4, 1}};
 }
 
 std::vector<AggregationProblem> aggregation_problems(bool quick) {
@@ -109,7 +111,9 @@ std::vector<SimilarityProblem> similarity_problems(bool quick) {
                                       {"many_clusters", 1, 2, 256, 8, false},
                                       {"more_queries_than_a_tile", 37, 3, 5, 24, false},
                                       {"more_gallery_than_a_tile", 3, 41, 5, 24, false},
-                                      {"more_than_one_tile", 70, 20, 3, 40, false}};
+                                      {"more_than_one_tile", 70, 20, 3, 40, false},
+                                      {"no_gallery", 3, 0, 4, 8, false},
+                                      {"no_query", 0, 3, 4, 8, false}};
   std::vector<SimilarityProblem> all;
   for (SimilarityProblem p : shapes)
     for (bool all_pairs : {false, true}) {
