@@ -10,7 +10,7 @@ namespace sfrs::cuda {
 template <class T>
 SFRS_DEVICE T inverse_norm(T square) {
   T norm = sqrt(square);
-  return 1 / (norm > (T)kEps ? norm : (T)kEps);
+  return 1 / (norm < (T)kEps ? (T)kEps : norm);  // NaN stays NaN
 }
 // Whether the norm behind the inverse was large enough to divide by.
 template <class T>
@@ -157,13 +157,12 @@ template <class S, bool kPlanes, class F>
 SFRS_DEVICE void walk(const FeatureMap& x, int regions, const Tiling& n, unsigned char* stages, Step* steps,
                       const F& work) {
   int own = (int)blockIdx.y, behind = n.stages - 1;
-  int64_t bytes = shared_stage_bytes<S>(n);
   if (threadIdx.x == 0) steps[0] = Step(n, x, regions, (int)blockIdx.x);
   __syncthreads();
   for (int i = 0;; ++i) {  // tile i is sent for, tile i - behind is worked on
     const Step &coming = steps[i & 3], &now = steps[(i - behind) & 3];
     if (i >= behind && !now.valid()) break;
-    if (coming.valid()) load_step<S, kPlanes>(x, n, coming, own, stages + (i & behind) * bytes);
+    if (coming.valid()) load_step<S, kPlanes>(x, n, coming, own, stages + (i & behind) * n.stage_bytes);
     if (threadIdx.x == 0) {
       steps[(i + 1) & 3] = coming;
       steps[(i + 1) & 3].advance(n, x, regions);
@@ -172,7 +171,7 @@ SFRS_DEVICE void walk(const FeatureMap& x, int regions, const Tiling& n, unsigne
       copy_async_wait<0>();
       __syncthreads();
     }
-    if (i >= behind) work(now, tile_view<S, kPlanes>(n, stages + ((i - behind) & behind) * bytes));
+    if (i >= behind) work(now, tile_view<S, kPlanes>(n, stages + ((i - behind) & behind) * n.stage_bytes));
     // After this the next tile is here, and nobody reads this one, nor what was made of it, any more.
     if (behind) copy_async_wait<0>();
     __syncthreads();
@@ -218,8 +217,9 @@ struct LogitMaker {
   LogitOperand<T> left, right;  // the right one may have no columns, the left one then still makes squares
 
   SFRS_DEVICE void run() const {
-    int warp = warp_of_thread(), tasks = m_tasks() * (left_tasks() + right.columns / kLogitTask) * n.slices;
-    T sums[2][4][4];
+    int warp = warp_of_thread(),
+        tasks = row_tasks<M>(n) * (left_tasks() + right.columns / kLogitTask) * n.slices;
+    T sums[M::kTaskRows][4][4];
     Place at{};
     for (int task = warp; task < tasks; task += kWarps) {
       at = place(task);
@@ -240,16 +240,15 @@ struct LogitMaker {
     int column, m, slice;
   };
 
-  SFRS_DEVICE int m_tasks() const { return n.positions > 16 ? n.positions / 32 : 1; }
   SFRS_DEVICE int left_tasks() const { return left.columns ? left.columns / kLogitTask : 1; }
   SFRS_DEVICE Place place(int task) const {
     int across = left_tasks() + right.columns / kLogitTask, c = task % across, rest = task / across;
     bool is_right = c >= left_tasks();
-    return {is_right, (is_right ? c - left_tasks() : c) * kLogitTask, rest % m_tasks() * 32,
-            rest / m_tasks()};
+    return {is_right, (is_right ? c - left_tasks() : c) * kLogitTask,
+            rest % row_tasks<M>(n) * 16 * M::kTaskRows, rest / row_tasks<M>(n)};
   }
 
-  SFRS_DEVICE void multiply(const Place& at, T (&sums)[2][4][4]) const {
+  SFRS_DEVICE void multiply(const Place& at, T (&sums)[M::kTaskRows][4][4]) const {
     unsigned char* cores = at.is_right ? right.cores : left.cores;
     if (at.is_right ? right.resident : left.resident)
       multiply_from(Cores<S, false>{cores, n.padded_dim()}, at, sums);
@@ -258,14 +257,14 @@ struct LogitMaker {
   }
 
   template <class View>
-  SFRS_DEVICE void multiply_from(const View& w, const Place& at, T (&sums)[2][4][4]) const {
+  SFRS_DEVICE void multiply_from(const View& w, const Place& at, T (&sums)[M::kTaskRows][4][4]) const {
     int lane = lane_of_thread(), share = round_up((depth + n.slices - 1) / n.slices, M::kStep);
     int end = (at.slice + 1) * share < depth ? (at.slice + 1) * share : depth;
     bool two = n.positions > 16, squares_here = squares_wanted && !at.is_right;
     bool multiplies = at.is_right || left.columns > 0;
-    T square[2][2] = {};
+    T square[M::kTaskRows][2] = {};
     int turn = at.column / kLogitTask;  // warps that share rows take turns at their squares
-    SFRS_EACH (i, 2)
+    SFRS_EACH (i, M::kTaskRows)
       SFRS_EACH (j, 4)
         SFRS_EACH (e, 4) sums[i][j][e] = 0;
     SFRS_ROLLED
@@ -273,25 +272,32 @@ struct LogitMaker {
       bool my_turn = squares_here && turn-- == 0;
       if (my_turn) turn = left_tasks() - 1;
       typename M::Ready b[2];
-      if (multiplies)
-        SFRS_EACH (pair, 2)
-          b[pair] = M::ready(M::template load_b<false>(w, at.column + 16 * pair, d0 + k, lane));
-      SFRS_EACH (i, 2) {
+      if (M::kTaskRows > 1 && multiplies)
+        SFRS_EACH (pair, 2) b[pair] = load_right(w, at, pair, k);
+      SFRS_EACH (i, M::kTaskRows) {
         if (i == 1 && !two) continue;
         auto a = M::template load_a<kPlanes>(x, at.m + 16 * i, k, lane);
         if (my_turn) M::add_squares(a, square[i]);
         if (!multiplies) continue;
         auto ready = M::ready(a);
-        SFRS_EACH (pair, 2) M::multiply(sums[i][2 * pair], sums[i][2 * pair + 1], ready, b[pair]);
+        SFRS_EACH (pair, 2) {
+          if (M::kTaskRows == 1) b[pair] = load_right(w, at, pair, k);
+          M::multiply(sums[i][2 * pair], sums[i][2 * pair + 1], ready, b[pair]);
+        }
       }
     }
     if (squares_here) write_squares(at, square);
   }
 
-  SFRS_DEVICE void write_squares(const Place& at, const T (&square)[2][2]) const {
+  template <class View>
+  SFRS_DEVICE typename M::Ready load_right(const View& w, const Place& at, int pair, int k) const {
+    return M::ready(M::template load_b<false>(w, at.column + 16 * pair, d0 + k, lane_of_thread()));
+  }
+
+  SFRS_DEVICE void write_squares(const Place& at, const T (&square)[M::kTaskRows][2]) const {
     int lane = lane_of_thread();
     T* slot = squares + (at.slice * left_tasks() + at.column / kLogitTask) * n.positions;
-    SFRS_EACH (i, 2)
+    SFRS_EACH (i, M::kTaskRows)
       SFRS_EACH (half, 2) {
         T sum = square[i][half];
         sum += __shfl_xor_sync(kAllLanes, sum, 1);
@@ -301,11 +307,11 @@ struct LogitMaker {
       }
   }
 
-  SFRS_DEVICE void write(const Place& at, const T (&sums)[2][4][4], bool store) const {
+  SFRS_DEVICE void write(const Place& at, const T (&sums)[M::kTaskRows][4][4], bool store) const {
     if (!at.is_right && left.columns == 0) return;
     int lane = lane_of_thread(), stride = at.is_right ? right.stride : left.stride;
     T* products = (at.is_right ? right.products : left.products) + at.column + 2 * (lane % 4);
-    SFRS_EACH (i, 2)
+    SFRS_EACH (i, M::kTaskRows)
       SFRS_EACH (half, 2) {
         int p = at.m + 16 * i + 8 * half + lane / 4;
         if (p >= n.positions) continue;

@@ -83,8 +83,10 @@ void run(const AggregationBackward& f, const Machine& machine) {
 // As in aggregate_forward.cu; dweight has K + G rows, of which the fewer fit two cluster tiles.
 template <class M>
 void aggregate_backward_with(const AggregationBackward& f, const Machine& machine) {
-  if (sizeof(typename M::Storage) == 8 || f.logits() > 64) return run<M, 4, kMaxLogits / 32>(f, machine);
-  if constexpr (sizeof(typename M::Storage) < 8) {
+  if constexpr (sizeof(typename M::Storage) == 8) {
+    run<M, 2, kMaxLogits64 / 32>(f, machine);
+  } else {
+    if (f.logits() > 64) return run<M, 4, kMaxLogits / 32>(f, machine);
     if (f.logits() > 32) return run<M, 4, 2>(f, machine);
     run<M, 2, 2>(f, machine);
   }

@@ -41,31 +41,21 @@ class BackwardBlock {
 
  public:
   SFRS_DEVICE BackwardBlock(const BackwardParameters<T>& p, unsigned char* memory)
-      : p(p), f(p.f), n(p.n), own((int)blockIdx.y) {
-    SharedLayout l = shared_layout<S, T>(n, true);
-    stages = memory;
-    assignment = stages + l.stage * n.stages;
-    logit_gradient = assignment + l.assignment;
-    weight = logit_gradient + l.logit_gradient;
-    gradient = weight + l.weight;
-    logits = (T*)(gradient + l.gradient);
-    products = logits + l.logits / (int64_t)sizeof(T);
-    squares = products + l.products / (int64_t)sizeof(T);
-    along = squares + l.squares / (int64_t)sizeof(T);
-    mass = along + l.per_position / (int64_t)sizeof(T);
-    steps = (Step*)(mass + l.mass / (int64_t)sizeof(T));
-  }
+      : p(p), f(p.f), n(p.n), memory(memory), own((int)blockIdx.y) {}
 
   SFRS_DEVICE void run() {
     if (n.weight_resident)
-      pack_cores<S>((const T*)f.weight, n.logits, n.dim, n.logit_columns, n.padded_dim(), weight,
-                    (int64_t)threadIdx.x, (int64_t)kThreads);
+      pack_cores<S>((const T*)f.weight, n.logits, n.dim, n.logit_columns, n.padded_dim(),
+                    memory + n.at.weight, (int64_t)threadIdx.x, (int64_t)kThreads);
     BlockSums sums(n);
-    walk<S, kPlanes>(p.x, (int)f.regions, n, stages, steps, Work{this, &sums});
+    walk<S, kPlanes>(p.x, (int)f.regions, n, memory, (Step*)(memory + n.at.steps), Work{this, &sums});
     finish(sums);
   }
 
  private:
+  SFRS_DEVICE T* part(int offset) const { return (T*)(memory + offset); }
+  SFRS_DEVICE T* logits() const { return part(n.at.logits); }
+
   struct Work {
     const BackwardBlock* block;
     BlockSums* sums;
@@ -83,36 +73,43 @@ class BackwardBlock {
         depth,
         now.chunk_step == 0,
         f.normalize_input,
-        squares,
-        {weight_cores(), n.weight_resident, n.logits_given ? 0 : n.logit_columns, logits, n.logit_stride()},
-        {gradient_cores(now.group.index), n.gradient_resident, n.cluster_columns, products,
+        part(n.at.squares),
+        {weight_cores(), n.weight_resident, n.logits_given ? 0 : n.logit_columns, logits(), n.logit_stride()},
+        {gradient_cores(now.group.index), n.gradient_resident, n.cluster_columns, part(n.at.products),
          n.product_stride()}}
         .run();
     if (!now.last_chunk(n)) return;
     differentiate(now, x);
     __syncthreads();
-    add_shares(n, logits, n.clusters, now.first_tile(), mass);
-    add_shares(n, logits + kWarps * n.logit_stride(), n.logits, now.first_of_block(), mass + n.logit_columns);
+    add_shares(n, logits(), n.clusters, now.first_tile(), part(n.at.masses));
+    add_shares(n, logits() + kWarps * n.logit_stride(), n.logits, now.first_of_block(),
+               part(n.at.masses) + n.logit_columns);
     if (f.dweight) sum_up<M, kClusterTiles, kPlanes>(n, logit_gradient_view(), x, sums);
     if (now.last_tile() && own == 0 && p.masses)
       for (int k = (int)threadIdx.x; k < n.clusters; k += kThreads)  // each thread reads what it wrote
-        p.masses[(int64_t)now.unit * n.clusters + k] = mass[k];
+        p.masses[(int64_t)now.unit * n.clusters + k] = part(n.at.masses)[k];
     if (!f.dx.data) return;
     __syncthreads();  // x has been summed up and may be replaced
     make_dx(now, x);
   }
 
-  SFRS_DEVICE unsigned char* weight_cores() const { return n.weight_resident ? weight : p.weight_cores; }
-  SFRS_DEVICE unsigned char* gradient_cores(int group) const {
-    return n.gradient_resident ? gradient : p.gradient_cores + group * p.gradient_bytes();
+  SFRS_DEVICE unsigned char* weight_cores() const {
+    return n.weight_resident ? memory + n.at.weight : p.weight_cores;
   }
-  SFRS_DEVICE Panels<S> assignment_view() const { return {assignment, n.positions, n.cluster_columns}; }
-  SFRS_DEVICE Panels<S> logit_gradient_view() const { return {logit_gradient, n.positions, n.cluster_rows}; }
+  SFRS_DEVICE unsigned char* gradient_cores(int group) const {
+    return n.gradient_resident ? memory + n.at.gradient : p.gradient_cores + group * p.gradient_bytes();
+  }
+  SFRS_DEVICE Panels<S> assignment_view() const {
+    return {memory + n.at.assignment, n.positions, n.cluster_columns};
+  }
+  SFRS_DEVICE Panels<S> logit_gradient_view() const {
+    return {memory + n.at.logit_gradient, n.positions, n.cluster_rows};
+  }
 
   SFRS_DEVICE void load_gradient(int group) const {
     const unsigned char* from = p.gradient_cores + group * p.gradient_bytes();
     for (int64_t i = (int)threadIdx.x * 16; i < p.gradient_bytes(); i += kThreads * 16)
-      copy_async<16>(gradient + i, from + i, true);
+      copy_async<16>(memory + n.at.gradient + i, from + i, true);
     copy_async_commit();
     copy_async_wait<0>();
     __syncthreads();
@@ -126,14 +123,14 @@ class BackwardBlock {
     for (int i = warp; i < n.positions; i += kWarps) {
       T a[kLanes] = {}, dl[kLanes] = {}, inverse = 1;
       if (i < count) {
-        if (f.normalize_input) inverse = inverse_norm(square_of(n, squares, i));
+        if (f.normalize_input) inverse = inverse_norm(square_of(n, part(n.at.squares), i));
         int64_t at = p.x.height * p.x.width * now.group.image + now.group.position(p.x, begin + i);
         T onto_x = softmax_backward(i, now.group.index, at, inverse, a, dl);
         T power = rescale_vector<S, kPlanes>(n, x, i, inverse);
         bool counts = f.normalize_input && norm_counts(inverse);
         if (lane == 0) {
-          along[i] = counts ? onto_x * inverse * inverse / power : (T)0;
-          along[n.positions + i] = power;
+          part(n.at.along)[i] = counts ? onto_x * inverse * inverse / power : (T)0;
+          part(n.at.along)[n.positions + i] = power;
         }
         inverse /= power;
       }
@@ -149,25 +146,21 @@ class BackwardBlock {
       for (int k = lane + 32 * kLanes; k < n.cluster_rows; k += 32)
         store_as(logit_gradient_view().at(i, k), (T)0);
     }
-    leave_share(n, logits + warp * n.logit_stride(), masses);
-    leave_share(n, logits + (kWarps + warp) * n.logit_stride(), biases);
+    leave_share(n, logits() + warp * n.logit_stride(), masses);
+    leave_share(n, logits() + (kWarps + warp) * n.logit_stride(), biases);
   }
 
   // a becomes m a, dl the gradient of the logits; returns <xh, dxh>. Writes what is wanted of one position.
   SFRS_DEVICE T softmax_backward(int i, int group, int64_t at, T inverse, T (&a)[kLanes],
                                  T (&dl)[kLanes]) const {
     int lane = lane_of_thread();
-    T l[kLanes], scale, inner = 0, onto_x = 0;
+    T inner = 0, onto_x = 0;
     SFRS_EACH (j, kLanes) {
       int k = lane + 32 * j;
-      l[j] = 0;
       a[j] = (T)-INFINITY;
-      if (k >= n.logits) continue;
-      l[j] = n.logits_given ? ((const T*)f.logits_given)[at * n.logits + k]
-                            : logits[i * n.logit_stride() + k] * inverse;
-      a[j] = l[j] + (f.bias ? ((const T*)f.bias)[k] : (T)0);
+      if (k < n.logits) a[j] = logit_of(i, at, inverse, k) + (f.bias ? ((const T*)f.bias)[k] : (T)0);
     }
-    scale = exponentials<M, kLanes>(a, n.logit_columns);
+    T scale = exponentials<M, kLanes>(a, n.logit_columns);
     T m = f.mask ? ((const T*)f.mask)[at] : (T)1;
     SFRS_EACH (j, kLanes) {
       int k = lane + 32 * j;
@@ -175,7 +168,7 @@ class BackwardBlock {
       dl[j] = 0;
       if (k >= n.clusters) continue;
       int64_t of = (int64_t)group * n.clusters + k;
-      T along_gradient = products[i * n.product_stride() + k] * inverse * p.gradient_scale[of];
+      T along_gradient = part(n.at.products)[i * n.product_stride() + k] * inverse * p.gradient_scale[of];
       dl[j] = along_gradient - p.centroid_gradient[of];
       inner += a[j] * dl[j];
       onto_x += m * a[j] * along_gradient;
@@ -185,19 +178,27 @@ class BackwardBlock {
     SFRS_EACH (j, kLanes) {
       a[j] *= m;
       dl[j] = a[j] * (dl[j] - inner);
-      if (!n.logits_given) onto_x += dl[j] * l[j];
       if (f.dlogits && own == 0 && lane + 32 * j < n.logits)
         ((T*)f.dlogits)[at * n.logits + lane + 32 * j] = dl[j];
     }
+    if (!n.logits_given)  // read once more, not kept in registers
+      SFRS_EACH (j, kLanes) {
+        int k = lane_of_thread() + 32 * j;
+        if (k < n.logits) onto_x += dl[j] * logit_of(i, at, inverse, k);
+      }
     return warp_sum(onto_x);
+  }
+  SFRS_DEVICE T logit_of(int i, int64_t at, T inverse, int k) const {
+    return n.logits_given ? ((const T*)f.logits_given)[at * n.logits + k]
+                          : logits()[i * n.logit_stride() + k] * inverse;
   }
 
   // A warp makes 32 dimensions of all positions at a time, replaces x by dx and sends it off.
   SFRS_DEVICE void make_dx(const Step& now, const Panels<S>& x) const {
     for (int column = warp_of_thread() * kLogitTask; column < n.chunk; column += kWarps * kLogitTask) {
-      for (int m = 0; m < n.positions; m += 32) {
-        T sums[2][4][4];
-        SFRS_EACH (i, 2)
+      for (int m = 0; m < n.positions; m += 16 * M::kTaskRows) {
+        T sums[M::kTaskRows][4][4];
+        SFRS_EACH (i, M::kTaskRows)
           SFRS_EACH (j, 4)
             SFRS_EACH (e, 4) sums[i][j][e] = 0;
         add_products(assignment_view(), gradient_cores(now.group.index), n.gradient_resident, n.clusters, m,
@@ -211,7 +212,7 @@ class BackwardBlock {
     }
   }
   SFRS_DEVICE void add_products(const Panels<S>& a, unsigned char* cores, bool resident, int clusters, int m,
-                                int column, T (&sums)[2][4][4]) const {
+                                int column, T (&sums)[M::kTaskRows][4][4]) const {
     if (resident)
       add_products_from(a, Cores<S, false>{cores, n.padded_dim()}, clusters, m, column, sums);
     else
@@ -220,27 +221,28 @@ class BackwardBlock {
   // sums[p][d] += sum_k a[p][k] cores[k][d].
   template <class View>
   SFRS_DEVICE void add_products_from(const Panels<S>& a, const View& cores, int clusters, int m, int column,
-                                     T (&sums)[2][4][4]) const {
+                                     T (&sums)[M::kTaskRows][4][4]) const {
     int lane = lane_of_thread();
     bool two = n.positions > 16;
     SFRS_ROLLED
     for (int k = 0; k < clusters; k += M::kStep) {
-      auto a0 = M::ready(M::template load_a<false>(a, m, k, lane));
-      auto a1 = two ? M::ready(M::template load_a<false>(a, m + 16, k, lane)) : a0;
-      SFRS_EACH (pair, 2) {
-        int j = 2 * pair;
-        auto b = M::ready(M::template load_b<true>(cores, own * n.chunk + column + 8 * j, k, lane));
-        M::multiply(sums[0][j], sums[0][j + 1], a0, b);
-        if (two) M::multiply(sums[1][j], sums[1][j + 1], a1, b);
+      typename M::Ready b[2];
+      SFRS_EACH (pair, 2)
+        b[pair] = M::ready(M::template load_b<true>(cores, own * n.chunk + column + 16 * pair, k, lane));
+      SFRS_EACH (i, M::kTaskRows) {
+        if (i == 1 && !two) continue;
+        auto left = M::ready(M::template load_a<false>(a, m + 16 * i, k, lane));
+        SFRS_EACH (pair, 2) M::multiply(sums[i][2 * pair], sums[i][2 * pair + 1], left, b[pair]);
       }
     }
   }
-  SFRS_DEVICE void replace_x(const Panels<S>& x, int m, int column, const T (&sums)[2][4][4]) const {
-    SFRS_EACH (i, 2)
+  SFRS_DEVICE void replace_x(const Panels<S>& x, int m, int column,
+                             const T (&sums)[M::kTaskRows][4][4]) const {
+    SFRS_EACH (i, M::kTaskRows)
       SFRS_EACH (half, 2) {
         int lane = lane_of_thread(), position = m + 16 * i + 8 * half + lane / 4;
         if (position >= n.positions) continue;
-        T onto_x = along[position], power = along[n.positions + position];
+        T onto_x = part(n.at.along)[position], power = part(n.at.along)[n.positions + position];
         SFRS_EACH (j, 4)
           SFRS_EACH (e, 2) {
             int d = column + 8 * j + 2 * (lane % 4) + e;
@@ -281,7 +283,7 @@ class BackwardBlock {
   SFRS_DEVICE void finish(BlockSums& sums) const {
     if (f.dbias && own == 0)
       for (int k = (int)threadIdx.x; k < n.logits; k += kThreads)
-        p.bias_sums[(int64_t)blockIdx.x * n.logits + k] = mass[n.logit_columns + k];
+        p.bias_sums[(int64_t)blockIdx.x * n.logits + k] = part(n.at.masses)[n.logit_columns + k];
     if (!f.dweight) return;
     T* out = p.weight_sums + (int64_t)blockIdx.x * n.logits * n.dim;
     sums.each_pair(WriteSums<T, T>{out, n.logits, n.dim, own * n.chunk, n.chunk, nullptr, (T)1});
@@ -290,10 +292,8 @@ class BackwardBlock {
   const BackwardParameters<T>& p;
   const AggregationBackward& f;
   const Tiling& n;
+  unsigned char* memory;
   int own;
-  unsigned char *stages, *assignment, *logit_gradient, *weight, *gradient;
-  T *logits, *products, *squares, *along, *mass;
-  Step* steps;
 };
 
 template <class M, int kClusterTiles, int kLanes, bool kPlanes>

@@ -19,7 +19,7 @@ void run(const AggregationForward& f, const Machine& machine) {
   const Tiling& n = p.n;
   bool norms = f.intra_norm || f.l2_norm || f.saved_scale;
   p.zero = f.centroids ? (const T*)f.centroids : f.weight ? (const T*)f.weight : (const T*)f.logits_given;
-  p.finish_in_block = n.splits == 1 && (n.chunks == 1 || !norms);
+  p.finish_in_block = kFinishesInBlock<M> && n.splits == 1 && (n.chunks == 1 || !norms);
   if (!p.finish_in_block) {
     p.sums = machine.scratch<T>((int64_t)n.units * n.clusters * n.dim);
     p.masses = machine.scratch<T>((int64_t)n.units * n.clusters);
@@ -42,8 +42,10 @@ void run(const AggregationForward& f, const Machine& machine) {
 // The fewer clusters, the fewer registers; 64 logits are two per lane in the softmax.
 template <class M>
 void aggregate_forward_with(const AggregationForward& f, const Machine& machine) {
-  if (sizeof(typename M::Storage) == 8 || f.logits() > 64) return run<M, 4, kMaxLogits / 32>(f, machine);
-  if constexpr (sizeof(typename M::Storage) < 8) {
+  if constexpr (sizeof(typename M::Storage) == 8) {
+    run<M, 2, kMaxLogits64 / 32>(f, machine);
+  } else {
+    if (f.logits() > 64) return run<M, 4, kMaxLogits / 32>(f, machine);
     if (f.clusters > 32) return run<M, 4, 2>(f, machine);
     run<M, 2, 2>(f, machine);
   }

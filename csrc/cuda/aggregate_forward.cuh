@@ -26,6 +26,10 @@ struct ForwardParameters {
   T* squares;     // [groups, K]
 };
 
+// Whether registers are left to finish a group where its sums are; three TF32 products need them all.
+template <class M>
+constexpr bool kFinishesInBlock = M::kRowTiles >= 4;
+
 template <class M, int kClusterTiles, int kLanes, bool kPlanes>
 class ForwardBlock {
   using S = typename M::Storage;
@@ -34,26 +38,20 @@ class ForwardBlock {
 
  public:
   SFRS_DEVICE ForwardBlock(const ForwardParameters<T>& p, unsigned char* memory)
-      : p(p), f(p.f), n(p.n), own((int)blockIdx.y) {
-    SharedLayout l = shared_layout<S, T>(n, false);
-    stages = memory;
-    assignment = stages + l.stage * n.stages;
-    weight = assignment + l.assignment;
-    logits = (T*)(weight + l.weight);
-    squares = (T*)((unsigned char*)logits + l.logits);
-    mass = (T*)((unsigned char*)squares + l.squares + l.per_position);
-    steps = (Step*)((unsigned char*)mass + l.mass);
-  }
+      : p(p), f(p.f), n(p.n), memory(memory), own((int)blockIdx.y) {}
 
   SFRS_DEVICE void run() {
     if (n.weight_resident)
-      pack_cores<S>((const T*)f.weight, n.logits, n.dim, n.logit_columns, n.padded_dim(), weight,
-                    (int64_t)threadIdx.x, (int64_t)kThreads);
+      pack_cores<S>((const T*)f.weight, n.logits, n.dim, n.logit_columns, n.padded_dim(),
+                    memory + n.at.weight, (int64_t)threadIdx.x, (int64_t)kThreads);
     BlockSums sums(n);
-    walk<S, kPlanes>(p.x, (int)f.regions, n, stages, steps, Work{this, &sums});
+    walk<S, kPlanes>(p.x, (int)f.regions, n, memory, (Step*)(memory + n.at.steps), Work{this, &sums});
   }
 
  private:
+  SFRS_DEVICE T* part(int offset) const { return (T*)(memory + offset); }
+  SFRS_DEVICE T* logits() const { return part(n.at.logits); }
+
   struct Work {
     const ForwardBlock* block;
     BlockSums* sums;
@@ -63,21 +61,24 @@ class ForwardBlock {
   SFRS_DEVICE void work(const Step& now, const Panels<S>& x, BlockSums& sums) const {
     int d0 = now.chunk(n, own) * n.chunk, left = n.dim - d0;
     int depth = round_up(left < n.chunk ? left : n.chunk, M::kStep);
-    LogitOperand<T> operand{n.weight_resident ? weight : p.weight_cores, n.weight_resident,
-                            n.logits_given ? 0 : n.logit_columns, logits, n.logit_stride()};
-    LogitMaker<M, kPlanes>{n, x, d0, depth, now.chunk_step == 0, f.normalize_input, squares, operand, {}}
+    LogitOperand<T> operand{n.weight_resident ? memory + n.at.weight : p.weight_cores, n.weight_resident,
+                            n.logits_given ? 0 : n.logit_columns, logits(), n.logit_stride()};
+    LogitMaker<M, kPlanes>{n,       x, d0, depth, now.chunk_step == 0, f.normalize_input, part(n.at.squares),
+                           operand, {}}
         .run();
     if (!now.last_chunk(n)) return;
     assign(now, x);
     __syncthreads();
-    add_shares(n, logits, n.clusters, now.first_tile(), mass);
+    add_shares(n, logits(), n.clusters, now.first_tile(), part(n.at.masses));
     sum_up<M, kClusterTiles, kPlanes>(n, assignment_view(), x, sums);
     if (!now.last_tile()) return;
     __syncthreads();
     finish(now.group, now.unit, sums);
   }
 
-  SFRS_DEVICE Panels<S> assignment_view() const { return {assignment, n.positions, n.cluster_rows}; }
+  SFRS_DEVICE Panels<S> assignment_view() const {
+    return {memory + n.at.assignment, n.positions, n.cluster_rows};
+  }
 
   // A warp per position: the softmax over clusters, divided by the feature's norm, as left operand of sum_up.
   SFRS_DEVICE void assign(const Step& now, const Panels<S>& x) const {
@@ -88,7 +89,7 @@ class ForwardBlock {
       T l[kLanes] = {}, scale = 0, inverse = 1;
       if (i < count) {
         int64_t at = p.x.height * p.x.width * now.group.image + now.group.position(p.x, begin + i);
-        if (f.normalize_input) inverse = inverse_norm(square_of(n, squares, i));
+        if (f.normalize_input) inverse = inverse_norm(square_of(n, part(n.at.squares), i));
         if (f.saved_inv_norm && own == 0 && lane == 0) ((T*)f.saved_inv_norm)[at] = inverse;
         load_logits(i, at, inverse, l);
         scale = exponentials<M, kLanes>(l, n.logit_columns);
@@ -104,7 +105,7 @@ class ForwardBlock {
       for (int k = lane + 32 * kLanes; k < n.cluster_rows; k += 32)
         store_as(assignment_view().at(i, k), (T)0);
     }
-    leave_share(n, logits + warp * n.logit_stride(), weights);
+    leave_share(n, logits() + warp * n.logit_stride(), weights);
   }
   SFRS_DEVICE void load_logits(int i, int64_t at, T inverse, T (&l)[kLanes]) const {
     int lane = lane_of_thread();
@@ -114,15 +115,17 @@ class ForwardBlock {
       if (k >= n.logits) continue;
       T bias = f.bias ? ((const T*)f.bias)[k] : (T)0;
       T made = n.logits_given ? ((const T*)f.logits_given)[at * n.logits + k]
-                              : logits[i * n.logit_stride() + k] * inverse;
+                              : logits()[i * n.logit_stride() + k] * inverse;
       l[j] = made + bias;
     }
   }
 
   SFRS_DEVICE void finish(const Group& g, int64_t unit, BlockSums& sums) const {
     int64_t first = unit * n.clusters * n.dim;
-    if (p.finish_in_block) {
-      T* shares = logits;  // no longer needed; now [warps along dimensions, clusters] of the squares
+    bool in_block = false;
+    if constexpr (kFinishesInBlock<M>) in_block = p.finish_in_block;
+    if (in_block) {
+      T* shares = logits();  // no longer needed; now [warps along dimensions, clusters] of the squares
       T* scale = shares + kWarps / n.cluster_warps * n.cluster_rows;  // [clusters], then the descriptor's
       subtract_centroids(shares, sums);
       bool norms = f.intra_norm || f.l2_norm || f.saved_scale;
@@ -138,7 +141,7 @@ class ForwardBlock {
           WriteSums<T, T>{p.sums + first, n.clusters, n.dim, own * n.chunk, n.chunk, nullptr, (T)1});
       if (own == 0)
         for (int k = (int)threadIdx.x; k < n.clusters; k += kThreads)
-          p.masses[unit * n.clusters + k] = mass[k];
+          p.masses[unit * n.clusters + k] = part(n.at.masses)[k];
     }
     sums.clear();
   }
@@ -150,17 +153,24 @@ class ForwardBlock {
         int first = own * n.chunk + sums.column + 2 * (lane % 4);
         int end = (own + 1) * n.chunk < n.dim ? (own + 1) * n.chunk : n.dim;
         bool counts = f.centroids && k < n.clusters;
-        T square = 0, weight_sum = counts ? mass[k] : (T)0;
+        T square = 0, weight_sum = counts ? part(n.at.masses)[k] : (T)0;
         const T* centroid = counts ? (const T*)f.centroids + (int64_t)k * n.dim : p.zero;
-        T of[M::kColumnTiles][2];  // loads without branches, so that they travel together
-        SFRS_EACH (j, M::kColumnTiles)
-          SFRS_EACH (e, 2) of[j][e] = centroid[counts && first + 8 * j + e < end ? first + 8 * j + e : 0];
-        SFRS_EACH (j, M::kColumnTiles)
-          SFRS_EACH (e, 2) {
-            T& v = sums.v[i][j][2 * half + e];
-            if (first + 8 * j + e < end) v -= weight_sum * of[j][e];
-            square += v * v;
-          }
+        constexpr int together =
+            M::kRowTiles;  // pieces whose centroids travel together: no branch between loads
+        SFRS_EACH (part, M::kColumnTiles / together) {
+          T of[together][2];
+          SFRS_EACH (j, together)
+            SFRS_EACH (e, 2) {
+              int d = first + 8 * (part * together + j) + e;
+              of[j][e] = centroid[counts && d < end ? d : 0];
+            }
+          SFRS_EACH (j, together)
+            SFRS_EACH (e, 2) {
+              T& v = sums.v[i][part * together + j][2 * half + e];
+              if (first + 8 * (part * together + j) + e < end) v -= weight_sum * of[j][e];
+              square += v * v;
+            }
+        }
         square += __shfl_xor_sync(kAllLanes, square, 1);
         square += __shfl_xor_sync(kAllLanes, square, 2);
         if (lane % 4 == 0)
@@ -190,10 +200,8 @@ class ForwardBlock {
   const ForwardParameters<T>& p;
   const AggregationForward& f;
   const Tiling& n;
+  unsigned char* memory;
   int own;
-  unsigned char *stages, *assignment, *weight;
-  T *logits, *squares, *mass;
-  Step* steps;
 };
 
 template <class M, int kClusterTiles, int kLanes, bool kPlanes>

@@ -12,10 +12,22 @@
 namespace sfrs::cuda {
 
 constexpr int kThreads = 256, kWarps = kThreads / 32;
-constexpr int kMaxLogits = 320;  // K + G
-constexpr int kLogitTask = 32;   // columns of logits that one warp makes at a time
+constexpr int kMaxLogits = 320, kMaxLogits64 = 256;  // K + G, of float64
+constexpr int kLogitTask = 32;                       // columns of logits that one warp makes at a time
 constexpr int kMaxSquareSlots = 16;
 constexpr int kStepBytes = 64;  // of a Step, see aggregate.cuh
+
+// Where the parts of a block's shared memory begin, in bytes; the stages come first. Known to the host, so
+// that no register has to remember them.
+struct SharedOffsets {
+  int assignment, logit_gradient;  // left operands of dW and dx, of the sums in the forward
+  int weight, gradient;            // right operands, if resident
+  int logits, products;            // W x and <x, dV>
+  int squares;                     // shares of |x|^2, [slots, positions]
+  int along;                       // of dx along x, and the power that scales it, [2, positions]
+  int masses;                      // sums of assignments, and of the logits' gradients, [2, logit_columns]
+  int steps;
+};
 
 struct Tiling {
   int dim, clusters, logits;  // D, K, K + G
@@ -33,6 +45,8 @@ struct Tiling {
   int load_bytes, store_bytes;              // of one copy of x, dx; 0: element by element
   int splits, unit_tiles;                   // units of a group, tiles of a unit
   int groups, units, blocks;
+  int stage_bytes;
+  SharedOffsets at;
   int64_t shared;  // bytes of a block
 
   SFRS_HOST_DEVICE int padded_dim() const { return chunk * chunks; }
@@ -43,41 +57,33 @@ struct Tiling {
 SFRS_HOST_DEVICE inline int round_up(int n, int unit) { return (n + unit - 1) / unit * unit; }
 SFRS_HOST_DEVICE inline int64_t round_up(int64_t n, int unit) { return (n + unit - 1) / unit * unit; }
 
-// Bytes of the parts of a block's shared memory, in their order.
-struct SharedLayout {
-  int64_t stage, weight, gradient, logits, products, assignment, logit_gradient, squares, per_position, mass,
-      steps;
-};
-
-template <class S>
-SFRS_HOST_DEVICE inline int64_t shared_stage_bytes(const Tiling& n) {
-  return round_up((int64_t)n.positions * n.chunk * (int64_t)sizeof(S), 1024);
-}
+// Lays out a block's shared memory.
 template <class S, class T>
-SFRS_HOST_DEVICE inline SharedLayout shared_layout(const Tiling& n, bool backward) {
-  auto panels = [&](int columns) {
-    return round_up((int64_t)columns * (int64_t)sizeof(S), 128) * n.positions;
+void lay_out(Tiling* n, bool backward) {
+  int64_t end = 0;
+  auto take = [&](int64_t bytes) {
+    int64_t begin = end;
+    end = round_up(end + bytes, 128);
+    return (int)begin;
   };
-  SharedLayout l{};
-  l.stage = shared_stage_bytes<S>(n);
-  l.weight = n.weight_resident ? (int64_t)n.logit_columns * n.padded_dim() * (int64_t)sizeof(S) : 0;
-  l.gradient = n.gradient_resident ? (int64_t)n.cluster_columns * n.padded_dim() * (int64_t)sizeof(S) : 0;
-  l.assignment = round_up(panels(backward ? n.cluster_columns : n.cluster_rows), 1024);
-  l.logit_gradient = backward ? round_up(panels(n.cluster_rows), 1024) : 0;
-  l.logits = (int64_t)n.positions * n.logit_stride() * (int64_t)sizeof(T);
-  l.products = backward ? (int64_t)n.positions * n.product_stride() * (int64_t)sizeof(T) : 0;
-  l.squares = (int64_t)kMaxSquareSlots * n.positions * (int64_t)sizeof(T);
-  l.per_position = 2 * (int64_t)n.positions * (int64_t)sizeof(T);
-  // Sums over positions: of assignments, in the backward also of the logits' gradients.
-  l.mass = (backward ? 2 : 1) * (int64_t)n.logit_columns * (int64_t)sizeof(T);
-  l.steps = 4 * kStepBytes;
-  return l;
-}
-template <class S, class T>
-SFRS_HOST_DEVICE inline int64_t shared_bytes(const Tiling& n, bool backward) {
-  SharedLayout l = shared_layout<S, T>(n, backward);
-  return l.stage * n.stages + l.weight + l.gradient + l.assignment + l.logit_gradient + l.logits +
-         l.products + l.squares + l.per_position + l.mass + l.steps;
+  auto panels = [&](int columns) {
+    return round_up(round_up((int64_t)columns * (int64_t)sizeof(S), 128) * n->positions, 1024);
+  };
+  int64_t sum = sizeof(T), cores = (int64_t)n->padded_dim() * (int64_t)sizeof(S);
+  n->stage_bytes = (int)round_up((int64_t)n->positions * n->chunk * (int64_t)sizeof(S), 1024);
+  take((int64_t)n->stage_bytes * n->stages);
+  SharedOffsets& at = n->at;
+  at.assignment = take(panels(backward ? n->cluster_columns : n->cluster_rows));
+  at.logit_gradient = take(backward ? panels(n->cluster_rows) : 0);
+  at.weight = take(n->weight_resident ? n->logit_columns * cores : 0);
+  at.gradient = take(n->gradient_resident ? n->cluster_columns * cores : 0);
+  at.logits = take(n->positions * n->logit_stride() * sum);
+  at.products = take(backward ? n->positions * n->product_stride() * sum : 0);
+  at.squares = take(kMaxSquareSlots * n->positions * sum);
+  at.along = take(2 * n->positions * sum);
+  at.masses = take(2 * n->logit_columns * sum);
+  at.steps = take(4 * kStepBytes);
+  n->shared = end;
 }
 
 // The tile, the stages and what is resident: the first of these that fits. Resident weights before a second
@@ -100,16 +106,17 @@ bool choose_tile(Tiling* n, bool backward, int64_t limit, int most_positions) {
     n->stages = c.stages;
     n->weight_resident = c.weight && !n->logits_given;
     n->gradient_resident = backward && c.gradient;
-    n->shared = shared_bytes<S, T>(*n, backward);
+    lay_out<S, T>(n, backward);
     if (n->shared <= limit) return true;
   }
   return false;
 }
 
 inline void check_limits(const Aggregation& f) {
-  if (f.logits() > kMaxLogits)
+  int most = f.x.dtype == DType::f64 ? kMaxLogits64 : kMaxLogits;
+  if (f.logits() > most)
     throw std::runtime_error("sfrs_ext: weight or logits have K + G = " + std::to_string(f.logits()) +
-                             " clusters, but the CUDA kernels take at most " + std::to_string(kMaxLogits));
+                             " clusters, but the CUDA kernels take at most " + std::to_string(most));
   if (f.x.batch > (1 << 20) || f.x.positions() > (1 << 24) || f.x.dim > (1 << 20))
     throw std::runtime_error("sfrs_ext: x has H W = " + std::to_string(f.x.positions()) +
                              " positions and D = " + std::to_string(f.x.dim) +
@@ -144,6 +151,12 @@ inline int copy_bytes(const FeatureMap& x, int regions, int64_t element) {
   return 0;
 }
 
+// Tasks that the positions of a tile are for products other than the sums.
+template <class M>
+SFRS_HOST_DEVICE inline int row_tasks(const Tiling& n) {
+  return n.positions > 16 * M::kTaskRows ? n.positions / (16 * M::kTaskRows) : 1;
+}
+
 template <class M>
 Tiling make_tiling(const Aggregation& f, const FeatureMap& x, const Machine& machine, int cluster_tiles,
                    bool backward) {
@@ -161,7 +174,7 @@ Tiling make_tiling(const Aggregation& f, const FeatureMap& x, const Machine& mac
   n.cluster_rows = n.cluster_warps * warp_rows;
   int most = kWarps / n.cluster_warps * M::kColumnTiles * 8;
   n.chunks = (n.dim + most - 1) / most;
-  n.chunk = round_up((n.dim + n.chunks - 1) / n.chunks, 64);
+  n.chunk = round_up((n.dim + n.chunks - 1) / n.chunks, most < 64 ? most : 64);
 
   n.groups = (int)(x.batch * f.regions);
   int64_t longest = f.regions == 1 ? x.positions() : (x.height - x.height / 2) * (x.width - x.width / 2);
@@ -176,7 +189,7 @@ Tiling make_tiling(const Aggregation& f, const FeatureMap& x, const Machine& mac
     most_positions = n.positions;
   }
   n.load_bytes = copy_bytes(x, (int)f.regions, sizeof(S));
-  int m_tasks = n.positions > 16 ? n.positions / 32 : 1;
+  int m_tasks = row_tasks<M>(n);
   int tasks = m_tasks * (n.logit_columns + (backward ? n.cluster_columns : 0)) / kLogitTask;
   for (n.slices = 1; n.slices < 4 && tasks * n.slices * 2 <= kWarps;) n.slices *= 2;
 

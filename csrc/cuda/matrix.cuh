@@ -56,14 +56,15 @@ SFRS_DEVICE uint32_t pair_of(const S* low, const S* high) {
 // Operands: load_a reads rows m..m+15 by kStep of k, load_b reads kStep of k by columns n..n+15. The view
 // holds them with k along its rows, or, kTransposed, with k down its columns. kPaired numbers k within a
 // step in another order, the same for both operands, which spares 32-bit transposed loads their bank
-// conflicts. A warp sums up kColumnTiles pieces of 8 columns and, at a time, kRowTiles of 16 rows: what the
-// registers hold. `ready` turns loaded operands into what multiply takes, once for all products they enter.
+// conflicts. A warp sums up kColumnTiles pieces of 8 columns and, at a time, kRowTiles of 16 rows; a task of
+// other products is kTaskRows of 16 rows by 32 columns: what the registers hold. `ready` turns loaded
+// operands into what multiply takes, once for all products they enter.
 template <class S, bool kTf32 = false>
 struct Matmul {
   static_assert(sizeof(S) == 2);
   using Storage = S;
   using Sum = float;
-  static constexpr int kStep = 16, kColumnTiles = 8, kRowTiles = 4;
+  static constexpr int kStep = 16, kColumnTiles = 8, kRowTiles = 4, kTaskRows = 2;
   struct Operand {
     uint32_t r[4];
   };
@@ -125,7 +126,8 @@ template <bool kTf32>
 struct Matmul<float, kTf32> {
   using Storage = float;
   using Sum = float;
-  static constexpr int kStep = 8, kColumnTiles = 8, kRowTiles = kTf32 ? 4 : 2;
+  static constexpr int kStep = 8, kColumnTiles = 8;
+  static constexpr int kRowTiles = kTf32 ? 4 : 2, kTaskRows = kTf32 ? 2 : 1;
   struct Operand {
     float r[4];
   };
@@ -194,7 +196,7 @@ template <bool kTf32>
 struct Matmul<double, kTf32> {
   using Storage = double;
   using Sum = double;
-  static constexpr int kStep = 4, kColumnTiles = 4, kRowTiles = 4;
+  static constexpr int kStep = 4, kColumnTiles = 4, kRowTiles = 2, kTaskRows = 1;
   struct Operand {
     double r[2];
   };
