@@ -311,9 +311,9 @@ void compare(const AggregationProblem& p, const Exact& exact, const Results& r, 
   report.compare("scale", r.scale, exact.scale, 1, t.storage);
   // Where nothing but rounding is left of a gradient of logits: a few units of the terms that cancelled.
   const double noise = exact.logit_gradient_size * (p.dtype == DType::f64 ? 1e-14 : 2e-6);
-  // Through the norms the terms of a bias cancel nearly as well, but for the rounding of each.
+  // Through the norms the terms of a bias cancel nearly as well, but for twice the rounding of each.
   const double of_each =
-      exact.logit_gradient_size / std::sqrt(std::max(1.0, (double)(p.batch * p.positions()))) * t.storage;
+      2 * exact.logit_gradient_size / std::sqrt(std::max(1.0, (double)(p.batch * p.positions()))) * t.storage;
   report.compare("dweight", r.dweight, exact.dweight, p.logits() * D, t.storage, noise);
   report.compare("dlogits", r.dlogits, exact.dlogits, p.batch * p.positions() * p.logits(), t.storage, noise);
   report.compare("dcentroids", r.dcentroids, exact.dcentroids, p.clusters * D, t.storage);
