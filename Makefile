@@ -53,7 +53,7 @@ emulated: build  ## the CUDA kernels without a GPU, and every way to break them:
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python csrc/testing/mutations.py
 
 cuda: build  ## the GPU library for every architecture: budget of registers, loading; needs nvcc, no GPU
-	PATH="$(CURDIR)/$(BIN):$$PATH" tests/cuda/library.sh
+	PATH="$(CURDIR)/$(BIN):$$PATH" tests/cuda/library.sh $(BUDGET)
 
 gpu:  ## all on a GPU, with the torch of $(PYTHON): build, tests, compute-sanitizer, benchmarks, profile
 	PYTHON=$(PYTHON) tests/cuda/gpu.sh
