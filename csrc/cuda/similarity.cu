@@ -27,12 +27,11 @@ bool aligned(const RegionSimilarity& f) {
 
 // d_i and n_r^2 of every pair and cluster.
 void launch_dots(const RegionSimilarity& f, const Machine& machine, double* dots) {
-  DotsParameters p{f.query,   f.quarters, dots,  f.queries * f.gallery,
-                   f.gallery, f.clusters, f.dim, aligned(f)};
-  int64_t warps = kDotsThreads / 32, blocks = (p.pairs * p.clusters + warps - 1) / warps;
-  with_storage(f.dtype, [&](auto s) {
-    launch(machine, similarity_dots<decltype(s)>, dim3((unsigned)blocks), kDotsThreads, 0, p);
-  });
+  DotsParameters p{f.query, f.quarters, dots, f.gallery, f.clusters, f.dim, aligned(f)};
+  const int64_t warps = kDotsThreads / 32, along = (f.clusters + warps - 1) / warps, most = 65535;
+  const dim3 blocks((unsigned)(f.queries * f.gallery), (unsigned)(along < most ? along : most));
+  with_storage(f.dtype,
+               [&](auto s) { launch(machine, similarity_dots<decltype(s)>, blocks, kDotsThreads, 0, p); });
 }
 
 }  // namespace

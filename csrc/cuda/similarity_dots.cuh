@@ -3,9 +3,12 @@
 // four rows of the quarter VLADs once, ten chunks of 16 bytes under way per lane; a second kernel combines
 // the clusters of a pair in order.
 //
-// Floor: one read of the quarters, 4 K D elements per pair; memory-bound. A chunk of 8 bf16 dimensions costs
-// a lane 8 (5 additions + 13 FMA + 5 conversions) + 45 for carrying the sums on: 230 instructions for 80
-// bytes, of which 64 come from memory. An H200 SM is fed 18.6 bytes per clock: 67 of its 128 lanes are busy.
+// Floor: one read of the quarters, 4 K D elements per pair; memory-bound. With D = 512 in bf16 a warp issues
+// about 900 instructions for its 4 KB, 225 clocks of an SM that is fed 18.6 bytes per clock on an H200 and so
+// waits 220 for them; for float 1,000 instructions stand against 440 clocks.
+// Predicted there, K = 64, D = 512, 1 query x 11 (21) images, both kernels: bf16 4.5 (5) us, float 5 (6) us,
+// of which 0.7 (1.3) and 1.3 (2.6) us are the floor and the rest is two launches and their latency. Long
+// lists in bf16 reach 75 % of the floor's bandwidth, in float 85 %.
 //
 // Sums have the digits of double: the gradient takes u's part along V_r away, and what is left of it would
 // add up over positions. At most 16 products are added up in float, the rest with the rounding error
@@ -46,14 +49,20 @@ SFRS_DEVICE void lane_dots(const S* u, const S* v, int64_t stride, int64_t dim, 
   constexpr int kSize = Chunk<S>::kSize, kStride = 32 * kSize, kFirst = kQuery ? kQuarters : 0;
   static_assert(kCount == kFirst + kRegions);
   RunningSum<T> sums[kCount];
-  for (int64_t d = lane * kSize; d < dim; d += 2 * kStride) {
+  T part[kCount] = {};
+  int64_t d = lane * kSize;
+  for (; d < dim; d += 2 * kStride) {
     Chunk<S> query[2], quarters[2][kQuarters];
     SFRS_EACH (c, 2) {
       int64_t at = d + c * kStride, left = dim - at;
       if constexpr (kQuery) query[c] = load_chunk<kAligned>(u + at, left);
       SFRS_EACH (i, kQuarters) quarters[c][i] = load_chunk<kAligned>(v + i * stride + at, left);
     }
-    T part[kCount] = {};
+    if (d >= 2 * kStride)
+      SFRS_EACH (i, kCount) {
+        sums[i].add(part[i]);
+        part[i] = 0;
+      }
     SFRS_EACH (c, 2) {
       SFRS_EACH (e, kSize) {
         T quarter[kQuarters], region[kRegions];
@@ -66,9 +75,10 @@ SFRS_DEVICE void lane_dots(const S* u, const S* v, int64_t stride, int64_t dim, 
         SFRS_EACH (r, kRegions) part[kFirst + r] += region[r] * region[r];
       }
     }
-    SFRS_EACH (i, kCount) sums[i].add(part[i]);
   }
-  SFRS_EACH (i, kCount) dots[i] = sums[i].total();
+  SFRS_EACH (i, kCount) dots[i] = part[i];
+  if (d >= 4 * kStride)
+    SFRS_EACH (i, kCount) dots[i] += sums[i].total();
 }
 
 // Sums kCount values over the lanes of a warp and leaves each sum in one place: half of the values change
@@ -99,28 +109,30 @@ struct DotsParameters {
   const void* query;
   const void* quarters;
   double* dots;  // [T, G, K, 13]
-  int64_t pairs, gallery, clusters, dim;
+  int64_t gallery, clusters, dim;
   bool aligned;
 };
 constexpr int kDotsThreads = 128;
 
+// Blocks (pair, clusters): a warp per cluster.
 template <class S>
 SFRS_KERNEL(kDotsThreads)
 similarity_dots(SFRS_CONSTANT DotsParameters p) {
+  constexpr int kWarps = kDotsThreads / 32;
   const int lane = threadIdx.x % 32;
-  const int64_t task = (int64_t)blockIdx.x * (kDotsThreads / 32) + threadIdx.x / 32;
-  if (task >= p.pairs * p.clusters) return;  // a whole warp
-  const int64_t pair = task / p.clusters, k = task - pair * p.clusters, size = p.clusters * p.dim;
-  const S* u = (const S*)p.query + pair / p.gallery * size + k * p.dim;
-  const S* v = (const S*)p.quarters + pair * kQuarters * size + k * p.dim;
-  double dots[kDots];
-  if (p.aligned)
-    lane_dots<true, true>(u, v, size, p.dim, lane, dots);
-  else
-    lane_dots<false, true>(u, v, size, p.dim, lane, dots);
-  int index;
-  double sum = scatter_sum(dots, lane, kDots, 0, &index);
-  if (index >= 0) p.dots[task * kDots + index] = sum;
+  const int64_t pair = blockIdx.x, size = p.clusters * p.dim;
+  for (int64_t k = blockIdx.y * kWarps + threadIdx.x / 32; k < p.clusters; k += gridDim.y * kWarps) {
+    const S* u = (const S*)p.query + pair / p.gallery * size + k * p.dim;
+    const S* v = (const S*)p.quarters + pair * kQuarters * size + k * p.dim;
+    double dots[kDots];
+    if (p.aligned)
+      lane_dots<true, true>(u, v, size, p.dim, lane, dots);
+    else
+      lane_dots<false, true>(u, v, size, p.dim, lane, dots);
+    int index;
+    double sum = scatter_sum(dots, lane, kDots, 0, &index);
+    if (index >= 0) p.dots[(pair * p.clusters + k) * kDots + index] = sum;
+  }
 }
 
 struct CombineParameters {

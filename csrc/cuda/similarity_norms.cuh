@@ -1,6 +1,7 @@
 // Norms of the nine regions of gallery images, for the similarities of all pairs. Idea: a block per image
 // takes the squares of all clusters in one pass over its quarter VLADs, then inverts them in place.
 // Floor: one read of the quarters, memory-bound; the arithmetic is that of similarity_dots.cuh without u.
+// Predicted on an H200 for 2,048 images, K = 64, D = 512: bf16 155 us (floor 125), float 290 us (floor 250).
 #pragma once
 
 #include "similarity_dots.cuh"
