@@ -28,7 +28,7 @@ bool aligned(const RegionSimilarity& f) {
 // d_i and n_r^2 of every pair and cluster.
 void launch_dots(const RegionSimilarity& f, const Machine& machine, double* dots) {
   DotsParameters p{f.query, f.quarters, dots, f.gallery, f.clusters, f.dim, aligned(f)};
-  const int64_t warps = kDotsThreads / 32, along = (f.clusters + warps - 1) / warps, most = 65535;
+  const int64_t warps = kDotsThreads / 32, along = divide_up(f.clusters, warps), most = 65535;
   const dim3 blocks((unsigned)(f.queries * f.gallery), (unsigned)(along < most ? along : most));
   with_storage(f.dtype,
                [&](auto s) { launch(machine, similarity_dots<decltype(s)>, blocks, kDotsThreads, 0, p); });
@@ -65,7 +65,7 @@ void similarity_lists_backward(const RegionSimilarityBackward& f, const Machine&
     launch(machine, kernel, dim3((unsigned)pairs), kRegionThreads, kCoefficientShared, p);
   }
 
-  const int64_t row_bytes = f.dim * bytes_of(f.dtype), slices = (row_bytes + 511) / 512;
+  const int64_t row_bytes = f.dim * bytes_of(f.dtype), slices = divide_up(row_bytes, 512);
   int ways = 1;
   while (ways < kGradientWarps && ways < f.gallery) ways *= 2;
   ListsBackwardParameters p{
@@ -75,7 +75,7 @@ void similarity_lists_backward(const RegionSimilarityBackward& f, const Machine&
       f.gallery,    f.clusters,
       f.dim,        slices,
       ways,         aligned(f) && aligned_rows(f.dquery, row_bytes) && aligned_rows(f.dquarters, row_bytes)};
-  const int64_t blocks = (p.rows * slices * ways + kGradientWarps - 1) / kGradientWarps;
+  const int64_t blocks = divide_up(p.rows * slices * ways, kGradientWarps);
   with_storage(f.dtype, [&](auto s) {
     using S = decltype(s);
     launch(machine, similarity_gradients<S>, dim3((unsigned)blocks), kGradientThreads,

@@ -13,5 +13,6 @@ void similarity_all_pairs_backward(const RegionSimilarityBackward&, const Machin
 
 // Whether the rows of an array begin at multiples of 16 bytes.
 inline bool aligned_rows(const void* p, int64_t row_bytes) { return ((uintptr_t)p | row_bytes) % 16 == 0; }
+inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 }  // namespace sfrs::cuda

@@ -9,8 +9,6 @@ namespace sfrs::cuda {
 
 namespace {
 
-int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 template <class M>
 constexpr bool kIsTf32 = __is_same(M, Matmul<float, true>);
 
