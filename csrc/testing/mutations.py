@@ -33,7 +33,8 @@ PATTERNS = (
 NOT_NEEDED = "keeps the compiler from"  # said behind a barrier that is there for speed
 WORDS = ("device.cuh",)  # holds the definitions of the words above
 
-# The problems that every mutation has to survive, small ones first. float16 stands for all: it has what the others have.
+# The problems that a mutation must not survive, small ones first. float16 stands for all: no other arithmetic
+# has a step that it lacks.
 FILTERS = (
     ("aggregate/f16/odd",),
     ("aggregate/f16/one_row",),
