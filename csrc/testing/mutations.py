@@ -43,6 +43,7 @@ FILTERS = (
     ("aggregate/f16/long_features",),
     ("aggregate/f16/long_aligned",),
     ("similarity/f16/odd",),
+    ("similarity/f16/many_clusters",),
     ("similarity/f16/more_gallery",),
     ("similarity/f16/more_queries",),
 )
