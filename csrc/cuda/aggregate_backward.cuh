@@ -11,7 +11,8 @@
 // H200 needs 0.6 us per 30 x 40 x 512 map for the bytes and about as long for mma.sync.
 #pragma once
 
-#include "aggregate.cuh"
+#include "aggregate_logits.cuh"
+#include "aggregate_sums.cuh"
 
 namespace sfrs::cuda {
 

@@ -5,10 +5,12 @@
 //
 // Floor: x read once. 2 D bytes against 4 (K + G) D flops per position in 16 bits: at K = 64 both the copy
 // bandwidth and mma.sync of an H200 need 0.3 us per 30 x 40 x 512 map; exact float32 is bound by three TF32
-// products instead of one. Shared memory comes third: 490 KB per tile of 64 positions, see the README.
+// products instead of one. Shared memory comes third:
+// 490 KB per tile of 64 positions. `python -m benchmarks.predict` counts it all.
 #pragma once
 
-#include "aggregate.cuh"
+#include "aggregate_logits.cuh"
+#include "aggregate_sums.cuh"
 
 namespace sfrs::cuda {
 

@@ -4,7 +4,7 @@
 // Floor: the descriptors, their gradients and the sums of the blocks, all of which L2 holds.
 #pragma once
 
-#include "aggregate.cuh"
+#include "aggregate_logits.cuh"
 
 namespace sfrs::cuda {
 

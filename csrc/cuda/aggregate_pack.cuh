@@ -1,7 +1,7 @@
 // Weights as the cores that warps load, for blocks whose shared memory cannot hold them.
 #pragma once
 
-#include "aggregate.cuh"
+#include "aggregate_logits.cuh"
 
 namespace sfrs::cuda {
 

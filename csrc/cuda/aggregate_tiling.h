@@ -15,7 +15,7 @@ constexpr int kThreads = 256, kWarps = kThreads / 32;
 constexpr int kMaxLogits = 320, kMaxLogits64 = 256;  // K + G, of float64
 constexpr int kLogitTask = 32;                       // columns of logits that one warp makes at a time
 constexpr int kMaxSquareSlots = 16;
-constexpr int kStepBytes = 64;  // of a Step, see aggregate.cuh
+constexpr int kStepBytes = 64;  // of a Step, see aggregate_tiles.cuh
 
 // Where the parts of a block's shared memory begin, in bytes; the stages come first. Known to the host, so
 // that no register has to remember them.
@@ -118,9 +118,9 @@ inline void check_limits(const Aggregation& f) {
     throw std::runtime_error("sfrs_ext: weight or logits have K + G = " + std::to_string(f.logits()) +
                              " clusters, but the CUDA kernels take at most " + std::to_string(most));
   if (f.x.batch > (1 << 20) || f.x.positions() > (1 << 24) || f.x.dim > (1 << 20))
-    throw std::runtime_error("sfrs_ext: x has H W = " + std::to_string(f.x.positions()) +
-                             " positions and D = " + std::to_string(f.x.dim) +
-                             ", but the CUDA kernels take at most 2^30 and 2^20");
+    throw std::runtime_error(
+        "sfrs_ext: x has B = " + std::to_string(f.x.batch) + ", H W = " + std::to_string(f.x.positions()) +
+        " and D = " + std::to_string(f.x.dim) + ", but the CUDA kernels take at most 2^20, 2^24 and 2^20");
 }
 
 // Rows that adjoin in memory are one long row.
