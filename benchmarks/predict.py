@@ -128,7 +128,8 @@ def aggregation(
     }
     results, sums = groups * clusters * dim * element, busy / chunks * columns * dim * 4
     norms = regions == 1
-    split = direction == "forward" and (splits > 1 or (chunks > 1 and norms))
+    spent = precision == "fp32" and clusters > 32  # no registers are left to finish a group in the block
+    split = direction == "forward" and (splits > 1 or spent or (chunks > 1 and norms))
     left = units * clusters * dim * 4 if split else sums if direction == "backward" and not given else 0.0
     written = left / kept_rate(left) + (results / COPY if direction == "forward" and not split else 0.0)
     tiles = Kernel(

@@ -19,7 +19,7 @@ void run(const AggregationForward& f, const Machine& machine) {
   const Tiling& n = p.n;
   bool norms = f.intra_norm || f.l2_norm || f.saved_scale;
   p.zero = f.centroids ? (const T*)f.centroids : f.weight ? (const T*)f.weight : (const T*)f.logits_given;
-  p.finish_in_block = kFinishesInBlock<M> && n.splits == 1 && (n.chunks == 1 || !norms);
+  p.finish_in_block = kFinishesInBlock<M, kClusterTiles> && n.splits == 1 && (n.chunks == 1 || !norms);
   if (!p.finish_in_block) {
     p.sums = machine.scratch<T>((int64_t)n.units * n.clusters * n.dim);
     p.masses = machine.scratch<T>((int64_t)n.units * n.clusters);

@@ -28,9 +28,10 @@ struct ForwardParameters {
   T* squares;     // [groups, K]
 };
 
-// Whether registers are left to finish a group where its sums are; three TF32 products need them all.
-template <class M>
-constexpr bool kFinishesInBlock = M::kRowTiles >= 4;
+// Whether registers are left to finish a group where its sums are; three TF32 products beside the most sums
+// need them all.
+template <class M, int kClusterTiles>
+constexpr bool kFinishesInBlock = M::kRowTiles >= kClusterTiles;
 
 template <class M, int kClusterTiles, int kLanes, bool kPlanes>
 class ForwardBlock {
@@ -125,7 +126,7 @@ class ForwardBlock {
   SFRS_DEVICE void finish(const Group& g, int64_t unit, BlockSums& sums) const {
     int64_t first = unit * n.clusters * n.dim;
     bool in_block = false;
-    if constexpr (kFinishesInBlock<M>) in_block = p.finish_in_block;
+    if constexpr (kFinishesInBlock<M, kClusterTiles>) in_block = p.finish_in_block;
     if (in_block) {
       T* shares = logits();  // no longer needed; now [warps along dimensions, clusters] of the squares
       T* scale = shares + kWarps / n.cluster_warps * n.cluster_rows;  // [clusters], then the descriptor's
