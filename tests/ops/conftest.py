@@ -11,10 +11,6 @@ def device(request) -> str:
     return request.param
 
 
-def pytest_configure(config):
-    config.addinivalue_line("markers", "cuda: needs a CUDA device and the CUDA kernels")
-
-
 def pytest_collection_modifyitems(config, items):
     if not torch.cuda.is_available():
         reason = "torch sees no CUDA device"
