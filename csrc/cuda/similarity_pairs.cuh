@@ -116,7 +116,7 @@ class PairProducts {
       free_slot = slot;
       slot = slot + 1 == kPairStages ? 0 : slot + 1;
     }
-    copy_async_wait<0>();
+    // The last groups are empty: nothing is under way any more.
     if constexpr (!kBackward) store();
   }
 

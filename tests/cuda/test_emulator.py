@@ -20,8 +20,10 @@ CHECKS = {
     "emulator, sanitized": ["check_emulator_sanitized"],
     "missing barriers": ["check_races"],
     "every problem": ["check_kernels", "--order", "forward"],
-    "every order": ["check_kernels", "--quick", "--order", "reversed", "--order", "shuffled"],
-    "sanitized": ["check_kernels_sanitized", "--quick", "--order", "forward"],
+    "every type, reversed": ["check_kernels", "--quick", "--order", "reversed"],
+    "shuffled": ["check_kernels", "--quick", "--filter", "/bf16/", "--order", "shuffled"],
+    # float16 has every step that another type has.
+    "sanitized": ["check_kernels_sanitized", "--quick", "--filter", "/f16/", "--order", "forward"],
     "races, one tile": ["check_kernels_races", "--quick", "--filter", "/odd", "--order", "forward"],
     "races, many tiles": ["check_kernels_races", "--quick", "--filter", "bf16/more", "--order", "forward"],
     "float64, CPU kernels": ["check_kernels_cpu", "--quick"],
@@ -55,5 +57,5 @@ def test_emulated_check_passes(checks, name):
 
 
 def test_broken_kernels_are_noticed():
-    done = run(sys.executable, ROOT / "csrc" / "testing" / "mutations.py", "--sample", "3")
+    done = run(sys.executable, ROOT / "csrc" / "testing" / "mutations.py", "--sample", "1")
     assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
