@@ -37,20 +37,24 @@ def load_image(path: str | Path, size: Size = None) -> Tensor:
     """
     try:
         with Image.open(path) as image:
-            image = ImageOps.exif_transpose(image)
-            if image.mode.startswith("I;16"):
-                # convert() would clip 16 bits to white instead of scaling them.
-                image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-            image = image.convert("RGB")
-            target = target_size(image.size[::-1], size)
-            if image.size != target[::-1]:
-                image = image.resize(target[::-1], Image.Resampling.BILINEAR)
-            pixels = np.array(image)
+            return image_tensor(image, size)
     except FileNotFoundError:
         raise BadImageError(f"{path}: there is no such image file.") from None
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise BadImageError(f"{path}: this image cannot be read ({error}).") from error
-    return torch.from_numpy(pixels).permute(2, 0, 1).float().div_(255)
+
+
+def image_tensor(image: Image.Image, size: Size = None) -> Tensor:
+    """What :func:`load_image` makes of a file, of an image in memory."""
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I;16"):
+        # convert() would clip 16 bits to white instead of scaling them.
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    image = image.convert("RGB")
+    target = target_size(image.size[::-1], size)
+    if image.size != target[::-1]:
+        image = image.resize(target[::-1], Image.Resampling.BILINEAR)
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).float().div_(255)
 
 
 def target_size(original: tuple[int, int], size: Size) -> tuple[int, int]:
