@@ -2,6 +2,8 @@
 
 #include <random>
 
+#include "orders.h"
+
 namespace sfrs::testing {
 namespace {
 
@@ -348,21 +350,10 @@ std::string AggregationProblem::title() const {
 std::string check(const AggregationProblem& p, const Backend& backend) {
   Report report;
   const Inputs in = make_inputs(p);
-  std::string before = in.x.array.bits(), first;
-  for (const std::string& order : backend.orders) {
-    backend.set_order(order);
-    try {
-      const Results results = run(p, in, backend, report);
-      if (first.empty()) {
-        compare(p, Exact(p, in), results, report);
-        first = results.bits();
-      } else if (results.bits() != first) {
-        report.fault("other bits in order " + order);
-      }
-    } catch (const std::exception& fault) {
-      report.fault(order + ": " + fault.what());
-    }
-  }
+  const std::string before = in.x.array.bits();
+  in_every_order(
+      backend, report, [&] { return run(p, in, backend, report); },
+      [&](const Results& results) { compare(p, Exact(p, in), results, report); });
   if (in.x.array.bits() != before) report.fault("x was written");
   return report.text();
 }

@@ -2,6 +2,8 @@
 
 #include <random>
 
+#include "orders.h"
+
 namespace sfrs::testing {
 namespace {
 
@@ -165,21 +167,9 @@ std::string check(const SimilarityProblem& p, const Backend& backend) {
   Report report;
   const Inputs in = make_inputs(p);
   const std::string before = in.query.bits() + in.quarters.bits();
-  std::string first;
-  for (const std::string& order : backend.orders) {
-    backend.set_order(order);
-    try {
-      const Results results = run(p, in, backend, report);
-      if (first.empty()) {
-        compare(p, Exact(p, in), results, report);
-        first = results.bits();
-      } else if (results.bits() != first) {
-        report.fault("other bits in order " + order);
-      }
-    } catch (const std::exception& fault) {
-      report.fault(order + ": " + fault.what());
-    }
-  }
+  in_every_order(
+      backend, report, [&] { return run(p, in, backend, report); },
+      [&](const Results& results) { compare(p, Exact(p, in), results, report); });
   if (in.query.bits() + in.quarters.bits() != before) report.fault("inputs were written");
   return report.text();
 }
