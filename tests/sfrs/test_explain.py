@@ -1,0 +1,120 @@
+"""What explains a match: regions of both images compared, clusters shown where they are."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import picture
+from PIL import Image
+
+from sfrs.descriptor import describe
+from sfrs.explain import (
+    REGION_BOXES,
+    REGION_NAMES,
+    assignment_map,
+    assignment_overlay,
+    cluster_colours,
+    draw_assignments,
+    draw_region,
+    explain_pair,
+    open_photograph,
+    region_boxes,
+)
+from sfrs.images import BadImageError
+from sfrs_ext import REGIONS
+
+SIZE = (48, 64)
+
+
+def test_boxes_cover_the_quarters_of_their_regions():
+    assert len(REGION_BOXES) == len(REGIONS) == len(REGION_NAMES)
+    assert REGION_BOXES[0] == (0, 0, 1, 1) and REGION_BOXES[2] == (0, 0.5, 1, 1)
+    assert REGION_BOXES[6] == (0.5, 0, 1, 0.5) and REGION_BOXES[7] == (0, 0.5, 0.5, 1)
+
+
+def test_boxes_of_odd_maps_split_where_the_operator_splits():
+    left, top, right, bottom = region_boxes(5, 7)[8]
+    assert (left, top, right, bottom) == (pytest.approx(3 / 7), pytest.approx(2 / 5), 1, 1)
+
+
+def test_whole_similarity_is_that_of_the_descriptors(tiny_network, make_image):
+    files = [make_image("a.png", 1), make_image("b.png", 2)]
+    a, b = describe(tiny_network, files, size=SIZE)
+    pair = explain_pair(tiny_network, *files, size=SIZE)
+    assert pair.similarities.shape == (9, 9) and pair.similarities.dtype == np.float32
+    assert pair.whole == pytest.approx(float(a @ b), abs=1e-5)
+
+
+def test_an_image_matches_itself_region_by_region(tiny_network, make_image):
+    file = make_image("a.png", 1)
+    pair = explain_pair(tiny_network, file, file, size=SIZE)
+    assert np.diag(pair.similarities) == pytest.approx(np.ones(9), abs=1e-5)
+
+
+def test_of_all_quarters_the_shared_ones_are_most_alike(tiny_network):
+    query, image = picture(1, noise=0.02), picture(2, noise=0.02)
+    image.paste(query.crop((32, 0, 64, 24)), (0, 24))  # top right of the query, bottom left of the image
+    quarters = explain_pair(tiny_network, query, image, size=SIZE).similarities[5:, 5:]
+    assert np.unravel_index(quarters.argmax(), (4, 4)) == (1, 2)
+
+
+def test_best_is_the_largest_of_all_pairs(tiny_network):
+    pair = explain_pair(tiny_network, picture(1), picture(2), size=SIZE)
+    assert pair.similarities[pair.best] == pair.similarities.max()
+    i, j = pair.best_part
+    assert min(i, j) > 0 and pair.similarities[i, j] == pair.similarities[1:, 1:].max()
+
+
+def test_files_and_images_in_memory_explain_alike(tiny_network, make_image):
+    files = [make_image("a.png", 1), make_image("b.png", 2)]
+    of_files = explain_pair(tiny_network, *files, size=SIZE)
+    of_images = explain_pair(tiny_network, *(Image.open(file) for file in files), size=SIZE)
+    assert np.array_equal(of_files.similarities, of_images.similarities)
+
+
+def test_a_query_may_have_another_size(tiny_network):
+    pair = explain_pair(tiny_network, picture(1), picture(1), size=SIZE, query_size=(40, 72))
+    assert pair.query_boxes == region_boxes(5, 9) and pair.image_boxes == region_boxes(6, 8)
+
+
+def test_assignment_map_is_the_strongest_cluster_of_every_position(tiny_network):
+    image = picture(3)
+    clusters, weights = assignment_map(tiny_network, image, size=SIZE)
+    assert clusters.shape == weights.shape == (6, 8)
+    assert (weights >= 1 / 4).all() and (weights <= 1).all()
+    with torch.no_grad():
+        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None] / 255
+        features = tiny_network.features(tiny_network.trunk((pixels - 0.5) / 0.25))
+        soft = tiny_network.vlad.conv(torch.nn.functional.normalize(features, dim=1)).softmax(1)[0]
+    assert np.array_equal(clusters, soft.argmax(0).numpy())
+    assert np.allclose(weights, soft.amax(0).numpy(), atol=1e-6)
+
+
+def test_every_cluster_has_a_colour_of_its_own():
+    colours = cluster_colours(64)
+    assert len(np.unique(colours, axis=0)) == 64
+    assert np.array_equal(cluster_colours(8), colours[:8])
+
+
+def test_overlay_shows_clusters_as_colours_and_weights_as_opacity():
+    clusters, weights = np.array([[0, 1], [1, 0]]), np.array([[1.0, 0.5], [0.0, 1.0]], np.float32)
+    overlay = np.asarray(assignment_overlay(clusters, weights))
+    assert np.array_equal(overlay[..., :3], cluster_colours(2)[clusters])
+    assert overlay[1, 0, 3] == 0 < overlay[0, 1, 3] < overlay[0, 0, 3] < 255
+
+
+def test_drawings_keep_the_photograph_where_it_matters():
+    image = picture(4, 96, 128)
+    region = np.asarray(draw_region(image, 5)).astype(int)
+    pixels = np.asarray(image).astype(int)
+    assert np.array_equal(region[10:40, 10:50], pixels[10:40, 10:50])  # inside the frame
+    assert np.abs(region[60:, 70:] - pixels[60:, 70:] / 2).max() <= 1  # outside
+    clusters, weights = np.array([[0, 1]]), np.array([[0.0, 1.0]], np.float32)
+    drawn = np.asarray(draw_assignments(image, clusters, weights)).astype(int)
+    assert np.array_equal(drawn[:, :64], pixels[:, :64]) and not np.array_equal(drawn[:, 64:], pixels[:, 64:])
+
+
+def test_an_unreadable_photograph_is_named(tmp_path):
+    bad = tmp_path / "bad.jpg"
+    bad.write_text("no picture")
+    with pytest.raises(BadImageError, match=r"bad\.jpg: this image cannot be read"):
+        open_photograph(bad)
