@@ -1,11 +1,12 @@
 """Small generated data sets and networks shared by the tests of ``sfrs``."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from browser import chromium
 from PIL import Image
 
 from sfrs.backbones import REGISTRY, build_backbone
@@ -67,3 +68,10 @@ def tiny_network(_tiny_backbone_is_registered) -> DescriptorNetwork:
     """6 channels, 4 clusters, seeded random weights."""
     torch.manual_seed(0)
     return DescriptorNetwork(build_backbone("tiny"), 4).eval()
+
+
+@pytest.fixture(scope="module")
+def open_page() -> Iterator[Callable]:
+    """Open a page in headless Chromium, see :func:`browser.chromium`; skips the test where there is none."""
+    with chromium() as opened:
+        yield opened
