@@ -58,9 +58,9 @@ class Opened:
 def chromium() -> Iterator[Callable[..., Opened]]:
     """Start Chromium; yields ``open_page(address, width=1280, height=900, dark=False, **options)``.
 
-    ``options`` are those of Playwright's ``new_context`` (``has_touch``, ``accept_downloads``, ...). Skips the
-    test where there is no Chromium or no Playwright. Playwright keeps an event loop on this thread as long as
-    the browser is open: call no ``asyncio.run`` meanwhile.
+    ``options`` are those of Playwright's ``new_context`` (``has_touch``, ``accept_downloads``, ...). Skips
+    the test where there is no Chromium or no Playwright. Playwright keeps an event loop on this thread as
+    long as the browser is open: call no ``asyncio.run`` meanwhile.
     """
     playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install playwright")
     program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
