@@ -12,7 +12,7 @@ from sfrs.descriptor import DescriptorNetwork
 from sfrs.images import BadImageError, Size, image_tensor, load_image
 from sfrs.region_matching import region_matches
 from sfrs_ext import REGIONS
-from sfrs_ext.reference import assignments, positions_first
+from sfrs_ext.reference import assignments, positions_first, region_descriptors
 
 Box = tuple[float, float, float, float]
 """(left, top, right, bottom) in 0..1 of an image's width and height."""
@@ -56,10 +56,12 @@ class PairExplanation:
     Attributes:
         similarities: float32 ``[9, 9]``, region i of the query with region j of the image, in the order of
             ``sfrs_ext.REGIONS``.
+        clusters: float32 ``[K]``, what each cluster adds to the similarity of the whole images; sums to it.
         query_boxes, image_boxes: where the regions lie in each of the two.
     """
 
     similarities: np.ndarray
+    clusters: np.ndarray
     query_boxes: tuple[Box, ...] = REGION_BOXES
     image_boxes: tuple[Box, ...] = REGION_BOXES
 
@@ -81,7 +83,6 @@ class PairExplanation:
         return float(self.similarities[0, 0])
 
 
-@torch.no_grad()
 def explain_pair(
     network: DescriptorNetwork,
     query: str | Path | Image.Image,
@@ -100,16 +101,24 @@ def explain_pair(
     Raises:
         BadImageError: a file cannot be read.
     """
-    features = [
-        local_features(network, picture, size=picture_size, device=device)
-        for picture, picture_size in ((query, size if query_size == "same" else query_size), (image, size))
-    ]
-    quarters = [network.vlad.quarters(x).float() for x in features]
-    boxes = [region_boxes(*x.shape[-2:]) for x in features]
-    return PairExplanation(region_matches(*quarters)[0, 0].cpu().numpy(), *boxes)
+    query_size = size if query_size == "same" else query_size
+    features = local_features(network, query, size=query_size, device=device)
+    return explain_features(network, features, local_features(network, image, size=size, device=device))
 
 
 @torch.no_grad()
+def explain_features(network: DescriptorNetwork, query: Tensor, image: Tensor) -> PairExplanation:
+    """:func:`explain_pair` of local features that are there already, ``[1, D, h, w]`` each."""
+    quarters = [network.vlad.quarters(features).float() for features in (query, image)]
+    whole = [region_descriptors(part)[0, 0] for part in quarters]  # [K, D] each
+    return PairExplanation(
+        region_matches(*quarters)[0, 0].cpu().numpy(),
+        (whole[0] * whole[1]).sum(-1).cpu().numpy(),
+        region_boxes(*query.shape[-2:]),
+        region_boxes(*image.shape[-2:]),
+    )
+
+
 def assignment_map(
     network: DescriptorNetwork,
     image: str | Path | Image.Image,
@@ -125,7 +134,12 @@ def assignment_map(
     Raises:
         BadImageError: a file cannot be read.
     """
-    features = local_features(network, image, size=size, device=device)
+    return strongest_clusters(network, local_features(network, image, size=size, device=device))
+
+
+@torch.no_grad()
+def strongest_clusters(network: DescriptorNetwork, features: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """:func:`assignment_map` of local features ``[1, D, h, w]``."""
     positions = positions_first(features)
     vlad = network.vlad
     if vlad.normalize_input:
@@ -136,6 +150,7 @@ def assignment_map(
     return clusters.view(shape).cpu().numpy(), weights.float().view(shape).cpu().numpy()
 
 
+@torch.no_grad()
 def local_features(
     network: DescriptorNetwork, image: str | Path | Image.Image, *, size: Size, device: str | torch.device
 ) -> Tensor:

@@ -44,6 +44,11 @@ def test_whole_similarity_is_that_of_the_descriptors(tiny_network, make_image):
     assert pair.whole == pytest.approx(float(a @ b), abs=1e-5)
 
 
+def test_what_the_clusters_add_sums_to_the_whole_similarity(tiny_network):
+    pair = explain_pair(tiny_network, picture(1), picture(2), size=SIZE)
+    assert pair.clusters.shape == (4,) and pair.clusters.sum() == pytest.approx(pair.whole, abs=1e-5)
+
+
 def test_an_image_matches_itself_region_by_region(tiny_network, make_image):
     file = make_image("a.png", 1)
     pair = explain_pair(tiny_network, file, file, size=SIZE)
