@@ -2,19 +2,9 @@
 #pragma once
 
 #include "aggregate_tiles.cuh"
+#include "norms.cuh"
 
 namespace sfrs::cuda {
-
-template <class T>
-SFRS_DEVICE T inverse_norm(T square) {
-  T norm = sqrt(square);
-  return 1 / (norm < (T)kEps ? (T)kEps : norm);  // NaN stays NaN
-}
-// Whether the norm behind the inverse was large enough to divide by.
-template <class T>
-SFRS_DEVICE bool norm_counts(T inverse) {
-  return inverse < (T)(1 / kEps);
-}
 
 // Rows of a float matrix [rows, dim] as cores of S, padded with zeros to whole tasks and chunks.
 template <class S, class T>
@@ -29,6 +19,14 @@ SFRS_DEVICE void pack_cores(const T* from, int rows, int dim, int padded_rows, i
     SFRS_EACH (j, chunk)
       store_as(out + j, row < rows && d + j < dim ? from[(int64_t)row * dim + d + j] : (T)0);
   }
+}
+
+// The weights of a block that keeps them, behind the next barrier.
+template <class S, class T>
+SFRS_DEVICE void keep_weights(const Tiling& n, const void* weight, unsigned char* memory) {
+  if (n.weight_resident)
+    pack_cores<S>((const T*)weight, n.logits, n.dim, n.logit_columns, n.padded_dim(), memory + n.at.weight,
+                  (int64_t)threadIdx.x, (int64_t)kThreads);
 }
 
 // A right operand of the logits: where it lies, how many columns (clusters) it has, where its products go.
@@ -48,9 +46,9 @@ struct LogitMaker {
   using S = typename M::Storage;
   using T = typename M::Sum;
   const Tiling& n;
+  const Step& now;
   Panels<S> x;
-  int d0, depth;  // first dimension of the chunk, its dimensions padded to whole steps
-  bool first, squares_wanted;
+  bool squares_wanted;
   T* squares;
   LogitOperand<T> left, right;  // the right one may have no columns, the left one then still makes squares
 
@@ -62,17 +60,19 @@ struct LogitMaker {
     for (int task = warp; task < tasks; task += kWarps) {
       at = place(task);
       multiply(at, sums);
-      if (n.slices == 1) write(at, sums, first);
+      if (n.slices == 1) write(at, sums, first());
     }
     if (n.slices > 1)
       for (int slice = 0; slice < n.slices; ++slice) {  // in order, so that sums are the same in every run
-        if (warp < tasks && at.slice == slice) write(at, sums, first && slice == 0);
+        if (warp < tasks && at.slice == slice) write(at, sums, first() && slice == 0);
         if (slice + 1 < n.slices) __syncthreads();
       }
     __syncthreads();
   }
 
  private:
+  SFRS_DEVICE bool first() const { return now.chunk_step == 0; }
+
   struct Place {
     bool is_right;
     int column, m, slice;
@@ -96,7 +96,8 @@ struct LogitMaker {
 
   template <class View>
   SFRS_DEVICE void multiply_from(const View& w, const Place& at, T (&sums)[M::kTaskRows][4][4]) const {
-    int lane = lane_of_thread(), share = round_up((depth + n.slices - 1) / n.slices, M::kStep);
+    int lane = lane_of_thread(), depth = round_up(now.dimensions(n), M::kStep);
+    int d0 = now.first_dimension(n), share = round_up((depth + n.slices - 1) / n.slices, M::kStep);
     int end = (at.slice + 1) * share < depth ? (at.slice + 1) * share : depth;
     bool two = n.positions > 16, squares_here = squares_wanted && !at.is_right;
     bool multiplies = at.is_right || left.columns > 0;
@@ -111,7 +112,7 @@ struct LogitMaker {
       if (my_turn) turn = left_tasks() - 1;
       typename M::Ready b[2];
       if (M::kTaskRows > 1 && multiplies)
-        SFRS_EACH (pair, 2) b[pair] = load_right(w, at, pair, k);
+        SFRS_EACH (pair, 2) b[pair] = load_right(w, at, pair, d0 + k);
       SFRS_EACH (i, M::kTaskRows) {
         if (i == 1 && !two) continue;
         auto a = M::template load_a<kPlanes>(x, at.m + 16 * i, k, lane);
@@ -119,7 +120,7 @@ struct LogitMaker {
         if (!multiplies) continue;
         auto ready = M::ready(a);
         SFRS_EACH (pair, 2) {
-          if (M::kTaskRows == 1) b[pair] = load_right(w, at, pair, k);
+          if (M::kTaskRows == 1) b[pair] = load_right(w, at, pair, d0 + k);
           M::multiply(sums[i][2 * pair], sums[i][2 * pair + 1], ready, b[pair]);
         }
       }
@@ -128,8 +129,8 @@ struct LogitMaker {
   }
 
   template <class View>
-  SFRS_DEVICE typename M::Ready load_right(const View& w, const Place& at, int pair, int k) const {
-    return M::ready(M::template load_b<false>(w, at.column + 16 * pair, d0 + k, lane_of_thread()));
+  SFRS_DEVICE typename M::Ready load_right(const View& w, const Place& at, int pair, int dimension) const {
+    return M::ready(M::template load_b<false>(w, at.column + 16 * pair, dimension, lane_of_thread()));
   }
 
   SFRS_DEVICE void write_squares(const Place& at, const T (&square)[M::kTaskRows][2]) const {
@@ -141,7 +142,7 @@ struct LogitMaker {
         sum += __shfl_xor_sync(kAllLanes, sum, 1);
         sum += __shfl_xor_sync(kAllLanes, sum, 2);
         int p = at.m + 16 * i + 8 * half + lane / 4;
-        if (lane % 4 == 0 && p < n.positions) slot[p] = first ? sum : slot[p] + sum;
+        if (lane % 4 == 0 && p < n.positions) slot[p] = first() ? sum : slot[p] + sum;
       }
   }
 

@@ -2,9 +2,9 @@
 // reading rows of D elements in chunks of 16 bytes.
 #pragma once
 
-#include "../aggregation.h"
 #include "../region_similarity.h"
 #include "matrix.cuh"
+#include "norms.cuh"
 
 namespace sfrs::cuda {
 
@@ -48,18 +48,6 @@ SFRS_DEVICE T region_sum(int region, const T* quarter) {
   SFRS_EACH (i, kQuarters)
     if (holds(region, i)) sum += quarter[i];
   return sum;
-}
-
-// 1 / max(|v|, eps) from the square of |v|; NaN stays NaN.
-template <class T>
-SFRS_DEVICE T inverse_norm(T square) {
-  T norm = sqrt(square);
-  return 1 / (norm < (T)kEps ? (T)kEps : norm);
-}
-// False where the bound eps was the larger one, which ends the norm's own gradient.
-template <class T>
-SFRS_DEVICE bool norm_counts(T inverse) {
-  return inverse < 1 / (T)kEps;
 }
 
 // What one lane reads of a row at a time.
