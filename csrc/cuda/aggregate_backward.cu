@@ -2,6 +2,7 @@
 #include "aggregate_backward.cuh"
 #include "aggregate_gradients.cuh"
 #include "aggregate_pack.cuh"
+#include "arithmetic.h"
 #include "kernels.h"
 
 namespace sfrs::cuda {
@@ -80,41 +81,24 @@ void run(const AggregationBackward& f, const Machine& machine) {
 
 }  // namespace
 
-// As in aggregate_forward.cu; dweight has K + G rows, of which the fewer fit two cluster tiles.
 template <class M>
 void aggregate_backward_with(const AggregationBackward& f, const Machine& machine) {
-  if constexpr (sizeof(typename M::Storage) == 8) {
-    run<M, 2, kMaxLogits64 / 32>(f, machine);
-  } else {
-    if (f.logits() > 64) return run<M, 4, kMaxLogits / 32>(f, machine);
-    if (f.logits() > 32) return run<M, 4, 2>(f, machine);
-    run<M, 2, 2>(f, machine);
-  }
+  with_size<M>(f.logits(), f.logits(),
+               [&](auto size) { run<M, decltype(size)::kClusterTiles, decltype(size)::kLanes>(f, machine); });
 }
 
-#ifdef SFRS_MATMUL  // one arithmetic per object file, so that they compile side by side
+#ifdef SFRS_MATMUL
 template void aggregate_backward_with<SFRS_MATMUL>(const AggregationBackward&, const Machine&);
 #else
-#ifndef SFRS_EMULATE
-extern template void aggregate_backward_with<Matmul<bf16> >(const AggregationBackward&, const Machine&);
-extern template void aggregate_backward_with<Matmul<f16> >(const AggregationBackward&, const Machine&);
-extern template void aggregate_backward_with<Matmul<double> >(const AggregationBackward&, const Machine&);
-extern template void aggregate_backward_with<Matmul<float, true> >(const AggregationBackward&,
-                                                                   const Machine&);
-extern template void aggregate_backward_with<Matmul<float, false> >(const AggregationBackward&,
+#define SFRS_ELSEWHERE(...)                                                                     \
+  extern template void aggregate_backward_with<Matmul<__VA_ARGS__>>(const AggregationBackward&, \
                                                                     const Machine&);
-#endif
+SFRS_ARITHMETICS(SFRS_ELSEWHERE)
 
 void aggregate_backward(const AggregationBackward& f, const Machine& machine) {
   check_limits(f);
-  switch (f.x.dtype) {
-    case DType::bf16: return aggregate_backward_with<Matmul<bf16> >(f, machine);
-    case DType::f16: return aggregate_backward_with<Matmul<f16> >(f, machine);
-    case DType::f64: return aggregate_backward_with<Matmul<double> >(f, machine);
-    case DType::f32:
-      if (f.tf32) return aggregate_backward_with<Matmul<float, true> >(f, machine);
-      return aggregate_backward_with<Matmul<float, false> >(f, machine);
-  }
+  with_arithmetic(f.x.dtype, f.tf32,
+                  [&](auto matmul) { aggregate_backward_with<decltype(matmul)>(f, machine); });
 }
 #endif
 

@@ -45,40 +45,19 @@ class BackwardBlock {
       : p(p), f(p.f), n(p.n), memory(memory), own((int)blockIdx.y) {}
 
   SFRS_DEVICE void run() {
-    if (n.weight_resident)
-      pack_cores<S>((const T*)f.weight, n.logits, n.dim, n.logit_columns, n.padded_dim(),
-                    memory + n.at.weight, (int64_t)threadIdx.x, (int64_t)kThreads);
+    keep_weights<S, T>(n, f.weight, memory);
     BlockSums sums(n);
-    walk<S, kPlanes>(p.x, (int)f.regions, n, memory, (Step*)(memory + n.at.steps), Work{this, &sums});
+    walk<S, kPlanes>(p.x, (int)f.regions, n, memory, *this, sums);
     finish(sums);
   }
 
- private:
-  SFRS_DEVICE T* part(int offset) const { return (T*)(memory + offset); }
-  SFRS_DEVICE T* logits() const { return part(n.at.logits); }
-
-  struct Work {
-    const BackwardBlock* block;
-    BlockSums* sums;
-    SFRS_DEVICE void operator()(const Step& now, const Panels<S>& x) const { block->work(now, x, *sums); }
-  };
-
   SFRS_DEVICE void work(const Step& now, const Panels<S>& x, BlockSums& sums) const {
     if (n.gradient_resident && now.first_tile() && now.chunk_step == 0) load_gradient(now.group.index);
-    int d0 = now.chunk(n, own) * n.chunk, left = n.dim - d0;
-    int depth = round_up(left < n.chunk ? left : n.chunk, M::kStep);
-    LogitMaker<M, kPlanes>{
-        n,
-        x,
-        d0,
-        depth,
-        now.chunk_step == 0,
-        f.normalize_input,
-        part(n.at.squares),
-        {weight_cores(), n.weight_resident, n.logits_given ? 0 : n.logit_columns, logits(), n.logit_stride()},
-        {gradient_cores(now.group.index), n.gradient_resident, n.cluster_columns, part(n.at.products),
-         n.product_stride()}}
-        .run();
+    LogitOperand<T> weights{weight_cores(), n.weight_resident, n.logits_given ? 0 : n.logit_columns, logits(),
+                            n.logit_stride()};
+    LogitOperand<T> gradients{gradient_cores(now.group.index), n.gradient_resident, n.cluster_columns,
+                              part(n.at.products), n.product_stride()};
+    LogitMaker<M, kPlanes>{n, now, x, f.normalize_input, part(n.at.squares), weights, gradients}.run();
     if (!now.last_chunk(n)) return;
     differentiate(now, x);
     __syncthreads();
@@ -93,6 +72,10 @@ class BackwardBlock {
     __syncthreads();  // x has been summed up and may be replaced
     make_dx(now, x);
   }
+
+ private:
+  SFRS_DEVICE T* part(int offset) const { return (T*)(memory + offset); }
+  SFRS_DEVICE T* logits() const { return part(n.at.logits); }
 
   SFRS_DEVICE unsigned char* weight_cores() const {
     return n.weight_resident ? memory + n.at.weight : p.weight_cores;

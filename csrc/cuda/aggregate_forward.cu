@@ -2,6 +2,7 @@
 #include "aggregate_forward.cuh"
 
 #include "aggregate_pack.cuh"
+#include "arithmetic.h"
 #include "kernels.h"
 
 namespace sfrs::cuda {
@@ -18,7 +19,6 @@ void run(const AggregationForward& f, const Machine& machine) {
   p.n = make_tiling<M>(f, p.x, machine, kClusterTiles, false);
   const Tiling& n = p.n;
   bool norms = f.intra_norm || f.l2_norm || f.saved_scale;
-  p.zero = f.centroids ? (const T*)f.centroids : f.weight ? (const T*)f.weight : (const T*)f.logits_given;
   p.finish_in_block = kFinishesInBlock<M, kClusterTiles> && n.splits == 1 && (n.chunks == 1 || !norms);
   if (!p.finish_in_block) {
     p.sums = machine.scratch<T>((int64_t)n.units * n.clusters * n.dim);
@@ -39,40 +39,24 @@ void run(const AggregationForward& f, const Machine& machine) {
 
 }  // namespace
 
-// The fewer clusters, the fewer registers; 64 logits are two per lane in the softmax.
 template <class M>
 void aggregate_forward_with(const AggregationForward& f, const Machine& machine) {
-  if constexpr (sizeof(typename M::Storage) == 8) {
-    run<M, 2, kMaxLogits64 / 32>(f, machine);
-  } else {
-    if (f.logits() > 64) return run<M, 4, kMaxLogits / 32>(f, machine);
-    if (f.clusters > 32) return run<M, 4, 2>(f, machine);
-    run<M, 2, 2>(f, machine);
-  }
+  with_size<M>(f.clusters, f.logits(),
+               [&](auto size) { run<M, decltype(size)::kClusterTiles, decltype(size)::kLanes>(f, machine); });
 }
 
-#ifdef SFRS_MATMUL  // one arithmetic per object file, so that they compile side by side
+#ifdef SFRS_MATMUL
 template void aggregate_forward_with<SFRS_MATMUL>(const AggregationForward&, const Machine&);
 #else
-#ifndef SFRS_EMULATE
-extern template void aggregate_forward_with<Matmul<bf16> >(const AggregationForward&, const Machine&);
-extern template void aggregate_forward_with<Matmul<f16> >(const AggregationForward&, const Machine&);
-extern template void aggregate_forward_with<Matmul<double> >(const AggregationForward&, const Machine&);
-extern template void aggregate_forward_with<Matmul<float, true> >(const AggregationForward&, const Machine&);
-extern template void aggregate_forward_with<Matmul<float, false> >(const AggregationForward&, const Machine&);
-#endif
+#define SFRS_ELSEWHERE(...) \
+  extern template void aggregate_forward_with<Matmul<__VA_ARGS__>>(const AggregationForward&, const Machine&);
+SFRS_ARITHMETICS(SFRS_ELSEWHERE)
 
 void aggregate_forward(const AggregationForward& f, const Machine& machine) {
   if (f.x.batch == 0) return;
   check_limits(f);
-  switch (f.x.dtype) {
-    case DType::bf16: return aggregate_forward_with<Matmul<bf16> >(f, machine);
-    case DType::f16: return aggregate_forward_with<Matmul<f16> >(f, machine);
-    case DType::f64: return aggregate_forward_with<Matmul<double> >(f, machine);
-    case DType::f32:
-      if (f.tf32) return aggregate_forward_with<Matmul<float, true> >(f, machine);
-      return aggregate_forward_with<Matmul<float, false> >(f, machine);
-  }
+  with_arithmetic(f.x.dtype, f.tf32,
+                  [&](auto matmul) { aggregate_forward_with<decltype(matmul)>(f, machine); });
 }
 #endif
 

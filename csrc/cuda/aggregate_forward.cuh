@@ -22,10 +22,9 @@ struct ForwardParameters {
   unsigned char* weight_cores;  // packed weights, if they are not resident
   // Where a unit's sums go: the result itself if one block has all of a group, else these.
   bool finish_in_block;
-  const T* zero;  // something to read where there are no centroids
-  T* sums;        // [units, K, D]
-  T* masses;      // [units, K]: sums of assignments
-  T* squares;     // [groups, K]
+  T* sums;     // [units, K, D]
+  T* masses;   // [units, K]: sums of assignments
+  T* squares;  // [groups, K]
 };
 
 // Whether registers are left to finish a group where its sums are; three TF32 products beside the most sums
@@ -44,31 +43,15 @@ class ForwardBlock {
       : p(p), f(p.f), n(p.n), memory(memory), own((int)blockIdx.y) {}
 
   SFRS_DEVICE void run() {
-    if (n.weight_resident)
-      pack_cores<S>((const T*)f.weight, n.logits, n.dim, n.logit_columns, n.padded_dim(),
-                    memory + n.at.weight, (int64_t)threadIdx.x, (int64_t)kThreads);
+    keep_weights<S, T>(n, f.weight, memory);
     BlockSums sums(n);
-    walk<S, kPlanes>(p.x, (int)f.regions, n, memory, (Step*)(memory + n.at.steps), Work{this, &sums});
+    walk<S, kPlanes>(p.x, (int)f.regions, n, memory, *this, sums);
   }
 
- private:
-  SFRS_DEVICE T* part(int offset) const { return (T*)(memory + offset); }
-  SFRS_DEVICE T* logits() const { return part(n.at.logits); }
-
-  struct Work {
-    const ForwardBlock* block;
-    BlockSums* sums;
-    SFRS_DEVICE void operator()(const Step& now, const Panels<S>& x) const { block->work(now, x, *sums); }
-  };
-
   SFRS_DEVICE void work(const Step& now, const Panels<S>& x, BlockSums& sums) const {
-    int d0 = now.chunk(n, own) * n.chunk, left = n.dim - d0;
-    int depth = round_up(left < n.chunk ? left : n.chunk, M::kStep);
-    LogitOperand<T> operand{n.weight_resident ? memory + n.at.weight : p.weight_cores, n.weight_resident,
+    LogitOperand<T> weights{n.weight_resident ? memory + n.at.weight : p.weight_cores, n.weight_resident,
                             n.logits_given ? 0 : n.logit_columns, logits(), n.logit_stride()};
-    LogitMaker<M, kPlanes>{n,       x, d0, depth, now.chunk_step == 0, f.normalize_input, part(n.at.squares),
-                           operand, {}}
-        .run();
+    LogitMaker<M, kPlanes>{n, now, x, f.normalize_input, part(n.at.squares), weights, {}}.run();
     if (!now.last_chunk(n)) return;
     assign(now, x);
     __syncthreads();
@@ -78,6 +61,10 @@ class ForwardBlock {
     __syncthreads();
     finish(now.group, now.unit, sums);
   }
+
+ private:
+  SFRS_DEVICE T* part(int offset) const { return (T*)(memory + offset); }
+  SFRS_DEVICE T* logits() const { return part(n.at.logits); }
 
   SFRS_DEVICE Panels<S> assignment_view() const {
     return {memory + n.at.assignment, n.positions, n.cluster_rows};
@@ -155,22 +142,22 @@ class ForwardBlock {
         int lane = lane_of_thread(), k = sums.row + 16 * i + 8 * half + lane / 4;
         int first = own * n.chunk + sums.column + 2 * (lane % 4);
         int end = (own + 1) * n.chunk < n.dim ? (own + 1) * n.chunk : n.dim;
-        bool counts = f.centroids && k < n.clusters;
-        T square = 0, weight_sum = counts ? part(n.at.masses)[k] : (T)0;
-        const T* centroid = counts ? (const T*)f.centroids + (int64_t)k * n.dim : p.zero;
+        T square = 0, weight_sum = k < n.clusters ? part(n.at.masses)[k] : (T)0;
+        const T* centroid = (const T*)f.centroids + (int64_t)(k < n.clusters ? k : 0) * n.dim;
         constexpr int together =
             M::kRowTiles;  // pieces whose centroids travel together: no branch between loads
-        SFRS_EACH (part, M::kColumnTiles / together) {
-          T of[together][2];
+        SFRS_EACH (run, M::kColumnTiles / together) {
+          T of[together][2] = {};
+          if (f.centroids)
+            SFRS_EACH (j, together)
+              SFRS_EACH (e, 2) {
+                int d = first + 8 * (run * together + j) + e;
+                of[j][e] = centroid[d < end ? d : 0];
+              }
           SFRS_EACH (j, together)
             SFRS_EACH (e, 2) {
-              int d = first + 8 * (part * together + j) + e;
-              of[j][e] = centroid[counts && d < end ? d : 0];
-            }
-          SFRS_EACH (j, together)
-            SFRS_EACH (e, 2) {
-              T& v = sums.v[i][part * together + j][2 * half + e];
-              if (first + 8 * (part * together + j) + e < end) v -= weight_sum * of[j][e];
+              T& v = sums.v[i][run * together + j][2 * half + e];
+              if (first + 8 * (run * together + j) + e < end) v -= weight_sum * of[j][e];
               square += v * v;
             }
         }

@@ -56,9 +56,14 @@ struct Step {
   SFRS_DEVICE bool first_tile() const { return tile == tile_begin; }
   SFRS_DEVICE bool first_of_block() const { return first_unit && first_tile(); }
   SFRS_DEVICE bool last_tile() const { return tile + 1 == tile_end; }
-  SFRS_DEVICE int chunk(const Tiling& n, int own) const {
-    int chunk = own + 1 + chunk_step;
-    return chunk < n.chunks ? chunk : chunk - n.chunks;
+  // The chunk's first dimension, and how many of its dimensions there are.
+  SFRS_DEVICE int first_dimension(const Tiling& n) const {
+    int chunk = (int)blockIdx.y + 1 + chunk_step;
+    return (chunk < n.chunks ? chunk : chunk - n.chunks) * n.chunk;
+  }
+  SFRS_DEVICE int dimensions(const Tiling& n) const {
+    int left = n.dim - first_dimension(n);
+    return left < n.chunk ? left : n.chunk;
   }
   SFRS_DEVICE int begin(const Tiling& n) const { return tile * n.positions; }
   SFRS_DEVICE int count(const Tiling& n) const {
@@ -126,10 +131,9 @@ SFRS_DEVICE void load_tile(const FeatureMap& x, const Tiling& n, const Group& g,
 }
 
 template <class S, bool kPlanes>
-SFRS_DEVICE void load_step(const FeatureMap& x, const Tiling& n, const Step& step, int own,
-                           unsigned char* stage) {
+SFRS_DEVICE void load_step(const FeatureMap& x, const Tiling& n, const Step& step, unsigned char* stage) {
   Panels<S> to = tile_view<S, kPlanes>(n, stage);
-  int count = step.count(n), begin = step.begin(n), d0 = step.chunk(n, own) * n.chunk;
+  int count = step.count(n), begin = step.begin(n), d0 = step.first_dimension(n);
   constexpr int narrow = narrow_copy(sizeof(S));
   if (n.load_bytes == 16)
     load_tile<S, kPlanes, 16>(x, n, step.group, begin, count, d0, to);
@@ -140,17 +144,19 @@ SFRS_DEVICE void load_step(const FeatureMap& x, const Tiling& n, const Step& ste
   copy_async_commit();
 }
 
-// Runs work(step, its tile) for all steps of a block. With two stages the next tile travels meanwhile.
-template <class S, bool kPlanes, class F>
-SFRS_DEVICE void walk(const FeatureMap& x, int regions, const Tiling& n, unsigned char* stages, Step* steps,
-                      const F& work) {
-  int own = (int)blockIdx.y, behind = n.stages - 1;
+// Runs block.work(step, its tile, sums) for all steps of a block, whose shared memory begins with the stages.
+// With two stages the next tile travels meanwhile.
+template <class S, bool kPlanes, class Block, class BlockSums>
+SFRS_DEVICE void walk(const FeatureMap& x, int regions, const Tiling& n, unsigned char* memory,
+                      const Block& block, BlockSums& sums) {
+  Step* steps = (Step*)(memory + n.at.steps);
+  int behind = n.stages - 1;
   if (threadIdx.x == 0) steps[0] = Step(n, x, regions, (int)blockIdx.x);
   __syncthreads();
   for (int i = 0;; ++i) {  // tile i is sent for, tile i - behind is worked on
     const Step &coming = steps[i & 3], &now = steps[(i - behind) & 3];
     if (i >= behind && !now.valid()) break;
-    if (coming.valid()) load_step<S, kPlanes>(x, n, coming, own, stages + (i & behind) * n.stage_bytes);
+    if (coming.valid()) load_step<S, kPlanes>(x, n, coming, memory + (i & behind) * n.stage_bytes);
     if (threadIdx.x == 0) {
       steps[(i + 1) & 3] = coming;
       steps[(i + 1) & 3].advance(n, x, regions);
@@ -159,7 +165,8 @@ SFRS_DEVICE void walk(const FeatureMap& x, int regions, const Tiling& n, unsigne
       copy_async_wait<0>();
       __syncthreads();
     }
-    if (i >= behind) work(now, tile_view<S, kPlanes>(n, stages + ((i - behind) & behind) * n.stage_bytes));
+    if (i >= behind)
+      block.work(now, tile_view<S, kPlanes>(n, memory + ((i - behind) & behind) * n.stage_bytes), sums);
     // After this the next tile is here, and nobody reads this one, nor what was made of it, any more.
     if (behind) copy_async_wait<0>();
     __syncthreads();

@@ -151,6 +151,24 @@ inline int copy_bytes(const FeatureMap& x, int regions, int64_t element) {
   return 0;
 }
 
+// How many registers a kernel spends: on 16 kClusterTiles clusters of sums per warp, and on 32 kLanes logits
+// in the softmax.
+template <int kTiles, int kLogitLanes>
+struct Size {
+  static constexpr int kClusterTiles = kTiles, kLanes = kLogitLanes;
+};
+// Calls work(Size<...>()) with the smallest that takes so many clusters of sums and logits.
+template <class M, class F>
+void with_size(int64_t clusters, int64_t logits, const F& work) {
+  if constexpr (sizeof(typename M::Storage) == 8) {
+    work(Size<2, kMaxLogits64 / 32>());
+  } else {
+    if (logits > 64) return work(Size<4, kMaxLogits / 32>());
+    if (clusters > 32) return work(Size<4, 2>());
+    work(Size<2, 2>());
+  }
+}
+
 // Tasks that the positions of a tile are for products other than the sums.
 template <class M>
 SFRS_HOST_DEVICE inline int row_tasks(const Tiling& n) {

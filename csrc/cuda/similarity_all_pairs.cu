@@ -1,4 +1,5 @@
 // Launches region similarity of all pairs.
+#include "arithmetic.h"
 #include "launch.h"
 #include "similarity.h"
 #include "similarity_norms.cuh"
@@ -142,47 +143,29 @@ void similarity_all_pairs_backward_with(const RegionSimilarityBackward& f, const
   AllPairs<M>(f, machine).backward(f);
 }
 
-#ifdef SFRS_MATMUL  // one arithmetic per object file, so that they compile side by side
+#ifdef SFRS_MATMUL
 template void similarity_all_pairs_forward_with<SFRS_MATMUL>(const RegionSimilarityForward&, const Machine&);
 template void similarity_all_pairs_backward_with<SFRS_MATMUL>(const RegionSimilarityBackward&,
                                                               const Machine&);
 #else
-#ifndef SFRS_EMULATE
-#define SFRS_ELSEWHERE(...)                                                      \
-  extern template void similarity_all_pairs_forward_with<Matmul<__VA_ARGS__> >(  \
-      const RegionSimilarityForward&, const Machine&);                           \
-  extern template void similarity_all_pairs_backward_with<Matmul<__VA_ARGS__> >( \
+#define SFRS_ELSEWHERE(...)                                                     \
+  extern template void similarity_all_pairs_forward_with<Matmul<__VA_ARGS__>>(  \
+      const RegionSimilarityForward&, const Machine&);                          \
+  extern template void similarity_all_pairs_backward_with<Matmul<__VA_ARGS__>>( \
       const RegionSimilarityBackward&, const Machine&);
-SFRS_ELSEWHERE(bf16)
-SFRS_ELSEWHERE(f16)
-SFRS_ELSEWHERE(double)
-SFRS_ELSEWHERE(float, true)
-SFRS_ELSEWHERE(float, false)
-#endif
+SFRS_ARITHMETICS(SFRS_ELSEWHERE)
 
 void similarity_all_pairs_forward(const RegionSimilarityForward& f, const Machine& machine) {
   if (f.queries == 0 || f.gallery == 0) return;
-  switch (f.dtype) {
-    case DType::bf16: return similarity_all_pairs_forward_with<Matmul<bf16> >(f, machine);
-    case DType::f16: return similarity_all_pairs_forward_with<Matmul<f16> >(f, machine);
-    case DType::f64: return similarity_all_pairs_forward_with<Matmul<double> >(f, machine);
-    case DType::f32:
-      if (f.tf32) return similarity_all_pairs_forward_with<Matmul<float, true> >(f, machine);
-      return similarity_all_pairs_forward_with<Matmul<float, false> >(f, machine);
-  }
+  with_arithmetic(f.dtype, f.tf32,
+                  [&](auto matmul) { similarity_all_pairs_forward_with<decltype(matmul)>(f, machine); });
 }
 void similarity_all_pairs_backward(const RegionSimilarityBackward& f, const Machine& machine) {
   if (!f.dquery && !f.dquarters) return;
   // Nothing to sum over: the list of no images writes zeros.
   if (f.gallery == 0) return similarity_lists_backward(f, machine);
-  switch (f.dtype) {
-    case DType::bf16: return similarity_all_pairs_backward_with<Matmul<bf16> >(f, machine);
-    case DType::f16: return similarity_all_pairs_backward_with<Matmul<f16> >(f, machine);
-    case DType::f64: return similarity_all_pairs_backward_with<Matmul<double> >(f, machine);
-    case DType::f32:
-      if (f.tf32) return similarity_all_pairs_backward_with<Matmul<float, true> >(f, machine);
-      return similarity_all_pairs_backward_with<Matmul<float, false> >(f, machine);
-  }
+  with_arithmetic(f.dtype, f.tf32,
+                  [&](auto matmul) { similarity_all_pairs_backward_with<decltype(matmul)>(f, machine); });
 }
 #endif
 
