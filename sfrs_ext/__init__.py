@@ -5,5 +5,16 @@ from ._version import __version__
 from .reference import REGIONS
 
 from . import nn, reference  # isort: skip  (nn calls the operators above)
+from .compat import accelerate, restore  # isort: skip
 
-__all__ = ["REGIONS", "__version__", "netvlad", "nn", "reference", "region_similarity", "region_vlad"]
+__all__ = [
+    "REGIONS",
+    "__version__",
+    "accelerate",
+    "netvlad",
+    "nn",
+    "reference",
+    "region_similarity",
+    "region_vlad",
+    "restore",
+]

@@ -1,0 +1,181 @@
+"""Runs a copy of a layer beside its fused form: finds the recipe, or says why there is none."""
+
+import copy
+import itertools
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from .recipe import LAYOUTS, OUTPUTS, Recipe, aggregate
+from .structure import Reading, readings, scales
+
+TOLERANCE = 1e-9
+"""Of the largest value, in float64: rounding stays a thousand times below, an eps of 1e-8 in a norm above."""
+
+NUMBER_OF_SCALE = 1.5
+"""What a plain number that may scale the logits is set to in the copy, so that it shows if it does."""
+
+
+def find_recipe(layer: nn.Module) -> Recipe | str:
+    """The recipe by which the fused form equals the layer, or why none does.
+
+    A float64 copy on the CPU with random parameters is run in evaluation and in training, forward and
+    backward. Layer, its buffers and torch's random state stay as they are.
+    """
+    with _undisturbed():
+        try:
+            twin = copy.deepcopy(layer)
+        except Exception as error:  # whatever somebody else's layer holds
+            return f"it cannot be copied for the check: {_first_line(error)}"
+        generator = torch.Generator().manual_seed(0)
+        twin = twin.to("cpu", torch.float64).eval()
+        randomise(twin, generator)
+        found = _search(twin, generator)
+        return found if isinstance(found, str) else _confirm(twin, found, generator) or found
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Keeps torch's random state and default dtype; layers that allocate without a dtype get float64."""
+    dtype = torch.get_default_dtype()
+    with ExitStack() as stack:
+        stack.enter_context(torch.random.fork_rng(devices=[]))
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        stack.enter_context(torch.autocast("cpu", enabled=False))
+        stack.callback(torch.set_default_dtype, dtype)
+        torch.set_default_dtype(torch.float64)
+        yield
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+
+
+def randomise(layer: nn.Module, generator: torch.Generator) -> None:
+    """Give a copy parameters under which every step shows: zeros, ones and equal clusters hide some."""
+
+    def random(like: Tensor) -> Tensor:
+        return torch.randn(like.shape, generator=generator, dtype=torch.float64)
+
+    with torch.no_grad():
+        for module in layer.modules():
+            for parameter in module._parameters.values():
+                if parameter is not None:
+                    parameter.copy_(random(parameter)).requires_grad_(True)
+            for name, buffer in module._buffers.items():
+                if buffer is not None and buffer.is_floating_point():
+                    buffer.copy_(random(buffer).abs() + 0.5 if name == "running_var" else random(buffer))
+    for name in scales(layer):
+        if name not in {**layer._parameters, **layer._buffers}:
+            setattr(layer, name, NUMBER_OF_SCALE)
+
+
+def sample(layout: str, dim: int, generator: torch.Generator, batch: int = 2, size=(9, 8)) -> Tensor:
+    """Random features in a layout, of norm 2 or so, that no other layout's shape can be mistaken for."""
+    x = torch.randn(batch, dim, *size, generator=generator, dtype=torch.float64) * 2 * dim**-0.5
+    x = x if layout == "map" else x.flatten(2)
+    return x.transpose(1, 2).contiguous() if layout == "tokens" else x
+
+
+@torch.no_grad()
+def _search(twin: nn.Module, generator: torch.Generator) -> Recipe | str:
+    complaints = []
+    for reading, layout in itertools.product(readings(twin), LAYOUTS):
+        if reading.extras:
+            continue
+        x = sample(layout, reading.dim, generator)
+        try:
+            theirs = twin.forward(x)
+        except Exception as error:  # a layer that takes another layout raises anything
+            complaints.append((2, f"it does not run on {LAYOUTS[layout]}: {_first_line(error)}"))
+            continue
+        best, closest = float("inf"), None
+        for recipe in _candidates(twin, reading, layout, theirs):
+            error = _difference(aggregate(twin, recipe, x), theirs)
+            if error <= TOLERANCE:
+                return recipe
+            best, closest = min((best, closest), (error, recipe), key=lambda pair: pair[0])
+        if closest is None:
+            complaints.append((1, f"its result is {_form(theirs)}, not a descriptor per image"))
+        else:
+            nearest = f"the closest, {closest.kind} with {closest.steps}, differs by {best:.0e}"
+            complaints.append((0, f"it computes something else than NetVLAD; {nearest}"))
+    return min(complaints, default=(0, "its tensors do not fit together as NetVLAD"))[1]
+
+
+def _candidates(twin: nn.Module, reading: Reading, layout: str, theirs: object) -> Iterator[Recipe]:
+    """Every recipe that gives a result of the right shape."""
+    if not isinstance(theirs, Tensor) or theirs.dim() not in (2, 3) or theirs.numel() % (2 * reading.dim):
+        return
+    clusters = theirs.numel() // (2 * reading.dim)
+    if not 1 <= clusters <= reading.columns:
+        return
+    flat = (clusters * reading.dim,)
+    shapes = (flat, flat, (clusters, reading.dim), (reading.dim, clusters))  # of OUTPUTS
+    outputs = [form for form, shape in zip(OUTPUTS, shapes, strict=True) if shape == tuple(theirs.shape[1:])]
+    factors = [(None, False), *itertools.product(scales(twin), (False, True))]
+    normalisations = itertools.product((True, False), repeat=3)
+    for output, (scale, divides), (first, intra, last) in itertools.product(outputs, factors, normalisations):
+        yield Recipe(
+            clusters=clusters,
+            ghost_clusters=reading.columns - clusters,
+            dim=reading.dim,
+            layout=layout,
+            output=output,
+            scale=scale,
+            scale_divides=divides,
+            normalize_input=first,
+            intra_norm=intra,
+            l2_norm=last,
+            **reading.parts,
+        )
+
+
+def _form(result: object) -> str:
+    return str(list(result.shape)) if isinstance(result, Tensor) else f"a {type(result).__name__}"
+
+
+def _difference(ours: Tensor, theirs: Tensor) -> float:
+    """Largest difference relative to the largest value; infinite where shape or dtype differ."""
+    if ours.shape != theirs.shape or ours.dtype != theirs.dtype:
+        return float("inf")
+    difference = ((ours - theirs).abs().max() / theirs.abs().max().clamp_min(1e-300)).item()
+    return difference if difference == difference else float("inf")
+
+
+def _confirm(twin: nn.Module, recipe: Recipe, generator: torch.Generator) -> str | None:
+    """Compare on other shapes, at a position without features, in training, and backward."""
+    empty = sample(recipe.layout, recipe.dim, generator, batch=1, size=(4, 5))
+    (empty[0, 0] if recipe.layout == "tokens" else empty[0].flatten(1)[:, 0]).zero_()
+    with torch.no_grad():
+        if not _difference(aggregate(twin, recipe, empty), twin.forward(empty)) <= TOLERANCE:
+            return "it treats positions without features in its own way"
+    for training in (False, True):
+        x = sample(recipe.layout, recipe.dim, generator, batch=2, size=(5, 6))
+        mode = "training" if training else "evaluation"
+        try:
+            theirs = _run(twin, training, x, lambda layer, x: layer.forward(x))
+        except Exception as error:  # as above
+            return f"it does not run in {mode}: {_first_line(error)}"
+        ours = _run(twin, training, x, lambda layer, x: aggregate(layer, recipe, x))
+        for name, value in theirs.items():
+            if not _difference(ours[name], value) <= TOLERANCE:
+                return f"in {mode} its {name} differs from the fused layer's"
+    return None
+
+
+def _run(twin: nn.Module, training: bool, x: Tensor, function: Callable) -> dict[str, Tensor]:
+    """Result, all gradients and all buffers after one step of a copy."""
+    layer = copy.deepcopy(twin).train(training)
+    x = x.clone().requires_grad_(True)
+    result = function(layer, x)
+    cotangent = torch.linspace(-1, 1, result.numel(), dtype=result.dtype).sin().view_as(result)
+    (result * cotangent).sum().backward()
+    inputs = {"x": x, **dict(layer.named_parameters())}
+    gradients = {
+        f"gradient of {name}": torch.zeros_like(t) if t.grad is None else t.grad for name, t in inputs.items()
+    }
+    return {"result": result.detach()} | gradients | dict(layer.named_buffers())

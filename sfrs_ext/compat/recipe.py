@@ -1,0 +1,175 @@
+"""How the tensors and habits of somebody else's NetVLAD layer map to the operator's arguments."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from .. import _operators
+from ..reference import EPS, positions_first
+
+LAYOUTS = {"map": "[B, D, H, W]", "tokens": "[B, N, D]", "channels first": "[B, D, N]"}
+"""Forms of a layer's input."""
+
+OUTPUTS = ("[B, K*D]", "[B, D*K]", "[B, K, D]", "[B, D, K]")
+"""Forms of a layer's result."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What :func:`aggregate` needs to know to stand in for a layer's ``forward``.
+
+    Tensors are named, not held: they are read from the layer at every call, so that optimisers, ``.to()`` and
+    replaced parameters are seen.
+
+    Attributes:
+        assignment: a child with ``weight`` and ``bias`` (1x1 convolution, linear), or a parameter.
+        assignment_transposed: that parameter is ``[D, K + G]`` instead of ``[K + G, D]``.
+        bias: where ``[K + G]`` is: a parameter beside an assignment that is one, or the child's, "conv.bias".
+        scale: attribute the logits are multiplied by, or divided by if ``scale_divides``.
+        batch_norm: child that normalises the logits.
+        centroids: parameter or buffer, ``[K, D]`` or, ``centroids_transposed``, ``[D, K]``; K + G rows have
+            their last G ignored.
+        clusters, ghost_clusters, dim: K, G and D.
+        layout: a key of :data:`LAYOUTS`.
+        output: one of :data:`OUTPUTS`.
+        normalize_input, intra_norm, l2_norm: as in :func:`sfrs_ext.netvlad`.
+    """
+
+    assignment: str
+    clusters: int
+    ghost_clusters: int
+    dim: int
+    layout: str
+    output: str
+    assignment_transposed: bool = False
+    bias: str | None = None
+    scale: str | None = None
+    scale_divides: bool = False
+    batch_norm: str | None = None
+    centroids: str | None = None
+    centroids_transposed: bool = False
+    normalize_input: bool = True
+    intra_norm: bool = True
+    l2_norm: bool = True
+
+    @property
+    def rank(self) -> int:
+        """Dimensions of the input."""
+        return 4 if self.layout == "map" else 3
+
+    @property
+    def kind(self) -> str:
+        """What the layer is, in the field's words."""
+        parts = [
+            ("bias", self.bias is not None),
+            ("batch norm", self.batch_norm is not None),
+            (f"scale {self.scale}", self.scale is not None),
+            (f"ghost clusters: {self.ghost_clusters}", self.ghost_clusters > 0),
+        ]
+        extras = ", ".join(name for name, present in parts if present)
+        return ("NetVLAD" if self.centroids else "VLAD without centroids") + (f", {extras}" if extras else "")
+
+    @property
+    def steps(self) -> str:
+        """The optional normalisations in their order."""
+        steps = [
+            name
+            for name, present in (
+                ("input", self.normalize_input),
+                ("intra", self.intra_norm),
+                ("L2", self.l2_norm),
+            )
+            if present
+        ]
+        return " + ".join(steps) + (" norm" if steps else "no norm")
+
+
+def aggregate(layer: nn.Module, recipe: Recipe, x: Tensor) -> Tensor:
+    """What ``layer(x)`` computes, by the fused operator, in the layer's own form of result.
+
+    Under autocast it computes in float32 and returns float32, as sums over residuals in eager torch do.
+    """
+    if x.device.type != "meta" and torch.is_autocast_enabled(x.device.type):
+        with torch.autocast(x.device.type, enabled=False):
+            return _aggregate(layer, recipe, x if x.dtype == torch.float64 else x.float())
+    return _aggregate(layer, recipe, x)
+
+
+def _aggregate(layer: nn.Module, recipe: Recipe, x: Tensor) -> Tensor:
+    x = x.unsqueeze(2) if recipe.layout == "channels first" else x  # a map of height one
+    weight, bias = _assignment(layer, recipe)
+    norm = None if recipe.batch_norm is None else getattr(layer, recipe.batch_norm)
+    arguments: dict = dict(weight=weight, bias=bias)
+    if norm is not None and (norm.training or norm.running_mean is None):
+        arguments = dict(logits=_normalised_logits(x, weight, bias, norm, recipe.normalize_input))
+    elif norm is not None:
+        arguments = _folded(weight, bias, norm)
+    flat = recipe.output == "[B, K*D]"
+    vlad = _operators.netvlad(
+        x,
+        centroids=_centroids(layer, recipe),
+        ghost_clusters=recipe.ghost_clusters,
+        normalize_input=recipe.normalize_input,
+        intra_norm=recipe.intra_norm,
+        l2_norm=recipe.l2_norm,
+        flatten=flat,
+        **arguments,
+    )
+    if recipe.output.startswith("[B, D"):
+        vlad = vlad.transpose(1, 2)
+    return vlad.flatten(1) if recipe.output == "[B, D*K]" else vlad
+
+
+def as_matrix(tensor: Tensor) -> Tensor | None:
+    """A view without dimensions of size one in front (``[1, D, K]``) or behind (1x1 kernels)."""
+    if tensor.dim() == 3 and tensor.shape[0] == 1:
+        return tensor[0]
+    while tensor.dim() > 2 and tensor.shape[-1] == 1:
+        tensor = tensor[..., 0]
+    return tensor if tensor.dim() == 2 else None
+
+
+def _assignment(layer: nn.Module, recipe: Recipe) -> tuple[Tensor, Tensor | None]:
+    """Weights ``[K + G, D]`` and bias ``[K + G]``, times the scale."""
+    owner = getattr(layer, recipe.assignment)
+    if isinstance(owner, nn.Module):
+        weight, bias = as_matrix(owner.weight), owner.bias
+    else:
+        weight = as_matrix(owner).T if recipe.assignment_transposed else as_matrix(owner)
+        bias = None if recipe.bias is None else getattr(layer, recipe.bias).flatten()
+    if recipe.scale is None:
+        return weight, bias
+    scale = getattr(layer, recipe.scale)
+    scale = 1 / scale if recipe.scale_divides else scale
+    return weight * scale, None if bias is None else bias * scale
+
+
+def _centroids(layer: nn.Module, recipe: Recipe) -> Tensor | None:
+    if recipe.centroids is None:
+        return None
+    centroids = as_matrix(getattr(layer, recipe.centroids))
+    return (centroids.T if recipe.centroids_transposed else centroids)[: recipe.clusters]
+
+
+def _normalised_logits(
+    x: Tensor, weight: Tensor, bias: Tensor | None, norm: nn.Module, normalize_input: bool
+) -> Tensor:
+    """Logits ``[B, P, K + G]`` after batch norm with the statistics of this batch."""
+    positions = positions_first(x)
+    logits = positions @ weight.T  # [B, P, K + G]
+    if normalize_input:
+        logits = logits / positions.norm(dim=-1, keepdim=True).clamp_min(EPS)
+    logits = logits if bias is None else logits + bias
+    rows = logits.flatten(0, 1)
+    rows = norm(rows[..., None, None]).flatten(1) if isinstance(norm, nn.BatchNorm2d) else norm(rows)
+    return rows.view_as(logits)
+
+
+def _folded(weight: Tensor, bias: Tensor | None, norm: nn.Module) -> dict[str, Tensor]:
+    """Batch norm with fixed statistics is another weight and bias: ``(W x + b - mean) g / s + h``."""
+    gain = (norm.running_var + norm.eps).rsqrt()
+    gain = gain if norm.weight is None else gain * norm.weight
+    shift = -norm.running_mean if bias is None else bias - norm.running_mean
+    shift = shift * gain if norm.bias is None else shift * gain + norm.bias
+    return dict(weight=weight * gain[:, None], bias=shift)
