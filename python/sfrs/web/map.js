@@ -75,7 +75,9 @@ class PlaceMap {
     const bounds = points ? mapBounds(points, []) : mapBounds(this.points, this.lines);
     const room = { width: Math.max(1, this.size.width - 56), height: Math.max(1, this.size.height - 72) };
     const [width, height] = [bounds.right - bounds.left, bounds.bottom - bounds.top];
-    const scale = Math.min(room.width / (width || 1e-9), room.height / (height || 1e-9), 20);
+    // Not so close that one point, or two beside each other, fill the map.
+    const closest = Math.min(20, Math.max(room.width, room.height) / 60);
+    const scale = Math.min(room.width / (width || 1e-9), room.height / (height || 1e-9), closest);
     const [x, y] = [(bounds.left + bounds.right) / 2, (bounds.top + bounds.bottom) / 2];
     Object.assign(this.view, { x: x - this.origin.x, y: y - this.origin.y, scale });
     this.render();
@@ -117,6 +119,8 @@ class PlaceMap {
       if (!this.isMark(point)) add(`map-dot map-${point.kind}`, `M${at(point.x, point.y)}h.001`);
     }
     this.world.replaceChildren();
+    // A thousand lines would hide what they connect.
+    this.world.style.setProperty("--line-opacity", Math.max(0.07, Math.min(0.5, 40 / (this.lines.length + 1))));
     for (const point of this.points.filter((point) => point.r)) {
       const circle = { cx: point.x - this.origin.x, cy: point.y - this.origin.y, r: point.r };
       mapElement("circle", { class: `map-spread map-${point.kind}`, ...circle }, this.world);
