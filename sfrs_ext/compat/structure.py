@@ -35,8 +35,8 @@ class Reading:
 
 
 def own_tensors(layer: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers of the layer itself that hold more than one number."""
-    return {name: tensor for name, tensor in _named(layer) if tensor.numel() > 1}
+    """Parameters and buffers of the layer itself that hold more than one real number."""
+    return {name: t for name, t in _named(layer) if t.numel() > 1 and t.is_floating_point()}
 
 
 def _named(layer: nn.Module) -> list[tuple[str, Tensor]]:

@@ -1,0 +1,349 @@
+"""``sfrs_ext.accelerate`` changes how NetVLAD layers compute, and nothing else about a model."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+import torch.nn.functional as F
+from foreign_layers import (
+    LAYERS,
+    BatchNormNetVLAD,
+    ConvolutionNetVLAD,
+    K,
+    RegionNetwork,
+    TemperatureNetVLAD,
+    build,
+)
+from torch import nn
+
+import sfrs_ext
+from sfrs_ext.compat import recipe as recipes
+
+every_layer = pytest.mark.parametrize("name", LAYERS)
+
+
+@pytest.fixture
+def fused_calls(monkeypatch) -> list:
+    """Grows by one with every call of the fused operator."""
+    calls, operator = [], sfrs_ext.netvlad
+
+    def spy(*arguments, **options):
+        calls.append(options)
+        return operator(*arguments, **options)
+
+    monkeypatch.setattr(recipes._operators, "netvlad", spy)
+    return calls
+
+
+def step(model: nn.Module, x: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Results, gradients and buffers after one forward and backward."""
+    x = x.clone().requires_grad_(True)
+    results = model(x)
+    results = results if isinstance(results, tuple) else (results,)
+    sum((r * torch.arange(r.numel()).to(r).sin().view_as(r)).sum() for r in results).backward()
+    gradients = {name: p.grad for name, p in model.named_parameters()} | {"x": x.grad}
+    found = {f"result {i}": r.detach() for i, r in enumerate(results)} | dict(model.named_buffers())
+    return found | {f"gradient of {name}": value for name, value in gradients.items() if value is not None}
+
+
+@every_layer
+@pytest.mark.parametrize("training", (False, True), ids=("evaluation", "training"))
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-11), (torch.float32, 1e-4)], ids=str)
+def test_a_fused_layer_computes_what_it_computed_before(
+    name, training, dtype, tolerance, device, fused_calls
+):
+    model, x = build(name)
+    model, x = model.to(device, dtype).train(training), x.to(device, dtype)
+    before = step(copy.deepcopy(model), x)
+    report = sfrs_ext.accelerate(model)
+    assert len(report.replaced) == 1 and not report.left_alone
+    fused_calls.clear()
+    after = step(model, x)
+    assert fused_calls
+    assert after.keys() == before.keys()
+    least = 1e-2 * max(value.abs().max() for value in before.values())  # some gradients are but rounding
+    for what, value in before.items():
+        error = (after[what] - value).abs().max() / value.abs().max().clamp_min(least)
+        assert after[what].dtype == value.dtype and error <= tolerance, (what, error)
+
+
+@every_layer
+def test_nothing_else_about_the_model_changes(name):
+    model, _ = build(name)
+    model.train()
+    parameters, buffers = dict(model.named_parameters()), dict(model.named_buffers())
+    state = copy.deepcopy(model.state_dict())
+    attributes = {path: set(vars(module)) for path, module in model.named_modules()}
+    random, dtype = torch.get_rng_state(), torch.get_default_dtype()
+
+    sfrs_ext.accelerate(model)
+
+    assert torch.equal(torch.get_rng_state(), random) and torch.get_default_dtype() == dtype
+    assert list(model.state_dict()) == list(state)
+    assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+    assert all(value is parameters[key] and value.grad is None for key, value in model.named_parameters())
+    assert all(value is buffers[key] for key, value in model.named_buffers())
+    assert all(module.training for module in model.modules())
+    assert isinstance(model, LAYERS[name][0])
+    sfrs_ext.restore(model)
+    assert {path: set(vars(module)) for path, module in model.named_modules()} == attributes
+
+
+@every_layer
+def test_copies_pickles_and_loaded_states_are_fused_too(name, fused_calls):
+    model, x = build(name)
+    sfrs_ext.accelerate(model)
+    model.eval()
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        other.load_state_dict(model.state_dict())
+        fused_calls.clear()
+        torch.testing.assert_close(other(x), model(x), rtol=0, atol=0)
+        assert len(fused_calls) == 2
+        assert not {id(p) for p in other.parameters()} & {id(p) for p in model.parameters()}
+
+
+def test_restore_gives_the_class_back(fused_calls):
+    model, x = build("region network")
+    sfrs_ext.accelerate(model)
+    assert sfrs_ext.restore(model) == 1
+    assert type(model.net_vlad) is ConvolutionNetVLAD and sfrs_ext.restore(model) == 0
+    fused_calls.clear()
+    model(x)
+    assert not fused_calls
+
+
+def test_an_optimiser_made_before_goes_on_training_the_layer():
+    model, x = build("convolution")
+    optimiser = torch.optim.SGD(model.parameters(), lr=1.0)
+    sfrs_ext.accelerate(model)
+    before = copy.deepcopy(model.state_dict())
+    model(x)[:, ::2].sum().backward()
+    optimiser.step()
+    assert not any(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+def test_parameters_that_are_replaced_later_are_used():
+    model, x = build("convolution with bias")
+    twin = copy.deepcopy(model)
+    sfrs_ext.accelerate(model)
+    for layer in (model, twin):  # as initialisation by k-means does it
+        layer.centroids = nn.Parameter(torch.full_like(layer.centroids, 0.3))
+        layer.conv.bias = None
+    torch.testing.assert_close(model(x), twin(x))
+
+
+def test_a_number_that_scales_the_logits_may_change_later():
+    model, x = build("temperature")
+    twin = copy.deepcopy(model)
+    sfrs_ext.accelerate(model)
+    for layer in (model, twin):
+        layer.temperature = 0.03
+    torch.testing.assert_close(model(x), twin(x))
+
+
+def test_a_layer_used_twice_is_replaced_once_and_reported_with_both_paths():
+    layer = ConvolutionNetVLAD()
+    report = sfrs_ext.accelerate(nn.ModuleDict({"query": layer, "gallery": nn.Sequential(nn.ReLU(), layer)}))
+    assert [entry.paths for entry in report.replaced] == [("query", "gallery.1")]
+
+
+def test_what_was_not_checked_goes_to_the_layers_own_forward(fused_calls):
+    model, x = build("batch norm")
+    own = copy.deepcopy(model).eval()
+    sfrs_ext.accelerate(model)
+    fused_calls.clear()
+    mask = torch.ones(x.shape[:2])
+    torch.testing.assert_close(model.eval()(x, mask), own(x, mask))
+    with pytest.raises(RuntimeError):
+        model(x.unsqueeze(0))
+    assert not fused_calls
+
+
+def test_hooks_of_the_layer_are_called_by_its_users_only():
+    model, x = build("convolution")
+    seen = []
+    model.register_forward_hook(lambda layer, inputs, output: seen.append(output.shape))
+    sfrs_ext.accelerate(model)
+    assert seen == []
+    model(x)
+    assert seen == [(len(x), model.centroids.numel())]
+
+
+def test_a_parametrised_convolution_keeps_its_parametrisation():
+    model, x = build("convolution")
+    nn.utils.parametrizations.weight_norm(model.conv)
+    before = step(copy.deepcopy(model), x)
+    assert sfrs_ext.accelerate(model).replaced
+    for what, value in step(model, x).items():
+        torch.testing.assert_close(value, before[what], msg=what)
+    assert any("original0" in what for what in before)
+
+
+def test_autocast_gives_float32_like_the_layer_itself():
+    model, x = build("convolution")
+    model, x = model.float(), x.float()
+    exact = model(x)
+    sfrs_ext.accelerate(model)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        result, from_bfloat16 = model(x), model(x.bfloat16())
+    assert result.dtype == from_bfloat16.dtype == exact.dtype
+    torch.testing.assert_close(result, exact)
+    torch.testing.assert_close(from_bfloat16, exact, atol=2e-2, rtol=0)
+
+
+@pytest.mark.filterwarnings("ignore")  # torch.compile's own
+@pytest.mark.parametrize("name", ["convolution", "batch norm and ghost clusters", "temperature"])
+def test_a_fused_layer_compiles_without_a_graph_break(name):
+    model, x = build(name)
+    expected = step(copy.deepcopy(model), x)
+    sfrs_ext.accelerate(model)
+    result = torch.compile(model, fullgraph=True, backend="aot_eager")(x)
+    torch.testing.assert_close(result.detach(), expected["result 0"])
+
+
+def test_a_wrapped_model_is_found_inside_its_wrapper(tmp_path):
+    model, x = build("convolution")
+    expected = step(copy.deepcopy(model), x)
+    meeting = f"file://{tmp_path}/meeting"
+    torch.distributed.init_process_group("gloo", init_method=meeting, rank=0, world_size=1)
+    try:
+        wrapped = nn.parallel.DistributedDataParallel(model)
+        assert sfrs_ext.accelerate(wrapped).replaced[0].paths == ("module",)
+        after = step(wrapped, x)
+    finally:
+        torch.distributed.destroy_process_group()
+    torch.testing.assert_close(after["result 0"], expected["result 0"])
+    torch.testing.assert_close(model.conv.weight.grad, expected["gradient of conv.weight"])
+
+
+class ReturnsTuple(ConvolutionNetVLAD):
+    def forward(self, x):
+        return super().forward(x), x
+
+
+class DropsOut(ConvolutionNetVLAD):
+    def forward(self, x):
+        return super().forward(F.dropout(x, 0.1, self.training))
+
+
+class HoldsItsAssignment(ConvolutionNetVLAD):
+    def forward(self, x):
+        weight, self.conv.weight.requires_grad = self.conv.weight, False
+        try:
+            return super().forward(x)
+        finally:
+            weight.requires_grad = True
+
+
+class AddsEps(ConvolutionNetVLAD):
+    def __init__(self):
+        super().__init__(normalize_input=False)
+
+    def forward(self, x):
+        return super().forward(x / (x.norm(dim=1, keepdim=True) + 1e-6))
+
+
+class TakesRoots(ConvolutionNetVLAD):
+    def forward(self, x):
+        result = super().forward(x)
+        return result.sign() * result.abs().sqrt()
+
+
+class ContextualVLAD(ConvolutionNetVLAD):
+    def __init__(self):
+        super().__init__()
+        self.reweighting = nn.Conv2d(10, 1, kernel_size=3)
+
+
+class VLADHead(nn.Module):
+    pass
+
+
+def hooked() -> nn.Module:
+    layer = ConvolutionNetVLAD()
+    layer.conv.register_forward_hook(lambda *_: None)
+    return layer
+
+
+def overridden() -> nn.Module:
+    layer = ConvolutionNetVLAD()
+    layer.forward = layer.forward
+    return layer
+
+
+def traced() -> nn.Module:
+    return torch.jit.trace(ConvolutionNetVLAD(), torch.randn(1, 10, 3, 3))
+
+
+def copied_with_difficulty() -> nn.Module:
+    layer = ConvolutionNetVLAD()
+    layer.cache = layer.centroids * 2  # not a leaf
+    return layer
+
+
+@pytest.mark.filterwarnings("ignore")  # torch.jit is deprecated
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (ReturnsTuple, "its result is a tuple"),
+        (DropsOut, "in training its result differs"),
+        (HoldsItsAssignment, "in evaluation its gradient of conv.weight differs"),
+        (AddsEps, "something else than NetVLAD; the closest, NetVLAD with .* differs by"),
+        (TakesRoots, "something else than NetVLAD"),
+        (ContextualVLAD, "more than a NetVLAD layer's tensors: reweighting"),
+        (VLADHead, r"no assignment weights \[K, D\]"),
+        (hooked, "conv has hooks"),
+        (overridden, "forward is overridden on the instance"),
+        (traced, "torch.jit"),
+        (copied_with_difficulty, "cannot be copied"),
+        (lambda: sfrs_ext.nn.NetVLAD(K, 10), "a layer of sfrs_ext.nn"),
+    ],
+)
+def test_what_computes_something_else_is_left_alone_and_said_so(make, reason):
+    model = nn.Sequential(make())
+    before = type(model[0])
+    report = sfrs_ext.accelerate(model)
+    assert not report.replaced and type(model[0]) is before
+    assert [entry.paths for entry in report.left_alone] == [("0",)]
+    with pytest.raises(AssertionError, match=reason):
+        raise AssertionError(report.left_alone[0].reason)
+
+
+def test_a_second_call_finds_everything_fused():
+    model = RegionNetwork()
+    sfrs_ext.accelerate(model)
+    report = sfrs_ext.accelerate(model)
+    assert not report.replaced
+    assert [entry.reason for entry in report.left_alone] == ["it is fused already, from ConvolutionNetVLAD"]
+
+
+@pytest.mark.filterwarnings("ignore")  # torch's, about nested tensors
+def test_models_without_netvlad_are_left_in_peace():
+    model = nn.ModuleList([nn.LSTM(8, 8), nn.TransformerEncoderLayer(8, 2, 16), nn.Conv2d(3, 3, 1)])
+    assert str(sfrs_ext.accelerate(model)) == "sfrs_ext.accelerate: nothing in this model looks like NetVLAD"
+
+
+def test_the_report_says_what_was_recognised():
+    layers = {"regions": RegionNetwork(), "text": BatchNormNetVLAD(2), "soft": TemperatureNetVLAD()}
+    report = sfrs_ext.accelerate(nn.ModuleDict(layers | {"other": TakesRoots()}))
+    *lines, last = str(report).splitlines()
+    assert lines == [
+        "sfrs_ext.accelerate: 3 replaced, 1 left alone",
+        "  replaced    regions.net_vlad (ConvolutionNetVLAD): NetVLAD; K = 6, D = 10; "
+        "[B, D, H, W] -> [B, K, D]; input norm",
+        "  replaced    text (BatchNormNetVLAD): NetVLAD, batch norm, ghost clusters: 2; K = 6, D = 10; "
+        "[B, N, D] -> [B, D*K]; intra + L2 norm",
+        "  replaced    soft (TemperatureNetVLAD): NetVLAD, scale temperature; K = 6, D = 10; "
+        "[B, D, H, W] -> [B, D, K]; input norm",
+    ]
+    assert (
+        str(report)
+        .splitlines()[-1]
+        .startswith("  left alone  other (TakesRoots): it computes something else")
+    )
+
+
+def test_anything_but_a_module_is_refused():
+    with pytest.raises(TypeError, match="accelerate: model must be a torch.nn.Module, but is dict"):
+        sfrs_ext.accelerate({})
