@@ -1,0 +1,78 @@
+"""From the bytes of a photo to the endpoint's JSON: decode, locate, and say which regions matched."""
+
+import time
+from pathlib import Path
+from typing import Literal
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from sfrs.explain import REGION_BOXES, REGION_NAMES
+from sfrs.images import BadImageError
+from sfrs.index import Index
+from sfrs.locate import as_json, locate
+from sfrs.region_matching import region_matches
+from sfrs.serve.uploads import Limits, decode_photo
+
+REGIONS = [{"name": name, "box": box} for name, box in zip(REGION_NAMES, REGION_BOXES, strict=True)]
+
+
+def answer(
+    index: Index,
+    data: bytes,
+    limits: Limits,
+    *,
+    top: int,
+    rerank: Literal["regions"] | None,
+    regions: bool,
+) -> dict:
+    """Locate one photo; :func:`sfrs.locate.as_json` of it, and with ``regions`` what explains its matches.
+
+    Raises:
+        Refusal: the photo is turned down.
+    """
+    started = time.perf_counter()
+    photo = decode_photo(data, limits, index.size)
+    decoded = time.perf_counter()
+    (found,) = locate(index, [photo], top=top, rerank=rerank)
+    result = as_json(found, index)
+    for match in result["matches"]:
+        match["file"] = Path(match["file"]).name  # where the images lie is nobody's business over the wire
+    located = time.perf_counter()
+    if regions:
+        result["regions"] = REGIONS
+        explanations = _explain(index, photo, [match["row"] for match in result["matches"]])
+        for match, explanation in zip(result["matches"], explanations, strict=True):
+            match["regions"] = explanation
+    milliseconds = result.setdefault("milliseconds", {})
+    milliseconds["decode"] = 1e3 * (decoded - started)
+    if regions:
+        milliseconds["explain"] = 1e3 * (time.perf_counter() - located)
+    result["milliseconds"] = {name: round(spent, 1) for name, spent in milliseconds.items()}
+    return result
+
+
+@torch.no_grad()
+def _explain(index: Index, photo: Image.Image, rows: list[int]) -> list[dict | None]:
+    """Region similarities of the photo with each image; None where an image's file is gone."""
+    query = index.image_quarters(photo).float()
+    explanations: list[dict | None] = []
+    for row in rows:
+        try:
+            quarters = index.quarters([row]).float()
+        except BadImageError:
+            explanations.append(None)
+            continue
+        explanations.append(_explanation(region_matches(query, quarters)[0, 0].cpu()))
+    return explanations
+
+
+def _explanation(similarities: Tensor) -> dict:
+    """The similarities ``[9, 9]`` of one match, and which regions of photo and image are the most alike."""
+    part = divmod(int(similarities[1:, 1:].argmax()), 8)
+    return {
+        "best": divmod(int(similarities.argmax()), 9),
+        "best_part": (part[0] + 1, part[1] + 1),  # of halves and quarters only
+        "similarities": [[round(value, 3) for value in line] for line in similarities.tolist()],
+    }
