@@ -14,6 +14,8 @@ from foreign_layers import (
     RegionNetwork,
     TemperatureNetVLAD,
     build,
+    normalised,
+    vlad_of,
 )
 from torch import nn
 
@@ -250,6 +252,18 @@ class TakesRoots(ConvolutionNetVLAD):
         return result.sign() * result.abs().sqrt()
 
 
+class AddsCentroids(ConvolutionNetVLAD):
+    """Equal to NetVLAD as long as its centroids are zero."""
+
+    def __init__(self):
+        super().__init__()
+        nn.init.zeros_(self.centroids)
+
+    def forward(self, x):
+        x = F.normalize(x, dim=1)
+        return normalised(vlad_of(x.flatten(2), self.conv(x).flatten(2).softmax(1), -self.centroids))
+
+
 class ContextualVLAD(ConvolutionNetVLAD):
     def __init__(self):
         super().__init__()
@@ -291,6 +305,7 @@ def copied_with_difficulty() -> nn.Module:
         (HoldsItsAssignment, "in evaluation its gradient of conv.weight differs"),
         (AddsEps, "something else than NetVLAD; the closest, NetVLAD with .* differs by"),
         (TakesRoots, "something else than NetVLAD"),
+        (AddsCentroids, "something else than NetVLAD"),
         (ContextualVLAD, "more than a NetVLAD layer's tensors: reweighting"),
         (VLADHead, r"no assignment weights \[K, D\]"),
         (hooked, "conv has hooks"),
@@ -308,6 +323,15 @@ def test_what_computes_something_else_is_left_alone_and_said_so(make, reason):
     assert [entry.paths for entry in report.left_alone] == [("0",)]
     with pytest.raises(AssertionError, match=reason):
         raise AssertionError(report.left_alone[0].reason)
+
+
+def test_a_layer_that_draws_random_numbers_leaves_the_random_state():
+    state = torch.get_rng_state()
+    sfrs_ext.accelerate(DropsOut())
+    model = DropsOut()  # initialisation draws, the check of it does not
+    drawn = torch.get_rng_state()
+    sfrs_ext.accelerate(model)
+    assert torch.equal(torch.get_rng_state(), drawn) and not torch.equal(drawn, state)
 
 
 def test_a_second_call_finds_everything_fused():
