@@ -1,0 +1,207 @@
+"""``sfrs locate``: coordinates of photographs, by an index of photographs whose coordinates are known."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from sfrs.commands import network as shared
+from sfrs.commands import reranking
+from sfrs.errors import UserError
+
+if TYPE_CHECKING:
+    from sfrs.index import Index
+    from sfrs.locate import Found
+
+EXAMPLES = """
+[b]Examples[/b]
+
+  sfrs locate photo.jpg --index city.index
+
+  sfrs locate holiday/ --index city.index --rerank regions --geojson holiday.geojson
+
+  sfrs locate photo.jpg --index city.index --top 1 --json
+"""
+
+
+def register(app: typer.Typer) -> None:
+    app.command("locate", epilog=EXAMPLES)(locate)
+
+
+def locate(
+    path: Annotated[
+        Path,
+        typer.Argument(help="An image, or a folder of images (subfolders included).", show_default=False),
+    ],
+    index: Annotated[
+        Path, typer.Option("--index", help="An index that sfrs index made.", show_default=False)
+    ],
+    top: Annotated[int, typer.Option("--top", metavar="N", min=1, help="How many matches to show.")] = 5,
+    rerank: reranking.Rerank = None,
+    rerank_depth: reranking.RerankDepth = None,
+    rerank_score: reranking.RerankScore = None,
+    as_json: Annotated[
+        bool,
+        typer.Option("--json", help="Print JSON instead of text.", rich_help_panel="Output"),
+    ] = False,
+    geojson: Annotated[
+        Path | None,
+        typer.Option(
+            "--geojson",
+            metavar="FILE",
+            help="Also write estimates and matches as GeoJSON, for any map.",
+            rich_help_panel="Output",
+            show_default=False,
+        ),
+    ] = None,
+    skip_bad_images: Annotated[
+        bool,
+        typer.Option(
+            "--skip-bad-images",
+            help="Leave out images that cannot be read, and list them.",
+            rich_help_panel="Images",
+        ),
+    ] = False,
+    threads: shared.Threads = None,
+    device: shared.Device = "auto",
+) -> None:
+    """Say where photographs were taken: easting and northing, and latitude and longitude.
+
+    The position is a weighted mean of where similar images of the index were taken; the confidence says how
+    likely it is within 25 m. Photographs that carry their position, in their name (@easting@northing@...) or
+    as EXIF, are not helped by it: it only shows the error.
+    """
+    options = reranking.parse_reranking(rerank, rerank_depth, rerank_score)
+    if geojson is not None and not geojson.parent.is_dir():
+        raise UserError(f"--geojson is {geojson}, but there is no folder {geojson.parent}.")
+    files = _files(path)
+    threads = shared.decoding_threads(threads)
+
+    from sfrs import locate as locating
+    from sfrs.index import Index
+    from sfrs.results import write_json
+    from sfrs.terminal import progress_tasks
+
+    opened = Index.open(index, device=shared.parse_device(device))
+    if geojson is not None:
+        locating.check_degrees(opened)
+    with progress_tasks() as tasks:
+        if skip_bad_images:
+            files = _readable(files, path, threads, tasks)
+        _warn_of_slow_reranking(opened, files, options)
+        founds = locating.locate(
+            opened, files, top=top, rerank=rerank, threads=threads, tasks=tasks, **(options or {})
+        )
+    if geojson is not None:
+        write_json(geojson, locating.as_geojson(founds))
+    if as_json:
+        _print_json(founds, opened)
+    else:
+        _print_text(founds, opened, geojson)
+
+
+def _files(path: Path) -> list[Path]:
+    from sfrs.places.folder import IMAGE_SUFFIXES, image_files
+
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise UserError(f"{path}: there is no such file or folder.")
+    files = image_files(path)
+    if not files:
+        raise UserError(f"{path}: no {', '.join(IMAGE_SUFFIXES)} in this folder.")
+    return files
+
+
+def _readable(files: list[Path], path: Path, threads: int, tasks) -> list[Path]:
+    from sfrs.images import check_images
+    from sfrs.terminal import messages
+
+    bad = dict(check_images(files, threads=threads, progress=tasks("checking")))
+    for file, why in bad.items():
+        messages.print(f"[yellow]Skipped[/yellow] {file}: {why}", soft_wrap=True, highlight=False)
+    if len(bad) == len(files):
+        raise UserError(f"{path}: none of the {len(bad)} images can be read.")
+    return [file for file in files if file not in bad]
+
+
+def _warn_of_slow_reranking(index: Index, files: list[Path], options: dict | None) -> None:
+    if options is None or index.has_regions:
+        return
+    from sfrs.terminal import messages
+
+    described = min(options["depth"], len(index))
+    messages.print(
+        f"This index keeps no regions, so {described} images are described again for every photograph. "
+        "sfrs index --regions keeps them.",
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _print_json(founds: list[Found], index: Index) -> None:
+    import json
+
+    from sfrs.locate import as_json, summary
+
+    queries = [as_json(found, index) for found in founds]
+    print(json.dumps({"queries": queries, "summary": summary(founds)}, indent=2, allow_nan=False))
+
+
+def _print_text(founds: list[Found], index: Index, geojson: Path | None) -> None:
+    from sfrs.locate import summary
+
+    for found in founds:
+        print(found.query)
+        for line in (*_location_lines(found, index.zone), *_match_lines(found)):
+            print(f"  {line}")
+        print()
+    spent = {name: sum(f.milliseconds[name] for f in founds) for name in founds[0].milliseconds}
+    each = ", ".join(f"{name} {total / len(founds):.1f}" for name, total in spent.items())
+    print(f"{len(founds)} located among {len(index):,} images; ms per photograph: {each}")
+    errors = summary(founds)
+    if errors:
+        shares = ", ".join(
+            f"{100 * share:.1f} % within {metres}" for metres, share in errors["within"].items()
+        )
+        median = errors["median_error"]
+        print(
+            f"{errors['queries']} say where they were taken: {shares}; median error "
+            + (f"{median:.1f} m" if median is not None else "unknown")
+            + f"; mean confidence {errors['mean_confidence']:.2f}"
+        )
+    if geojson is not None:
+        print(f"Written to {geojson}")
+
+
+def _location_lines(found: Found, zone: str) -> list[str]:
+    import math
+
+    place = found.location
+    if not math.isfinite(place.easting):
+        return ["no position: none of the images found has one"]
+    where = f"{place.easting:.1f} E  {place.northing:.1f} N" + (f"  (UTM {zone})" if zone else "  (metres)")
+    if place.latitude is not None:
+        where += f"   {place.latitude:.6f}, {place.longitude:.6f}"
+    trust = f"confidence {place.confidence:.2f}, spread {place.spread:.1f} m"
+    if found.error is not None:
+        trust += f", error {found.error:.1f} m"
+    return [where, trust]
+
+
+def _match_lines(found: Found) -> list[str]:
+    import math
+
+    from sfrs.explain import REGION_NAMES
+
+    place, lines = found.location, []
+    for rank, match in enumerate(found.matches, start=1):
+        away = math.hypot(match.easting - place.easting, match.northing - place.northing)
+        metres = f"{away:,.0f} m" if math.isfinite(away) else "-"
+        line = f"{rank:>2}  {match.similarity:.3f}  {metres:>9}  {match.file.name}"
+        if match.regions is not None:
+            line += f"   ({REGION_NAMES[match.regions[0]]} ~ {REGION_NAMES[match.regions[1]]})"
+        lines.append(line)
+    return lines

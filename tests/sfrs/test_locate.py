@@ -1,0 +1,249 @@
+"""Photographs located by an index, through the function and through the command."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import picture
+from PIL import ExifTags, Image
+
+from sfrs import index as index_module
+from sfrs.cli import app
+from sfrs.descriptor import describe
+from sfrs.errors import UserError
+from sfrs.geodesy import to_degrees
+from sfrs.images import BadImageError, image_tensor
+from sfrs.locate import as_geojson, as_json, locate, summary
+from sfrs.search import search
+
+SIZE = (48, 64)
+
+
+class InMemory:
+    """What :class:`sfrs.index.Index` offers to locate, over a list of files."""
+
+    def __init__(self, network, files, positions, zone="33N", has_regions=True):
+        self.network, self.files, self.zone, self.has_regions = network, files, zone, has_regions
+        self.path, self.positions = Path("memory.index"), np.asarray(positions, np.float64)
+        self.rows = describe(network, files, size=SIZE)
+
+    def __len__(self):
+        return len(self.files)
+
+    def describe(self, images, progress=None, **options):
+        return describe(self.network, images, size=SIZE, progress=progress, **options)
+
+    def _pixels(self, image):
+        opened = image if isinstance(image, Image.Image) else Image.open(image)
+        return (image_tensor(opened, SIZE) - 0.5)[None] / 0.25
+
+    def describe_image(self, image):
+        return self.network(self._pixels(image)).detach().numpy()
+
+    def search(self, descriptors, k):
+        similarities, rows = search(self.rows, descriptors, k)
+        blank = ((0, 0), (0, k - rows.shape[1]))
+        return np.pad(similarities, blank, constant_values=-np.inf), np.pad(rows, blank, constant_values=-1)
+
+    def image_quarters(self, image):
+        return self.network.quarters(self.network.trunk(self._pixels(image))).detach()
+
+    def quarters(self, rows):
+        return torch.cat([self.image_quarters(self.files[row]) for row in rows])
+
+
+@pytest.fixture
+def places(place_folder):
+    """12 places 100 m apart; returns (database files, their positions, query files)."""
+    database, queries = (
+        sorted((place_folder / "images/test" / role).iterdir()) for role in ("database", "queries")
+    )
+    return database, [[float(x) for x in file.name.split("@")[1:3]] for file in database], queries
+
+
+@pytest.fixture
+def index(tiny_network, places):
+    return InMemory(tiny_network, *places[:2])
+
+
+def test_queries_are_found_where_their_place_is(index, places):
+    founds = locate(index, places[2], top=3)
+    assert [found.query for found in founds] == [str(file) for file in places[2]]
+    for i, found in enumerate(founds):
+        best = found.matches[0]
+        assert best.file == places[0][i] and best.row == i and len(found.matches) == 3
+        assert (best.easting, best.northing) == tuple(places[1][i])
+        assert [m.similarity for m in found.matches] == sorted(
+            (m.similarity for m in found.matches), reverse=True
+        )
+        assert found.error == pytest.approx(5.0)  # queries stand 5 m east of their only image
+        assert set(found.milliseconds) == {"describe", "search"} and best.regions is None
+        expected = to_degrees([places[1][i]], "33N")[0]
+        assert (found.location.latitude, found.location.longitude) == pytest.approx(tuple(expected))
+
+
+def test_an_image_in_memory_is_located_as_its_file(index, places):
+    with Image.open(places[2][4]) as image:
+        (memory,) = locate(index, [image], rerank="regions")
+    (file,) = locate(index, [places[2][4]], rerank="regions")
+    assert memory.query == "photo 1" and memory.truth is None and memory.error is None
+    assert [m.row for m in memory.matches] == [m.row for m in file.matches]
+    assert memory.location.confidence == pytest.approx(file.location.confidence, rel=1e-3)
+
+
+def test_re_ranking_orders_by_regions_and_says_which_matched(index, places):
+    founds = locate(index, places[2], top=5, rerank="regions", depth=2, score="best-pair")
+    for i, found in enumerate(founds):
+        scores = [match.similarity for match in found.matches]
+        assert scores == sorted(scores, reverse=True) and len(scores) == 5  # as many as asked for
+        assert found.matches[0].row == i and "rerank" in found.milliseconds
+        assert all(0 <= region < 9 for match in found.matches for region in match.regions)
+
+
+def test_the_json_form_names_everything_and_holds_no_nan(tiny_network, places):
+    positions = np.array(places[1])
+    positions[2] = np.nan
+    index = InMemory(tiny_network, places[0], positions)
+    (found,) = locate(index, [places[2][2]], top=2, rerank="regions")
+    result = json.loads(json.dumps(as_json(found, index), allow_nan=False))
+    best = result["matches"][0]
+    assert best["row"] == 2 and best["easting"] is None and best["latitude"] is None
+    assert result["matches"][1]["latitude"] == pytest.approx(36.1, abs=0.2)
+    assert result["zone"] == "33N" and set(result["location"]) == {
+        "easting", "northing", "latitude", "longitude", "confidence", "spread"
+    }  # fmt: skip
+    assert "half" in best["regions"][0] or "quarter" in best["regions"][0] or "whole" in best["regions"][0]
+    assert result["error"] > 50 and result["truth"]["easting"] == 500205.0
+
+
+def test_without_any_position_there_is_none_and_no_confidence(tiny_network, places):
+    index = InMemory(tiny_network, places[0], np.full((12, 2), np.nan))
+    (found,) = locate(index, places[2][:1])
+    assert math.isnan(found.location.easting) and found.error is None
+    result = json.loads(json.dumps(as_json(found, index), allow_nan=False))
+    assert result["location"]["easting"] is None and result["location"]["confidence"] == 0
+    assert summary([found])["within"]["100 m"] == 0 and summary([found])["median_error"] is None
+
+
+def test_plain_metres_have_no_degrees(tiny_network, places):
+    index = InMemory(tiny_network, *places[:2], zone="")
+    (found,) = locate(index, places[2][:1])
+    assert found.location.latitude is None and found.matches[0].latitude is None
+    assert found.error == pytest.approx(5.0)
+
+
+def test_exif_and_other_zones_say_where_a_photograph_was_taken(index, places, tmp_path):
+    latitude, longitude = to_degrees([[500030.0, 4000040.0]], "33N")[0]
+    exif = Image.Exif()
+    exif[ExifTags.Base.Make] = "maker"
+    exif.get_ifd(ExifTags.IFD.GPSInfo).update({1: "N", 2: (latitude, 0, 0), 3: "E", 4: (longitude, 0, 0)})
+    picture(0).save(tmp_path / "phone.jpg", quality=95, exif=exif)
+    (found,) = locate(index, [tmp_path / "phone.jpg"])
+    assert found.matches[0].row == 0 and found.error == pytest.approx(50.0, abs=0.1)
+    (far,) = locate(index, [_save(tmp_path / "@500000@4000000@54@S@35@139@@@@@@@@@.jpg")])
+    assert far.truth is None  # Tokyo, by its zone: no distance in metres of zone 33
+
+
+def _save(path):
+    picture(0).save(path, quality=95)
+    return path
+
+
+def test_geojson_has_points_in_longitude_and_latitude(index, places):
+    features = as_geojson(locate(index, places[2][:2], top=3))["features"]
+    kinds = [feature["properties"]["kind"] for feature in features]
+    assert kinds == ["estimate", "match", "match", "match", "query"] * 2
+    longitude, latitude = features[0]["geometry"]["coordinates"]
+    assert longitude == pytest.approx(15.0, abs=0.01) and latitude == pytest.approx(36.15, abs=0.05)
+    assert features[0]["properties"]["error"] == 5.0 and features[1]["properties"]["rank"] == 1
+
+
+def test_the_summary_counts_shares_and_the_median(index, places):
+    founds = locate(index, places[2])
+    result = summary(founds)
+    assert result["queries"] == 12 and result["within"] == {"5 m": 1.0, "25 m": 1.0, "100 m": 1.0}
+    assert result["median_error"] == 5.0 and 0 < result["mean_confidence"] < 1
+    assert summary([]) is None
+
+
+def test_what_cannot_be_located_is_told(index, tmp_path):
+    (tmp_path / "bad.jpg").write_text("no picture")
+    with pytest.raises(BadImageError, match="bad.jpg"):
+        locate(index, [tmp_path / "bad.jpg"])
+    with pytest.raises(UserError, match="rerank is 'magic'; expected regions"):
+        locate(index, [], rerank="magic")
+    index.files = []
+    with pytest.raises(UserError, match="holds no image to compare with"):
+        locate(index, [])
+
+
+@pytest.fixture
+def run(capsys, monkeypatch, index):
+    """Run ``sfrs locate`` on the index in memory; returns (exit code, standard output, standard error)."""
+    monkeypatch.setattr(index_module.Index, "open", classmethod(lambda cls, path, device="cpu": index))
+
+    def call(*arguments):
+        with pytest.raises(SystemExit) as leaving:
+            app(["locate", "--index", "city.index", *map(str, arguments)])
+        captured = capsys.readouterr()
+        return leaving.value.code or 0, captured.out, " ".join(captured.err.split())
+
+    return call
+
+
+def test_the_command_prints_position_matches_and_errors(run, places):
+    code, out, err = run(places[2][0].parent, "--top", 2)
+    assert code == 0 and "500000.0 E  4000000.0 N  (UTM 33N)" in out and "error 5.0 m" in out
+    assert " 1  " in out and places[0][0].name in out and "12 located among 12 images" in out
+    assert "100.0 % within 5 m" in out and "median error 5.0 m" in out and "12 of 12" in err
+
+
+def test_the_command_prints_json_and_writes_geojson(run, places, tmp_path):
+    file = tmp_path / "x.geojson"
+    code, out, _ = run(places[2][3], "--json", "--geojson", file, "--rerank", "regions", "--top", 1)
+    result = json.loads(out)
+    assert code == 0 and len(result["queries"]) == 1 and result["summary"]["queries"] == 1
+    assert result["queries"][0]["matches"][0]["regions"] and "rerank" in result["queries"][0]["milliseconds"]
+    assert json.loads(file.read_text())["type"] == "FeatureCollection"
+
+
+def test_bad_images_are_named_or_left_out(run, places):
+    bad = places[2][2]
+    bad.write_text("no picture")
+    code, _, err = run(bad.parent)
+    assert code == 2 and bad.name in err and "Traceback" not in err
+    code, out, err = run(bad.parent, "--skip-bad-images", "--json")
+    assert code == 0 and len(json.loads(out)["queries"]) == 11 and "Skipped" in err
+
+
+def test_re_ranking_without_kept_regions_is_announced_as_slow(run, index, places):
+    index.has_regions = False
+    code, _, err = run(places[2][0], "--rerank", "regions")
+    assert code == 0 and "12 images are described again for every photograph" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere"], "nowhere: there is no such file or folder"),
+        (["{empty}"], "no .jpg, .jpeg, .png in this folder"),
+        (["{query}", "--rerank", "magic"], "--rerank is 'magic'"),
+        (["{query}", "--rerank-depth", "5"], "--rerank-depth needs --rerank regions"),
+        (["{query}", "--geojson", "no/folder/x.geojson"], "there is no folder no/folder"),
+        (["{query}", "--device", "abacus"], "--device is 'abacus'"),
+    ],
+)
+def test_mistakes_are_told_without_a_traceback(run, places, tmp_path, arguments, message):
+    (tmp_path / "empty").mkdir()
+    arguments = [a.format(query=places[2][0], empty=tmp_path / "empty") for a in arguments]
+    code, out, err = run(*arguments)
+    assert code == 2 and message in err and "Traceback" not in err + out
+
+
+def test_geojson_needs_a_known_zone(run, index, places, tmp_path):
+    index.zone = ""
+    code, _, err = run(places[2][0], "--geojson", tmp_path / "x.geojson")
+    assert code == 2 and "metres of an unknown UTM zone" in err and not (tmp_path / "x.geojson").exists()
