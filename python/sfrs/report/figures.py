@@ -38,6 +38,7 @@ def error_figure(places: Places, result: Evaluation) -> Markup:
     found = places.database.positions[np.maximum(result.predictions[:, :5], 0)]  # [m, 5, 2]
     metres = np.linalg.norm(found - places.queries.positions[:, None], axis=-1)
     metres[result.predictions[:, :5] < 0] = np.inf
+    metres = metres[result.answerable]
     axis = metres_axis("metres to the query", float(metres[:, 0].max()))
     curves = {"first": metres[:, 0]}
     if metres.shape[1] > 1:
@@ -117,7 +118,7 @@ def _loss_chart(series: list[Series], starts: list) -> list[tuple[str, Markup]]:
     x = Axis(epochs.label, 0.0, max(longest, 1.0), epochs.ticks)
     caption = "Loss, moving average"
     marks = [(start - 0.5, text) for start, text in starts]
-    return [(caption, line_chart(caption, series, x, value_axis("loss", 0.0, max(values)), marks=marks))]
+    return [(caption, line_chart(caption, series, x, value_axis("loss", min(values), max(values)), marks=marks))]
 
 
 def _loss_series(run: str, lines: list[dict], several: bool) -> Series | None:

@@ -120,7 +120,7 @@ class PlaceMap {
     }
     this.world.replaceChildren();
     // A thousand lines would hide what they connect.
-    this.world.style.setProperty("--line-opacity", Math.max(0.07, Math.min(0.5, 40 / (this.lines.length + 1))));
+    this.world.style.setProperty("--line-opacity", Math.max(0.14, Math.min(0.5, 40 / (this.lines.length + 1))));
     for (const point of this.points.filter((point) => point.r)) {
       const circle = { cx: point.x - this.origin.x, cy: point.y - this.origin.y, r: point.r };
       mapElement("circle", { class: `map-spread map-${point.kind}`, ...circle }, this.world);
