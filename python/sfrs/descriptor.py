@@ -29,14 +29,15 @@ class DescriptorNetwork(nn.Module):
 
     Attributes:
         backbone: :class:`sfrs.backbones.Backbone`.
-        vlad: :class:`sfrs_ext.nn.RegionNetVLAD` with K clusters on the backbone's D channels.
+        vlad: :class:`sfrs_ext.nn.RegionNetVLAD` with K clusters on the backbone's D channels; ``bias``
+            gives its assignment one (NetVLAD v2).
         meta: what the weights file said beside the weights (image size, training set, ...).
     """
 
-    def __init__(self, backbone: Backbone, num_clusters: int = 64):
+    def __init__(self, backbone: Backbone, num_clusters: int = 64, *, bias: bool = False):
         super().__init__()
         self.backbone = backbone
-        self.vlad = RegionNetVLAD(num_clusters, backbone.channels)
+        self.vlad = RegionNetVLAD(num_clusters, backbone.channels, bias=bias)
         self.meta: dict = {}
 
     @property
@@ -128,6 +129,7 @@ def save_network(path: str | Path, network: DescriptorNetwork, meta: dict | None
         "backbone": network.backbone.name,
         "options": network.backbone.options,
         "num_clusters": network.vlad.num_clusters,
+        "bias": network.vlad.conv.bias is not None,
         "meta": network.meta if meta is None else meta,
     }
     state = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
@@ -140,9 +142,10 @@ def save_network(path: str | Path, network: DescriptorNetwork, meta: dict | None
 def load_network(path: str | Path) -> DescriptorNetwork:
     """Rebuild a network from :func:`save_network`'s file, or from VGG16 weights of other origin.
 
-    Also read: checkpoints and releases of the paper's implementation (``base_model.base.N.*``,
-    ``net_vlad.*``), and bare VGG16 weights such as torchvision's, whose NetVLAD then is untrained
-    (``network.meta["untrained_vlad"]`` is set; see :mod:`sfrs.clusters`).
+    Also read: VGG16 with NetVLAD as the paper's implementation, pytorch-NetVlad, Patch-NetVLAD, the deep
+    visual geo-localization benchmark, hloc and MatConvNet (``.mat``) write it; and bare VGG16 weights such
+    as torchvision's, whose NetVLAD then is untrained (``network.meta["untrained_vlad"]`` is set; see
+    :mod:`sfrs.clusters`). A whitening in such a file is read by :meth:`sfrs.whitening.Whitening.load`.
 
     Raises:
         WeightsError: no such file, not a weights file, or it lacks layers.
@@ -156,7 +159,9 @@ def load_network(path: str | Path) -> DescriptorNetwork:
     if description is None:
         return _load_foreign(path, state)
     network = DescriptorNetwork(
-        build_backbone(description["backbone"], **description["options"]), description["num_clusters"]
+        build_backbone(description["backbone"], **description["options"]),
+        description["num_clusters"],
+        bias=description.get("bias", False),
     )
     network.load_state_dict(state)
     network.meta = description["meta"]
@@ -166,7 +171,8 @@ def load_network(path: str | Path) -> DescriptorNetwork:
 def _load_foreign(path: Path, state: dict[str, Tensor]) -> DescriptorNetwork:
     found = load_vgg16(path, state)
     clusters = len(found.vlad["centroids"]) if found.vlad else 64
-    network = DescriptorNetwork(build_backbone("vgg16", inputs=found.inputs), clusters)
+    bias = found.vlad is not None and "conv.bias" in found.vlad
+    network = DescriptorNetwork(build_backbone("vgg16", inputs=found.inputs), clusters, bias=bias)
     network.backbone.load_state_dict(found.backbone)
     if found.vlad:
         network.vlad.load_state_dict(found.vlad)

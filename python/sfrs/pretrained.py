@@ -1,6 +1,7 @@
-"""Weights of other origin: torchvision's VGG16 and the paper's reference implementation.
+"""Weights of other origin: VGG16 with or without NetVLAD and whitening, as other projects write them.
 
-Nothing is unpickled but tensors and plain values: safetensors, or ``torch.load(weights_only=True)``.
+Nothing is unpickled but tensors, arrays and plain values: safetensors, ``torch.load(weights_only=True)``,
+MATLAB's arrays.
 """
 
 import pickle
@@ -15,11 +16,49 @@ from torch import Tensor
 
 from sfrs.backbones import VGG16_HEAD, VGG16_TRUNK
 from sfrs.errors import UserError
+from sfrs.matconvnet import MatConvNetError, read_matconvnet
 
-# Where VGG16's convolutions are found, and the input they were trained with: the paper's, torchvision's
-# and the bare layers the paper starts from (converted from the authors' VGG16).
-VGG16_PREFIXES = {"base_model.base.": "caffe", "base.": "caffe", "features.": "imagenet", "": "caffe"}
-VLAD_PREFIX = "net_vlad."
+
+@dataclass(frozen=True)
+class Layout:
+    """Where a project keeps its tensors.
+
+    Attributes:
+        backbone: prefix of VGG16's layers, which are numbered as torchvision numbers them.
+        inputs: how it normalises images, a key of :data:`sfrs.backbones.VGG16_INPUTS`.
+        assignment: prefix of NetVLAD's 1x1 convolution.
+        centroids: key of the centroids.
+        whitening: prefix of the layer behind NetVLAD.
+        cluster_minor: centroids are ``[D, K]``, and descriptors have their clusters innermost.
+    """
+
+    backbone: str
+    inputs: str
+    assignment: str = ""
+    centroids: str = ""
+    whitening: str = ""
+    cluster_minor: bool = False
+
+
+LAYOUTS = (
+    # The paper's reference implementation, and MatConvNet's as read_matconvnet names it.
+    Layout("base_model.base.", "caffe", "net_vlad.conv.", "net_vlad.centroids", "pca_layer."),
+    # pytorch-NetVlad and Patch-NetVLAD.
+    Layout("encoder.", "imagenet", "pool.conv.", "pool.centroids", "WPCA.0."),
+    # The deep visual geo-localization benchmark; with an output layer, NetVLAD is the first of two.
+    Layout("backbone.", "imagenet", "aggregation.conv.", "aggregation.centroids"),
+    Layout("backbone.", "imagenet", "aggregation.0.conv.", "aggregation.0.centroids", "aggregation.1."),
+    # hloc.
+    Layout("backbone.", "caffe", "netvlad.score_proj.", "netvlad.centers", "whiten.", cluster_minor=True),
+    # torchvision, and the bare layers the paper starts from (converted from the authors' VGG16).
+    Layout("features.", "imagenet"),
+    Layout("base.", "caffe"),
+    Layout("", "caffe"),
+)
+"""Tried in this order."""
+
+WRAPPERS = ("state_dict", "model_state_dict")
+"""Keys under which training checkpoints hold the state dict."""
 
 
 class WeightsError(UserError, ValueError):
@@ -27,7 +66,9 @@ class WeightsError(UserError, ValueError):
 
 
 def read_state(path: Path) -> dict[str, Tensor]:
-    """Read a state dict; the wrappers ``state_dict`` and ``module.`` of training checkpoints are taken off.
+    """Read a state dict; what training checkpoints wrap around it and ``module.`` in its names are taken off.
+
+    MatConvNet's ``.mat`` comes as the paper's state dict.
 
     Raises:
         WeightsError: no such file, or not a weights file.
@@ -35,32 +76,41 @@ def read_state(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise WeightsError(f"{path}: there is no such weights file.")
     try:
-        if path.suffix == ".safetensors":
+        if path.suffix == ".mat":
+            state = read_matconvnet(path, {name.split(".")[1]: i for name, i in vgg16_layers().items()})
+        elif path.suffix == ".safetensors":
             state = load_file(path)
         else:
-            with torch.serialization.safe_globals(_numpy_scalars()):
+            with torch.serialization.safe_globals(_numpy_values()):
                 state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         # torch's own message suggests to unpickle anything, which would run code from the file.
         raise WeightsError(
             f"{path}: this is no weights file, or it holds objects other than tensors and plain values."
         ) from error
+    except MatConvNetError as error:
+        raise WeightsError(str(error)) from error
     except (SafetensorError, RuntimeError, EOFError, UnicodeDecodeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise WeightsError(f"{path}: this is no safetensors or PyTorch weights file ({reason}).") from error
-    if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
-        state = state["state_dict"]
+    for wrapper in WRAPPERS:
+        if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
+            state = state[wrapper]
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise WeightsError(
-            f"{path}: expected a state dict of tensors, or a checkpoint with one at 'state_dict'."
+            f"{path}: expected a state dict of tensors, or a checkpoint with one at {' or '.join(WRAPPERS)}."
         )
-    return {name.removeprefix("module."): value for name, value in state.items()}
+    # DataParallel around the model or around parts of it.
+    return {f".{name}".replace(".module.", ".")[1:]: value for name, value in state.items()}
 
 
-def _numpy_scalars() -> list:
-    # The paper's checkpoints keep their best recall as a numpy float beside the weights.
-    scalar = np._core.multiarray.scalar
+def _numpy_values() -> list:
+    # Checkpoints keep recalls as numpy floats and arrays beside the weights.
+    scalar, array = np._core.multiarray.scalar, np._core.multiarray._reconstruct
     return [
+        (array, "numpy.core.multiarray._reconstruct"),
+        (array, "numpy._core.multiarray._reconstruct"),
+        np.ndarray,
         (scalar, "numpy.core.multiarray.scalar"),
         (scalar, "numpy._core.multiarray.scalar"),
         np.dtype,
@@ -95,7 +145,7 @@ class ForeignVGG16:
         backbone: state dict of :class:`sfrs.backbones.VGG16`.
         inputs: the input it was trained with, a key of :data:`sfrs.backbones.VGG16_INPUTS`.
         vlad: state dict of :class:`sfrs_ext.nn.NetVLAD`, or None.
-        has_pca: whether there is a PCA layer, which :meth:`sfrs.whitening.Whitening.load` reads.
+        has_pca: whether there is a whitening layer, which :meth:`sfrs.whitening.Whitening.load` reads.
     """
 
     backbone: dict[str, Tensor]
@@ -104,26 +154,81 @@ class ForeignVGG16:
     has_pca: bool
 
 
+def find_layout(state: dict[str, Tensor]) -> Layout | None:
+    """The layout of a state dict: one whose NetVLAD is there, else one whose VGG16 is."""
+    fitting = [layout for layout in LAYOUTS if f"{layout.backbone}0.weight" in state]
+    complete = [layout for layout in fitting if layout.centroids in state]
+    return next(iter(complete + fitting), None)
+
+
 def load_vgg16(path: Path, state: dict[str, Tensor]) -> ForeignVGG16:
     """Find VGG16, and NetVLAD if there is one, in a foreign state dict.
 
     Raises:
-        WeightsError: a convolution up to conv5_3 is missing; the message says which keys there are.
+        WeightsError: a tensor is missing or has another shape; the message says which.
     """
-    prefix = next((prefix for prefix in VGG16_PREFIXES if f"{prefix}0.weight" in state), None)
-    if prefix is None:
+    layout = find_layout(state)
+    if layout is None:
         raise WeightsError(
-            f"{path}: no VGG16 in it. Expected a key such as base_model.base.0.weight (the paper's networks) "
-            f"or features.0.weight (torchvision), but it has {', '.join(list(state)[:4]) or 'none'} ..."
+            f"{path}: no VGG16 in it. Expected a key such as base_model.base.0.weight (the paper's "
+            f"networks), encoder.0.weight (pytorch-NetVlad) or features.0.weight (torchvision), but it has "
+            f"{', '.join(list(state)[:4]) or 'none'} ..."
         )
-    backbone = {}
+    backbone, channels, widths = {}, 3, dict(VGG16_TRUNK) | dict(VGG16_HEAD)
     for name, index in vgg16_layers().items():
-        for kind in ("weight", "bias"):
-            key = f"{prefix}{index}.{kind}"
-            if key not in state:
-                raise WeightsError(f"{path}: {key} ({name.split('.')[1]}) is missing.")
-            backbone[f"{name}.{kind}"] = state[key]
-    vlad = {
-        key.removeprefix(VLAD_PREFIX): value for key, value in state.items() if key.startswith(VLAD_PREFIX)
-    }
-    return ForeignVGG16(backbone, VGG16_PREFIXES[prefix], vlad or None, "pca_layer.weight" in state)
+        width = widths[name.split(".")[1]]
+        for kind, shape in (("weight", (width, channels, 3, 3)), ("bias", (width,))):
+            backbone[f"{name}.{kind}"] = _tensor(path, state, f"{layout.backbone}{index}.{kind}", shape, name)
+        channels = width
+    vlad = _vlad(path, state, layout, channels) if layout.centroids in state else None
+    return ForeignVGG16(backbone, layout.inputs, vlad, _has_whitening(state, layout))
+
+
+def _tensor(path: Path, state: dict[str, Tensor], key: str, shape: tuple[int, ...], layer: str) -> Tensor:
+    """A tensor by its key, whose size must be that of ``shape``."""
+    layer = layer.split(".")[-1]
+    if key not in state:
+        raise WeightsError(f"{path}: {key} ({layer}) is missing.")
+    value = state[key]
+    if value.numel() != int(np.prod(shape)) or value.shape[0] != shape[0]:
+        raise WeightsError(
+            f"{path}: {key} ({layer}) is {list(value.shape)}; expected {list(shape)}. Networks other than "
+            "VGG16 with NetVLAD on conv5_3 cannot be read."
+        )
+    return value.reshape(shape).float()
+
+
+def _vlad(path: Path, state: dict[str, Tensor], layout: Layout, dim: int) -> dict[str, Tensor]:
+    centroids = state[layout.centroids]
+    if centroids.dim() != 2 or centroids.shape[0 if layout.cluster_minor else 1] != dim:
+        expected = f"[{dim}, K]" if layout.cluster_minor else f"[K, {dim}]"
+        raise WeightsError(
+            f"{path}: {layout.centroids} (centroids) is {list(centroids.shape)}; expected {expected}."
+        )
+    centroids = (centroids.T if layout.cluster_minor else centroids).float().contiguous()
+    weight, bias = f"{layout.assignment}weight", f"{layout.assignment}bias"
+    vlad = {"centroids": centroids}
+    vlad["conv.weight"] = _tensor(path, state, weight, (len(centroids), dim, 1, 1), "assignment")
+    if bias in state:
+        vlad["conv.bias"] = _tensor(path, state, bias, (len(centroids),), "assignment")
+    return vlad
+
+
+def find_whitening(state: dict[str, Tensor]) -> tuple[Tensor, Tensor] | None:
+    """Projection ``[dim, K * D]`` of cluster-major descriptors and bias ``[dim]`` in a foreign state dict."""
+    for layout in LAYOUTS:
+        if not _has_whitening(state, layout):
+            continue
+        projection = state[f"{layout.whitening}weight"].float().flatten(1)
+        bias = state[f"{layout.whitening}bias"].float()
+        if layout.cluster_minor:
+            dim, clusters = state[layout.centroids].shape
+            projection = projection.unflatten(1, (dim, clusters)).transpose(1, 2).flatten(1)
+        return projection, bias
+    return None
+
+
+def _has_whitening(state: dict[str, Tensor], layout: Layout) -> bool:
+    keys = [f"{layout.whitening}weight", f"{layout.whitening}bias"]
+    keys += [layout.centroids] if layout.cluster_minor else []
+    return bool(layout.whitening) and all(key in state for key in keys)

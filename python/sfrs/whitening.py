@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor
 
-from sfrs.pretrained import WeightsError, read_state
+from sfrs.pretrained import WeightsError, find_whitening, read_state
 
 SMALLEST_VARIANCE = 1e-9
 """Relative to the largest; what varies less is rounding, which whitening would blow up."""
@@ -92,19 +92,25 @@ class Whitening:
 
     @classmethod
     def load(cls, path: str | Path) -> "Whitening":
-        """Read :meth:`save`'s file, or the PCA layer (``pca_layer.*``) in a network of the paper's release.
+        """Read :meth:`save`'s file, or the whitening in a network of other origin.
+
+        Those are the paper's (``pca_layer.*``), Patch-NetVLAD's, the deep visual geo-localization benchmark's
+        output layer, hloc's and MatConvNet's; see :data:`sfrs.pretrained.LAYOUTS`.
 
         Raises:
-            WeightsError: no such file, or neither is in it.
+            WeightsError: no such file, or none is in it.
         """
         state = read_state(Path(path))
-        for weight, bias in (("projection", "bias"), ("pca_layer.weight", "pca_layer.bias")):
-            if weight in state and bias in state:
-                return cls(state[weight].flatten(1).float(), state[bias].float())
-        raise WeightsError(
-            f"{path}: no whitening in it. Expected projection and bias, or pca_layer.weight and "
-            f"pca_layer.bias; it has {', '.join(list(state)[:4]) or 'nothing'}."
-        )
+        if "projection" in state and "bias" in state:
+            return cls(state["projection"].float(), state["bias"].float())
+        found = find_whitening(state)
+        if found is None:
+            raise WeightsError(
+                f"{path}: no whitening in it. Expected projection and bias, or a network with such a layer "
+                "(pca_layer.weight and pca_layer.bias, for example); it has "
+                f"{', '.join(list(state)[:4]) or 'nothing'}."
+            )
+        return cls(*found)
 
 
 def _project_by_gram(descriptors: np.ndarray, mean: np.ndarray, dim: int) -> np.ndarray:
