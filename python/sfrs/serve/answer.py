@@ -1,4 +1,4 @@
-"""From the bytes of a photo to the endpoint's JSON: decode, locate, and say which regions matched."""
+"""From the bytes of a photo to the endpoint's JSON: decode, locate, say which regions agree."""
 
 import time
 from pathlib import Path
@@ -15,7 +15,7 @@ from sfrs.locate import as_json, locate
 from sfrs.region_matching import region_matches
 from sfrs.serve.uploads import Limits, decode_photo
 
-REGIONS = [{"name": name, "box": box} for name, box in zip(REGION_NAMES, REGION_BOXES, strict=True)]
+NAMED_BOXES = [{"name": name, "box": box} for name, box in zip(REGION_NAMES, REGION_BOXES, strict=True)]
 
 
 def answer(
@@ -25,9 +25,9 @@ def answer(
     *,
     top: int,
     rerank: Literal["regions"] | None,
-    regions: bool,
+    explain: bool,
 ) -> dict:
-    """Locate one photo; :func:`sfrs.locate.as_json` of it, and with ``regions`` what explains its matches.
+    """Locate one photo; :func:`sfrs.locate.as_json` of it, and with ``explain`` which regions agree.
 
     Raises:
         Refusal: the photo is turned down.
@@ -40,16 +40,13 @@ def answer(
     for match in result["matches"]:
         match["file"] = Path(match["file"]).name  # where the images lie is nobody's business over the wire
     located = time.perf_counter()
-    if regions:
-        result["regions"] = REGIONS
+    if explain:
+        result["region_boxes"] = NAMED_BOXES
         explanations = _explain(index, photo, [match["row"] for match in result["matches"]])
         for match, explanation in zip(result["matches"], explanations, strict=True):
-            match["regions"] = explanation
-    milliseconds = result.setdefault("milliseconds", {})
-    milliseconds["decode"] = 1e3 * (decoded - started)
-    if regions:
-        milliseconds["explain"] = 1e3 * (time.perf_counter() - located)
-    result["milliseconds"] = {name: round(spent, 1) for name, spent in milliseconds.items()}
+            match["explanation"] = explanation
+        result["milliseconds"]["explain"] = round(1000 * (time.perf_counter() - located), 2)
+    result["milliseconds"]["decode"] = round(1000 * (decoded - started), 2)
     return result
 
 

@@ -20,6 +20,7 @@ from sfrs.serve.page import page
 from sfrs.serve.queue import LocatingQueue
 from sfrs.serve.refusal import Refusal, error_response
 from sfrs.serve.uploads import FORMATS, RAW_TYPES, Limits, read_photo
+from sfrs.terminal import show_error
 
 MOST_MATCHES = 50
 BINARY = {"schema": {"type": "string", "format": "binary"}}
@@ -90,13 +91,13 @@ def _add_locate(app: FastAPI, index: Index, limits: Limits, queue: LocatingQueue
         rerank: Annotated[
             Literal["regions"] | None, Query(description="Re-rank the first matches by their regions.")
         ] = None,
-        regions: Annotated[bool, Query(description="Say which regions of photo and matches agree.")] = True,
+        explain: Annotated[bool, Query(description="Say which regions of photo and matches agree.")] = True,
     ) -> Response:
         """Locate one photo: where it was taken, and the images of the index that say so."""
         with queue.place():
             photo = await read_photo(request, limits)
             found = await queue.run(
-                lambda: answer(index, photo, limits, top=top, rerank=rerank, regions=regions)
+                lambda: answer(index, photo, limits, top=top, rerank=rerank, explain=explain)
             )
         return _json(found)
 
@@ -169,7 +170,8 @@ def _answer_errors_as_json(app: FastAPI) -> None:
 
     @app.exception_handler(UserError)
     async def index_is_broken(request: Request, error: UserError) -> Response:
-        return error_response(500, str(error))
+        show_error(error)  # it names files, which are nobody's business over the wire
+        return error_response(500, "The index here has a fault; the server's terminal says which.")
 
     @app.exception_handler(Exception)
     async def failed(request: Request, error: Exception) -> Response:

@@ -124,7 +124,7 @@ function show(found) {
   choose(0);
 }
 
-function showPlace({ location, matches, milliseconds }) {
+function showPlace({ location, matches, milliseconds, error }) {
   const card = byId("place");
   card.hidden = false;
   if (!isPlaced(location)) {
@@ -144,6 +144,7 @@ function showPlace({ location, matches, milliseconds }) {
     make("span", {}, `Confidence ${share} %`),
     make("dl", {},
       make("dt", {}, "Spread"), make("dd", {}, `${length(location.spread)} around the estimate`),
+      ...(Number.isFinite(error) ? [make("dt", {}, "GPS"), make("dd", {}, `of the photo itself: ${length(error)} away`)] : []),
       make("dt", {}, "From"), make("dd", {}, `${matches.length} best of ${page.about.images.toLocaleString("en")} photos`),
       make("dt", {}, "Took"), make("dd", { title: Object.entries(milliseconds).map(([name, part]) => `${name} ${part} ms`).join("\n") },
         `${Math.round(spent)} ms: ${Object.entries(milliseconds).map(([name, part]) => `${name} ${Math.round(part)}`).join(", ")}`)),
@@ -174,7 +175,7 @@ async function copy(text) {
 
 /* The map: matches taken at one spot share a mark, that of the best of them. */
 
-function showMap({ location, matches }) {
+function showMap({ location, matches, truth, error }) {
   const spots = new Map();
   matches.forEach((match, i) => {
     if (!isPlaced(match)) return;
@@ -189,12 +190,15 @@ function showMap({ location, matches }) {
   const estimate = isPlaced(location)
     ? [{ x: location.easting, y: location.northing, kind: "estimate", r: Math.max(location.spread, 1), title: `Estimate, spread ${length(location.spread)}` }]
     : [];
+  const own = isPlaced(truth)
+    ? [{ x: truth.easting, y: truth.northing, kind: "near", title: `What the photo itself says, ${length(error)} from the estimate` }]
+    : [];
   const lines = estimate.flatMap(({ x, y }) => marks.map((mark) => ({ x1: x, y1: y, x2: mark.x, y2: mark.y, kind: "match" })));
   // The best match is drawn last, on top.
   page.marks = marks.reverse();
   if (!page.map) return; // start() shows it as soon as there is one
-  page.map.update({ points: [...page.points, ...estimate, ...page.marks], lines });
-  const shown = [...estimate, ...page.marks].map(({ x, y, r = 0 }) => ({ x, y, r: Math.max(r, CLOSEST) }));
+  page.map.update({ points: [...page.points, ...estimate, ...own, ...page.marks], lines });
+  const shown = [...estimate, ...own, ...page.marks].map(({ x, y, r = 0 }) => ({ x, y, r: Math.max(r, CLOSEST) }));
   // The answer changes the page's layout, and the map learns of its new size two frames later.
   if (shown.length) requestAnimationFrame(() => requestAnimationFrame(() => page.map.fit(shown)));
 }
@@ -207,13 +211,13 @@ function picture(row, side, alt) {
   return image;
 }
 
-function showMatches({ location, matches, regions }) {
+function showMatches({ location, matches, region_boxes: regions }) {
   byId("matches").replaceChildren(
     ...matches.map((match, i) => {
       const away = isPlaced(match) && isPlaced(location)
         ? `${length(Math.hypot(match.easting - location.easting, match.northing - location.northing))} away`
         : "no place";
-      const part = match.regions ? glyph(regions[match.regions.best_part[1]]) : "";
+      const part = match.explanation ? glyph(regions[match.explanation.best_part[1]]) : "";
       return make("li", {},
         make("button", { type: "button", class: "match card", "aria-pressed": "false", onclick: () => choose(i, true) },
           picture(match.row, 640, `Match ${i + 1}`),
@@ -239,17 +243,17 @@ function choose(i, scroll = false) {
 /* Photo and match side by side, with the regions that agree. */
 
 function showPair() {
-  const { matches, regions } = page.found;
+  const { matches, region_boxes: regions } = page.found;
   const match = matches[page.match];
   const title = make("h2", {}, `Your photo and match ${page.match + 1}`);
   const sides = (mine, theirs) => make("div", { class: "sides" },
     side("Your photo", make("img", { src: page.url, alt: "Your photo" }), mine),
     side(`Match ${page.match + 1}: ${match.file ?? `image ${match.row}`}`, picture(match.row, 640, `Match ${page.match + 1}`), theirs));
-  if (!match.regions) {
+  if (!match.explanation) {
     byId("pair").replaceChildren(title, make("p", { class: "quiet" }, `Similarity ${match.similarity.toFixed(3)}.`), sides());
     return;
   }
-  const { best_part: part, similarities } = match.regions;
+  const { best_part: part, similarities } = match.explanation;
   const mine = page.region ?? part[0];
   const theirs = page.region === null ? part[1] : similarities[mine].indexOf(Math.max(...similarities[mine]));
   const words = page.region === null ? "agree most" : "is the most like it";
@@ -295,15 +299,8 @@ function side(caption, image, box) {
 /* Wiring. */
 
 function listen() {
-  const drop = byId("drop");
   const pick = () => byId("picker").click();
-  drop.addEventListener("click", pick);
-  drop.addEventListener("keydown", (event) => {
-    if (event.key !== "Enter" && event.key !== " ") return;
-    event.preventDefault();
-    pick();
-  });
-  byId("picker").addEventListener("click", (event) => event.stopPropagation());
+  byId("drop").addEventListener("click", pick);
   byId("another").addEventListener("click", pick);
   byId("picker").addEventListener("change", (event) => {
     take(event.target.files[0]);

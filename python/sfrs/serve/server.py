@@ -43,9 +43,7 @@ def _why_not(error: OSError, host: str, port: int) -> str:
     if error.errno == errno.EADDRINUSE:
         return f"--port is {port}, but another program listens there. Take another, or 0 for any free one."
     if error.errno == errno.EACCES:
-        return (
-            f"--port is {port}, which this user may not open. Take one from 1024 up, or 0 for any free one."
-        )
+        return f"--port is {port}, which this user may not open. Take one from 1024 on, or 0: any free one."
     if error.errno == errno.EADDRNOTAVAIL:
         return f"--host is {host!r}, which is no address of this machine."
     return f"Cannot listen on {host}, port {port}: {error.strerror}."

@@ -96,9 +96,7 @@ async def _read_form(request: Request, limits: Limits) -> bytes:
     try:
         files = [value for value in form.values() if isinstance(value, UploadFile)]
         if not files:
-            raise Refusal(
-                422, "The form has no whole file; expected a photo, as of curl -F photo=@photo.jpg."
-            )
+            raise Refusal(422, "The form has no whole file; expected one, as by curl -F photo=@photo.jpg.")
         return await files[0].read()
     finally:
         await form.close()
