@@ -155,6 +155,8 @@ def layers_of_matconvnet(tensors: dict[str, Tensor], bias: bool) -> list[dict]:
         weights = cell(weight, tensors[f"{index}.bias"].numpy()[None])
         found.append(dict(type="conv", name=name.split(".")[1], weights=weights, stride=1, pad=1))
         found.append(dict(type="relu", name=f"relu of {name}", weights=np.empty((1, 0), dtype=object)))
+        if index in (2, 7, 14, 21):
+            found.append(dict(type="pool", name=f"pool behind {name}", pool=np.array([[2, 2]]), stride=2))
     found.pop()
     normalize = dict(type="normalize", param=np.array([[2 * D, 1e-12, 1, 0.5]]))
     assignment = tensors["assignment"].T.numpy()[None, None]  # [1, 1, D, K]
