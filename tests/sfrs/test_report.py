@@ -130,6 +130,27 @@ def test_a_changed_data_set_is_refused_with_the_line(evaluation, tmp_path):
         read_predictions(evaluation / "fewer.csv", places, tmp_path / "town")
 
 
+def test_recall_before_and_after_reranking_is_compared(run, evaluation, tmp_path):
+    summary = json.loads((evaluation / "results.json").read_text())
+    before = {n: recall - 0.1 for n, recall in summary["recalls"].items()}
+    summary["rerank"] = {"by": "regions", "depth": 100, "score": "mixed", "recalls_before": before}
+    (evaluation / "results.json").write_text(json.dumps(summary))
+    read = read_evaluation(evaluation, Overrides())
+    assert read.compared["re-ranked"] == read.result.recalls
+    assert read.compared["searched"][1] == pytest.approx(read.result.recalls[1] - 0.1)
+    assert run("report", evaluation, "--out", tmp_path / "r")[0] == 0
+    text = (tmp_path / "r/index.html").read_text()
+    assert "regions, the first 100, score mixed" in text and '<th scope="row">searched</th>' in text
+
+
+def test_a_run_may_hold_its_own_report(run, tmp_path, tiny_network):
+    training_run(tmp_path / "run", photographs(tmp_path), tiny_network)
+    for _ in range(2):
+        assert run("report", tmp_path / "run", "--out", tmp_path / "run")[0] == 0
+        assert "How it was trained" in (tmp_path / "run/index.html").read_text()
+    assert {f.name for f in (tmp_path / "run/evaluation").iterdir()} == {"results.json", "predictions.csv"}
+
+
 def test_skipped_images_stay_left_out(run, tmp_path, tiny_network):
     data, weights = photographs(tmp_path), tmp_path / "tiny.safetensors"
     save_network(weights, tiny_network, {"image_size": [48, 64]})
@@ -235,7 +256,7 @@ def test_a_demonstration_compares_its_networks(run, tmp_path, tiny_network):
     (tmp_path / "demo/results.json").write_text(json.dumps({"rows": rows}))
     assert run("report", tmp_path / "demo", "--out", tmp_path / "r")[0] == 0
     text = (tmp_path / "r/index.html").read_text()
-    assert "Networks on the same queries" in text and '<th scope="row">SARE-ind</th>' in text
+    assert "Compared on the same queries" in text and '<th scope="row">SARE-ind</th>' in text
 
 
 @pytest.mark.parametrize(

@@ -21,9 +21,9 @@ SHOWN_POINTS = 400  # of a cumulative curve
 SMOOTHED = 0.05  # share of all steps that a point of the loss curve averages
 
 
-def recall_figure(result: Evaluation, networks: dict[str, dict[int, float]]) -> Markup:
-    """Recall@N over N, of this network or of several on the same queries."""
-    curves = networks or {"": result.curve()}
+def recall_figure(result: Evaluation, compared: dict[str, dict[int, float]]) -> Markup:
+    """Recall@N over N, of this evaluation or of several of the same queries."""
+    curves = compared or {"": result.curve()}
     series = [
         Series(label, [(n, recalls[n], f"recall@{n}: {100 * recalls[n]:.1f} %") for n in sorted(recalls)])
         for label, recalls in curves.items()
@@ -118,7 +118,9 @@ def _loss_chart(series: list[Series], starts: list) -> list[tuple[str, Markup]]:
     x = Axis(epochs.label, 0.0, max(longest, 1.0), epochs.ticks)
     caption = "Loss, moving average"
     marks = [(start - 0.5, text) for start, text in starts]
-    return [(caption, line_chart(caption, series, x, value_axis("loss", min(values), max(values)), marks=marks))]
+    return [
+        (caption, line_chart(caption, series, x, value_axis("loss", min(values), max(values)), marks=marks))
+    ]
 
 
 def _loss_series(run: str, lines: list[dict], several: bool) -> Series | None:

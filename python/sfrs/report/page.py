@@ -2,11 +2,12 @@
 
 import os
 from collections.abc import Sequence
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 import sfrs_ext
@@ -15,6 +16,14 @@ from sfrs.report.cases import choose_cases, conditions, difficulty, errors
 from sfrs.report.figures import condition_rows, error_figure, recall_figure, training_figures
 from sfrs.report.recorded import Subject
 from sfrs.report.views import case_views, colours_of, printable, short_name
+
+STYLES = (
+    ("sfrs.web", "style.css"),
+    ("sfrs.report", "report.css"),
+    ("sfrs.report", "cases.css"),
+    ("sfrs.report", "media.css"),
+)
+SCRIPTS = (("sfrs.web", "map.js"), ("sfrs.report", "report.js"))
 
 LINES_AT_MOST = 3000
 """Wrong queries whose line to the image found first is drawn on the map."""
@@ -53,16 +62,8 @@ def render(subject: Subject, cases: Sequence[dict], labels: Sequence[str], named
         labels: the group of every query.
         named: whether the groups are conditions the data set names, not grades of difficulty.
     """
-    environment = Environment(
-        loader=PackageLoader("sfrs.report", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters |= {"metres": show_metres, "percent": show_percent}
     metres = errors(subject.places, subject.result)
-    return environment.get_template("page.html.j2").render(
+    return _template().render(
         title=printable(f"{subject.places.name}, {subject.places.split}"),
         subject=subject,
         places=subject.places,
@@ -70,7 +71,7 @@ def render(subject: Subject, cases: Sequence[dict], labels: Sequence[str], named
         facts=subject.facts,
         unanswerable=int((~subject.result.answerable).sum()),
         median=float(np.median(metres[subject.result.answerable])),
-        recall_figure=recall_figure(subject.result, subject.networks),
+        recall_figure=recall_figure(subject.result, subject.compared),
         error_figure=error_figure(subject.places, subject.result),
         training=training_figures(subject.histories),
         conditions=condition_rows(subject.result, labels, metres) if named else [],
@@ -79,8 +80,8 @@ def render(subject: Subject, cases: Sequence[dict], labels: Sequence[str], named
         cases=cases,
         data=page_data(subject, cases, labels, metres),
         version=sfrs_ext.__version__,
-        style=_asset("sfrs.web", "style.css") + _asset("sfrs.report", "report.css"),
-        script=_asset("sfrs.web", "map.js") + _asset("sfrs.report", "report.js"),
+        style=_assets(STYLES),
+        script=_assets(SCRIPTS),
     )
 
 
@@ -145,5 +146,20 @@ def show_percent(share: float) -> str:
     return f"{100 * share:.1f}"
 
 
-def _asset(package: str, name: str) -> Markup:
-    return Markup(files(package).joinpath(name).read_text("utf-8"))
+@cache
+def _template() -> Template:
+    environment = Environment(
+        loader=PackageLoader("sfrs.report", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"metres": show_metres, "percent": show_percent}
+    return environment.get_template("page.html.j2")
+
+
+def _assets(names: Sequence[tuple[str, str]]) -> Markup:
+    return Markup("\n").join(
+        Markup(files(package).joinpath(name).read_text("utf-8")) for package, name in names
+    )

@@ -26,7 +26,7 @@ class Subject:
         size, query_size: of the images, see :data:`sfrs.images.Size`; query_size "same" as the others.
         facts: label -> text, shown at the head of the page.
         histories: training run -> lines of its metrics.jsonl.
-        networks: label -> recalls on the same queries, of other networks to compare with.
+        compared: label -> recalls on the same queries: of several networks, or before and after re-ranking.
     """
 
     places: Places
@@ -37,7 +37,7 @@ class Subject:
     unexplained: str = ""
     facts: dict[str, str] = field(default_factory=dict)
     histories: dict[str, list[dict]] = field(default_factory=dict)
-    networks: dict[str, dict[int, float]] = field(default_factory=dict)
+    compared: dict[str, dict[int, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,11 @@ def read_evaluation(source: Path, overrides: Overrides) -> Subject:
     network, why = _open_network(summary, source, overrides)
     size, query_size = image_sizes(summary, network)
     facts = _facts(summary, network)
-    return Subject(places, result, network, size, query_size, unexplained=why, facts=facts)
+    compared = {}
+    if summary.get("rerank"):
+        compared["searched"] = numbered(summary["rerank"]["recalls_before"])
+        compared["re-ranked"] = result.recalls
+    return Subject(places, result, network, size, query_size, why, facts, compared=compared)
 
 
 def read_predictions(path: Path, places: Places, root: Path) -> np.ndarray:
@@ -161,7 +165,8 @@ def _facts(summary: dict, network: DescriptorNetwork | None) -> dict[str, str]:
     if summary.get("whitening"):
         facts["whitening"] = Path(summary["whitening"]).name
     if summary.get("rerank"):
-        facts["re-ranked by"] = str(summary["rerank"])
+        rerank = summary["rerank"]
+        facts["re-ranked by"] = f"{rerank['by']}, the first {rerank['depth']}, score {rerank['score']}"
     if summary.get("nms"):
         facts["suppression"] = "one image per panorama"
     if summary.get("skipped"):
@@ -180,6 +185,11 @@ def _without(places: Places, root: Path, skipped: list[dict]) -> Places:
                 kept[row] = False
         sets.append(images.subset(kept))
     return Places(places.name, places.split, *sets)
+
+
+def numbered(recalls: dict[str, float]) -> dict[int, float]:
+    """Recalls as JSON has them, with N as a number again, ascending."""
+    return {int(n): recalls[n] for n in sorted(recalls, key=int)}
 
 
 def find_path(recorded: str, source: Path, option: str) -> Path:

@@ -16,6 +16,7 @@ from sfrs.report.recorded import (
     Subject,
     find_path,
     image_sizes,
+    numbered,
     read_evaluation,
     read_json,
 )
@@ -64,29 +65,30 @@ def _demonstration(source: Path, out: Path, overrides: Overrides, running: Runni
     subject = _evaluate_run(weights, data, out, overrides, running)
     histories = {path.parent.name: _metrics(path) for path in sorted(source.glob("*/metrics.jsonl"))}
     rows = read_json(source / RESULTS).get("rows", []) if (source / RESULTS).is_file() else []
-    networks = {row["label"]: {int(n): recall for n, recall in row["recalls"].items()} for row in rows}
-    return replace(subject, histories=histories, networks=networks)
+    compared = {row["label"]: numbered(row["recalls"]) for row in rows}
+    return replace(subject, histories=histories, compared=compared)
 
 
 def _evaluate_run(weights: Path, data: Path, out: Path, overrides: Overrides, running: Running) -> Subject:
     """Evaluate ``weights``, unless ``out`` holds this evaluation already."""
     network = load_network(weights)
+    folder = out / "evaluation"  # its own, so that out may be the folder of the run
     known = {
         "data": str(data.resolve()),
         "split": overrides.split or "test",
         "weights": str(weights.resolve()),
         "weights_sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),
     }
-    kept = out / RESULTS
+    kept = folder / RESULTS
     if not kept.is_file() or not known.items() <= read_json(kept).items():
         places, size = load_places(data, known["split"]), image_sizes({}, network)[0]
         result = evaluate(network, places, size=size, **vars(running))
-        out.mkdir(parents=True, exist_ok=True)
-        write_predictions(out / PREDICTIONS, result, places)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_predictions(folder / PREDICTIONS, result, places)
         recalls = {str(n): recall for n, recall in result.recalls.items()}
         summary = {"name": places.name, "backbone": network.backbone.name, "radius_m": result.radius}
         write_json(kept, known | summary | {"size": size, "recalls": recalls})
-    return read_evaluation(out, Overrides())
+    return read_evaluation(folder, Overrides())
 
 
 def _last_best(run: RunDirectory) -> Path:
