@@ -3,7 +3,7 @@
 import math
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -48,6 +48,31 @@ class KeptQuarters:
         for place, row in zip(self.buffer, rows.tolist(), strict=False):
             place.copy_(self.kept[row])
         return self.buffer[: len(rows)].to(self.device)
+
+
+class RememberedQuarters:
+    """Quarter VLADs that take long to compute, computed once: the last ones asked for are kept as float16.
+
+    Args:
+        compute: database rows ``[C]`` -> ``[C, 4, K, D]``.
+        limit: bytes to keep at most.
+    """
+
+    def __init__(self, compute: Callable[[np.ndarray], Tensor], limit: int = 2**30):
+        self.compute, self.limit = compute, limit
+        self.known: dict[int, Tensor] = {}  # oldest first
+
+    def __call__(self, rows: np.ndarray) -> Tensor:
+        """``[C]`` -> float32 ``[C, 4, K, D]``."""
+        wanted = np.asarray(rows).tolist()
+        missing = [row for row in wanted if row not in self.known]
+        computed = compact(self.compute(np.array(missing))) if missing else ()
+        found = {row: self.known.pop(row) for row in dict.fromkeys(wanted) if row in self.known}
+        found |= dict(zip(missing, computed, strict=True))
+        self.known |= found
+        for row in list(self.known)[: max(0, len(self.known) - self.limit // found[wanted[0]].nbytes)]:
+            del self.known[row]
+        return torch.stack([found[row] for row in wanted]).float()
 
 
 @torch.no_grad()

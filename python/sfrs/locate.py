@@ -9,6 +9,7 @@ from typing import Literal
 
 import numpy as np
 from PIL import Image
+from torch import Tensor
 
 from sfrs.errors import UserError
 from sfrs.evaluation import Tasks
@@ -17,8 +18,10 @@ from sfrs.geodesy import to_degrees
 from sfrs.images import Progress
 from sfrs.index import Index
 from sfrs.index.photos import project, read_photos
+from sfrs.kept_quarters import RememberedQuarters
 from sfrs.location import CONSIDERED, REGION_TEMPERATURE, TEMPERATURE, Location, estimate
-from sfrs.region_reranking import DEFAULT_SCORE, DEPTH, parse_score, rerank
+from sfrs.region_reranking import DEFAULT_SCORE, DEPTH, Quarters, parse_score
+from sfrs.region_reranking import rerank as rerank_one
 
 METRE_DECIMALS, DEGREE_DECIMALS = 2, 7
 """Of coordinates that are written down; both are a centimetre."""
@@ -126,13 +129,16 @@ def locate(
         "search": 1000 * (time.perf_counter() - described) / max(1, len(images)),
     }
     results = []
-    progress = tasks("re-ranking" if rerank else "locating") if tasks else None
+    progress = tasks("re-ranking") if tasks and rerank else None
+    quarters = index.quarters if index.has_regions else RememberedQuarters(index.quarters)
     for i, image in enumerate(images):
         kept = rows[i] >= 0
         candidates = _Candidates(rows[i][kept], similarities[i][kept])
         milliseconds = dict(shares)
         if rerank:
-            candidates = _reranked(index, image, candidates, depth, score, milliseconds)
+            started = time.perf_counter()
+            candidates = _reranked(index.image_quarters(image), candidates, quarters, depth, score)
+            milliseconds["rerank"] = 1000 * (time.perf_counter() - started)
         results.append(_found(index, image, i, candidates, top, milliseconds))
         if progress is not None:
             progress(i + 1, len(images))
@@ -234,13 +240,10 @@ def _describe(index: Index, images: Sequence, threads: int | None, progress: Pro
 
 
 def _reranked(
-    index: Index, image, candidates: _Candidates, depth: int, score: str, milliseconds: dict[str, float]
+    query: Tensor, candidates: _Candidates, quarters: Quarters, depth: int, score: str
 ) -> _Candidates:
     """The first ``depth`` alone: what lies behind them has no score to be compared by."""
-    started = time.perf_counter()
-    query = index.image_quarters(image)
-    found = rerank(query, candidates.rows[:depth], index.quarters, score)
-    milliseconds["rerank"] = 1000 * (time.perf_counter() - started)
+    found = rerank_one(query, candidates.rows[:depth], quarters, score)
     return _Candidates(found.rows, found.scores, REGION_TEMPERATURE, found.pairs)
 
 

@@ -222,7 +222,16 @@ def test_bad_images_are_named_or_left_out(run, places):
 def test_re_ranking_without_kept_regions_is_announced_as_slow(run, index, places):
     index.has_regions = False
     code, _, err = run(places[2][0], "--rerank", "regions")
-    assert code == 0 and "12 images are described again for every photograph" in err
+    assert code == 0 and "the first 12 images of every photograph are described again" in err
+
+
+def test_regions_that_are_not_kept_are_computed_once_per_image(index, places, monkeypatch):
+    expected = [[m.row for m in found.matches] for found in locate(index, places[2], rerank="regions")]
+    index.has_regions, computed, compute = False, [], index.quarters
+    monkeypatch.setattr(index, "quarters", lambda rows: (computed.extend(rows.tolist()), compute(rows))[1])
+    founds = locate(index, places[2], rerank="regions")
+    assert [[match.row for match in found.matches] for found in founds] == expected
+    assert sorted(computed) == list(range(12))
 
 
 @pytest.mark.parametrize(

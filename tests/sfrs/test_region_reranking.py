@@ -13,7 +13,7 @@ from sfrs.cli import app
 from sfrs.descriptor import describe, save_network
 from sfrs.errors import UserError
 from sfrs.evaluation import evaluate
-from sfrs.kept_quarters import KeptQuarters, compact, describe_with_quarters
+from sfrs.kept_quarters import KeptQuarters, RememberedQuarters, compact, describe_with_quarters
 from sfrs.places import load_places
 from sfrs.region_matching import region_matches
 from sfrs.region_reranking import SCORES, evaluate_reranked, rerank, rerank_all
@@ -105,6 +105,19 @@ def test_kept_quarters_are_those_asked_for(quarters, tmp_path):
     kept = KeptQuarters(rows)
     for asked in ([3], [11, 0, 3], [5, 5], []):
         assert torch.equal(kept(np.array(asked, dtype=np.int64)), quarters.half().float()[asked])
+
+
+def test_remembered_quarters_are_computed_again_only_where_they_were_dropped(quarters):
+    asked = []
+    image = quarters[0].numel() * 2
+    remembered = RememberedQuarters(
+        lambda rows: (asked.append(rows.tolist()), quarters[rows])[1], limit=3 * image
+    )
+    kept = compact(quarters).float()
+    for rows in ([1, 2], [2, 3, 2], [2], [1, 5], [3]):
+        assert torch.equal(remembered(np.array(rows)), kept[rows])
+    # 3 was used longest ago when 1 and 5 were asked for, beside which only 2 stays.
+    assert asked == [[1, 2], [3], [5], [3]]
 
 
 def test_one_pass_gives_the_descriptors_and_the_quarters(tiny_network, place_folder):

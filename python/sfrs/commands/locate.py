@@ -90,7 +90,7 @@ def locate(
     with progress_tasks() as tasks:
         if skip_bad_images:
             files = _readable(files, path, threads, tasks)
-        _warn_of_slow_reranking(opened, files, options)
+        _warn_of_slow_reranking(opened, options)
         founds = locating.locate(
             opened, files, top=top, rerank=rerank, threads=threads, tasks=tasks, **(options or {})
         )
@@ -127,15 +127,14 @@ def _readable(files: list[Path], path: Path, threads: int, tasks) -> list[Path]:
     return [file for file in files if file not in bad]
 
 
-def _warn_of_slow_reranking(index: Index, files: list[Path], options: dict | None) -> None:
+def _warn_of_slow_reranking(index: Index, options: dict | None) -> None:
     if options is None or index.has_regions:
         return
     from sfrs.terminal import messages
 
-    described = min(options["depth"], len(index))
     messages.print(
-        f"This index keeps no regions, so {described} images are described again for every photograph. "
-        "sfrs index --regions keeps them.",
+        f"This index keeps no regions: the first {min(options['depth'], len(index))} images of every "
+        "photograph are described again. sfrs index --regions keeps them.",
         highlight=False,
         soft_wrap=True,
     )
@@ -161,7 +160,7 @@ def _print_text(founds: list[Found], index: Index, geojson: Path | None) -> None
     spent = {name: sum(f.milliseconds[name] for f in founds) for name in founds[0].milliseconds}
     each = ", ".join(f"{name} {total / len(founds):.1f}" for name, total in spent.items())
     print(f"{len(founds)} located among {len(index):,} images; ms per photograph: {each}")
-    errors = summary(founds)
+    errors = summary(founds) if len(founds) > 1 else None
     if errors:
         shares = ", ".join(
             f"{100 * share:.1f} % within {metres}" for metres, share in errors["within"].items()
@@ -185,7 +184,7 @@ def _location_lines(found: Found, zone: str) -> list[str]:
     where = f"{place.easting:.1f} E  {place.northing:.1f} N" + (f"  (UTM {zone})" if zone else "  (metres)")
     if place.latitude is not None:
         where += f"   {place.latitude:.6f}, {place.longitude:.6f}"
-    trust = f"confidence {place.confidence:.2f}, spread {place.spread:.1f} m"
+    trust = f"confidence {min(place.confidence, 0.99):.2f}, spread {place.spread:.1f} m"
     if found.error is not None:
         trust += f", error {found.error:.1f} m"
     return [where, trust]
