@@ -1,0 +1,178 @@
+"""``python -m benchmarks.drop_in``: layers of other projects before and after ``sfrs_ext.accelerate``.
+
+Both take turns in one process: one process with the default malloc, one with one that keeps the heap, which
+is kinder to layers that write their residuals out. A layer that is not replaced, or whose result or gradients
+err against float64, is not timed, and the command fails. Writes benchmarks/results/drop-in.json and the table
+in docs/drop-in.md; with ``--check`` it only says whether that table shows the recorded results.
+"""
+
+import argparse
+import copy
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+import sfrs_ext
+
+from .foreign_layers import CASES, Case
+from .run import MALLOC, RESULTS, machine
+
+ROOT = Path(__file__).resolve().parents[1]
+RECORDED = RESULTS / "drop-in.json"
+BEGIN, END = "<!-- drop-in: begin -->", "<!-- drop-in: end -->"
+ROUNDS, FEWEST, MOST_SECONDS = 11, 3, 12.0
+TOLERANCE = 1e-4
+STEPS = ("forward", "forward + backward")
+
+
+def forward(layer: nn.Module, x: Tensor) -> Tensor:
+    """Evaluation, as descriptors are extracted."""
+    with torch.no_grad():
+        return layer.eval()(x)
+
+
+def forward_backward(layer: nn.Module, x: Tensor) -> Tensor:
+    """Training, with gradients to the features and all parameters."""
+    layer.zero_grad()
+    x.grad = None
+    result = layer.train()(x.requires_grad_(True))
+    result.backward(torch.ones_like(result).cumsum(-1) / result.shape[-1])
+    return result.detach()
+
+
+def results_of(layer: nn.Module, x: Tensor) -> dict[str, Tensor]:
+    layer, x = copy.deepcopy(layer), x.detach().clone()
+    found = {"forward": forward(layer, x), "training": forward_backward(layer, x), "gradient of x": x.grad}
+    return found | {f"gradient of {name}": p.grad for name, p in layer.named_parameters()}
+
+
+def gate(case: Case, before: nn.Module, after: nn.Module, x: Tensor) -> float:
+    """Largest error of the fused layer relative to the largest value; leaves if one is too large."""
+    exact = results_of(copy.deepcopy(before).double(), x.double())
+    worst = 0.0
+    for label, layer in (("before", before), ("after", after)):
+        for name, value in results_of(layer, x).items():
+            error = ((value.double() - exact[name]).abs().max() / exact[name].abs().max()).item()
+            if not error <= TOLERANCE:
+                raise SystemExit(
+                    f"REFUSED {case.name}: {name} {label} errs by {error:.1e} of the largest value"
+                )
+            worst = max(worst, error) if label == "after" else worst
+    return worst
+
+
+def measure(case: Case) -> dict:
+    before, x = case.build()
+    after = copy.deepcopy(before)
+    report = sfrs_ext.accelerate(after)
+    if len(report.replaced) != 1:
+        raise SystemExit(f"REFUSED {case.name}: {report}")
+    error = gate(case, before, after, x[:2])
+    times: dict[str, dict[str, float]] = {}
+    for step, function in zip(STEPS, (forward, forward_backward), strict=True):
+        taken: dict[str, list[float]] = {"before": [], "after": []}
+        begin = time.perf_counter()
+        for round_ in range(ROUNDS):
+            for label, layer in (("before", before), ("after", after)):
+                start = time.perf_counter()
+                function(layer, x)
+                taken[label].append((time.perf_counter() - start) * 1e3)
+            if round_ + 1 >= FEWEST and time.perf_counter() - begin > MOST_SECONDS:
+                break
+        times[step] = {label: statistics.median(values) for label, values in taken.items()}
+    return {"layer": case.name, "error": error, "milliseconds": times}
+
+
+def in_process(threads: int, malloc: dict[str, str]) -> list[dict]:
+    command = [sys.executable, "-m", "benchmarks.drop_in", "--threads", str(threads), "--measure"]
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads)} | malloc
+    done = subprocess.run(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        raise SystemExit(done.returncode)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def record(threads: int) -> dict:
+    runs = {label: in_process(threads, malloc) for label, malloc in MALLOC.items()}
+    about = machine(threads) | {"command": "python -m benchmarks.drop_in"}
+    load = {"load average": [round(load, 1) for load in os.getloadavg()]}
+    results = [
+        {
+            "layer": case.name,
+            "found in": case.found_in,
+            "input": list(case.shape),
+            "clusters": case.clusters,
+            "error": max(run[index]["error"] for run in runs.values()),
+            "milliseconds": {label: run[index]["milliseconds"] for label, run in runs.items()},
+        }
+        for index, case in enumerate(CASES)
+    ]
+    return {"machine": about | load, "results": results}
+
+
+def table(recorded: dict) -> str:
+    """One row per layer and step: milliseconds per batch before and after, default malloc / heap-keeping."""
+    about = recorded["machine"]
+    lines = [
+        f"{about['cpu']}, {about['threads']} threads, {about['kernels']} kernels, torch {about['torch']}, "
+        f"commit {about['commit']}, {about['date']}: `{about['command']}`. Median milliseconds per batch, "
+        "float32, with the default malloc / with one that keeps the heap. Forward is that of evaluation, "
+        "backward goes to the features and all parameters. The machine's load average while measuring was "
+        f"{about['load average'][0]}.",
+        "",
+        "| layer, as in | batch | | before | after | |",
+        "|---|---|---|---|---|---|",
+    ]
+    for result in recorded["results"]:
+        batch = f"{'x'.join(map(str, result['input']))}, K = {result['clusters']}"
+        first = f"{result['layer']} ({result['found in']}) | {batch}"
+        for step in STEPS:
+            ms = [run[step] for run in result["milliseconds"].values()]
+            before, after = (" / ".join(f"{run[label]:.1f}" for run in ms) for label in ("before", "after"))
+            ratio = " / ".join(f"{run['before'] / run['after']:.1f}x" for run in ms)
+            lines.append(f"| {first} | {step} | {before} | {after} | **{ratio}** |")
+            first = " | "
+    return "\n".join(lines)
+
+
+def write(path: Path, text: str) -> None:
+    partial = path.with_suffix(".partial")
+    partial.write_text(text)
+    os.replace(partial, path)
+
+
+def with_table(page: str, recorded: dict) -> str:
+    head, rest = page.split(BEGIN)
+    return f"{head}{BEGIN}\n{table(recorded)}\n{END}{rest.split(END)[1]}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.drop_in", description=__doc__)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--check", action="store_true")
+    parser.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    page = ROOT / "docs/drop-in.md"
+    if arguments.measure:
+        torch.set_num_threads(arguments.threads)
+        print(json.dumps([measure(case) for case in CASES]))
+        return
+    if arguments.check:
+        if with_table(page.read_text(), json.loads(RECORDED.read_text())) != page.read_text():
+            raise SystemExit(f"{page} does not show {RECORDED}")
+        return
+    recorded = record(arguments.threads)
+    write(RECORDED, json.dumps(recorded, indent=1) + "\n")
+    write(page, with_table(page.read_text(), recorded))
+    print(table(recorded))
+
+
+if __name__ == "__main__":
+    main()
