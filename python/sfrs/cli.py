@@ -12,7 +12,9 @@ import typer
 from sfrs.errors import UserError
 from sfrs.terminal import show_error, shown_warnings
 
-COMMANDS = ("demo", "city", "train", "evaluate", "describe", "whiten", "study")
+COMMANDS = (
+    "demo", "city", "train", "evaluate", "report", "index", "locate", "serve", "describe", "whiten", "study"
+)  # fmt: skip
 """Modules of :mod:`sfrs.commands`, in the order ``--help`` lists them."""
 
 
@@ -30,7 +32,7 @@ class App(typer.Typer):
 
 app = App(
     name="sfrs",
-    help="Locate photographs by image retrieval: train with SFRS, evaluate, describe.",
+    help="Locate photographs by image retrieval: train with SFRS, evaluate, index, locate.",
     no_args_is_help=True,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
@@ -40,7 +42,7 @@ app = App(
 
 @app.callback()
 def sfrs() -> None:
-    """Locate photographs by image retrieval: train with SFRS, evaluate, describe."""
+    """Locate photographs by image retrieval: train with SFRS, evaluate, index, locate."""
 
 
 for command in COMMANDS:
