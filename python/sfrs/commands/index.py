@@ -190,8 +190,8 @@ def _model(
     if (out / TABLE).is_file() and weights is None and backbone is None and not random_weights:
         if whitening is not None or sized:
             raise UserError(
-                f"{out} has its own network, whitening and image size; leave out --whitening and the size, or "
-                "give --weights as well to have them compared."
+                f"{out} has its own network, whitening and image size; leave out --whitening and the "
+                "size, or give --weights as well to have them compared."
             )
         return None
     network = shared.open_network(weights, backbone, random_weights, seed)
@@ -251,7 +251,7 @@ def _print_facts(facts: dict) -> None:
     if facts["without_position"] and extent is not None:
         lines["position"] += f"; {facts['without_position']:,} images without"
     if facts["removed_rows"]:
-        lines["removed"] = f"{facts['removed_rows']:,} rows not yet reused"
+        lines["removed"] = f"{facts['removed_rows']:,} rows, dropped when they are more than a quarter"
     lines["on disk"] = f"{sum(facts['bytes'].values()) / 1e6:,.1f} MB"
     print(facts["path"])
     for name, text in lines.items():

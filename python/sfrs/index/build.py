@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -205,24 +206,8 @@ class Builder(AbstractContextManager):
         return self._model
 
     def _create(self, zone: str) -> None:
-        kind = self._asked["kind"] or "exact"
-        dtype = "float32" if kind == "exact" else "float16"
         self._model.save(self.path)
-        settings = {
-            "generation": 0,
-            "kind": kind,
-            "zone": zone,
-            "size": self._model.size,
-            "dim": self._model.dim,
-            "dtype": dtype,
-            "digests": self._model.digests(),
-            "fingerprint": self._model.fingerprint(),
-            "descriptors": f"descriptors-1.{dtype}",
-            "quarters_shape": self._model.quarters_shape,
-            "quarters": "quarters-1.float16" if self._asked["regions"] else None,
-            "compressed": None,
-            "trained": 0,
-        }
+        settings = new_settings(self._model, self._asked["kind"] or "exact", zone, self._asked["regions"])
         self._store = Store.create(self.path, settings)
 
     def _check_options(self) -> None:
@@ -318,3 +303,23 @@ class Builder(AbstractContextManager):
     def _remove(self, slots: np.ndarray) -> None:
         self._store.remove(slots)
         self.change.removed += len(slots)
+
+
+def new_settings(model: Model, kind: str, zone: str = "", regions: bool | None = None) -> dict[str, Any]:
+    """Settings of an index that is begun; ``descriptors``, ``quarters`` and ``compressed`` are file names."""
+    dtype = "float32" if kind == "exact" else "float16"
+    return {
+        "generation": 0,
+        "kind": kind,
+        "zone": zone,
+        "size": model.size,
+        "dim": model.dim,
+        "dtype": dtype,
+        "digests": model.digests(),
+        "fingerprint": model.fingerprint(),
+        "descriptors": f"descriptors-1.{dtype}",
+        "quarters_shape": model.quarters_shape,
+        "quarters": "quarters-1.float16" if regions else None,
+        "compressed": None,
+        "trained": 0,
+    }

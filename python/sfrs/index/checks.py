@@ -36,8 +36,8 @@ def check_placed(photos: Sequence[Photo], positions: np.ndarray) -> None:
         listed = ", ".join(str(file) for file in unknown[:NAMED]) + (", ..." if len(unknown) > NAMED else "")
         raise UserError(
             f"{len(unknown):,} of {len(photos):,} images say nowhere where they were taken: {listed}. "
-            "Expected names such as @0386531.34@6174119.45@.jpg, EXIF GPS, or a CSV manifest with coordinates; "
-            "--allow-unplaced indexes them all the same."
+            "Expected names such as @0386531.34@6174119.45@.jpg, EXIF GPS, or a CSV manifest with "
+            "coordinates; --allow-unplaced indexes them all the same."
         )
 
 

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 BLOCK_ROWS = 65_536
-CONVERTED_ROWS = 2_048
+CONVERTED_ROWS = 512
 """Rows of float16 made float32 at once: small enough to be in the cache when they are multiplied."""
 
 

@@ -17,11 +17,13 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+import torch
 
 from sfrs.errors import UserError
 from sfrs.images import BadImageError
 
 FORMAT = 1
+DTYPES = {"float32": torch.float32, "float16": torch.float16}
 TABLE, LOCK = "index.sqlite", "lock"
 PATIENCE = 60.0
 """Seconds to wait for a transaction of another process, which take milliseconds."""
@@ -238,7 +240,9 @@ class RowFile:
 
     def append(self, rows: np.ndarray) -> None:
         """Write rows ``[b, *shape]``."""
-        self._file.write(np.ascontiguousarray(rows, dtype=self.dtype).reshape(-1).view(np.uint8))
+        # By torch, which rounds to float16 and back five times as fast as numpy.
+        rows = torch.from_numpy(np.ascontiguousarray(rows)).to(DTYPES[self.dtype.name]).numpy()
+        self._file.write(rows.reshape(-1).view(np.uint8))
 
     def sync(self) -> None:
         """Return when everything appended is on the disk."""
