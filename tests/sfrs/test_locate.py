@@ -12,7 +12,7 @@ from PIL import ExifTags, Image
 
 from sfrs import index as index_module
 from sfrs.cli import app
-from sfrs.descriptor import describe
+from sfrs.descriptor import describe, save_network
 from sfrs.errors import UserError
 from sfrs.geodesy import to_degrees
 from sfrs.images import BadImageError, image_tensor
@@ -256,3 +256,25 @@ def test_geojson_needs_a_known_zone(run, index, places, tmp_path):
     index.zone = ""
     code, _, err = run(places[2][0], "--geojson", tmp_path / "x.geojson")
     assert code == 2 and "metres of an unknown UTM zone" in err and not (tmp_path / "x.geojson").exists()
+
+
+def test_an_index_that_was_built_locates(capsys, tiny_network, place_folder, places, tmp_path):
+    save_network(tmp_path / "tiny.safetensors", tiny_network, {"image_size": list(SIZE)})
+
+    def sfrs(*arguments):
+        with pytest.raises(SystemExit) as leaving:
+            app([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        assert not leaving.value.code, captured.err
+        return captured.out
+
+    built = tmp_path / "town.index"
+    network = ("--weights", tmp_path / "tiny.safetensors", "--zone", "33N")
+    sfrs("index", place_folder, "--out", built, *network, "--regions")
+    plain = json.loads(sfrs("locate", places[2][0].parent, "--index", built, "--json"))
+    regions = json.loads(
+        sfrs("locate", places[2][0].parent, "--index", built, "--json", "--rerank", "regions")
+    )
+    for result in (plain, regions):
+        assert result["summary"]["within"]["5 m"] == 1.0 and result["summary"]["queries"] == 12
+        assert [query["matches"][0]["file"] for query in result["queries"]] == [str(f) for f in places[0]]
