@@ -69,7 +69,8 @@ def metres_axis(label: str, high: float) -> Axis:
     """1 m to at least ``high``, logarithmic."""
     top = 10 ** max(2, math.ceil(math.log10(max(high, 1.0))))
     powers = [10**i for i in range(round(math.log10(top)) + 1)]
-    texts = [(p, f"{p} m" if p < 1000 else f"{p // 1000:,} km") for p in powers]
+    shown = powers[:: math.ceil(len(powers) / 5)]
+    texts = [(p, f"{p} m" if p < 1000 else f"{p // 1000:,} km") for p in shown]
     return Axis(label, 1.0, float(top), texts, logarithmic=True)
 
 
@@ -94,7 +95,8 @@ def line_chart(
     for value, text in marks:
         at = place((value, y.low))[0]
         parts.append(Markup('<path class="mark" d="M{0:.1f} {1}v{2}"/>').format(at, TOP, height))
-        parts.append(Markup('<text class="note" x="{:.1f}" y="{}">{}</text>').format(at + 5, TOP + 11, text))
+        note = Markup('<text class="note" x="{:.1f}" y="{}">{}</text>')
+        parts.append(note.format(at + 5, TOP + height - 8, text))
     parts += [_line(i, line, place) for i, line in enumerate(series)]
     if named:
         parts += _names(series, place)
