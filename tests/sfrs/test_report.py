@@ -279,6 +279,11 @@ def written(folder, results) -> list:
     return [(folder / name).write_text(results) for name in ("results.json", "predictions.csv")]
 
 
+def test_an_evaluation_has_its_split_already(run, evaluation, tmp_path):
+    code, _, err = run("report", evaluation, "--out", tmp_path / "r", "--split", "val")
+    assert code == 2 and "--split is for training runs" in err
+
+
 def test_failures_get_the_right_image_most_like_the_query(evaluation):
     read = read_evaluation(evaluation, Overrides())
     labels = cases.conditions(read.places)

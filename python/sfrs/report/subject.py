@@ -45,6 +45,8 @@ def read_subject(source: Path, out: Path, overrides: Overrides, running: Running
         UserError: the folder is none of these, or what it refers to has moved.
     """
     if (source / PREDICTIONS).is_file() and (source / RESULTS).is_file():
+        if overrides.split:
+            raise UserError(f"{source}: this is an evaluation already; --split is for training runs.")
         return read_evaluation(source, overrides)
     if (source / "config.json").is_file():
         run = RunDirectory(source)
