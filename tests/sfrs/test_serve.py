@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 from conftest import picture
-from PIL import Image
+from PIL import ExifTags, Image
 from served import SPOTS, build_index, encoded, photo, serving
 
 pytest.importorskip("fastapi", reason='needs the extra "serve"')
@@ -100,6 +100,22 @@ def test_photos_are_turned_upright(client):
     exif[0x0112] = 6
     turned = encoded(picture(8, 96, 128).transpose(Image.Transpose.ROTATE_90), "JPEG", exif=exif, quality=95)
     assert client.locate(turned).json["matches"][0]["row"] == 8
+
+
+def test_the_photos_own_gps_is_compared(client):
+    def with_gps(east_of_greenwich: float) -> bytes:
+        exif = Image.Exif()
+        exif[ExifTags.Base.Orientation] = 1
+        exif[ExifTags.IFD.GPSInfo] = {1: "N", 2: (52.0, 42.0, 0.0), 3: "E", 4: (east_of_greenwich, 0.0, 0.0)}
+        return photo(0, exif=exif)
+
+    found = client.locate(with_gps(13.4)).json
+    truth, location = found["truth"], found["location"]
+    assert [truth["latitude"], truth["longitude"]] == [52.7, 13.4]
+    offset = (truth["easting"] - location["easting"], truth["northing"] - location["northing"])
+    assert found["error"] == pytest.approx(np.hypot(*offset), abs=0.02) and found["error"] > 100
+    for elsewhere in (client.locate(with_gps(120.0)), client.locate(photo(0))):
+        assert elsewhere.json["truth"] is None and elsewhere.json["error"] is None
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK", "I;16", "1"])

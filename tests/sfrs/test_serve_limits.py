@@ -150,6 +150,19 @@ def test_a_body_that_does_not_arrive_gives_its_place_up(index):
         assert client.locate(photo(0)).status == 200
 
 
+def test_a_client_that_leaves_is_no_error(index, capsys):
+    with serving(create_app(index, limits=Limits(waiting=0))) as client:
+        for _ in range(3):
+            with connect(client) as connection:
+                connection.sendall(post("Content-Type: image/png", "Content-Length: 999") + b"\x89PNG")
+                while client.get("/health").json["busy"] == 0:
+                    pass
+            while client.get("/health").json["busy"] > 0:
+                pass
+        assert client.locate(photo(0)).status == 200
+    assert capsys.readouterr().err == ""
+
+
 def test_hostile_bytes_are_refused_and_nothing_else():
     random = np.random.default_rng(0)
     whole = [photo(0, format) for format in ("JPEG", "PNG", "WEBP")]

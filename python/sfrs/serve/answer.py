@@ -1,5 +1,6 @@
 """From the bytes of a photo to the endpoint's JSON: decode, locate, say which regions agree."""
 
+import math
 import time
 from pathlib import Path
 from typing import Literal
@@ -8,7 +9,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from sfrs.errors import UserError
+from sfrs.exif import gps
 from sfrs.explain import REGION_BOXES, REGION_NAMES
+from sfrs.geodesy import to_metres
 from sfrs.images import BadImageError
 from sfrs.index import Index
 from sfrs.locate import as_json, locate
@@ -39,6 +43,7 @@ def answer(
     result = as_json(found, index)
     for match in result["matches"]:
         match["file"] = Path(match["file"]).name  # where the images lie is nobody's business over the wire
+    _add_truth(result, photo, index)
     located = time.perf_counter()
     if explain:
         result["region_boxes"] = NAMED_BOXES
@@ -48,6 +53,28 @@ def answer(
         result["milliseconds"]["explain"] = round(1000 * (time.perf_counter() - located), 2)
     result["milliseconds"]["decode"] = round(1000 * (decoded - started), 2)
     return result
+
+
+def _add_truth(result: dict, photo: Image.Image, index: Index) -> None:
+    """Where the photo's own GPS says it was taken, and how many metres from there it was located."""
+    degrees = gps(photo)
+    if degrees is None or not index.zone:
+        return
+    try:
+        ((easting, northing),), _ = to_metres([degrees], index.zone)
+    except UserError:  # in another part of the world, where the index's zone does not reach
+        return
+    latitude, longitude = degrees
+    result["truth"] = {
+        "easting": round(easting, 2),
+        "northing": round(northing, 2),
+        "latitude": round(latitude, 7),
+        "longitude": round(longitude, 7),
+    }
+    location = result["location"]
+    if location["easting"] is not None:
+        error = math.hypot(location["easting"] - easting, location["northing"] - northing)
+        result["error"] = round(error, 2)
 
 
 @torch.no_grad()

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from fastapi import FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from sfrs.errors import UserError
 from sfrs.index import Index
@@ -19,7 +20,7 @@ from sfrs.serve.overview import overview
 from sfrs.serve.page import page
 from sfrs.serve.queue import LocatingQueue
 from sfrs.serve.refusal import Refusal, error_response
-from sfrs.serve.uploads import FORMATS, RAW_TYPES, Limits, read_photo
+from sfrs.serve.uploads import FORMATS, RAW_TYPES, Limits, discard, read_photo
 from sfrs.terminal import show_error
 
 MOST_MATCHES = 50
@@ -94,6 +95,10 @@ def _add_locate(app: FastAPI, index: Index, limits: Limits, queue: LocatingQueue
         explain: Annotated[bool, Query(description="Say which regions of photo and matches agree.")] = True,
     ) -> Response:
         """Locate one photo: where it was taken, and the images of the index that say so."""
+        if queue.full:
+            refusal = queue.refusal()
+            await discard(request, limits)
+            raise refusal
         with queue.place():
             photo = await read_photo(request, limits)
             found = await queue.run(
@@ -155,6 +160,10 @@ def _answer_errors_as_json(app: FastAPI) -> None:
     @app.exception_handler(Refusal)
     async def refuse(request: Request, refusal: Refusal) -> Response:
         return error_response(refusal.status, refusal.message, refusal.headers)
+
+    @app.exception_handler(ClientDisconnect)
+    async def gone(request: Request, error: ClientDisconnect) -> Response:
+        return Response(status_code=499)  # nobody reads it
 
     @app.exception_handler(RequestValidationError)
     async def wrong_parameter(request: Request, error: RequestValidationError) -> Response:

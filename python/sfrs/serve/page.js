@@ -3,6 +3,7 @@
 const byId = (id) => document.getElementById(id);
 const TYPES = ["image/jpeg", "image/png", "image/webp"];
 const RETRIES = 5;
+const RADIUS = 25; // metres that a location's confidence is about, as in sfrs.location
 const CLOSEST = 20; // metres around every mark that the map shows
 
 const page = {
@@ -124,7 +125,7 @@ function show(found) {
   choose(0);
 }
 
-function showPlace({ location, matches, milliseconds, error }) {
+function showPlace({ location, milliseconds, error }) {
   const card = byId("place");
   card.hidden = false;
   if (!isPlaced(location)) {
@@ -137,15 +138,15 @@ function showPlace({ location, matches, milliseconds, error }) {
   const head = degrees ? `${location.latitude.toFixed(6)}, ${location.longitude.toFixed(6)}` : metres.join(", ");
   const spent = Object.values(milliseconds).reduce((sum, part) => sum + part, 0);
   const share = Math.round(100 * location.confidence);
+  const doubtful = location.confidence < 0.5;
   card.replaceChildren(
     make("h2", {}, make("span", { id: "where" }, head), make("button", { type: "button", class: "plain", onclick: () => copy(head) }, "Copy")),
     degrees ? make("p", { class: "metres" }, zone + metres.join(", ")) : "",
-    make("div", { class: "meter", role: "img", "aria-label": `Confidence ${share} %` }, make("i")),
-    make("span", {}, `Confidence ${share} %`),
+    make("div", { class: doubtful ? "meter doubtful" : "meter" }, make("i")),
+    make("span", {}, `Within ${RADIUS} m of this: ${share} % likely`, doubtful ? ". Several places look alike." : ""),
     make("dl", {},
-      make("dt", {}, "Spread"), make("dd", {}, `${length(location.spread)} around the estimate`),
+      make("dt", {}, "Spread"), make("dd", {}, `${length(location.spread)}, of the images it was made of`),
       ...(Number.isFinite(error) ? [make("dt", {}, "GPS"), make("dd", {}, `of the photo itself: ${length(error)} away`)] : []),
-      make("dt", {}, "From"), make("dd", {}, `${matches.length} best of ${page.about.images.toLocaleString("en")} photos`),
       make("dt", {}, "Took"), make("dd", { title: Object.entries(milliseconds).map(([name, part]) => `${name} ${part} ms`).join("\n") },
         `${Math.round(spent)} ms: ${Object.entries(milliseconds).map(([name, part]) => `${name} ${Math.round(part)}`).join(", ")}`)),
   );

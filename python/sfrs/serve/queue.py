@@ -28,6 +28,10 @@ class LocatingQueue:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="sfrs-locate")
         self._seconds = 0.5
 
+    @property
+    def full(self) -> bool:
+        return self.taken >= self.places
+
     @contextmanager
     def place(self) -> Iterator[None]:
         """Hold a place; only to be called on the event loop.
@@ -35,19 +39,19 @@ class LocatingQueue:
         Raises:
             Refusal: 503, all are taken; Retry-After says when to come again.
         """
-        if self.taken >= self.places:
-            wait = min(60, math.ceil(self.taken * self._seconds))
-            raise Refusal(
-                503,
-                f"{self.taken} photos are being located already; please try again in {wait} s.",
-                Retry_After=str(wait),
-                Connection="close",
-            )
+        if self.full:
+            raise self.refusal()
         self.taken += 1
         try:
             yield
         finally:
             self.taken -= 1
+
+    def refusal(self) -> Refusal:
+        """What is answered while it is full."""
+        wait = min(60, math.ceil(self.taken * self._seconds))
+        message = f"{self.taken} photos are being located already; please try again in {wait} s."
+        return Refusal(503, message, Retry_After=str(wait), Connection="close")
 
     async def run(self, job: Callable[..., Result], *arguments: object) -> Result:
         """Wait for this job's turn and its result."""

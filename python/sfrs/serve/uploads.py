@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from anyio import move_on_after
 from fastapi import Request
 from PIL import Image, ImageOps
 from starlette.datastructures import UploadFile
@@ -55,6 +56,7 @@ async def read_photo(request: Request, limits: Limits) -> bytes:
     """
     kind = request.headers.get("content-type", "application/octet-stream").split(";")[0].strip().lower()
     if kind not in (*RAW_TYPES, "multipart/form-data"):
+        await discard(request, limits)
         raise Refusal(
             415,
             f"The body is {kind or 'of no type'}; expected a JPEG, PNG or WebP photo, sent as image/jpeg, "
@@ -103,25 +105,42 @@ async def _read_form(request: Request, limits: Limits) -> bytes:
 
 
 async def _bounded(request: Request, limits: Limits, more: int) -> AsyncIterator[bytes]:
-    """The body in chunks; stops as soon as it is known to be too large.
-
-    A body of up to twice the limit is then read to its end without being kept, because many clients see the
-    answer only once they have sent everything. Longer ones are cut off.
-    """
+    """The body in chunks; stops as soon as it is known to be too large."""
     most = int(limits.megabytes * 1e6) + more
-    declared = request.headers.get("content-length", "")
-    announced = int(declared) if declared.isdecimal() else 0
-    received = 0
-    if announced <= 2 * most and not (announced > most and "expect" in request.headers):
+    received = _announced(request)
+    if received <= most:
+        received = 0
         async for chunk in request.stream():
             received += len(chunk)
-            if received <= most and announced <= most:
-                yield chunk
-            elif received > 2 * most:
+            if received > most:
                 break
-    if max(received, announced) > most:
+            yield chunk
+    if received > most:
+        await discard(request, limits)
         message = f"The photo is larger than {limits.megabytes:g} MB, the limit here."
         raise Refusal(413, message, Connection="close")
+
+
+async def discard(request: Request, limits: Limits) -> None:
+    """Read the rest of a body that is refused, without keeping it.
+
+    Many clients see an answer only once they have sent everything. Bodies of more than twice the limit are
+    cut off all the same, and who asks before sending (``Expect``) need not send at all.
+    """
+    most = 2 * limits.megabytes * 1e6 + ENVELOPE_BYTES
+    if "expect" in request.headers or _announced(request) > most:
+        return
+    received = 0
+    with move_on_after(limits.reading_seconds):
+        async for chunk in request.stream():
+            received += len(chunk)
+            if received > most:
+                return
+
+
+def _announced(request: Request) -> int:
+    length = request.headers.get("content-length", "")
+    return int(length) if length.isdecimal() else 0
 
 
 def _looks_like_photo(data: bytes) -> bool:
