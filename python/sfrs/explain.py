@@ -1,5 +1,6 @@
 """Why two images match: which regions are alike, and which clusters their local features fell into."""
 
+from colorsys import hsv_to_rgb
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -166,13 +167,12 @@ def local_features(
 def cluster_colours(count: int) -> np.ndarray:
     """Colours of the clusters 0..count - 1, uint8 ``[count, 3]``; the same cluster always has the same one.
 
-    Hues go round by the golden angle, so that neighbours in number are far apart; lightness alternates, which
-    tells apart what one hue cannot.
+    Hues go round by the golden angle. They come close again after 8, 13, 21, ... clusters (Fibonacci numbers);
+    tones that repeat after four set most of these apart.
     """
-    colours = Image.new("HSV", (count, 1))
-    hues = (round(255 * (0.58 + 0.381966 * i)) % 256 for i in range(count))
-    colours.putdata([(hue, (220, 150, 255)[i % 3], (255, 235, 190)[i % 3]) for i, hue in enumerate(hues)])
-    return np.asarray(colours.convert("RGB"))[0]
+    tones = ((1.0, 1.0), (0.67, 0.84), (0.9, 0.84), (0.67, 1.0))  # saturation, value
+    colours = [hsv_to_rgb((0.58 + 0.381966 * i) % 1, *tones[i % 4]) for i in range(count)]
+    return (255 * np.array(colours)).round().astype(np.uint8)
 
 
 def assignment_overlay(clusters: np.ndarray, weights: np.ndarray) -> Image.Image:
