@@ -167,8 +167,8 @@ def local_features(
 def cluster_colours(count: int) -> np.ndarray:
     """Colours of the clusters 0..count - 1, uint8 ``[count, 3]``; the same cluster always has the same one.
 
-    Hues go round by the golden angle. They come close again after 8, 13, 21, ... clusters (Fibonacci numbers);
-    tones that repeat after four set most of these apart.
+    Hues go round by the golden angle. They come close again after 8, 13, 21, ... clusters (Fibonacci
+    numbers); tones that repeat after four set most of these apart.
     """
     tones = ((1.0, 1.0), (0.67, 0.84), (0.9, 0.84), (0.67, 1.0))  # saturation, value
     colours = [hsv_to_rgb((0.58 + 0.381966 * i) % 1, *tones[i % 4]) for i in range(count)]
