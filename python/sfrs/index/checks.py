@@ -48,12 +48,12 @@ def check_same(path: Path, model: Model, settings: dict[str, Any]) -> None:
         "architecture": lambda digest: "K = {2}, {0} {1}".format(*json.loads(digest)),
         "weights": lambda digest: digest[:12],
         "whitening": lambda digest: digest[:12] or "none",
-        "size": lambda digest: "own size" if digest == "null" else digest,
+        "size": lambda digest: "own size" if digest == "null" else digest.strip("[]").replace(", ", "x"),
     }
     for part, name in names.items():
         if ours[part] != theirs[part]:
             raise UserError(
-                f"{path}: its descriptors were made with another {part} ({name(theirs[part])}) than these "
-                f"options name ({name(ours[part])}), and could not be compared with new ones. Leave the "
-                "options out to go on with the index's own network, or choose another --out."
+                f"{path}: the {part} of this index: {name(theirs[part])}; of these options: "
+                f"{name(ours[part])}. Their descriptors could not be compared. Leave the options out to go "
+                "on with the index's own network, or choose another --out."
             )

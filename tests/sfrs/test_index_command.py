@@ -1,0 +1,96 @@
+"""``sfrs index`` as a user runs it: what it prints, and how it refuses."""
+
+import json
+
+import pytest
+
+from sfrs.cli import app
+from sfrs.descriptor import save_network
+
+
+@pytest.fixture
+def run(capsys):
+    """Run ``sfrs index`` with arguments; returns (exit code, standard output, standard error)."""
+
+    def call(*arguments) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as leaving:
+            app(["index", *(str(argument) for argument in arguments)])
+        captured = capsys.readouterr()
+        return leaving.value.code or 0, captured.out, " ".join(captured.err.split())
+
+    return call
+
+
+@pytest.fixture
+def weights(tmp_path, tiny_network):
+    path = tmp_path / "tiny.safetensors"
+    save_network(path, tiny_network, {"image_size": [48, 64]})
+    return path
+
+
+@pytest.fixture
+def out(tmp_path):
+    return tmp_path / "town.index"
+
+
+def test_it_builds_adds_removes_and_says_what_is_there(run, place_folder, weights, out):
+    code, text, err = run(place_folder, "--out", out, "--weights", weights, "--zone", "33n")
+    assert code == 0 and "12 added" in text and "UTM zone 33N, 1,100 m from west to east" in text
+    assert "describing" in err and "12 of 12" in err
+    code, text, _ = run("--out", out, "--remove", "*@03@*", "--remove", "*@04@*")
+    assert code == 0 and "2 removed" in text and "images       10" in text
+    code, text, _ = run(place_folder, "--out", out)
+    assert code == 0 and "2 added" in text and "10 unchanged" in text
+    code, text, _ = run("--out", out, "--info")
+    assert code == 0 and "images       12" in text and "tiny, K = 4, 48x64" in text
+
+
+def test_json_is_json_alone(run, place_folder, weights, out):
+    code, text, _ = run(place_folder, "--out", out, "--weights", weights, "--kind", "pq", "--json")
+    facts = json.loads(text)
+    assert code == 0 and facts["change"]["added"] == facts["images"] == 12 and facts["kind"] == "pq"
+    assert facts["stored_as"] == "float16" and facts["bytes"]["descriptors-1.float16"] == 12 * 24 * 2
+    code, text, _ = run("--out", out, "--info", "--json")
+    assert json.loads(text)["fingerprint"] == facts["fingerprint"]
+
+
+def test_bad_images_are_named_or_skipped(run, place_folder, weights, out):
+    bad = sorted((place_folder / "images/test/database").iterdir())[2]
+    bad.write_text("no picture")
+    code, _, err = run(place_folder, "--out", out, "--weights", weights)
+    assert code == 2 and bad.name in err and "Traceback" not in err
+    code, text, _ = run("--out", out, "--info")
+    assert code == 0 and "so far: the build is not finished" in text
+    code, text, err = run(place_folder, "--out", out, "--skip-bad-images")
+    assert code == 0 and "images       11" in text and "Skipped" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere"], "there is no such file or folder"),
+        ([], "What to do? Give PHOTOS"),
+        (["--kind", "hnsw"], "--kind is 'hnsw'; expected one of exact, float16, pq, ivf, disk"),
+        (["--zone", "99"], "no UTM zone"),
+        (["--remove", "*@77@*"], "none of the 12 images"),
+        (["--info", "--remove", "x"], "--info changes nothing"),
+        (["--regions"], "What to do?"),
+        (["--image-size", "32x32", "--kind", "pq"], "has its own network, whitening and image size"),
+        (["--weights", "{weights}", "--image-size", "32x32", "--kind", "pq"], "the size of this index: 48x64"),
+        (["--device", "abacus", "--kind", "pq"], "--device is 'abacus'"),
+    ],
+)
+def test_mistakes_are_told_without_a_traceback(run, place_folder, weights, out, arguments, message):
+    assert run(place_folder, "--out", out, "--weights", weights)[0] == 0
+    arguments = [argument.format(weights=weights) for argument in arguments]
+    code, text, err = run(*arguments, "--out", out)
+    assert code == 2 and message in err and "Traceback" not in err + text
+
+
+def test_a_new_index_needs_a_network_and_photographs(run, place_folder, weights, out):
+    code, _, err = run(place_folder, "--out", out)
+    assert code == 2 and "Give --weights FILE" in err and not out.exists()
+    code, _, err = run("--out", out, "--remove", "x", "--weights", weights)
+    assert code == 2 and "there is no index here yet" in err and not out.exists()
+    code, _, err = run("--out", out, "--info")
+    assert code == 2 and "there is no index here" in err

@@ -1,0 +1,42 @@
+"""A build killed at any moment goes on where it was and ends as one that nobody disturbed."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sfrs.index.build import COMMIT_SECONDS
+
+DRIVER = Path(__file__).with_name("killed_builds.py")
+
+
+@pytest.fixture(scope="module")
+def outcome(tmp_path_factory):
+    """What ``killed_builds.py`` saw; in a process of its own, because it forks, which threads forbid."""
+    folder = tmp_path_factory.mktemp("killed")
+    done = subprocess.run([sys.executable, DRIVER, str(folder)], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_killed_at_random_moments_it_ends_as_if_undisturbed(outcome):
+    assert sum(seen["kills"] for seen in outcome["random"]) >= 3
+    for seen in outcome["random"]:
+        assert seen["same_rows"] and seen["same_similarities"] and seen["same_descriptors"]
+
+
+def test_killed_between_file_and_table_it_ends_as_if_undisturbed(outcome):
+    for point, seen in outcome["points"].items():
+        assert seen["killed"], point
+        assert seen["same_rows"] and seen["same_similarities"] and seen["same_descriptors"], point
+
+
+def test_a_half_built_index_is_never_shown(outcome):
+    assert outcome["shown_while_unfinished"] == []
+
+
+def test_what_was_committed_is_not_described_again(outcome):
+    assert 0 < outcome["described_after_kill"] < outcome["images"]
+    assert COMMIT_SECONDS <= 10
