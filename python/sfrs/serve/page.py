@@ -6,8 +6,8 @@ from functools import cache
 from importlib import resources
 
 PARTS = {
-    "{{style}}": (("sfrs.web", "style.css"), ("sfrs.serve", "page.css")),
-    "{{script}}": (("sfrs.web", "map.js"), ("sfrs.serve", "page.js")),
+    "{{style}}": (("sfrs.web", "style.css"), ("sfrs.serve", "page.css"), ("sfrs.serve", "answer.css")),
+    "{{script}}": (("sfrs.web", "map.js"), ("sfrs.serve", "answer.js"), ("sfrs.serve", "page.js")),
 }
 
 
