@@ -76,7 +76,7 @@ def test_bad_images_are_named_or_skipped(run, place_folder, weights, out):
         (["--info", "--remove", "x"], "--info changes nothing"),
         (["--regions"], "What to do?"),
         (["--image-size", "32x32", "--kind", "pq"], "has its own network, whitening and image size"),
-        (["--weights", "{weights}", "--image-size", "32x32", "--kind", "pq"], "the size of this index: 48x64"),
+        (["--weights", "{weights}", "--image-size", "32x32", "--kind", "pq"], "size of this index: 48x64"),
         (["--device", "abacus", "--kind", "pq"], "--device is 'abacus'"),
     ],
 )

@@ -170,6 +170,7 @@ class Builder(AbstractContextManager):
         chosen = [
             name.startswith(folder)
             or name == folder.rstrip(os.sep)
+            or fnmatch(name, os.path.abspath(pattern))
             or fnmatch(name, pattern)
             or fnmatch(os.path.basename(name), pattern)
             for name in names

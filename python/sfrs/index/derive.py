@@ -1,6 +1,7 @@
 """Finishing a generation: rows compacted or converted, their compressed copy made, old files deleted."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -25,37 +26,18 @@ def derive(store: Store, kind: str | None, tasks: Tasks | None = None) -> None:
     """
     settings, table = store.settings, store.pending()
     kind = kind or settings["kind"]
-    slots, coming = store.slots(), store.generation + 1
-    compact = slots - len(table.slots) > COMPACTED_ABOVE * slots
-    convert = kind == "float16" and settings["dtype"] != "float16"
-    compressed = kind in quantised.KINDS and len(table.slots) >= quantised.FEWEST
-    present = settings["compressed"] and (store.path / settings["compressed"]).is_file()
-    if not (coming == 1 or store.changed() or compact or convert or kind != settings["kind"]):
-        if bool(present) == compressed:
-            return
-    changes = {"kind": kind, "compressed": None, "trained": 0}
-    kept = table.slots if compact else np.arange(slots)
-    if compact or convert:
-        changes["dtype"] = "float16" if convert else settings["dtype"]
-        changes["descriptors"] = f"descriptors-{coming}.{changes['dtype']}"
-        progress = tasks("compacting" if compact else "converting") if tasks else None
-        source = map_rows(store.path / settings["descriptors"], settings["dtype"], (settings["dim"],), slots)
-        _rewrite(store.path / changes["descriptors"], changes["dtype"], source, kept, progress)
-        if compact and settings["quarters"]:
-            changes["quarters"] = f"quarters-{coming}.float16"
-            shape = tuple(settings["quarters_shape"])
-            source = map_rows(store.path / settings["quarters"], "float16", shape, slots)
-            _rewrite(store.path / changes["quarters"], "float16", source, kept, None)
-    if compressed:
-        current = settings | changes
-        rows = map_rows(store.path / current["descriptors"], current["dtype"], (settings["dim"],), len(kept))
-        old = None
-        if present and kind == settings["kind"] and not compact and slots < OUTGROWN * settings["trained"]:
-            old = store.path / settings["compressed"]
-            changes["trained"] = settings["trained"]
-        changes["trained"] = changes["trained"] or len(rows)
-        changes["compressed"] = f"{kind}-{coming}.faiss"
-        _compress(store.path / changes["compressed"], kind, rows, old, tasks)
+    compact = store.slots() - len(table.slots) > COMPACTED_ABOVE * store.slots()
+    has_copy = bool(settings["compressed"]) and (store.path / settings["compressed"]).is_file()
+    needs_copy = kind in quantised.KINDS and len(table.slots) >= quantised.FEWEST
+    changed = store.generation == 0 or store.changed() or compact or kind != settings["kind"]
+    if not changed and has_copy == needs_copy:
+        return
+    changes = _rewritten(store, table.slots if compact else None, kind == "float16", tasks)
+    changes |= {"kind": kind, "compressed": None, "trained": 0}
+    if needs_copy:
+        rows = len(table.slots) if compact else store.slots()
+        extend = has_copy and kind == settings["kind"] and not compact
+        changes |= _compressed(store, settings | changes, rows, kind, extend, tasks)
     store.finish(table.slots if compact else None, **changes)
     sweep(store)
 
@@ -69,10 +51,33 @@ def sweep(store: Store) -> None:
                 file.unlink()
 
 
-def _rewrite(path: Path, dtype: str, source: np.ndarray, kept: np.ndarray, progress: Progress | None) -> None:
+def _rewritten(
+    store: Store, kept: np.ndarray | None, to_float16: bool, tasks: Tasks | None
+) -> dict[str, Any]:
+    """Write rows anew: only the slots ``kept``, as float16; returns the settings that change by it."""
+    settings, slots, coming = store.settings, store.slots(), store.generation + 1
+    dtype = "float16" if to_float16 else settings["dtype"]
+    if kept is None and dtype == settings["dtype"]:
+        return {}
+    chosen = np.arange(slots) if kept is None else kept
+    files = {"descriptors": (settings["dtype"], dtype, (settings["dim"],))}
+    if kept is not None and settings["quarters"]:
+        files["quarters"] = ("float16", "float16", tuple(settings["quarters_shape"]))
+    changes = {"dtype": dtype}
+    for name, (old, new, shape) in files.items():
+        changes[name] = f"{name}-{coming}.{new}"
+        progress = tasks(f"rewriting {name}") if tasks else None
+        source = map_rows(store.path / settings[name], old, shape, slots)
+        _write_rows(store.path / changes[name], new, source, chosen, progress)
+    return changes
+
+
+def _write_rows(
+    path: Path, dtype: str, source: np.ndarray, kept: np.ndarray, progress: Progress | None
+) -> None:
     path.unlink(missing_ok=True)
     target = RowFile(path, dtype, source.shape[1:], 0)
-    step = max(1, BLOCK_BYTES // (source[:1].nbytes or 1))
+    step = max(1, BLOCK_BYTES // max(1, source[:1].nbytes))
     for start in range(0, len(kept), step):
         target.append(source[kept[start : start + step]])
         if progress is not None:
@@ -81,13 +86,21 @@ def _rewrite(path: Path, dtype: str, source: np.ndarray, kept: np.ndarray, progr
     target.close()
 
 
-def _compress(path: Path, kind: str, rows: np.ndarray, old: Path | None, tasks: Tasks | None) -> None:
-    if old is not None:
-        copy = Compressed.open(old, kind, rows.shape[1], to_extend=True)
+def _compressed(
+    store: Store, settings: dict[str, Any], rows: int, kind: str, extend: bool, tasks: Tasks | None
+) -> dict[str, Any]:
+    """Make the compressed copy of ``rows`` rows, or extend the present one if it was trained for as many."""
+    described = map_rows(store.path / settings["descriptors"], settings["dtype"], (settings["dim"],), rows)
+    trained = store.settings["trained"]
+    if extend and rows < OUTGROWN * trained:
+        old = store.path / store.settings["compressed"]
+        copy = Compressed.open(old, kind, settings["dim"], to_extend=True)
     else:
-        fitting = tasks("fitting codes") if tasks else None
-        copy = Compressed.train(kind, rows)
+        fitting, trained = tasks("fitting codes") if tasks else None, rows
+        copy = Compressed.train(kind, described)
         if fitting is not None:
             fitting(1, 1)
-    copy.extend(rows, tasks("compressing") if tasks else None)
-    copy.save(path)
+    copy.extend(described, tasks("compressing") if tasks else None)
+    name = f"{kind}-{store.generation + 1}.faiss"
+    copy.save(store.path / name)
+    return {"compressed": name, "trained": trained}

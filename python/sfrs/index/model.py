@@ -15,6 +15,8 @@ from sfrs.descriptor import DescriptorNetwork, describe, load_network, save_netw
 from sfrs.images import ImageFiles, Progress, Size, batches, image_tensor
 from sfrs.whitening import Whitening
 
+LARGEST = 60_000.0
+"""What quarter VLADs stored as float16 are kept below; float16 ends at 65,504."""
 NETWORK, WHITENING = "network.safetensors", "whitening.safetensors"
 
 
@@ -92,7 +94,11 @@ class Model:
         for rows, batch in batches(self._images(files), batch_size, threads=threads):
             features = self._features(batch)
             descriptors = self._whitened(self.network.vlad(features))
-            yield rows, descriptors, self.network.vlad.quarters(features) if regions else None
+            yield (
+                rows,
+                descriptors,
+                _within_float16(self.network.vlad.quarters(features)) if regions else None,
+            )
 
     @torch.no_grad()
     def describe_image(self, image: Image.Image) -> np.ndarray:
@@ -125,6 +131,11 @@ class Model:
 
     def _whitened(self, descriptors: Tensor) -> Tensor:
         return (descriptors if self.whitening is None else self.whitening.apply(descriptors)).float()
+
+
+def _within_float16(quarters: Tensor) -> Tensor:
+    """Quarter VLADs of images of many megapixels made smaller; no similarity depends on their scale."""
+    return quarters * (LARGEST / quarters.abs().amax(dim=(1, 2, 3), keepdim=True)).clamp_max(1)
 
 
 def _digest(tensors: Mapping[str, Tensor]) -> str:

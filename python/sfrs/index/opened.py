@@ -68,6 +68,7 @@ class Index:
         self._slots = table.slots
         self._row_of = np.full(slots, -1, dtype=np.int64)
         self._row_of[table.slots] = np.arange(len(table.slots))
+        self._live = self._row_of >= 0
         self._descriptors = map_rows(
             self.path / settings["descriptors"], settings["dtype"], (self.model.dim,), slots
         )
@@ -170,12 +171,11 @@ class Index:
             )
         if not np.isfinite(queries).all():
             raise ValueError("search: the descriptors hold values that are not finite")
-        live = self._row_of >= 0
         if self._compressed is None:
-            scores, slots = scan(self._descriptors, live, queries, k)
+            scores, slots = scan(self._descriptors, self._live, queries, k)
         else:
             with self._lock:  # faiss keeps in the index how many lists to read
-                candidates = self._compressed.candidates(queries, k, live)
+                candidates = self._compressed.candidates(queries, k, self._live)
             scores, slots = compare(self._descriptors, candidates, queries, k)
         return scores, np.where(slots >= 0, self._row_of[slots], -1) if len(self) else slots
 

@@ -30,7 +30,9 @@ def scan(rows: np.ndarray, live: np.ndarray, queries: np.ndarray, k: int) -> tup
     for start in range(0, len(rows), BLOCK_ROWS):
         block = torch.from_numpy(rows[start : start + BLOCK_ROWS])
         scores = _products(block, asked)  # [b, m]
-        scores[torch.from_numpy(~live[start : start + BLOCK_ROWS])] = -torch.inf
+        removed = np.flatnonzero(~live[start : start + BLOCK_ROWS])
+        if len(removed):
+            scores[torch.from_numpy(removed)] = -torch.inf
         found, index = scores.T.contiguous().topk(min(k, len(block)), dim=1)
         best, where = _best(torch.cat([best, found], 1), torch.cat([where, index + start], 1), k)
     where[best == -torch.inf] = -1
