@@ -35,7 +35,7 @@ BINS = (0.0, 0.2, 0.4, 0.6, 0.8, 0.9, 1.0)
 
 
 def measure(network_file: Path, database: ImageSet, queries: ImageSet, size: Size, tasks) -> dict:
-    """Of every query: confidence and whether the estimate is right, by way of searching; and a grid."""
+    """By way of searching: how many estimates are right, by confidence, and what other temperatures give."""
     network = load_network(network_file)
     with temporary_quarters(network, len(database) + len(queries)) as kept:
         parts = kept[: len(database)], kept[len(database) :]
@@ -52,11 +52,11 @@ def measure(network_file: Path, database: ImageSet, queries: ImageSet, size: Siz
             np.stack([getattr(one, name)[:CONSIDERED] for one in reranked]) for name in ("scores", "rows")
         )
         del give, ask, parts
-    result = {"first": {}, "confidence": {}, "right": {}, "grid": {}}
+    result = {"queries": len(queries), "first": {}, "right": {}, "confidence": {}, "bins": {}, "grid": {}}
     for way, (scores, found) in ranked.items():
         positions = database.positions[found]
         away = np.linalg.norm(positions[:, 0] - queries.positions, axis=1)
-        result["first"][way] = (away <= RADIUS).mean()
+        result["first"][way] = int((away <= RADIUS).sum())
         for temperature in GRID:
             confidence, right = _estimates(positions, scores, queries.positions, temperature)
             result["grid"].setdefault(way, {})[str(temperature)] = {
@@ -64,7 +64,11 @@ def measure(network_file: Path, database: ImageSet, queries: ImageSet, size: Siz
                 "log_loss": -np.log(np.where(right, confidence, 1 - confidence).clip(1e-6)).mean(),
             }
         confidence, right = _estimates(positions, scores, queries.positions, CHOSEN[way])
-        result["confidence"][way], result["right"][way] = confidence.round(4).tolist(), right.tolist()
+        result["confidence"][way], result["right"][way] = float(confidence.sum()), int(right.sum())
+        inside = np.digitize(confidence, BINS[1:-1])
+        result["bins"][way] = [
+            [int((inside == b).sum()), int(right[inside == b].sum())] for b in range(len(BINS) - 1)
+        ]
     return result
 
 
@@ -86,7 +90,7 @@ def grid_table(pieces: list[dict]) -> list[str]:
 
 
 def reliability_table(rows: list[tuple[str, list[dict]]]) -> list[str]:
-    """Share of right estimates per bin of confidence, and how many queries lie in it."""
+    """Share of right estimates per bin of confidence, and of how many queries."""
     bins = list(zip(BINS[:-1], BINS[1:], strict=True))
     lines = [
         "| | first match right | estimate right | mean confidence | "
@@ -96,22 +100,13 @@ def reliability_table(rows: list[tuple[str, list[dict]]]) -> list[str]:
     ]
     for name, pieces in rows:
         for way in CHOSEN:
-            confidence, right = (
-                np.concatenate([np.array(piece[key][way], float) for piece in pieces])
-                for key in ("confidence", "right")
-            )
-            first = np.average(
-                [p["first"][way] for p in pieces], weights=[len(p["right"][way]) for p in pieces]
-            )
+            queries = sum(piece["queries"] for piece in pieces)
             cells = [
-                f"{100 * first:.1f} %",
-                f"{100 * right.mean():.1f} %",
-                f"{100 * confidence.mean():.1f} %",
+                f"{100 * sum(piece[key][way] for piece in pieces) / queries:.1f} %"
+                for key in ("first", "right", "confidence")
             ]
-            for low, high in bins:
-                inside = (confidence >= low) & ((confidence < high) | (high == 1))
-                share = f"{100 * right[inside].mean():.0f} %" if inside.any() else "–"
-                cells.append(f"{share} of {int(inside.sum()):,}")
+            for asked, right in np.sum([piece["bins"][way] for piece in pieces], axis=0).tolist():
+                cells.append(f"{100 * right / asked:.0f} % of {asked:,}" if asked else "none")
             lines.append(f"| {name}, {way} | {' | '.join(cells)} |")
     return lines
 

@@ -67,7 +67,11 @@ def tables(recorded: dict) -> str:
             rows.append((f"city, {name}: {network}", chosen))
         whitened = [p for p in measured if p["whitened"] and p["split"] == split]
         rows.append((f"city, {name}: {whitened[0]['network']}, search whitened to 512", whitened))
-    rows += [(piece["data"], [piece]) for piece in measured if piece["data"] != "city"]
+    rows += [
+        (f"{piece['data']}: {piece['network']} of seed {piece['seed']}", [piece])
+        for piece in measured
+        if piece["data"] != "city"
+    ]
     steps = next(piece for piece in pieces.values() if "cpu_ms" in piece)
     return "\n".join(
         [

@@ -20,10 +20,12 @@ EPS = 1e-12
 
 
 def compact(quarters: Tensor) -> Tensor:
-    """Quarter VLADs ``[..., 4, K, D]`` -> float16, for keeping them, with the same region similarities.
+    """Quarter VLADs ``[..., 4, K, D]`` -> float16, for keeping them.
 
-    Every cluster is scaled to a largest value of 1 over the four quarters: regions are normalised by cluster,
-    so this changes none of them, and float16 neither overflows nor rounds a faint cluster to nothing.
+    Every cluster is scaled to a largest value of 1 over the four quarters: regions are normalised cluster by
+    cluster, so this changes none of them, and neither do values overflow nor whole clusters vanish. What is
+    lost is a cluster's part in a quarter where it is 10^-7 of its largest value: nearly no local feature of
+    that quarter belongs to it, yet normalised it would weigh as much as any other.
     """
     largest = quarters.abs().amax(dim=(-3, -1), keepdim=True)
     return torch.where(largest > EPS, quarters / largest.clamp_min(EPS), 0).half()

@@ -22,7 +22,7 @@ from sfrs.errors import UserError
 from sfrs.evaluation import RADIUS, Evaluation, Tasks, check_answerable
 from sfrs.evaluation import score as score_predictions
 from sfrs.images import Progress, Size
-from sfrs.kept_quarters import KeptQuarters, describe_with_quarters, temporary_quarters
+from sfrs.kept_quarters import KeptQuarters, compact, describe_with_quarters, temporary_quarters
 from sfrs.places import Places
 from sfrs.recall import NMS_DEPTH, RECALL_AT
 from sfrs.region_matching import region_matches
@@ -110,7 +110,7 @@ def rerank(
     Args:
         query_quarters: ``[1, 4, K, D]``, float32.
         rows: candidates, int64 ``[C]``, without blanks.
-        quarters: gives the candidates' quarter VLADs.
+        quarters: gives the candidates' quarter VLADs, kept by :func:`sfrs.kept_quarters.compact`.
         score: one of :data:`SCORES`.
 
     Raises:
@@ -119,6 +119,8 @@ def rerank(
     measure = parse_score(score)
     if len(rows) == 0:
         return Reranked(np.zeros(0, np.int64), np.zeros(0, np.float32), np.zeros((0, 2), np.int64))
+    # Through float16 like the candidates: what that drops must not be missing on one side alone.
+    query_quarters = compact(query_quarters).float()
     matches = region_matches(query_quarters, quarters(rows))[0].float()  # [C, 9, 9]
     scores = measure(matches)
     order = scores.argsort(descending=True, stable=True)
