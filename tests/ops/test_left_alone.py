@@ -1,0 +1,171 @@
+"""``sfrs_ext.accelerate`` leaves alone what it does not recognise, and its report says what it did."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from foreign_layers import (
+    BatchNormNetVLAD,
+    ConvolutionNetVLAD,
+    K,
+    RegionNetwork,
+    TemperatureNetVLAD,
+    normalised,
+    vlad_of,
+)
+from torch import nn
+
+import sfrs_ext
+
+
+class ReturnsTuple(ConvolutionNetVLAD):
+    def forward(self, x):
+        return super().forward(x), x
+
+
+class DropsOut(ConvolutionNetVLAD):
+    def forward(self, x):
+        return super().forward(F.dropout(x, 0.1, self.training))
+
+
+class HoldsItsAssignment(ConvolutionNetVLAD):
+    def forward(self, x):
+        weight, self.conv.weight.requires_grad = self.conv.weight, False
+        try:
+            return super().forward(x)
+        finally:
+            weight.requires_grad = True
+
+
+class AddsEps(ConvolutionNetVLAD):
+    def __init__(self):
+        super().__init__(normalize_input=False)
+
+    def forward(self, x):
+        return super().forward(x / (x.norm(dim=1, keepdim=True) + 1e-6))
+
+
+class TakesRoots(ConvolutionNetVLAD):
+    def forward(self, x):
+        result = super().forward(x)
+        return result.sign() * result.abs().sqrt()
+
+
+class AddsCentroids(ConvolutionNetVLAD):
+    """Equal to NetVLAD as long as its centroids are zero."""
+
+    def __init__(self):
+        super().__init__()
+        nn.init.zeros_(self.centroids)
+
+    def forward(self, x):
+        x = F.normalize(x, dim=1)
+        return normalised(vlad_of(x.flatten(2), self.conv(x).flatten(2).softmax(1), -self.centroids))
+
+
+class ContextualVLAD(ConvolutionNetVLAD):
+    def __init__(self):
+        super().__init__()
+        self.reweighting = nn.Conv2d(10, 1, kernel_size=3)
+
+
+class VLADHead(nn.Module):
+    pass
+
+
+def hooked() -> nn.Module:
+    layer = ConvolutionNetVLAD()
+    layer.conv.register_forward_hook(lambda *_: None)
+    return layer
+
+
+def overridden() -> nn.Module:
+    layer = ConvolutionNetVLAD()
+    layer.forward = layer.forward
+    return layer
+
+
+def traced() -> nn.Module:
+    return torch.jit.trace(ConvolutionNetVLAD(), torch.randn(1, 10, 3, 3))
+
+
+def copied_with_difficulty() -> nn.Module:
+    layer = ConvolutionNetVLAD()
+    layer.cache = layer.centroids * 2  # not a leaf
+    return layer
+
+
+@pytest.mark.filterwarnings("ignore")  # torch.jit is deprecated
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (ReturnsTuple, "its result is a tuple"),
+        (DropsOut, "in training its result differs"),
+        (HoldsItsAssignment, "in evaluation its gradient of conv.weight differs"),
+        (AddsEps, "something else than NetVLAD; the closest, NetVLAD with .* differs by"),
+        (TakesRoots, "something else than NetVLAD"),
+        (AddsCentroids, "something else than NetVLAD"),
+        (ContextualVLAD, "more than a NetVLAD layer's tensors: reweighting"),
+        (VLADHead, r"no assignment weights \[K, D\]"),
+        (hooked, "conv has hooks"),
+        (overridden, "forward is overridden on the instance"),
+        (traced, "torch.jit"),
+        (copied_with_difficulty, "cannot be copied"),
+        (lambda: sfrs_ext.nn.NetVLAD(K, 10), "a layer of sfrs_ext.nn"),
+    ],
+)
+def test_what_computes_something_else_is_left_alone_and_said_so(make, reason):
+    model = nn.Sequential(make())
+    before = type(model[0])
+    report = sfrs_ext.accelerate(model)
+    assert not report.replaced and type(model[0]) is before
+    assert [entry.paths for entry in report.left_alone] == [("0",)]
+    with pytest.raises(AssertionError, match=reason):
+        raise AssertionError(report.left_alone[0].reason)
+
+
+def test_a_layer_that_draws_random_numbers_leaves_the_random_state():
+    state = torch.get_rng_state()
+    sfrs_ext.accelerate(DropsOut())
+    model = DropsOut()  # initialisation draws, the check of it does not
+    drawn = torch.get_rng_state()
+    sfrs_ext.accelerate(model)
+    assert torch.equal(torch.get_rng_state(), drawn) and not torch.equal(drawn, state)
+
+
+def test_a_second_call_finds_everything_fused():
+    model = RegionNetwork()
+    sfrs_ext.accelerate(model)
+    report = sfrs_ext.accelerate(model)
+    assert not report.replaced
+    assert [entry.reason for entry in report.left_alone] == ["it is fused already, from ConvolutionNetVLAD"]
+
+
+@pytest.mark.filterwarnings("ignore")  # torch's, about nested tensors
+def test_models_without_netvlad_are_left_in_peace():
+    model = nn.ModuleList([nn.LSTM(8, 8), nn.TransformerEncoderLayer(8, 2, 16), nn.Conv2d(3, 3, 1)])
+    assert str(sfrs_ext.accelerate(model)) == "sfrs_ext.accelerate: nothing in this model looks like NetVLAD"
+
+
+def test_the_report_says_what_was_recognised():
+    layers = {"regions": RegionNetwork(), "text": BatchNormNetVLAD(2), "soft": TemperatureNetVLAD()}
+    report = sfrs_ext.accelerate(nn.ModuleDict(layers | {"other": TakesRoots()}))
+    *lines, last = str(report).splitlines()
+    assert lines == [
+        "sfrs_ext.accelerate: 3 replaced, 1 left alone",
+        "  replaced    regions.net_vlad (ConvolutionNetVLAD): NetVLAD; K = 6, D = 10; "
+        "[B, D, H, W] -> [B, K, D]; input norm",
+        "  replaced    text (BatchNormNetVLAD): NetVLAD, batch norm, ghost clusters: 2; K = 6, D = 10; "
+        "[B, N, D] -> [B, D*K]; intra + L2 norm",
+        "  replaced    soft (TemperatureNetVLAD): NetVLAD, scale temperature; K = 6, D = 10; "
+        "[B, D, H, W] -> [B, D, K]; input norm",
+    ]
+    assert (
+        str(report)
+        .splitlines()[-1]
+        .startswith("  left alone  other (TakesRoots): it computes something else")
+    )
+
+
+def test_anything_but_a_module_is_refused():
+    with pytest.raises(TypeError, match="accelerate: model must be a torch.nn.Module, but is dict"):
+        sfrs_ext.accelerate({})
