@@ -148,7 +148,7 @@ def test_images_have_numbers_and_nothing_else(client, name):
     assert answer.status in (404, 422) and answer.error and b"root:" not in answer.body
 
 
-def test_an_image_that_was_replaced_or_removed_is_noticed(tmp_path):
+def test_an_image_that_was_replaced_or_removed_is_noticed(tmp_path, capsys):
     index = Index.open(build_index(tmp_path))
     with serving(create_app(index)) as client:
         before = client.get("/images/0")
@@ -157,6 +157,11 @@ def test_an_image_that_was_replaced_or_removed_is_noticed(tmp_path):
         assert after.status == 200 and after.body != before.body
         index.files[0].unlink()
         assert client.get("/images/0").status == 404
+        found = client.locate(photo(0), "?top=2").json["matches"]
+        assert found[0]["row"] == 0 and found[0]["explanation"] is None and found[1]["explanation"]
+        failed = client.locate(photo(0), "?rerank=regions")
+        assert failed.status == 500 and "terminal" in failed.error and str(tmp_path) not in failed.error
+        assert str(index.files[0].name) in "".join(capsys.readouterr().err.split())
 
 
 def test_the_map_shows_every_place_once(client):

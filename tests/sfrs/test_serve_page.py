@@ -3,6 +3,7 @@
 import base64
 
 import pytest
+from PIL import ExifTags, Image
 from served import SPOTS, build_index, photo, serving
 
 pytest.importorskip("fastapi", reason='needs the extra "serve"')
@@ -75,6 +76,18 @@ def test_a_photo_gives_a_place_a_map_and_matches(visit):
     assert opened.problems == [] and opened.left_the_machine == []
 
 
+def test_the_photos_own_gps_is_shown_where_it_has_one(visit):
+    page = visit().page
+    exif = Image.Exif()
+    exif[ExifTags.IFD.GPSInfo] = {1: "N", 2: (52.0, 41.0, 42.0), 3: "E", 4: (13.0, 23.0, 15.0)}
+    send(page, "drop", photo(0, exif=exif))
+    first_match(page)
+    assert "of the photo itself" in page.inner_text("#place") and page.is_visible("#own")
+    assert page.locator("#map .map-near").count() == 1
+    upload(page, 1)
+    assert "of the photo itself" not in page.inner_text("#place") and page.is_hidden("#own")
+
+
 @pytest.mark.parametrize("way", ["drop", "paste"])
 def test_photos_can_be_dropped_and_pasted(visit, way):
     opened = visit()
@@ -101,7 +114,9 @@ def test_the_regions_that_agree_are_framed_and_can_be_changed(visit):
     assert page.locator("#pair .framed .frame").count() == 2
     assert "agree most" in page.inner_text("#pair > p")
     page.click("#pair .choices button:nth-child(2)")  # the top half
-    assert "To the top half of your photo, the top half of the match is the most alike" in page.inner_text("#pair > p")
+    assert "the top half of the match is the most alike" in page.inner_text(
+        "#pair > p"
+    )
     box = page.evaluate("""() => {
       const {x, y, width, height} = document.querySelector("#pair .frame").getBBox();
       return [x, y, width, height];

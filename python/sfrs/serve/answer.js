@@ -99,6 +99,7 @@ function showMap({ location, matches, truth, error }) {
     estimate.push({ x, y, kind: "estimate", r: Math.max(spread, 1), title: `Estimate, spread ${metresOf(spread)}` });
   }
   const own = [];
+  byId("own").hidden = !isPlaced(truth);
   if (isPlaced(truth)) {
     const title = `What the photo itself says, ${metresOf(error)} from the estimate`;
     own.push({ x: truth.easting, y: truth.northing, kind: "near", title });
