@@ -114,9 +114,7 @@ def test_the_regions_that_agree_are_framed_and_can_be_changed(visit):
     assert page.locator("#pair .framed .frame").count() == 2
     assert "agree most" in page.inner_text("#pair > p")
     page.click("#pair .choices button:nth-child(2)")  # the top half
-    assert "the top half of the match is the most alike" in page.inner_text(
-        "#pair > p"
-    )
+    assert "the top half of the match is the most alike" in page.inner_text("#pair > p")
     box = page.evaluate("""() => {
       const {x, y, width, height} = document.querySelector("#pair .frame").getBBox();
       return [x, y, width, height];
