@@ -96,6 +96,8 @@ def serve(
     from sfrs.terminal import messages
 
     opened = Index.open(index, device=device)
+    if len(opened) == 0:
+        raise UserError(f"{index}: this index holds no images, so there is nothing to locate photos with.")
     limits = Limits(megabytes=max_megabytes, megapixels=max_megapixels, waiting=max_waiting)
     app = create_app(opened, limits=limits, hosts=[host, *(allow_host or [])])
     listener = server.listen(host, port)
