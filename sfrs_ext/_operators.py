@@ -18,10 +18,14 @@ def _autocast(x: Tensor) -> Tensor:
     return x
 
 
-@torch.compiler.assume_constant_result  # a compiled graph is guarded by torch on this very switch
 def _matmul_may_round_to_tf32() -> bool:
     # Also says what the older switches are set to: cuda.matmul.allow_tf32, set_float32_matmul_precision.
     return torch.backends.cuda.matmul.fp32_precision == "tf32"
+
+
+# What torch.compiler.assume_constant_result sets; calling it would load the compiler, a second and a half, with
+# every import of sfrs_ext. A compiled graph is guarded by torch on this very switch.
+_matmul_may_round_to_tf32._dynamo_marked_constant = True
 
 
 def _tf32(x: Tensor) -> bool:

@@ -6,8 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
-from sfrs_ext import _C
+from sfrs_ext import _C, _operators
 
 OTHERS = [name for name in _C.cpu_available() if name not in (_C.cpu_kernels(), "emulated")]
 
@@ -68,6 +69,17 @@ def test_operators_need_only_torch_and_numpy():
     code = "import sys, sfrs_ext; assert not {'sfrs', 'faiss', 'scipy', 'PIL', 'typer'} & set(sys.modules)"
     done = python("-c", code)
     assert done.returncode == 0, done.stderr
+
+
+def test_importing_does_not_load_the_compiler():
+    done = python("-c", "import sys, sfrs_ext; assert 'torch._dynamo' not in sys.modules")
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_tf32_switch_is_marked_as_torch_marks_constants():
+    marked = torch.compiler.assume_constant_result(lambda: None)
+    assert vars(marked).items() <= vars(_operators._matmul_may_round_to_tf32).items()
+    assert vars(marked)
 
 
 WITHOUT_CUDA = """
