@@ -32,7 +32,8 @@ from sfrs.descriptor import DescriptorNetwork
 from sfrs.index import Index, Model
 from sfrs.index.build import KINDS, new_settings
 from sfrs.index.derive import derive
-from sfrs.index.store import RowFile, Store
+from sfrs.index.rows import RowFile
+from sfrs.index.store import Store
 from sfrs.results import write_json
 
 from .run import RESULTS, machine
@@ -44,6 +45,7 @@ QUERIES, SINGLE, BATCH = 256, 24, 64
 MOST_SECONDS = 60.0
 """Of single queries, of which three are asked at least."""
 PLACE_METRES = 10.0
+BEGIN, END = "<!-- million: begin -->", "<!-- million: end -->"
 
 
 class Photographs:
@@ -195,6 +197,42 @@ def bench(folder: Path, images: int, dim: int, kinds: list[str]) -> list[dict]:
     return results
 
 
+def table(recorded: dict) -> str:
+    """The page's table: one row per kind."""
+    machine = recorded["machine"]
+    lines = [
+        f"{recorded['images']:,} descriptors of {recorded['dim']:,} numbers; {machine['cpu']}, "
+        f"{machine['threads']} thread{'s' * (machine['threads'] > 1)} of {machine['cores']} cores, load "
+        f"{machine['load_before']:.0f} to {machine['load_after']:.0f}, commit {machine['commit']}, "
+        f"{machine['date']}: `{machine['command']}`.",
+        "",
+        "| kind | written in | on disk | of it codes | memory | ms per query | in batches of 64 "
+        "| same 1st / first 10 as exact | place found at 1 / 10 |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for result in recorded["results"]:
+        build, size = result["build_s"], result["bytes"]
+        seconds = build["finishing"] + build.get("writing", 0.0)
+        codes = size.get(result["kind"], 0)
+        lines.append(
+            f"| `{result['kind']}` | {seconds:,.0f} s | {sum(size.values()) / 1e9:.1f} GB "
+            f"| {f'{codes / 1e6:,.0f} MB' if codes else ''} | {result['own_bytes'] / 1e6:,.0f} MB "
+            f"| {result['query_ms']:,.0f} | {result['batch_query_ms']:,.0f} "
+            f"| {100 * result['agree_at_1']:.1f} / {100 * result['agree_at_10']:.1f} % "
+            f"| {100 * result['place_at_1']:.1f} / {100 * result['place_at_10']:.1f} % |"
+        )
+    return "\n".join(lines)
+
+
+def write_table(recorded: dict) -> None:
+    """Put the table into docs/index.md."""
+    page = RESULTS.parents[1] / "docs/index.md"
+    head, rest = page.read_text("utf-8").split(BEGIN)
+    partial = page.with_suffix(".partial")
+    partial.write_text(f"{head}{BEGIN}\n{table(recorded)}\n{END}{rest.split(END)[1]}", "utf-8")
+    os.replace(partial, page)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.million", description=__doc__)
     parser.add_argument("--images", type=int, default=1_000_000, help="a multiple of 8")
@@ -204,7 +242,11 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--out", type=Path, help="JSON file for the results")
     parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--table", action="store_true", help="only write docs/index.md from the results")
     options = parser.parse_args()
+    if options.table:
+        write_table(json.loads((options.out or RESULTS / "million.json").read_text()))
+        return
     if options.measure:
         measure(options.measure)
         return

@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from sfrs.backbones import REGISTRY, build_backbone
 from sfrs.descriptor import DescriptorNetwork
 from sfrs.errors import UserError
-from sfrs.index import Builder, Index, Model, build, derive, read_photos, store
+from sfrs.index import Builder, Index, Model, build, derive, read_photos, rows, store
 
 REGISTRY["tiny"] = "tiny_backbone:TinyBackbone"
 POINTS = (("create", 1), ("sync", 1), ("sync", 6), ("add", 1), ("add", 4), ("finish", 1), ("sweep", 1))
@@ -76,7 +76,7 @@ def wait(child: int) -> bool:
 def die_at(call: str, count: int, path: Path, photos: Path) -> None:
     """Build, and be killed right before the ``count``-th call of a step of the build."""
     owner, name = {
-        "sync": (store.RowFile, "sync"),
+        "sync": (rows.RowFile, "sync"),
         "add": (store.Store, "add"),
         "create": (store.Store, "create"),
         "finish": (store.Store, "finish"),

@@ -12,8 +12,9 @@ from sfrs.index import quantised as quantised_module
 from sfrs.index.build import KINDS, Builder, new_settings
 from sfrs.index.derive import derive
 from sfrs.index.quantised import Compressed
+from sfrs.index.rows import RowFile
 from sfrs.index.scan import scan
-from sfrs.index.store import RowFile, Store
+from sfrs.index.store import Store
 
 COMPRESSED = tuple(quantised_module.KINDS)
 VIEWS = 4
@@ -88,7 +89,9 @@ def test_all_images_can_be_asked_for(make_index, kind):
 
 @pytest.mark.parametrize("kind", COMPRESSED)
 def test_removed_images_leave_the_compressed_copy(make_index, kind, monkeypatch):
-    monkeypatch.setitem(quantised_module.KINDS, kind, quantised_module.Kind(5, kind != "pq", 0.2))
+    monkeypatch.setitem(
+        quantised_module.KINDS, kind, quantised_module.Kind(5, lists=kind != "pq", probed=0.2)
+    )
     rows = unit_rows(400)
     path = make_index(kind, rows)
     nearest = found(Index.open(path), rows[:1], 60)[1][0]

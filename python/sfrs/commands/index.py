@@ -57,7 +57,7 @@ def index(
         bool | None,
         typer.Option(
             "--regions",
-            help="Keep what re-ranking by regions needs: 8 K D bytes per image (64 kB for K = 64, D = 128).",
+            help="Keep what re-ranking by regions needs: 8 K D bytes per image, 262 kB for VGG16.",
             rich_help_panel="Index",
             show_default=False,
         ),
@@ -251,7 +251,7 @@ def _print_facts(facts: dict) -> None:
     if facts["without_position"] and extent is not None:
         lines["position"] += f"; {facts['without_position']:,} images without"
     if facts["removed_rows"]:
-        lines["removed"] = f"{facts['removed_rows']:,} rows, dropped when they are more than a quarter"
+        lines["removed"] = f"{facts['removed_rows']:,} still on the disk, until a quarter of all is"
     lines["on disk"] = f"{sum(facts['bytes'].values()) / 1e6:,.1f} MB"
     print(facts["path"])
     for name, text in lines.items():

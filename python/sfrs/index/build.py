@@ -19,7 +19,8 @@ from sfrs.index.checks import check_free, check_placed, check_same
 from sfrs.index.derive import derive
 from sfrs.index.model import Model
 from sfrs.index.photos import Photo, project
-from sfrs.index.store import LOCK, TABLE, RowFile, Store, Table, locked, stamp
+from sfrs.index.rows import RowFile
+from sfrs.index.store import LOCK, TABLE, Store, Table, locked, stamp
 
 KINDS = ("exact", "float16", "pq", "ivf", "disk")
 COMMIT_SECONDS = 5.0

@@ -9,7 +9,8 @@ from sfrs.evaluation import Tasks
 from sfrs.images import Progress
 from sfrs.index import quantised
 from sfrs.index.quantised import Compressed
-from sfrs.index.store import RowFile, Store, map_rows
+from sfrs.index.rows import RowFile, map_rows
+from sfrs.index.store import Store
 
 COMPACTED_ABOVE = 0.25
 """Share of removed rows above which the files are written anew without them."""

@@ -15,8 +15,9 @@ from sfrs.errors import UserError
 from sfrs.images import Progress, Size
 from sfrs.index.model import Model
 from sfrs.index.quantised import Compressed
+from sfrs.index.rows import map_rows
 from sfrs.index.scan import compare, scan
-from sfrs.index.store import Store, Table, map_rows
+from sfrs.index.store import Paths, Store, Table
 from sfrs.whitening import Whitening
 
 ATTEMPTS = 3
@@ -24,9 +25,9 @@ ATTEMPTS = 3
 
 
 class FileList(Sequence[Path]):
-    """Paths, kept as bytes and made when asked for: a million of them take a fifth of the memory."""
+    """Paths that are made when they are asked for."""
 
-    def __init__(self, files: list[bytes]) -> None:
+    def __init__(self, files: Paths) -> None:
         self._files = files
 
     def __len__(self) -> int:
@@ -70,12 +71,18 @@ class Index:
         self._row_of[table.slots] = np.arange(len(table.slots))
         self._live = self._row_of >= 0
         self._descriptors = map_rows(
-            self.path / settings["descriptors"], settings["dtype"], (self.model.dim,), slots
+            self.path / settings["descriptors"],
+            settings["dtype"],
+            (self.model.dim,),
+            slots,
+            scattered=settings["compressed"] is not None,
         )
         self._quarters = None
         if settings["quarters"]:
             shape = self.model.quarters_shape
-            self._quarters = map_rows(self.path / settings["quarters"], "float16", shape, slots)
+            self._quarters = map_rows(
+                self.path / settings["quarters"], "float16", shape, slots, scattered=True
+            )
         self._compressed = None
         if settings["compressed"]:
             self._compressed = Compressed.open(self.path / settings["compressed"], self.kind, self.model.dim)

@@ -32,17 +32,23 @@ class Kind:
     """How a compressed kind searches.
 
     Attributes:
-        candidates: that are compared exactly, for each query.
+        candidates: that are compared exactly for each query, at least.
+        share: of the images that are compared exactly: the more there are, the closer they lie.
         lists: whether there are inverted lists, about the root of the number of images.
         probed: share of them that is read for a query.
     """
 
     candidates: int
+    share: float = 0.0
     lists: bool = False
     probed: float = 1.0
 
 
-KINDS = {"pq": Kind(500), "ivf": Kind(500, True, 0.25), "disk": Kind(100, True, 0.25)}
+KINDS = {
+    "pq": Kind(500, 1 / 500),
+    "ivf": Kind(500, 1 / 500, lists=True, probed=0.25),
+    "disk": Kind(200, lists=True, probed=0.25),
+}
 """Kinds that have a compressed copy; the others compare every row."""
 
 
@@ -119,7 +125,7 @@ class Compressed:
             live: bool ``[n]``, rows that count.
         """
         queries, kind = _padded(queries, self.index.d), KINDS[self.kind]
-        wanted, probed = max(kind.candidates, 4 * k), kind.probed
+        wanted, probed = max(kind.candidates, round(kind.share * len(self)), 4 * k), kind.probed
         enough = min(k, int(live.sum()))
         while True:
             wanted, probed = min(wanted, len(self)), min(probed, 1.0)

@@ -1,8 +1,17 @@
 """Exact comparison of queries with rows, where the rows lie."""
 
+import warnings
+
 import numpy as np
 import torch
 from torch import Tensor
+
+# Descriptors are mapped read-only: a mapping that may be written, if only in private, counts as memory, and
+# the system refuses one that is larger than it has. torch warns of that once in a process; nothing here
+# writes to them, so that once is now.
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    torch.from_numpy(np.frombuffer(bytes(4), dtype=np.float32))
 
 BLOCK_ROWS = 65_536
 CONVERTED_ROWS = 512

@@ -10,20 +10,18 @@ import fcntl
 import json
 import os
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
-import torch
 
 from sfrs.errors import UserError
 from sfrs.images import BadImageError
 
 FORMAT = 1
-DTYPES = {"float32": torch.float32, "float16": torch.float16}
 TABLE, LOCK = "index.sqlite", "lock"
 PATIENCE = 60.0
 """Seconds to wait for a transaction of another process, which take milliseconds."""
@@ -44,19 +42,37 @@ CREATE INDEX images_by_file ON images (file);
 """
 
 
+class Paths(Sequence[bytes]):
+    """Paths one after the other in one string of bytes: a million of them take 50 MB."""
+
+    def __init__(self, text: bytes, lengths: np.ndarray) -> None:
+        self._text, self._ends = text, np.concatenate([np.zeros(1, np.int64), lengths.cumsum()])
+
+    def __len__(self) -> int:
+        return len(self._ends) - 1
+
+    def __getitem__(self, i):
+        if isinstance(i, slice):
+            return [self[j] for j in range(*i.indices(len(self)))]
+        if not -len(self) <= i < len(self):
+            raise IndexError(f"path {i} of {len(self)}")
+        i %= len(self)
+        return self._text[self._ends[i] : self._ends[i + 1]]
+
+
 @dataclass(frozen=True)
 class Table:
     """The images of one generation, in the order of their slots.
 
     Attributes:
         slots: int64 ``[n]``, rows of the descriptor file, rising.
-        files: n paths as bytes.
+        files: n paths.
         positions: float64 ``[n, 2]``, easting and northing in metres; nan where nothing is known.
         stamps: int64 ``[n, 2]``, size in bytes and time of change in ns of the files.
     """
 
     slots: np.ndarray
-    files: list[bytes]
+    files: Paths
     positions: np.ndarray
     stamps: np.ndarray
 
@@ -136,15 +152,18 @@ class Store:
         return self._images(self.generation + 1)
 
     def _images(self, generation: int) -> Table:
-        found = self._database.execute(
-            "SELECT slot, file, easting, northing, bytes, modified FROM images "
-            "WHERE born <= ? AND (died IS NULL OR died > ?) ORDER BY slot",
-            (generation, generation),
-        ).fetchall()
-        slots, files, *numbers = zip(*found, strict=True) if found else ((),) * 6
-        positions = np.array(numbers[:2], dtype=np.float64).reshape(2, -1).T  # None becomes nan
-        stamps = np.array(numbers[2:], dtype=np.int64).reshape(2, -1).T
-        return Table(np.array(slots, dtype=np.int64), list(files), positions, stamps)
+        def select(columns: str) -> sqlite3.Cursor:
+            condition = "born <= ?1 AND (died IS NULL OR died > ?1) ORDER BY slot"
+            return self._database.execute(f"SELECT {columns} FROM images WHERE {condition}", (generation,))
+
+        # Column by column into arrays: rows of Python objects would take six times the memory.
+        numbers = "slot, LENGTH(file), IFNULL(easting, 9e999), IFNULL(northing, 9e999), bytes, modified"
+        found = np.fromiter(select(numbers), dtype="i8,i8,f8,f8,i8,i8")
+        slots, lengths, easting, northing, sizes, times = (found[name] for name in found.dtype.names)
+        positions = np.column_stack([easting, northing])
+        positions[np.isinf(positions)] = np.nan  # what NULL was made, because an array takes no None
+        files = Paths(b"".join(file for (file,) in select("file")), lengths)
+        return Table(slots.copy(), files, positions, np.column_stack([sizes, times]))
 
     def slots(self) -> int:
         """Rows the descriptor file must have; what lies beyond is of a writer that was killed."""
@@ -220,54 +239,6 @@ def locked(path: Path) -> Iterator[None]:
         except BlockingIOError:
             raise UserError(f"{path}: another sfrs index is writing here; wait until it has ended.") from None
         yield
-
-
-class RowFile:
-    """A file of equally long rows of numbers, appended to in batches.
-
-    Args:
-        first: row to write next; what the file holds beyond is overwritten.
-    """
-
-    def __init__(self, path: Path, dtype: str, shape: tuple[int, ...], first: int) -> None:
-        self.dtype, self.shape = np.dtype(dtype), shape
-        self._file: BinaryIO = open(path, "r+b" if path.exists() else "w+b")  # noqa: SIM115
-        self._file.seek(first * self.row_bytes)
-
-    @property
-    def row_bytes(self) -> int:
-        return self.dtype.itemsize * int(np.prod(self.shape))
-
-    def append(self, rows: np.ndarray) -> None:
-        """Write rows ``[b, *shape]``."""
-        # By torch, which rounds to float16 and back five times as fast as numpy.
-        rows = torch.from_numpy(np.ascontiguousarray(rows)).to(DTYPES[self.dtype.name]).numpy()
-        self._file.write(rows.reshape(-1).view(np.uint8))
-
-    def sync(self) -> None:
-        """Return when everything appended is on the disk."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
-
-    def close(self) -> None:
-        self._file.close()
-
-
-def map_rows(path: Path, dtype: str, shape: tuple[int, ...], rows: int) -> np.ndarray:
-    """The first ``rows`` rows of a row file, ``[rows, *shape]``, mapped and not read.
-
-    Raises:
-        UserError: the file is missing or too short.
-    """
-    expected = rows * np.dtype(dtype).itemsize * int(np.prod(shape))
-    size = path.stat().st_size if path.is_file() else -1
-    if size < expected:
-        what = "is missing" if size < 0 else f"has {size:,} bytes"
-        raise UserError(f"{path}: this file {what}; expected {expected:,} bytes. The index is damaged.")
-    if rows == 0:
-        return np.empty((0, *shape), dtype)
-    # Copy on write, although nothing writes: torch warns of arrays that are read-only.
-    return np.memmap(path, dtype=dtype, mode="c", shape=(rows, *shape))
 
 
 def stamp(file: str | Path) -> tuple[int, int]:
