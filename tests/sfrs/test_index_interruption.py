@@ -7,8 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from sfrs.index.build import COMMIT_SECONDS
-
 DRIVER = Path(__file__).with_name("killed_builds.py")
 
 
@@ -22,8 +20,9 @@ def outcome(tmp_path_factory):
 
 
 def test_killed_at_random_moments_it_ends_as_if_undisturbed(outcome):
-    assert sum(seen["kills"] for seen in outcome["random"]) >= 3
+    assert outcome["random"]
     for seen in outcome["random"]:
+        assert seen["kills"] >= 2
         assert seen["same_rows"] and seen["same_similarities"] and seen["same_descriptors"]
 
 
@@ -39,4 +38,3 @@ def test_a_half_built_index_is_never_shown(outcome):
 
 def test_what_was_committed_is_not_described_again(outcome):
     assert 0 < outcome["described_after_kill"] < outcome["images"]
-    assert COMMIT_SECONDS <= 10
