@@ -23,8 +23,8 @@ def _matmul_may_round_to_tf32() -> bool:
     return torch.backends.cuda.matmul.fp32_precision == "tf32"
 
 
-# What torch.compiler.assume_constant_result sets; calling it would load the compiler, a second and a half, with
-# every import of sfrs_ext. A compiled graph is guarded by torch on this very switch.
+# A compiled graph is guarded by torch on this very switch. This is what torch.compiler.assume_constant_result
+# sets; to call it would load the compiler, a second and a half, with every import of sfrs_ext.
 _matmul_may_round_to_tf32._dynamo_marked_constant = True
 
 

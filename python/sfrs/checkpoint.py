@@ -1,21 +1,18 @@
 """Checkpoints: tensors and facts in one safetensors file, replaced in one step.
 
-Nothing is pickled. Facts are JSON in the file's metadata. A new checkpoint is written completely under a
-temporary name and reaches the disk before it takes the place of the previous one, so that there is always a
-good one.
+Nothing is pickled. Facts are JSON in the file's metadata.
 """
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from sfrs.errors import UserError
+from sfrs.tensor_files import write_tensors
 
 KEY = "sfrs_checkpoint"
 FORMAT = 1
@@ -27,13 +24,7 @@ class CheckpointError(UserError, RuntimeError):
 
 def save_checkpoint(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
     """Write ``tensors`` and ``facts`` (JSON values) to ``path``, replacing it in one step."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    whole = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    save_file(whole, partial, metadata={KEY: json.dumps({"format": FORMAT, **facts})})
-    with open(partial, "rb") as file:
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    write_tensors(path, tensors, {KEY: json.dumps({"format": FORMAT, **facts})})
 
 
 def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

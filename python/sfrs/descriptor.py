@@ -1,19 +1,18 @@
 """The descriptor network: backbone + NetVLAD, and describing whole lists of images with it."""
 
 import json
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from sfrs.backbones import Backbone, build_backbone
 from sfrs.images import ImageFiles, Progress, Size, batches
 from sfrs.pretrained import load_vgg16, read_state
+from sfrs.tensor_files import write_tensors
 from sfrs.whitening import Whitening
 from sfrs_ext.nn import RegionNetVLAD
 
@@ -123,7 +122,6 @@ def save_network(path: str | Path, network: DescriptorNetwork, meta: dict | None
     The file's metadata holds, as JSON, the backbone's name and options, K, and ``meta`` (which must be
     JSON: image size, training set, generation, ...). Replaces ``path`` in one step.
     """
-    path = Path(path)
     description = {
         "format": FORMAT,
         "backbone": network.backbone.name,
@@ -132,11 +130,7 @@ def save_network(path: str | Path, network: DescriptorNetwork, meta: dict | None
         "bias": network.vlad.conv.bias is not None,
         "meta": network.meta if meta is None else meta,
     }
-    state = {name: value.detach().cpu().contiguous() for name, value in network.state_dict().items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    save_file(state, partial, metadata={METADATA_KEY: json.dumps(description)})
-    os.replace(partial, path)
+    write_tensors(path, network.state_dict(), {METADATA_KEY: json.dumps(description)})
 
 
 def load_network(path: str | Path) -> DescriptorNetwork:

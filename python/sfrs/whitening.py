@@ -1,16 +1,15 @@
 """PCA whitening of descriptors (Jegou & Chum, ECCV 2012), as NetVLAD and SFRS apply it."""
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
 from torch import Tensor
 
 from sfrs.pretrained import WeightsError, find_whitening, read_state
+from sfrs.tensor_files import write_tensors
 
 SMALLEST_VARIANCE = 1e-9
 """Relative to the largest; what varies less is rounding, which whitening would blow up."""
@@ -84,11 +83,7 @@ class Whitening:
 
     def save(self, path: str | Path) -> None:
         """Write ``projection`` and ``bias`` to a safetensors file, replacing it in one step."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(path.name + ".partial")
-        save_file({"projection": self.projection.contiguous(), "bias": self.bias.contiguous()}, partial)
-        os.replace(partial, path)
+        write_tensors(path, {"projection": self.projection, "bias": self.bias})
 
     @classmethod
     def load(cls, path: str | Path) -> "Whitening":

@@ -25,7 +25,7 @@ OUTPUT = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
 def run(command: str) -> None:
     program, *arguments = shlex.split(command, comments=True)
-    assert program == "sfrs", f"{command}: a block of commands holds sfrs commands; others go into a bash block"
+    assert program == "sfrs", f"{command}: other programs belong into a bash block, which is not run"
     if arguments[0] in ("demo", "city"):
         arguments += ["--size", "small"]
     with pytest.raises(SystemExit) as leaving:

@@ -145,7 +145,7 @@ def test_the_previous_checkpoint_survives_a_failure_while_writing(tmp_path, monk
         file.write_bytes(b"half")
         raise OSError("disk full")
 
-    monkeypatch.setattr("sfrs.checkpoint.save_file", torn)
+    monkeypatch.setattr("sfrs.tensor_files.save_file", torn)
     with pytest.raises(OSError, match="disk full"):
         save_checkpoint(path, {"x": torch.zeros(2)}, {"epoch": 2})
     tensors, facts = load_checkpoint(path)

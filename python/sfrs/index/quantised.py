@@ -159,6 +159,8 @@ def _empty(kind: str, rows: int, dim: int) -> faiss.Index:
     if kind == "ivf":
         index = faiss.IndexIVFPQFastScan(centres, padded, lists, parts, 4, faiss.METRIC_INNER_PRODUCT)
     else:
+        if not hasattr(faiss, "IndexIVFRaBitQ"):
+            raise UserError(f"--kind disk needs faiss 1.11 or newer, but this is {faiss.__version__}.")
         index = faiss.IndexIVFRaBitQ(centres, padded, lists, faiss.METRIC_INNER_PRODUCT)
     index.own_fields = True  # the index frees the centres, not Python
     centres.this.disown()

@@ -1,0 +1,30 @@
+"""Writing safetensors files: whole or not at all, readable by whom the process's umask says."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+
+def write_tensors(
+    path: str | Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None
+) -> None:
+    """Write tensors, of any device and layout, to a safetensors file that replaces ``path`` in one step.
+
+    The file has reached the disk before it takes the place of the previous one, so that there is always a
+    good one. Folders are made as needed.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    whole = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    partial.unlink(missing_ok=True)
+    partial.touch()
+    mode = partial.stat().st_mode  # safetensors would leave a file that nobody else may read
+    save_file(whole, partial, metadata=metadata)
+    partial.chmod(mode)
+    with partial.open("rb") as file:
+        os.fsync(file.fileno())
+    os.replace(partial, path)
