@@ -10,6 +10,7 @@ import random
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,9 @@ from sfrs.index import Builder, Index, Model, build, derive, read_photos, rows, 
 
 REGISTRY["tiny"] = "tiny_backbone:TinyBackbone"
 POINTS = (("create", 1), ("sync", 1), ("sync", 6), ("add", 1), ("add", 4), ("finish", 1), ("sweep", 1))
+COMPACTING = (("rewrite", 1), ("rewrite", 2), ("finish", 1))
+REMOVED = "@5000[01]?@*"
+"""Half of the images, which is more than an index keeps the rows of."""
 IMAGES, TRIALS, FEWEST_KILLS, MOST_KILLS = 40, 2, 2, 8
 
 
@@ -46,6 +50,14 @@ def run(path: Path, photos: Path) -> None:
     build.COMMIT_SECONDS = 0.0
     with Builder(path, make_model(), regions=True) as builder:
         builder.add(read_photos(photos), batch_size=4, threads=0)
+        builder.finish()
+
+
+def thin(path: Path) -> None:
+    """What ``sfrs index --remove`` does, and once it has removed, a run that only goes on."""
+    with Builder(path) as builder:
+        if committed(path) == IMAGES:
+            builder.remove(REMOVED)
         builder.finish()
 
 
@@ -73,12 +85,13 @@ def wait(child: int) -> bool:
     return False
 
 
-def die_at(call: str, count: int, path: Path, photos: Path) -> None:
-    """Build, and be killed right before the ``count``-th call of a step of the build."""
+def die_at(call: str, count: int, work: Callable, *arguments: Path) -> None:
+    """Do the work, and be killed right before the ``count``-th call of a step of it."""
     owner, name = {
         "sync": (rows.RowFile, "sync"),
         "add": (store.Store, "add"),
         "create": (store.Store, "create"),
+        "rewrite": (derive, "_write_rows"),
         "finish": (store.Store, "finish"),
         "sweep": (derive, "sweep"),
     }[call]
@@ -92,7 +105,7 @@ def die_at(call: str, count: int, path: Path, photos: Path) -> None:
         return original(*arguments, **options)
 
     setattr(owner, name, counted)
-    run(path, photos)
+    work(*arguments)
 
 
 def inspect(path: Path, result: Path) -> None:
@@ -156,6 +169,22 @@ def kill_at_random(folder: Path, photos: Path, seconds: float, seed: int) -> dic
     raise SystemExit("no build could be killed twice before it was through")
 
 
+def kill_while_compacting(folder: Path, photos: Path) -> dict[str, dict]:
+    """Remove half of a first build that has not finished, and be killed while its files are written anew."""
+    undisturbed, expected = folder / "thinned.index", folder / "thinned.npz"
+    wait(in_child(run, undisturbed, photos))
+    wait(in_child(thin, undisturbed))
+    wait(in_child(inspect, undisturbed, expected))
+    outcome = {}
+    for call, count in COMPACTING:
+        path = folder / f"compacting-{call}-{count}.index"
+        wait(in_child(die_at, "finish", 1, run, path, photos))
+        killed = wait(in_child(die_at, call, count, thin, path))
+        wait(in_child(thin, path))
+        outcome[f"{call} {count}"] = {"killed": killed} | compare(path, expected)
+    return outcome
+
+
 def main() -> None:
     folder = Path(sys.argv[1])
     photos, undisturbed = folder / "photos", folder / "undisturbed.index"
@@ -168,7 +197,7 @@ def main() -> None:
     outcome["random"] = [kill_at_random(folder, photos, seconds, seed) for seed in range(TRIALS)]
     for call, count in POINTS:
         path = folder / f"{call}-{count}.index"
-        killed = wait(in_child(die_at, call, count, path, photos))
+        killed = wait(in_child(die_at, call, count, run, path, photos))
         if call != "sweep" and shown(path):
             outcome["shown_while_unfinished"].append(str(path))
         if (call, count) == ("add", 4):
@@ -176,6 +205,7 @@ def main() -> None:
         wait(in_child(run, path, photos))
         seen = compare(path, folder / "expected.npz")
         outcome["points"][f"{call} {count}"] = {"killed": killed} | seen
+    outcome["compacted"] = kill_while_compacting(folder, photos)
     print(json.dumps(outcome))
 
 

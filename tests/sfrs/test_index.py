@@ -11,7 +11,8 @@ from sfrs.descriptor import describe
 from sfrs.errors import UserError
 from sfrs.images import BadImageError
 from sfrs.index import Builder, Index, Model, read_photos
-from sfrs.index.store import TABLE, Store
+from sfrs.index.store import LOCK, TABLE, Store
+from sfrs.kept_quarters import describe_with_quarters
 from sfrs.search import search
 from sfrs.whitening import Whitening
 
@@ -91,6 +92,12 @@ def test_regions_are_stored_or_computed_from_the_files(place_folder, path, model
     rows = [7, 2]
     assert stored.quarters(rows).shape == (2, 4, 4, 6)
     torch.testing.assert_close(stored.quarters(rows), computed.quarters(rows), rtol=1e-3, atol=1e-3)
+    evaluated = np.empty((2, 4, 4, 6), np.float16)
+    describe_with_quarters(model.network, [stored.files[row] for row in rows], quarters=evaluated, size=SIZE)
+    for index in (stored, computed):
+        torch.testing.assert_close(
+            index.quarters(rows), torch.from_numpy(evaluated).float(), rtol=1e-3, atol=1e-3
+        )
 
 
 def test_running_again_adds_what_is_new_and_describes_what_changed(place_folder, path, model):
@@ -146,6 +153,18 @@ def test_removed_images_are_not_found_and_their_rows_are_dropped(place_folder, p
         assert similarities[7].max() == pytest.approx(whole.search(asked[7:8], 1)[0].item(), abs=1e-6)
     (descriptors,) = path.glob("descriptors-*")
     assert descriptors.stat().st_size == 8 * 24 * 4 and descriptors.name == "descriptors-5.float32"
+
+
+def test_a_first_write_that_fails_says_why_and_leaves_the_index_free(place_folder, path, model, monkeypatch):
+    def fail(*arguments):
+        raise OSError("no space left")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Store, "create", fail)
+        with pytest.raises(OSError, match="no space left"):
+            build(path, place_folder, model)
+    assert not (path / LOCK).exists()
+    assert build(path, place_folder, model).added == 12
 
 
 def test_images_whose_files_are_gone_can_be_removed(place_folder, path, model):
@@ -233,12 +252,16 @@ def test_what_is_no_index_is_refused(tmp_path, place_folder, path, model):
         Index.open(path)
 
 
-def test_damaged_files_are_named(place_folder, path, model):
+def test_damaged_files_are_named_and_not_written_to(place_folder, path, model, make_image):
     build(path, place_folder, model)
-    with (path / "descriptors-1.float32").open("r+b") as file:
+    with (path / "descriptors-0.float32").open("r+b") as file:
         file.truncate(100)
-    with pytest.raises(UserError, match="descriptors-1.float32: this file has 100 bytes; expected 1,152"):
+    named = "descriptors-0.float32: this file has 100 bytes; expected 1,152"
+    with pytest.raises(UserError, match=named):
         Index.open(path)
+    with pytest.raises(UserError, match=named):
+        build(path, make_image("more/@1@2@.jpg").parent)
+    assert (path / "descriptors-0.float32").stat().st_size == 100
 
 
 def test_queries_that_cannot_be_searched_are_refused(place_folder, path, model):

@@ -49,7 +49,7 @@ def test_json_is_json_alone(run, place_folder, weights, out):
     code, text, _ = run(place_folder, "--out", out, "--weights", weights, "--kind", "pq", "--json")
     facts = json.loads(text)
     assert code == 0 and facts["change"]["added"] == facts["images"] == 12 and facts["kind"] == "pq"
-    assert facts["stored_as"] == "float16" and facts["bytes"]["descriptors-1.float16"] == 12 * 24 * 2
+    assert facts["stored_as"] == "float16" and facts["bytes"]["descriptors-0.float16"] == 12 * 24 * 2
     code, text, _ = run("--out", out, "--info", "--json")
     assert json.loads(text)["fingerprint"] == facts["fingerprint"]
 

@@ -32,6 +32,13 @@ def test_killed_between_file_and_table_it_ends_as_if_undisturbed(outcome):
         assert seen["same_rows"] and seen["same_similarities"] and seen["same_descriptors"], point
 
 
+def test_killed_while_a_first_build_is_compacted_it_ends_as_if_undisturbed(outcome):
+    assert outcome["compacted"]
+    for point, seen in outcome["compacted"].items():
+        assert seen["killed"], point
+        assert seen["same_rows"] and seen["same_similarities"] and seen["same_descriptors"], point
+
+
 def test_a_half_built_index_is_never_shown(outcome):
     assert outcome["shown_while_unfinished"] == []
 

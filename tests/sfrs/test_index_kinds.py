@@ -107,6 +107,19 @@ def test_removed_images_leave_the_compressed_copy(make_index, kind, monkeypatch)
 
 
 @pytest.mark.parametrize("kind", COMPRESSED)
+def test_the_images_added_last_can_be_removed(make_index, kind):
+    rows = unit_rows(400)
+    path = make_index(kind, rows)
+    with Builder(path) as builder:
+        builder.remove("*/0039?.jpg")
+        builder.finish()
+    index = Index.open(path)
+    where = found(index, rows[380:], 10)[1]
+    assert len(index) == 390 and list(path.glob("*.faiss")) and where.max() < 390 and (where >= 0).all()
+    assert (where[:10, 0] == np.arange(380, 390)).mean() >= 0.9
+
+
+@pytest.mark.parametrize("kind", COMPRESSED)
 def test_added_images_are_found(make_index, kind):
     rows = unit_rows(600)
     path = make_index(kind, rows[:400])

@@ -3,7 +3,7 @@
 import os
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -103,12 +103,16 @@ class Builder(AbstractContextManager):
         return self
 
     def __exit__(self, *exception) -> None:
-        if self._store is not None:
-            self._store.close()
-        elif not self._had_folder:
-            (self.path / LOCK).unlink()
-            self.path.rmdir()
-        self._lock.__exit__(None, None, None)
+        try:
+            if self._store is not None:
+                self._store.close()
+            elif not self._had_folder:
+                # Nothing was begun. A folder that is not empty keeps what a failed write left, for the next.
+                with suppress(OSError):
+                    (self.path / LOCK).unlink()
+                    self.path.rmdir()
+        finally:
+            self._lock.__exit__(None, None, None)
 
     def add(
         self,
@@ -308,7 +312,10 @@ class Builder(AbstractContextManager):
 
 
 def new_settings(model: Model, kind: str, zone: str = "", regions: bool | None = None) -> dict[str, Any]:
-    """Settings of an index that is begun; ``descriptors``, ``quarters`` and ``compressed`` are file names."""
+    """Settings of an index that is begun; ``descriptors``, ``quarters`` and ``compressed`` are file names.
+
+    The names are of generation 0: what the first change writes anew, of generation 1, must be another file.
+    """
     dtype = "float32" if kind == "exact" else "float16"
     return {
         "generation": 0,
@@ -319,9 +326,9 @@ def new_settings(model: Model, kind: str, zone: str = "", regions: bool | None =
         "dtype": dtype,
         "digests": model.digests(),
         "fingerprint": model.fingerprint(),
-        "descriptors": f"descriptors-1.{dtype}",
+        "descriptors": f"descriptors-0.{dtype}",
         "quarters_shape": model.quarters_shape,
-        "quarters": "quarters-1.float16" if regions else None,
+        "quarters": "quarters-0.float16" if regions else None,
         "compressed": None,
         "trained": 0,
     }

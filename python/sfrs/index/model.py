@@ -13,10 +13,9 @@ from torch import Tensor
 
 from sfrs.descriptor import DescriptorNetwork, describe, load_network, save_network
 from sfrs.images import ImageFiles, Progress, Size, batches, image_tensor
+from sfrs.kept_quarters import compact
 from sfrs.whitening import Whitening
 
-LARGEST = 60_000.0
-"""What quarter VLADs stored as float16 are kept below; float16 ends at 65,504."""
 NETWORK, WHITENING = "network.safetensors", "whitening.safetensors"
 
 
@@ -88,17 +87,15 @@ class Model:
     ) -> Iterator[tuple[list[int], Tensor, Tensor | None]]:
         """Yield (numbers of the files, descriptors ``[B, dim]``, quarter VLADs ``[B, 4, K, D]`` if wanted).
 
+        Quarter VLADs are float16, see :func:`sfrs.kept_quarters.compact`.
+
         A batch depends on the files from its first one on alone, so a list that is begun again where a
         batch ended gives the same numbers, bit for bit.
         """
         for rows, batch in batches(self._images(files), batch_size, threads=threads):
             features = self._features(batch)
             descriptors = self._whitened(self.network.vlad(features))
-            yield (
-                rows,
-                descriptors,
-                _within_float16(self.network.vlad.quarters(features)) if regions else None,
-            )
+            yield rows, descriptors, self._quarters(features) if regions else None
 
     @torch.no_grad()
     def describe_image(self, image: Image.Image) -> np.ndarray:
@@ -108,14 +105,17 @@ class Model:
 
     @torch.no_grad()
     def quarters(self, images: Sequence[Path | Image.Image], batch_size: int = 8) -> Tensor:
-        """Quarter VLADs float32 ``[n, 4, K, D]`` on the CPU; image by image where they are in memory."""
+        """Quarter VLADs float32 ``[n, 4, K, D]`` on the CPU; image by image where they are in memory.
+
+        Rounded as those that an index stores, so that it makes no difference whether it does.
+        """
         found = torch.empty(len(images), *self.quarters_shape)
         if all(isinstance(image, Image.Image) for image in images):
             loaded = (([i], self._normalised(image)) for i, image in enumerate(images))
         else:
             loaded = batches(self._images(images), batch_size)
         for rows, batch in loaded:
-            found[rows] = self.network.vlad.quarters(self._features(batch)).float().cpu()
+            found[rows] = self._quarters(self._features(batch)).float().cpu()
         return found
 
     def _images(self, files: Sequence[Path]) -> ImageFiles:
@@ -129,13 +129,11 @@ class Model:
     def _features(self, batch: Tensor) -> Tensor:
         return self.network.features(self.network.trunk(batch.to(self.device)))
 
+    def _quarters(self, features: Tensor) -> Tensor:
+        return compact(self.network.vlad.quarters(features).float())
+
     def _whitened(self, descriptors: Tensor) -> Tensor:
         return (descriptors if self.whitening is None else self.whitening.apply(descriptors)).float()
-
-
-def _within_float16(quarters: Tensor) -> Tensor:
-    """Quarter VLADs of images of many megapixels made smaller; no similarity depends on their scale."""
-    return quarters * (LARGEST / quarters.abs().amax(dim=(1, 2, 3), keepdim=True)).clamp_max(1)
 
 
 def _digest(tensors: Mapping[str, Tensor]) -> str:

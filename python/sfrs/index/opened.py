@@ -65,9 +65,13 @@ class Index:
         self.positions = table.positions
         whitened = settings["digests"]["whitening"] != ""
         self.model = Model.load(self.path, settings["size"], whitened=whitened, device=device)
+        self._compressed = None
+        if settings["compressed"]:
+            self._compressed = Compressed.open(self.path / settings["compressed"], self.kind, self.model.dim)
         slots = int(table.slots[-1]) + 1 if len(table.slots) else 0
         self._slots = table.slots
-        self._row_of = np.full(slots, -1, dtype=np.int64)
+        # A compressed copy names rows beyond the last image as well: those that were removed at the end.
+        self._row_of = np.full(max(slots, len(self._compressed or ())), -1, dtype=np.int64)
         self._row_of[table.slots] = np.arange(len(table.slots))
         self._live = self._row_of >= 0
         self._descriptors = map_rows(
@@ -83,9 +87,6 @@ class Index:
             self._quarters = map_rows(
                 self.path / settings["quarters"], "float16", shape, slots, scattered=True
             )
-        self._compressed = None
-        if settings["compressed"]:
-            self._compressed = Compressed.open(self.path / settings["compressed"], self.kind, self.model.dim)
         self._lock = threading.Lock()
 
     @classmethod
@@ -188,6 +189,8 @@ class Index:
 
     def quarters(self, rows: Sequence[int] | np.ndarray) -> Tensor:
         """Quarter VLADs of images, float32 ``[len(rows), 4, K, D]``: as stored, else from the files.
+
+        Either way in the form of :func:`sfrs.kept_quarters.compact`, as :meth:`image_quarters` are too.
 
         Raises:
             BadImageError: they are not stored, and a file has gone or cannot be read.

@@ -122,7 +122,7 @@ class Compressed:
 
         Args:
             queries: float32 ``[m, dim]``.
-            live: bool ``[n]``, rows that count.
+            live: bool, at least as many as there are rows in the copy: those that count.
         """
         queries, kind = _padded(queries, self.index.d), KINDS[self.kind]
         wanted, probed = max(kind.candidates, round(kind.share * len(self)), 4 * k), kind.probed

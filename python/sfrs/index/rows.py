@@ -18,10 +18,14 @@ class RowFile:
 
     Args:
         first: row to write next; what the file holds beyond is overwritten.
+
+    Raises:
+        UserError: the file ends before ``first``. Going on would leave rows of zeros.
     """
 
     def __init__(self, path: Path, dtype: str, shape: tuple[int, ...], first: int) -> None:
         self.dtype, self.shape = np.dtype(dtype), shape
+        check_length(path, first * self.row_bytes)
         self._file: BinaryIO = open(path, "r+b" if path.exists() else "w+b")  # noqa: SIM115
         self._file.seek(first * self.row_bytes)
 
@@ -44,6 +48,14 @@ class RowFile:
         self._file.close()
 
 
+def check_length(path: Path, expected: int) -> None:
+    """Raise :class:`UserError` if the file is missing or shorter than ``expected`` bytes."""
+    size = path.stat().st_size if path.is_file() else -1
+    if size < expected and expected > 0:
+        what = "is missing" if size < 0 else f"has {size:,} bytes"
+        raise UserError(f"{path}: this file {what}; expected {expected:,} bytes. The index is damaged.")
+
+
 def map_rows(
     path: Path, dtype: str, shape: tuple[int, ...], rows: int, *, scattered: bool = False
 ) -> np.ndarray:
@@ -56,10 +68,7 @@ def map_rows(
         UserError: the file is missing or too short.
     """
     expected = rows * np.dtype(dtype).itemsize * int(np.prod(shape))
-    size = path.stat().st_size if path.is_file() else -1
-    if size < expected:
-        what = "is missing" if size < 0 else f"has {size:,} bytes"
-        raise UserError(f"{path}: this file {what}; expected {expected:,} bytes. The index is damaged.")
+    check_length(path, expected)
     if rows == 0:
         return np.empty((0, *shape), dtype)
     with path.open("rb") as file:
