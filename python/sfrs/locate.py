@@ -1,6 +1,7 @@
 """Locating photographs with an index: describe, search, re-rank, estimate the position."""
 
 import math
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,19 +10,18 @@ from typing import Literal
 
 import numpy as np
 from PIL import Image
-from torch import Tensor
 
+from sfrs.candidates import Candidates, RegionOrder, reranked_depth
 from sfrs.errors import UserError
 from sfrs.evaluation import Tasks
+from sfrs.exif import gps
 from sfrs.explain import REGION_NAMES
 from sfrs.geodesy import to_degrees
 from sfrs.images import Progress
 from sfrs.index import Index
-from sfrs.index.photos import project, read_photos
-from sfrs.kept_quarters import RememberedQuarters
-from sfrs.location import CONSIDERED, REGION_TEMPERATURE, TEMPERATURE, Location, estimate
-from sfrs.region_reranking import DEFAULT_SCORE, DEPTH, Quarters, parse_score
-from sfrs.region_reranking import rerank as rerank_one
+from sfrs.index.photos import Photo, _from_name, project
+from sfrs.location import CONSIDERED, Location, estimate
+from sfrs.region_reranking import DEFAULT_SCORE, DEPTH, parse_score
 
 METRE_DECIMALS, DEGREE_DECIMALS = 2, 7
 """Of coordinates that are written down; both are a centimetre."""
@@ -72,6 +72,8 @@ class Found:
         milliseconds: of describing, searching and re-ranking; those done for all photographs at once are
             divided among them.
         truth: where the photograph itself says it was taken, if it does.
+        left_out: rows of the index that re-ranking could not compare, because their files cannot be read any
+            more and the index keeps no regions.
     """
 
     query: str
@@ -79,6 +81,7 @@ class Found:
     matches: list[Match]
     milliseconds: dict[str, float]
     truth: Position | None = None
+    left_out: tuple[int, ...] = ()
 
     @property
     def error(self) -> float | None:
@@ -105,12 +108,14 @@ def locate(
     Args:
         top: how many matches to return; the estimate weighs :data:`sfrs.location.CONSIDERED` in any case.
         rerank: order the first ``depth`` images found anew by their regions.
+        depth: at least ``top`` and :data:`sfrs.location.CONSIDERED` are ordered.
         score: how, see :data:`sfrs.region_reranking.SCORES`.
         threads: that decode files; the index's choice if None.
         tasks: opens a progress display per stage.
 
     Raises:
-        UserError: the index is empty, or an option has no meaning.
+        UserError: the index is empty, an option has no meaning, or re-ranking needs the files of images and
+            none can be read any more.
         BadImageError: an image cannot be read.
     """
     if len(index) == 0:
@@ -118,7 +123,7 @@ def locate(
     if rerank not in (None, "regions"):
         raise UserError(f"rerank is {rerank!r}; expected regions.")
     parse_score(score)
-    depth = max(depth, top)
+    depth = reranked_depth(depth, top)
     started = time.perf_counter()
     descriptors = _describe(index, images, threads, tasks and tasks("describing"))
     described = time.perf_counter()
@@ -130,14 +135,14 @@ def locate(
     }
     results = []
     progress = tasks("re-ranking") if tasks and rerank else None
-    quarters = index.quarters if index.has_regions else RememberedQuarters(index.quarters)
+    order = RegionOrder(index, depth, score)
     for i, image in enumerate(images):
         kept = rows[i] >= 0
-        candidates = _Candidates(rows[i][kept], similarities[i][kept])
+        candidates = Candidates(rows[i][kept], similarities[i][kept])
         milliseconds = dict(shares)
         if rerank:
             started = time.perf_counter()
-            candidates = _reranked(index.image_quarters(image), candidates, quarters, depth, score)
+            candidates = order(index.image_quarters(image), candidates)
             milliseconds["rerank"] = 1000 * (time.perf_counter() - started)
         results.append(_found(index, image, i, candidates, top, milliseconds))
         if progress is not None:
@@ -170,6 +175,7 @@ def as_json(found: Found, index: Index) -> dict:
         "milliseconds": {name: round(spent, 2) for name, spent in found.milliseconds.items()},
         "truth": found.truth and _coordinates(found.truth),
         "error": _rounded(found.error, METRE_DECIMALS),
+        "left_out": list(found.left_out),
     }
 
 
@@ -218,16 +224,6 @@ def summary(founds: Sequence[Found]) -> dict | None:
     }
 
 
-@dataclass(frozen=True)
-class _Candidates:
-    """Rows of the index, best first, and what they are ordered by."""
-
-    rows: np.ndarray
-    similarities: np.ndarray
-    temperature: float = TEMPERATURE
-    pairs: np.ndarray | None = None
-
-
 def _describe(index: Index, images: Sequence, threads: int | None, progress: Progress | None) -> np.ndarray:
     if any(isinstance(image, Image.Image) for image in images):
         parts = [
@@ -239,16 +235,8 @@ def _describe(index: Index, images: Sequence, threads: int | None, progress: Pro
     return index.describe([Path(image) for image in images], progress, **options)
 
 
-def _reranked(
-    query: Tensor, candidates: _Candidates, quarters: Quarters, depth: int, score: str
-) -> _Candidates:
-    """The first ``depth`` alone: what lies behind them has no score to be compared by."""
-    found = rerank_one(query, candidates.rows[:depth], quarters, score)
-    return _Candidates(found.rows, found.scores, REGION_TEMPERATURE, found.pairs)
-
-
 def _found(
-    index: Index, image, number: int, candidates: _Candidates, top: int, milliseconds: dict[str, float]
+    index: Index, image, number: int, candidates: Candidates, top: int, milliseconds: dict[str, float]
 ) -> Found:
     rows, similarities = candidates.rows, candidates.similarities
     positions = np.asarray(index.positions[rows], dtype=np.float64)
@@ -266,23 +254,35 @@ def _found(
         for i, row in enumerate(rows[:top])
     ]
     named = f"photo {number + 1}" if isinstance(image, Image.Image) else str(image)
-    return Found(named, location, matches, milliseconds, _truth(index, image))
+    return Found(named, location, matches, milliseconds, _truth(index, image), candidates.left_out)
 
 
 def _truth(index: Index, image) -> Position | None:
     """Where the photograph says it was taken, by its name or EXIF, in the index's coordinates."""
     if isinstance(image, Image.Image):
         return None
-    (photo,) = read_photos(image)
-    if photo.metres is None and photo.degrees is None:
-        return None
-    if not index.zone:  # both in plain metres, as far as anybody knows
-        return None if photo.metres is None else Position(*photo.metres)
     try:
+        photo = _photo_of(image)
+        if photo.metres is None and photo.degrees is None:
+            return None
+        if not index.zone:  # both in plain metres, as far as anybody knows
+            return None if photo.metres is None else Position(*photo.metres)
         positions, _ = project([photo], index.zone)
         return Position(*positions[0].tolist(), *to_degrees(positions, index.zone)[0].tolist())
     except UserError:
-        return None  # it lies in another part of the world, where the index's zone does not reach
+        # Its name says no zone there is, or it lies in another part of the world, where the index's zone
+        # does not reach.
+        return None
+
+
+def _photo_of(file: str | Path) -> Photo:
+    """What a photograph of any suffix says of where it was taken, by its name, else by its EXIF.
+
+    Raises:
+        UserError: its name speaks of a UTM zone that does not exist.
+    """
+    photo = _from_name(Path(os.path.abspath(file)))
+    return photo if photo.metres is not None else Photo(photo.file, degrees=gps(photo.file))
 
 
 def _add_point(features: list[dict], place: Position | Match | Location, properties: dict) -> None:

@@ -11,12 +11,15 @@ from conftest import picture
 from PIL import ExifTags, Image
 
 from sfrs import index as index_module
+from sfrs import locate as locating
 from sfrs.cli import app
 from sfrs.descriptor import describe, save_network
 from sfrs.errors import UserError
 from sfrs.geodesy import to_degrees
-from sfrs.images import BadImageError, image_tensor
+from sfrs.images import BadImageError, image_tensor, load_image
 from sfrs.locate import as_geojson, as_json, locate, summary
+from sfrs.location import CONSIDERED
+from sfrs.location import estimate as estimate_location
 from sfrs.search import search
 
 SIZE = (48, 64)
@@ -147,6 +150,25 @@ def test_exif_and_other_zones_say_where_a_photograph_was_taken(index, places, tm
     assert far.truth is None  # Tokyo, by its zone: no distance in metres of zone 33
 
 
+@pytest.mark.parametrize("name", ["@500030@4000040@.webp", "@500030@4000040@"])
+def test_a_photograph_of_any_suffix_says_where_it_was_taken(index, tmp_path, name):
+    picture(0).save(tmp_path / name, format="WEBP", lossless=True)
+    (found,) = locate(index, [tmp_path / name])
+    assert found.matches[0].row == 0 and found.error == pytest.approx(50.0)
+
+
+def test_a_photograph_of_any_suffix_is_located_without_a_position(index, tmp_path):
+    picture(3).save(tmp_path / "photo.webp", lossless=True)
+    (found,) = locate(index, [tmp_path / "photo.webp"])
+    assert found.matches[0].row == 3 and found.truth is None
+
+
+@pytest.mark.parametrize("zone", ["61@N", "33@I"])
+def test_a_name_with_a_zone_that_does_not_exist_says_nothing(index, tmp_path, zone):
+    (found,) = locate(index, [_save(tmp_path / f"@500000@4000000@{zone}@36@15@@@@@@@@@.jpg")])
+    assert found.matches[0].row == 0 and found.truth is None
+
+
 def _save(path):
     picture(0).save(path, quality=95)
     return path
@@ -232,6 +254,80 @@ def test_regions_that_are_not_kept_are_computed_once_per_image(index, places, mo
     founds = locate(index, places[2], rerank="regions")
     assert [[match.row for match in found.matches] for found in founds] == expected
     assert sorted(computed) == list(range(12))
+
+
+def without_regions(index, monkeypatch, damage):
+    """Let the index compute regions from files, as a real one does, after damage to some of them."""
+    computed, compute = [], index.quarters
+
+    def quarters(rows):
+        computed.extend(rows.tolist())
+        for row in rows:
+            load_image(index.files[row])  # raises what a real index raises
+        return compute(rows)
+
+    index.has_regions = False
+    monkeypatch.setattr(index, "quarters", quarters)
+    for row, how in damage.items():
+        index.files[row].unlink() if how == "gone" else index.files[row].write_text("no picture")
+    return computed
+
+
+@pytest.mark.parametrize("damage", [{4: "gone"}, {4: "broken", 7: "gone"}])
+def test_re_ranking_leaves_out_images_whose_files_are_gone(index, places, monkeypatch, damage):
+    computed = without_regions(index, monkeypatch, damage)
+    founds = locate(index, places[2][3:6], top=12, rerank="regions")
+    for i, found in enumerate(founds, start=3):
+        rows = [match.row for match in found.matches]
+        assert sorted(rows) == sorted(set(range(12)) - set(damage)) and set(found.left_out) == set(damage)
+        assert i in damage or rows[0] == i
+        assert set(as_json(found, index)["left_out"]) == set(damage)
+    assert max(computed.count(row) for row in range(12)) <= 2  # nothing is tried again for every query
+
+
+def test_searching_needs_no_files(index, places):
+    index.files[4].unlink()
+    (found,) = locate(index, [places[2][4]])
+    assert found.matches[0].row == 4 and found.left_out == ()
+
+
+def test_re_ranking_without_any_file_says_what_would_help(index, places, monkeypatch):
+    without_regions(index, monkeypatch, dict.fromkeys(range(12), "gone"))
+    with pytest.raises(UserError, match="none of the 12 images to re-rank can be read .*--regions"):
+        locate(index, places[2][:1], rerank="regions")
+
+
+def test_the_command_says_what_re_ranking_left_out(run, index, places, monkeypatch):
+    without_regions(index, monkeypatch, {4: "gone", 5: "gone"})
+    code, out, err = run(places[2][0].parent, "--rerank", "regions")
+    assert code == 0 and "12 located among 12 images" in out
+    assert (
+        f"Left out of re-ranking, because the file cannot be read any more: {places[0][4]} and 1 more" in err
+    )
+
+
+@pytest.mark.parametrize("depth", [1, 5])
+def test_the_position_is_weighed_from_20_whatever_is_shown_and_re_ranked(index, places, monkeypatch, depth):
+    weighed = []
+
+    def estimate(positions, *arguments, **options):
+        weighed.append(len(positions))
+        return estimate_location(positions, *arguments, **options)
+
+    monkeypatch.setattr(locating, "estimate", estimate)
+    index.files, index.positions = 2 * index.files, np.tile(index.positions, (2, 1))
+    index.rows = np.tile(index.rows, (2, 1))
+    (found,) = locate(index, places[2][:1], top=1, rerank="regions", depth=depth)
+    assert len(found.matches) == 1 and weighed == [CONSIDERED]
+
+
+@pytest.mark.parametrize("name", ["x [copy].jpg", "x [/copy].jpg", "x :smile:.jpg"])
+def test_names_of_skipped_images_are_printed_as_they_are(run, places, name):
+    bad = places[2][0].parent / name  # a folder "x [" holds the second
+    bad.parent.mkdir(exist_ok=True)
+    bad.write_text("no picture")
+    code, _, err = run(places[2][0].parent, "--skip-bad-images", "--json")
+    assert code == 0 and f"Skipped {bad}:" in err
 
 
 @pytest.mark.parametrize(

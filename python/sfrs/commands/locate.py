@@ -90,10 +90,11 @@ def locate(
     with progress_tasks() as tasks:
         if skip_bad_images:
             files = _readable(files, path, threads, tasks)
-        _warn_of_slow_reranking(opened, options)
+        _warn_of_slow_reranking(opened, options, top)
         founds = locating.locate(
             opened, files, top=top, rerank=rerank, threads=threads, tasks=tasks, **(options or {})
         )
+    _tell_left_out(founds, opened)
     if geojson is not None:
         write_json(geojson, locating.as_geojson(founds))
     if as_json:
@@ -116,26 +117,49 @@ def _files(path: Path) -> list[Path]:
 
 
 def _readable(files: list[Path], path: Path, threads: int, tasks) -> list[Path]:
+    from rich.text import Text
+
     from sfrs.images import check_images
     from sfrs.terminal import messages
 
     bad = dict(check_images(files, threads=threads, progress=tasks("checking")))
     for file, why in bad.items():
-        messages.print(f"[yellow]Skipped[/yellow] {file}: {why}", soft_wrap=True, highlight=False)
+        messages.print(Text.assemble(("Skipped", "yellow"), f" {file}: {why}"), soft_wrap=True)
     if len(bad) == len(files):
         raise UserError(f"{path}: none of the {len(bad)} images can be read.")
     return [file for file in files if file not in bad]
 
 
-def _warn_of_slow_reranking(index: Index, options: dict | None) -> None:
+def _warn_of_slow_reranking(index: Index, options: dict | None, top: int) -> None:
     if options is None or index.has_regions:
         return
+    from sfrs.candidates import reranked_depth
     from sfrs.terminal import messages
 
+    depth = min(reranked_depth(options["depth"], top), len(index))
     messages.print(
-        f"This index keeps no regions: the first {min(options['depth'], len(index))} images of every "
-        "photograph are described again. sfrs index --regions keeps them.",
+        f"This index keeps no regions: the first {depth} images of every photograph are described "
+        "again. sfrs index --regions keeps them.",
         highlight=False,
+        soft_wrap=True,
+    )
+
+
+def _tell_left_out(founds: list[Found], index: Index) -> None:
+    rows = sorted({row for found in founds for row in found.left_out})
+    if not rows:
+        return
+    from rich.text import Text
+
+    from sfrs.terminal import messages
+
+    more = f" and {len(rows) - 1} more" if len(rows) > 1 else ""
+    messages.print(
+        Text.assemble(
+            ("Left out of re-ranking", "yellow"),
+            f", because the file cannot be read any more: {index.files[rows[0]]}{more}. An index built with "
+            "--regions re-ranks without the files.",
+        ),
         soft_wrap=True,
     )
 
