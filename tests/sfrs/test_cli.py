@@ -84,6 +84,25 @@ def test_evaluate_names_a_bad_image_or_goes_on_without_it(run, place_folder, wei
     assert bad.name in result["skipped"][0]["file"] and "Skipped" in err
 
 
+@pytest.mark.parametrize("mark", ["[copy]", ":smile:"])
+def test_evaluate_prints_names_as_they_are(run, place_folder, weights, tmp_path, mark):
+    bad = place_folder / f"images/test/database/@500000@4000000@{mark}@.jpg"
+    bad.write_text("no picture")
+    town, out = place_folder.rename(tmp_path / f"town {mark}"), tmp_path / f"out {mark}"
+    arguments = ("--data", town, "--weights", weights, "--out", out, "--skip-bad-images")
+    code, printed, err = run("evaluate", *arguments)
+    assert code == 0 and f"Skipped {town / bad.relative_to(place_folder)}:" in err
+    assert f"town {mark}, test" in printed and f"out {mark}" in printed.replace("\n", "")
+
+
+def test_report_prints_names_as_they_are(run, place_folder, weights, tmp_path):
+    evaluated, moved = tmp_path / "evaluated", weights.rename(tmp_path / "net [copy].safetensors")
+    assert run("evaluate", "--data", place_folder, "--weights", moved, "--out", evaluated)[0] == 0
+    moved.rename(weights)
+    code, _, err = run("report", evaluated, "--out", tmp_path / "page")
+    assert code == 0 and "Without regions and clusters:" in err and moved.name in err
+
+
 def test_evaluate_whitens(run, place_folder, weights, tmp_path):
     files = sorted((place_folder / "images/test/database").iterdir())
     Whitening.fit(describe(load_network(weights), files, size=(48, 64)), 8).save(tmp_path / "pca.safetensors")

@@ -262,16 +262,18 @@ def _show(summary: dict, skipped: list[tuple], out: Path | None, as_json: bool) 
 
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     from sfrs.terminal import messages
 
     console = Console()
     for file, why in skipped:
-        messages.print(f"[yellow]Skipped[/yellow] {file}: {why}", soft_wrap=True, highlight=False)
+        messages.print(Text.assemble(("Skipped", "yellow"), f" {file}: {why}"), soft_wrap=True)
     if as_json:
         print(json.dumps(summary, indent=2))
         return
-    table = Table(title=f"{summary['name']}, {summary['split']}", title_style="bold", title_justify="left")
+    title = Text(f"{summary['name']}, {summary['split']}")
+    table = Table(title=title, title_style="bold", title_justify="left")
     table.add_column("recall@")
     for n in summary["recalls"]:
         table.add_column(n, justify="right")
@@ -295,7 +297,7 @@ def _show(summary: dict, skipped: list[tuple], out: Path | None, as_json: bool) 
         highlight=False,
     )
     if out is not None:
-        console.print(f"Written to {out}", highlight=False)
+        console.print(Text(f"Written to {out}"))
 
 
 def _add_recalls(table: Table, name: str, recalls: dict[str, float]) -> None:

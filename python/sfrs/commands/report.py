@@ -86,6 +86,8 @@ def report(
         )
     device = shared.parse_device(device)
 
+    from rich.text import Text
+
     from sfrs.report import Overrides, Running, read_subject, write_report
     from sfrs.terminal import messages, progress_tasks
 
@@ -95,6 +97,7 @@ def report(
         page = write_report(subject, out, cases=cases, device=device, tasks=tasks)
     if subject.unexplained:
         messages.print(
-            f"[yellow]Without regions and clusters:[/yellow] {subject.unexplained}", highlight=False
+            Text.assemble(("Without regions and clusters:", "yellow"), f" {subject.unexplained}"),
+            soft_wrap=True,
         )
     print(f"{page}: {page.stat().st_size / 1e6:.1f} MB, nothing outside it is needed")
