@@ -159,9 +159,24 @@ def test_an_image_that_was_replaced_or_removed_is_noticed(tmp_path, capsys):
         assert client.get("/images/0").status == 404
         found = client.locate(photo(0), "?top=2").json["matches"]
         assert found[0]["row"] == 0 and found[0]["explanation"] is None and found[1]["explanation"]
+        reranked = client.locate(photo(0), f"?rerank=regions&top={SPOTS}")
+        assert reranked.status == 200 and reranked.json["left_out"] == [0]
+        assert {match["row"] for match in reranked.json["matches"]} == set(range(1, SPOTS))
+        for file in index.files[1:]:
+            file.unlink()
         failed = client.locate(photo(0), "?rerank=regions")
         assert failed.status == 500 and "terminal" in failed.error and str(tmp_path) not in failed.error
         assert str(index.files[0].name) in "".join(capsys.readouterr().err.split())
+
+
+def test_no_path_is_given_away_by_an_image_that_was_damaged(tmp_path):
+    index = Index.open(build_index(tmp_path))
+    index.files[0].write_text("no picture")
+    index.files[1].write_bytes(index.files[1].read_bytes()[:700])
+    with serving(create_app(index)) as client:
+        for row in (0, 1):
+            answer = client.get(f"/images/{row}")
+            assert answer.status == 404 and answer.error == f"Image {row} cannot be read any more."
 
 
 def test_the_map_shows_every_place_once(client):

@@ -90,6 +90,7 @@ def test_what_is_no_photo_is_refused_in_words(client, body, kind, status, words)
     answer = client.locate(body, kind=kind)
     assert answer.status == status, answer.body
     assert words in answer.error and answer.headers["Content-Type"] == "application/json"
+    assert " at 0x" not in answer.error  # what Python calls things in here
     assert client.get("/health").json["busy"] == 0
 
 
@@ -217,6 +218,9 @@ def test_pages_of_other_sites_are_kept_out(client, headers, status):
 def test_names_can_be_allowed(index):
     with serving(create_app(index, hosts=["photos.example"])) as client:
         assert client.get("/health", Host="Photos.example:8000").status == 200
+        forwarded = {"Host": "photos.example", "Origin": "https://photos.example"}  # by a reverse proxy
+        assert client.locate(photo(0), **forwarded).status == 200
+        assert client.locate(photo(0), **forwarded | {"Host": f"127.0.0.1:{client.port}"}).status == 403
 
 
 def test_no_answer_opens_itself_to_other_sites(client):

@@ -9,6 +9,7 @@ from served import SPOTS, build_index, photo, serving
 pytest.importorskip("fastapi", reason='needs the extra "serve"')
 from sfrs.index import Index
 from sfrs.serve.app import create_app
+from sfrs.serve.page import page as served_page
 from sfrs.serve.uploads import Limits
 
 WAIT = 30_000
@@ -86,6 +87,38 @@ def test_the_photos_own_gps_is_shown_where_it_has_one(visit):
     assert page.locator("#map .map-near").count() == 1
     upload(page, 1)
     assert "of the photo itself" not in page.inner_text("#place") and page.is_hidden("#own")
+
+
+@pytest.mark.parametrize(
+    ("host", "promise"),
+    [
+        ("localhost:8000", "stays on this computer"),
+        ("127.8.8.8", "stays on this computer"),
+        ("[::1]:8000", "stays on this computer"),
+        ("192.168.1.7:8000", "goes to this server only"),
+        ("photos.example", "goes to this server only"),
+        ("127.0.0.1.photos.example", "goes to this server only"),
+    ],
+)
+def test_it_promises_to_keep_photos_here_only_to_visitors_from_here(visit, host, promise):
+    page = visit().page
+    document = served_page()[0].decode()
+    page.route(f"http://{host}/*", lambda route: route.fulfill(body=document, content_type="text/html"))
+    page.goto(f"http://{host}/")
+    assert promise in page.inner_text("#drop")
+
+
+def test_photos_that_re_ranking_left_out_are_told(visit):
+    page = visit().page
+
+    def left_out(route):
+        answer = route.fetch()
+        route.fulfill(response=answer, json=answer.json() | {"left_out": [7]})
+
+    page.route("**/locate*", left_out)
+    upload(page, 4)
+    first_match(page)
+    assert "1 indexed photo, gone since" in page.inner_text("#place")
 
 
 @pytest.mark.parametrize("way", ["drop", "paste"])

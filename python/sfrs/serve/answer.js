@@ -22,7 +22,7 @@ function show(found) {
   choose(0);
 }
 
-function showPlace({ location, milliseconds, error }) {
+function showPlace({ location, milliseconds, error, left_out: leftOut }) {
   const card = byId("place");
   card.hidden = false;
   if (!isPlaced(location)) {
@@ -43,16 +43,17 @@ function showPlace({ location, milliseconds, error }) {
     known ? make("p", { class: "metres" }, zone + metres) : "",
     make("div", { class: doubtful ? "meter doubtful" : "meter" }, bar),
     make("span", {}, `Within ${RADIUS} m of this: ${share} % likely`, doubtful ? ". Several places look alike." : ""),
-    make("dl", {}, ...facts(location, milliseconds, error)),
+    make("dl", {}, ...facts(location, milliseconds, error, leftOut.length)),
   );
 }
 
-function facts(location, milliseconds, error) {
+function facts(location, milliseconds, error, leftOut) {
   const parts = Object.entries(milliseconds);
   const spent = parts.reduce((sum, [, part]) => sum + part, 0);
   const times = parts.map(([name, part]) => `${name} ${Math.round(part)}`).join(", ");
   const lines = [["Spread", `${metresOf(location.spread)}, of the images it was made of`]];
   if (Number.isFinite(error)) lines.push(["GPS", `of the photo itself: ${metresOf(error)} away`]);
+  if (leftOut) lines.push(["Left out", `${leftOut} indexed ${leftOut === 1 ? "photo" : "photos"}, gone since`]);
   lines.push(["Took", `${Math.round(spent)} ms: ${times}`]);
   return lines.flatMap(([name, value]) => [make("dt", {}, name), make("dd", {}, value)]);
 }

@@ -50,6 +50,7 @@ REFUSALS = {
     413: _error("The photo has too many bytes or pixels."),
     415: _error("The body is no JPEG, PNG or WebP photo."),
     422: _error("A parameter is wrong, or the form holds no photo."),
+    500: _error("The index has a fault, or no photo that re-ranking needs can be read any more."),
     503: _error("Too many photos are waiting; Retry-After says when to come again."),
 }
 

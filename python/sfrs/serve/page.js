@@ -105,6 +105,10 @@ async function reach(address, options) {
 
 /* Wiring. */
 
+function isLoopback(host) {
+  return host === "localhost" || host === "[::1]" || /^127(\.\d{1,3}){3}$/.test(host);
+}
+
 function listen() {
   const pick = () => byId("picker").click();
   byId("drop").addEventListener("click", pick);
@@ -132,6 +136,7 @@ function listen() {
 
 async function start() {
   listen();
+  if (isLoopback(location.hostname)) byId("promise").textContent = "It stays on this computer.";
   byId("curl").textContent = `curl -F photo=@photo.jpg "${location.origin}/locate?top=3"`;
   try {
     const [about, map] = await Promise.all(["/health", "/map"].map(async (address) => (await reach(address)).json()));

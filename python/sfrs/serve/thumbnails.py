@@ -34,7 +34,11 @@ class Thumbnails:
             Refusal: 404 there is no such row, or its file is gone or cannot be read any more.
         """
         file, tag = await self._find(row, side)
-        return await anyio.to_thread.run_sync(_thumbnail, file, side, tag, limiter=self._decoders)
+        try:
+            return await anyio.to_thread.run_sync(_thumbnail, file, side, tag, limiter=self._decoders)
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            # Pillow's message names the path, which is nobody's business over the wire.
+            raise Refusal(404, f"Image {row} cannot be read any more.") from error
 
     async def _find(self, row: int, side: int) -> tuple[Path, str]:
         if not 0 <= row < len(self.index):
@@ -50,12 +54,9 @@ class Thumbnails:
 
 @lru_cache(CACHED)
 def _thumbnail(file: Path, side: int, tag: str) -> bytes:
-    try:
-        with Image.open(file) as image:
-            image.draft("RGB", (side, side))
-            image = ImageOps.exif_transpose(image).convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise Refusal(404, f"The image's file cannot be read any more ({error}).") from error
+    with Image.open(file) as image:
+        image.draft("RGB", (side, side))
+        image = ImageOps.exif_transpose(image).convert("RGB")
     image.thumbnail((side, side), Image.Resampling.LANCZOS)
     encoded = io.BytesIO()
     image.save(encoded, "JPEG", quality=82, optimize=True)

@@ -174,7 +174,8 @@ def decode_photo(data: bytes, limits: Limits, size: Size) -> Image.Image:
     except Image.DecompressionBombError:
         raise _too_many_pixels(limits) from None
     except Exception as error:  # a decoder that meets hostile bytes raises anything, struct.error for one
-        raise Refusal(415, f"The photo cannot be decoded ({error or type(error).__name__}).") from error
+        # What they say speaks of objects and places in here.
+        raise Refusal(415, "The photo cannot be decoded; it is damaged or cut off.") from error
     if size is None and _megapixels(photo.size) > NETWORK_MEGAPIXELS:
         scale = (NETWORK_MEGAPIXELS / _megapixels(photo.size)) ** 0.5
         photo = photo.resize([max(1, round(side * scale)) for side in photo.size], Image.Resampling.LANCZOS)
