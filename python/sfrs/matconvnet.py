@@ -60,8 +60,8 @@ def _open(path: Path) -> dict:
         raise MatConvNetError(
             f"{path}: written by MATLAB's save with -v7.3. Expected version 7: save('net.mat', 'net', '-v7')."
         ) from error
-    except (ValueError, TypeError, OSError) as error:
-        raise MatConvNetError(f"{path}: this is no MATLAB file ({error}).") from error
+    except Exception as error:  # what SciPy raises depends on where the file is damaged
+        raise MatConvNetError(f"{path}: this is no MATLAB file, or a damaged one ({error}).") from error
     net = content.get("net")
     fields = content if net is None else vars(net) if hasattr(net, "_fieldnames") else {}
     if "layers" not in fields:

@@ -34,7 +34,8 @@ def build_network(config: TrainConfig) -> DescriptorNetwork:
         return DescriptorNetwork(build_backbone(config.backbone), config.clusters)
     network = load_network(config.weights)
     if config.init == "kmeans" and network.vlad.num_clusters != config.clusters:
-        network = DescriptorNetwork(network.backbone, config.clusters)
+        bias = network.vlad.conv.bias is not None
+        network = DescriptorNetwork(network.backbone, config.clusters, bias=bias)
     check_network(config, network)
     return network
 

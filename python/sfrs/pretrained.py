@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -90,9 +89,9 @@ def read_state(path: Path) -> dict[str, Tensor]:
         ) from error
     except MatConvNetError as error:
         raise WeightsError(str(error)) from error
-    except (SafetensorError, RuntimeError, EOFError, UnicodeDecodeError) as error:
+    except Exception as error:  # a reader that stumbles over a damaged file raises anything
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise WeightsError(f"{path}: this is no safetensors or PyTorch weights file ({reason}).") from error
+        raise WeightsError(f"{path}: this is no weights file, or a damaged one ({reason}).") from error
     for wrapper in WRAPPERS:
         if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
             state = state[wrapper]
@@ -100,13 +99,19 @@ def read_state(path: Path) -> dict[str, Tensor]:
         raise WeightsError(
             f"{path}: expected a state dict of tensors, or a checkpoint with one at {' or '.join(WRAPPERS)}."
         )
-    # DataParallel around the model or around parts of it.
-    return {f".{name}".replace(".module.", ".")[1:]: value for name, value in state.items()}
+    return {_unwrapped(name): value for name, value in state.items()}
+
+
+def _unwrapped(name: str) -> str:
+    """A tensor's name without what DataParallel adds, around the model or parts of it, once or more."""
+    *path, last = name.split(".")
+    return ".".join([part for part in path if part != "module"] + [last])
 
 
 def _numpy_values() -> list:
-    # Checkpoints keep recalls as numpy floats and arrays beside the weights.
-    scalar, array = np._core.multiarray.scalar, np._core.multiarray._reconstruct
+    # Checkpoints keep recalls and counts as numpy numbers and arrays beside the weights.
+    array = np.empty(0).__reduce__()[0]
+    scalar = np.float64().__reduce__()[0]
     return [
         (array, "numpy.core.multiarray._reconstruct"),
         (array, "numpy._core.multiarray._reconstruct"),
@@ -114,7 +119,7 @@ def _numpy_values() -> list:
         (scalar, "numpy.core.multiarray.scalar"),
         (scalar, "numpy._core.multiarray.scalar"),
         np.dtype,
-        type(np.dtype(np.float64)),
+        *{type(np.dtype(code)) for code in "?" + np.typecodes["AllInteger"] + np.typecodes["AllFloat"]},
         (_encode, "_codecs.encode"),
     ]
 

@@ -10,7 +10,9 @@ import torch.nn.functional as F
 from scipy.io import savemat
 from torch import Tensor
 
+from sfrs.config import TrainConfig
 from sfrs.descriptor import load_network, save_network
+from sfrs.preparation import build_network
 from sfrs.pretrained import WeightsError, vgg16_layers
 from sfrs.whitening import Whitening
 
@@ -141,6 +143,14 @@ def test_a_network_with_a_bias_is_saved_with_it(tmp_path, tensors, image):
     assert torch.equal(load_network(tmp_path / "ours.safetensors")(image), network(image))
 
 
+@pytest.mark.parametrize("bias", (False, True))
+def test_another_number_of_clusters_keeps_whether_there_is_a_bias(tmp_path, tensors, bias):
+    torch.save(of_patch_netvlad(tensors, bias), tmp_path / "model.pth")
+    config = TrainConfig(weights=str(tmp_path / "model.pth"), clusters=K + 1)
+    network = build_network(config)
+    assert network.vlad.num_clusters == K + 1 and (network.vlad.conv.bias is not None) == bias
+
+
 def cell(*items) -> np.ndarray:
     array = np.empty((1, len(items)), dtype=object)
     array[0, :] = items
@@ -216,6 +226,23 @@ def test_mat_files_without_a_network_are_named(tmp_path):
     for name, message in (("other", "net.layers.* holds x"), ("text", "no MATLAB file"), ("new", "-v7.3")):
         with pytest.raises(WeightsError, match=f"{name}.mat: .*{message}"):
             load_network(tmp_path / f"{name}.mat")
+
+
+@pytest.mark.parametrize("compressed", (False, True))
+def test_damaged_mat_files_are_named(tmp_path, compressed):
+    path = tmp_path / "damaged.mat"
+    savemat(path, {"net": {"layers": cell(dict(type="conv", name="conv1_1"))}}, do_compression=compressed)
+    content = path.read_bytes()
+    for damaged in (content[:160], content[:-40], content[:140] + b"\xff" * 16 + content[156:]):
+        path.write_bytes(damaged)
+        with pytest.raises(WeightsError, match="damaged.mat: this is no MATLAB file"):
+            load_network(path)
+
+
+def test_a_mat_file_whose_layers_lack_their_weights_is_named(tmp_path):
+    savemat(tmp_path / "net.mat", {"net": {"layers": cell(dict(type="conv", name="conv1_1"))}})
+    with pytest.raises(WeightsError, match="net.mat: .*weights"):
+        load_network(tmp_path / "net.mat")
 
 
 def test_other_backbones_are_refused_by_the_shape_of_their_first_layer(tmp_path):

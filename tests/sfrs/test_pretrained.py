@@ -88,6 +88,35 @@ def test_numpy_scalars_of_old_numpy_are_read(tmp_path):
     assert read_state(tmp_path / "old.pth")["a"].item() == 1
 
 
+@pytest.mark.parametrize(
+    "value",
+    [np.int64(3), np.float32(0.5), np.float16(0.5), np.bool_(True), np.arange(3), np.ones(2, np.uint8)],
+)
+def test_numpy_values_of_any_number_type_may_stand_beside_the_weights(tmp_path, value):
+    torch.save({"state_dict": {"a": torch.ones(1)}, "value": value}, tmp_path / "model.pth")
+    assert read_state(tmp_path / "model.pth")["a"].item() == 1
+
+
+def test_weights_are_read_with_a_numpy_that_has_no_module_core(tmp_path, monkeypatch):
+    torch.save({"state_dict": {"a": torch.ones(1)}, "best": np.float64(0.5)}, tmp_path / "model.pth")
+    monkeypatch.delattr(np, "_core")  # as in numpy 1.26
+    assert read_state(tmp_path / "model.pth")["a"].item() == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("module.a.weight", "a.weight"),
+        ("module.module.a.weight", "a.weight"),
+        ("encoder.module.module.0.weight", "encoder.0.weight"),
+        ("submodule.a.module", "submodule.a.module"),
+    ],
+)
+def test_what_data_parallel_adds_to_names_is_taken_off(tmp_path, name, expected):
+    torch.save({name: torch.ones(1)}, tmp_path / "model.pth")
+    assert list(read_state(tmp_path / "model.pth")) == [expected]
+
+
 class Malicious:
     def __reduce__(self):
         return print, ("code from a weights file ran",)
@@ -111,9 +140,13 @@ def test_a_missing_layer_is_named(tmp_path, features):
 def test_files_that_are_no_weights_are_named(tmp_path):
     (tmp_path / "text.pth").write_text("no weights")
     (tmp_path / "text.safetensors").write_text("no weights")
+    (tmp_path / "page.pth").write_text("<!DOCTYPE html>")  # what a failed download leaves
+    (tmp_path / "key.pth").write_text("hW")  # opcodes of pickle, without what they refer to
+    (tmp_path / "index.pth").write_text("2323")
     (tmp_path / "empty.pth").write_bytes(b"")
     torch.save([1, 2], tmp_path / "list.pth")
     torch.save({"a": torch.ones(1)}, tmp_path / "other.pth")
-    for name in ("text.pth", "text.safetensors", "empty.pth", "list.pth", "other.pth", "missing.pth"):
+    texts = ("text.pth", "text.safetensors", "page.pth", "key.pth", "index.pth", "empty.pth")
+    for name in (*texts, "list.pth", "other.pth", "missing.pth"):
         with pytest.raises(WeightsError, match=name):
             load_network(tmp_path / name)
