@@ -30,9 +30,10 @@ from torch import Tensor
 from sfrs.backbones import build_backbone
 from sfrs.descriptor import DescriptorNetwork
 from sfrs.index import Index, Model
-from sfrs.index.build import KINDS, new_settings
+from sfrs.index.build import KINDS
 from sfrs.index.derive import derive
 from sfrs.index.rows import RowFile
+from sfrs.index.settings import new_settings
 from sfrs.index.store import Store
 from sfrs.results import write_json
 

@@ -83,7 +83,8 @@ def to_degrees(positions: np.ndarray, zone: str) -> np.ndarray:
     longitude, latitude = _projection(parse_zone(zone)).transform(*positions[known].T, direction="INVERSE")
     degrees = np.full_like(positions, np.nan)
     degrees[known] = np.column_stack([latitude, longitude])
-    _check_inside(zone, positions[known], degrees[known], positions[known])
+    expected = "easting and then northing, in metres"
+    _check_inside(zone, positions[known], degrees[known], positions[known], expected)
     return degrees
 
 
@@ -109,7 +110,7 @@ def to_metres(degrees: np.ndarray, zone: str | None = None) -> tuple[np.ndarray,
         zone_at(*row)  # raises: it has the one message for this
     metres = np.full_like(degrees, np.nan)
     metres[known] = np.column_stack(_projection(zone).transform(longitude, latitude))
-    _check_inside(zone, metres[known], degrees[known], degrees[known])
+    _check_inside(zone, metres[known], degrees[known], degrees[known], "points of one region")
     return metres, zone
 
 
@@ -119,12 +120,14 @@ def _projection(zone: str) -> Transformer:
     return Transformer.from_crs("EPSG:4326", code, always_xy=True)
 
 
-def _check_inside(zone: str, metres: np.ndarray, degrees: np.ndarray, given: np.ndarray) -> None:
+def _check_inside(
+    zone: str, metres: np.ndarray, degrees: np.ndarray, given: np.ndarray, expected: str
+) -> None:
     finite = np.isfinite(metres).all(axis=1) & np.isfinite(degrees).all(axis=1)
     wrong = ~finite | (np.abs(metres[:, 0] - 500_000.0) > FURTHEST)
     if wrong.any():
         first = given[wrong][0]
         raise UserError(
             f"{first[0]:.10g}, {first[1]:.10g} lies outside of UTM zone {zone}, more than 1,000 km from its "
-            "middle; expected points of one region."
+            f"middle; expected {expected}."
         )

@@ -199,6 +199,23 @@ def test_a_bad_image_stops_the_build_or_is_skipped(place_folder, path, model):
     assert len(Index.open(path)) == 11
 
 
+def test_photos_that_exif_or_a_manifest_names_are_skipped_too(make_image, tmp_path, path, model):
+    good = make_image("photos/@1@2@.jpg")
+    bad, gone = good.with_name("bad.jpg"), good.with_name("@3@4@.jpg")
+    bad.write_text("no picture")
+    lines = tmp_path / "photos.csv"
+    lines.write_text("".join(f"{line}\n" for line in ("file", good, bad, gone)))
+    with pytest.raises(BadImageError, match=r"bad.jpg"):
+        build(path, lines, model)
+    assert not path.exists()
+
+    with Builder(path, model) as builder:
+        builder.add(read_photos(lines, skip_bad_images=True), skip_bad_images=True)
+        change = builder.finish()
+    assert change.added == 1 and [file for file, _ in change.skipped] == [bad, gone]
+    assert list(Index.open(path).files) == [good]
+
+
 def test_another_network_size_or_whitening_is_refused_by_name(place_folder, path, model, tiny_network):
     build(path, place_folder, model)
     other = Model(tiny_network, None, (32, 32))
@@ -222,6 +239,14 @@ def test_a_zone_can_be_said_later_but_not_changed(place_folder, path, model):
     assert Index.open(path).zone == "33N"
     with pytest.raises(UserError, match="--zone is 32N, but .* is in UTM zone 33N"):
         build(path, place_folder, zone="32N")
+
+
+def test_a_zone_said_later_has_to_hold_what_is_there(make_image, path, model):
+    swapped = make_image("photos/@4000000@500000@.jpg")
+    build(path, swapped.parent, model)
+    with pytest.raises(UserError, match="@4000000@500000@.jpg: 4000000, 500000 lies outside of UTM zone 33N"):
+        build(path, swapped.parent, zone="33N")
+    assert Index.open(path).zone == ""
 
 
 def test_two_builders_never_meet(place_folder, path, model):

@@ -65,6 +65,14 @@ def test_bad_images_are_named_or_skipped(run, place_folder, weights, out):
     assert code == 0 and "images       11" in text and "Skipped" in err
 
 
+def test_names_of_skipped_images_are_printed_as_they_are(run, make_image, weights, out):
+    folder = make_image("photos/@1@2@.jpg").parent
+    for name in ("x [copy]@.jpg", "x [@.jpg", "[red]@.jpg"):
+        (folder / name).write_text("no picture")
+    code, _, err = run(folder, "--out", out, "--weights", weights, "--skip-bad-images")
+    assert code == 0 and all(name in err for name in ("x [copy]@.jpg:", "x [@.jpg:", "/[red]@.jpg:"))
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -91,6 +99,10 @@ def test_a_new_index_needs_a_network_and_photographs(run, place_folder, weights,
     code, _, err = run(place_folder, "--out", out)
     assert code == 2 and "Give --weights FILE" in err and not out.exists()
     code, _, err = run("--out", out, "--remove", "x", "--weights", weights)
-    assert code == 2 and "there is no index here yet" in err and not out.exists()
+    assert code == 2 and "there is no index here" in err and not out.exists()
+    code, _, err = run("--out", out, "--remove", "x")
+    assert code == 2 and "there is no index here" in err and not out.exists()
+    code, _, err = run("--out", out, "--kind", "pq", "--weights", weights)
+    assert code == 2 and "there is no index here" in err and not out.exists()
     code, _, err = run("--out", out, "--info")
     assert code == 2 and "there is no index here" in err

@@ -9,11 +9,12 @@ import torch
 from sfrs.errors import UserError
 from sfrs.index import Index, Model
 from sfrs.index import quantised as quantised_module
-from sfrs.index.build import KINDS, Builder, new_settings
+from sfrs.index.build import KINDS, Builder
 from sfrs.index.derive import derive
 from sfrs.index.quantised import Compressed
 from sfrs.index.rows import RowFile
 from sfrs.index.scan import scan
+from sfrs.index.settings import new_settings
 from sfrs.index.store import Store
 
 COMPRESSED = tuple(quantised_module.KINDS)

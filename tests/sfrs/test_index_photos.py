@@ -5,7 +5,8 @@ import pytest
 
 from sfrs.errors import UserError
 from sfrs.geodesy import to_metres
-from sfrs.index.photos import Photo, project, read_photos
+from sfrs.images import BadImageError
+from sfrs.index.photos import Photo, photo_of, project, read_photos
 
 FULL = "@{}@{}@33@U@52.7@13.4@d00008@00@8.1@5.6@0.0@2.4@20190626_074107@day@.jpg"
 
@@ -27,6 +28,24 @@ def test_exif_places_what_the_name_does_not(shared_places, tmp_path):
     positions, zone = project([photo])
     named = np.array([float(field) for field in original.name.split("@")[1:3]])
     assert zone == "33N" and np.abs(positions[0] - named).max() < 1
+
+
+def test_a_photo_of_any_suffix_says_where_it_was_taken(make_image, tmp_path):
+    assert photo_of(tmp_path / "@5@6@.webp") == Photo(tmp_path / "@5@6@.webp", (5.0, 6.0))
+    plain = make_image("plain.png")
+    assert photo_of(plain) == Photo(plain)
+    with pytest.raises(BadImageError, match="nowhere.webp: there is no such image file"):
+        photo_of(tmp_path / "nowhere.webp")
+
+
+def test_an_unreadable_photo_stops_reading_or_says_why(make_image, tmp_path):
+    (tmp_path / "bad.jpg").write_text("no picture")
+    good = make_image("good.jpg")
+    with pytest.raises(BadImageError, match="bad.jpg: this image cannot be read"):
+        read_photos(tmp_path)
+    bad, other = read_photos(tmp_path, skip_bad_images=True)
+    assert bad.file.name == "bad.jpg" and "cannot be read" in bad.unreadable
+    assert other == Photo(good)
 
 
 def test_a_place_folder_gives_the_database_of_a_split(place_folder):
@@ -58,6 +77,12 @@ def test_manifests_give_metres_degrees_zones_and_leave_queries_out(make_image, t
     assert b.degrees == (52.7, 13.4) and d == Photo(tmp_path / "d.jpg")
 
 
+def test_empty_columns_of_a_manifest_leave_it_to_the_name(make_image, tmp_path):
+    named = make_image(FULL.format(391065.17, 5840080.39))
+    (photo,) = read_photos(manifest(tmp_path, f"file,easting,northing\n{named.name},,\n"))
+    assert photo == Photo(named, (391065.17, 5840080.39), "33N")
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -68,7 +93,8 @@ def test_manifests_give_metres_degrees_zones_and_leave_queries_out(make_image, t
         ("file,role,easting,northing\na.jpg,judge,1,2\n", "role is 'judge'"),
         ("file,split,easting,northing\na.jpg,val,1,2\n", "The split column has val"),
         ("file,easting,northing\n,1,2\n", "the file column is empty"),
-        ("file,easting,northing,zone\na.jpg,1,2,99X\n", "no UTM zone"),
+        ("file,easting,northing,zone\na.jpg,1,2,99X\n", "photos.csv, line 2: '99X' is no UTM zone"),
+        ("file\n@1@2@61@U@5@6@7@8@9@1@2@3@4@5@.jpg\n", "photos.csv, line 2: .*'61' is no UTM zone"),
     ],
 )
 def test_mistakes_in_a_manifest_are_named_with_their_line(tmp_path, text, message):
@@ -96,6 +122,32 @@ def test_everything_is_projected_to_the_first_zone(tmp_path):
     assert positions[1] == pytest.approx([391065.17, 5840080.39])
     assert positions[2] == pytest.approx(positions[3], abs=0.01)
     assert project(photos, "32N")[1] == "32N"
+
+
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        ({"metres": (6174119.0, 386531.0)}, "b.jpg: 6174119, 386531 lies outside of UTM zone 33N"),
+        ({"metres": (6174119.0, 386531.0), "zone": "32N"}, "b.jpg: .* lies outside of UTM zone 32N"),
+        ({"degrees": (139.0, 35.0)}, "b.jpg: 139, 35 is no point on earth"),
+        ({"degrees": (35.0, 139.0)}, "b.jpg: 35, 139 lies outside of UTM zone 33N"),
+    ],
+)
+def test_a_place_that_cannot_be_is_told_with_its_photo(tmp_path, place, message):
+    good = Photo(tmp_path / "a.jpg", (391065.17, 5840080.39), "33N")
+    with pytest.raises(UserError, match=message):
+        project([good, Photo(tmp_path / "b.jpg", **place)], "33N")
+
+
+def test_the_first_place_on_earth_is_told_with_its_photo_too(tmp_path):
+    with pytest.raises(UserError, match="a.jpg: 85, 13: UTM ends at"):
+        project([Photo(tmp_path / "a.jpg", degrees=(85.0, 13.0))])
+
+
+def test_a_name_with_a_zone_that_does_not_exist_is_told(make_image):
+    file = make_image("photos/" + FULL.replace("@33@U@", "@61@U@").format(1, 2))
+    with pytest.raises(UserError, match="d00008.*: '61' is no UTM zone"):
+        read_photos(file.parent)
 
 
 def test_metres_without_a_zone_stay_alone_or_need_one(tmp_path):

@@ -156,15 +156,21 @@ def index(
     if photos is None and not (remove or remove_missing or kind or zone):
         raise UserError("What to do? Give PHOTOS to index, --kind, --remove, --zone, or --info.")
     device = shared.parse_device(device)
+
+    from sfrs.index import Builder, read_photos
+    from sfrs.index.store import Store
+    from sfrs.terminal import progress_tasks
+
+    if photos is None:
+        Store.open(out).close()  # raises where there is no index to change, before a network is opened
     model = _model(
         out, weights, backbone, random_weights, whitening, image_size, shorter_side, keep_size, device, seed
     )
-
-    from sfrs.index import Builder, read_photos
-    from sfrs.terminal import progress_tasks
-
     with progress_tasks() as tasks:
-        found = read_photos(photos, split, progress=tasks("reading coordinates")) if photos else ()
+        found = ()
+        if photos is not None:
+            reading = tasks("reading coordinates")
+            found = read_photos(photos, split, skip_bad_images=skip_bad_images, progress=reading)
         with Builder(out, model, kind=kind, regions=regions, zone=zone, device=device) as builder:
             for pattern in remove or ():
                 builder.remove(pattern)
@@ -217,13 +223,15 @@ def _model(
 def _show(out: Path, as_json: bool, change: Change | None = None) -> None:
     from dataclasses import asdict
 
+    from rich.text import Text
+
     from sfrs.index.summary import summarise
     from sfrs.terminal import messages
 
     facts = summarise(out)
     if change is not None:
         for file, why in change.skipped:
-            messages.print(f"[yellow]Skipped[/yellow] {file}: {why}", soft_wrap=True, highlight=False)
+            messages.print(Text.assemble(("Skipped", "yellow"), f" {file}: {why}"), soft_wrap=True)
         facts["change"] = asdict(change) | {
             "skipped": [{"file": str(file), "why": why} for file, why in change.skipped]
         }

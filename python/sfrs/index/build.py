@@ -7,19 +7,19 @@ from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from sfrs.errors import UserError
 from sfrs.evaluation import Tasks
 from sfrs.geodesy import parse_zone
-from sfrs.images import check_images
+from sfrs.images import BadImageError, check_images
 from sfrs.index.checks import check_free, check_placed, check_same
 from sfrs.index.derive import derive
 from sfrs.index.model import Model
-from sfrs.index.photos import Photo, project
+from sfrs.index.photos import Photo, check_inside, project, why_unreadable
 from sfrs.index.rows import RowFile
+from sfrs.index.settings import new_settings
 from sfrs.index.store import LOCK, TABLE, Store, Table, locked, stamp
 
 KINDS = ("exact", "float16", "pq", "ivf", "disk")
@@ -131,21 +131,23 @@ class Builder(AbstractContextManager):
                 go together with those of the index.
             BadImageError: an image cannot be read and ``skip_bad_images`` is not set.
         """
+        photos, stamps = self._stamped(photos, skip_bad_images)
         positions, zone = self._project(photos)
         if not allow_unplaced:
             check_placed(photos, positions)
         if self._store is None:
             self._create(zone)
         elif zone != self._store.settings["zone"]:
+            table = self._store.pending()
+            check_inside([Path(os.fsdecode(file)) for file in table.files], table.positions, zone)
             self._store.write(zone=zone)
         files = [os.fsencode(photo.file) for photo in photos]
-        stamps = np.array([stamp(photo.file) for photo in photos], dtype=np.int64).reshape(-1, 2)
         todo, replaced = self._compare(files, positions, stamps)
         if skip_bad_images:
             show = tasks("checking") if tasks else None
             bad = dict(check_images([photos[i].file for i in todo], threads=threads, progress=show))
             todo = [i for i in todo if photos[i].file not in bad]
-            self.change.skipped = tuple(bad.items())
+            self.change.skipped += tuple(bad.items())
         self._describe(
             [photos[i].file for i in todo],
             lambda first, done: self._store.add(
@@ -233,6 +235,24 @@ class Builder(AbstractContextManager):
         if self.zone and settings["zone"] and self.zone != settings["zone"]:
             raise UserError(f"--zone is {self.zone}, but {self.path} is in UTM zone {settings['zone']}.")
 
+    def _stamped(self, photos: Sequence[Photo], skip: bool) -> tuple[list[Photo], np.ndarray]:
+        """The photos that are there, and their stamps int64 ``[n, 2]``; the others are skipped."""
+        there, stamps, skipped = [], [], []
+        for photo in photos:
+            try:
+                if photo.unreadable:
+                    raise BadImageError(f"{photo.file}: {photo.unreadable}")
+                found = stamp(photo.file)
+            except BadImageError as error:
+                if not skip:
+                    raise
+                skipped.append((photo.file, why_unreadable(photo.file, error)))
+            else:
+                there.append(photo)
+                stamps.append(found)
+        self.change.skipped += tuple(skipped)
+        return there, np.array(stamps, dtype=np.int64).reshape(-1, 2)
+
     def _project(self, photos: Sequence[Photo]) -> tuple[np.ndarray, str]:
         if self._store is None:
             return project(photos, self.zone)
@@ -309,26 +329,3 @@ class Builder(AbstractContextManager):
     def _remove(self, slots: np.ndarray) -> None:
         self._store.remove(slots)
         self.change.removed += len(slots)
-
-
-def new_settings(model: Model, kind: str, zone: str = "", regions: bool | None = None) -> dict[str, Any]:
-    """Settings of an index that is begun; ``descriptors``, ``quarters`` and ``compressed`` are file names.
-
-    The names are of generation 0: what the first change writes anew, of generation 1, must be another file.
-    """
-    dtype = "float32" if kind == "exact" else "float16"
-    return {
-        "generation": 0,
-        "kind": kind,
-        "zone": zone,
-        "size": model.size,
-        "dim": model.dim,
-        "dtype": dtype,
-        "digests": model.digests(),
-        "fingerprint": model.fingerprint(),
-        "descriptors": f"descriptors-0.{dtype}",
-        "quarters_shape": model.quarters_shape,
-        "quarters": "quarters-0.float16" if regions else None,
-        "compressed": None,
-        "trained": 0,
-    }

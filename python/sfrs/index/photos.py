@@ -3,8 +3,10 @@
 import csv
 import math
 import os
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,7 @@ import numpy as np
 from sfrs.errors import UserError
 from sfrs.exif import gps
 from sfrs.geodesy import parse_zone, to_degrees, to_metres, zone_of_band
-from sfrs.images import Progress
+from sfrs.images import BadImageError, Progress
 from sfrs.places import is_place_folder
 from sfrs.places.folder import FULL_FORM_FIELDS, IMAGE_SUFFIXES, image_files
 from sfrs.places.manifest import ROLES
@@ -30,27 +32,48 @@ class Photo:
         metres: easting and northing, or None.
         zone: UTM zone of ``metres``, such as "33N"; "" where it is not said.
         degrees: latitude and longitude, where those are what is known; else None.
+        unreadable: why the file cannot be read; "" where it can, as far as anybody looked.
     """
 
     file: Path
     metres: tuple[float, float] | None = None
     zone: str = ""
     degrees: tuple[float, float] | None = None
+    unreadable: str = ""
 
 
-def read_photos(path: str | Path, split: str = "test", *, progress: Progress | None = None) -> list[Photo]:
+def photo_of(file: str | Path) -> Photo:
+    """A photograph of any suffix and where it was taken, by its ``@easting@northing@...`` name, else by EXIF.
+
+    Raises:
+        UserError: its name says a UTM zone that does not exist.
+        BadImageError: its EXIF is needed, but it is no image.
+    """
+    return _with_exif(_from_name(Path(os.path.abspath(file))))
+
+
+def read_photos(
+    path: str | Path,
+    split: str = "test",
+    *,
+    skip_bad_images: bool = False,
+    progress: Progress | None = None,
+) -> list[Photo]:
     """The images of a folder (any depth), of a place folder's database, or of a CSV manifest.
 
     Positions come from ``@easting@northing@...`` names, of which the full form also says the zone, else from
     EXIF; in a manifest from the columns easting and northing (optionally zone) or latitude and longitude,
-    else from EXIF. Lines of a manifest whose role is query or whose split is another are passed over.
+    where these are empty as in a folder. Lines of a manifest whose role is query or whose split is another
+    are passed over.
 
     Args:
         split: of a place folder (``images/SPLIT/database``), or of a manifest with a split column.
+        skip_bad_images: keep a photo whose EXIF is needed and cannot be read, as :attr:`Photo.unreadable`.
 
     Raises:
-        UserError: nothing is there, or it holds no image; or a line of the manifest is wrong.
-        BadImageError: a file whose EXIF is needed is no image.
+        UserError: nothing is there, or it holds no image; a line of the manifest is wrong, or a name says a
+            UTM zone that does not exist.
+        BadImageError: a file whose EXIF is needed is no image and ``skip_bad_images`` is not set.
     """
     path = Path(path)
     if path.is_file() and path.suffix.lower() not in IMAGE_SUFFIXES:
@@ -58,11 +81,20 @@ def read_photos(path: str | Path, split: str = "test", *, progress: Progress | N
     else:
         photos = [_from_name(Path(os.path.abspath(file))) for file in _files(path, split)]
     for i, photo in enumerate(photos):
-        if photo.metres is None and photo.degrees is None:
-            photos[i] = Photo(photo.file, degrees=gps(photo.file))
+        try:
+            photos[i] = _with_exif(photo)
+        except BadImageError as error:
+            if not skip_bad_images:
+                raise
+            photos[i] = replace(photo, unreadable=why_unreadable(photo.file, error))
         if progress is not None:
             progress(i + 1, len(photos))
     return photos
+
+
+def why_unreadable(file: Path, error: BadImageError) -> str:
+    """The error's message without the file it begins with."""
+    return str(error).removeprefix(f"{file}: ")
 
 
 def project(photos: Sequence[Photo], zone: str = "") -> tuple[np.ndarray, str]:
@@ -76,7 +108,8 @@ def project(photos: Sequence[Photo], zone: str = "") -> tuple[np.ndarray, str]:
         (positions, zone): nan where nothing is known of a photo; "" for plain metres.
 
     Raises:
-        UserError: plain metres stand beside positions that do have a zone, and ``zone`` is "".
+        UserError: plain metres stand beside positions that do have a zone, and ``zone`` is ""; or a photo,
+            which is named, cannot be where it says.
     """
     plain = [photo for photo in photos if photo.metres is not None and not photo.zone]
     located = [photo for photo in photos if photo.zone or photo.degrees is not None]
@@ -87,16 +120,47 @@ def project(photos: Sequence[Photo], zone: str = "") -> tuple[np.ndarray, str]:
         )
     if not zone and located:
         first = located[0]
-        zone = first.zone or to_metres(np.array([first.degrees]))[1]
+        zone = first.zone or _told(lambda point: to_metres(point)[1], [first.file], [first.degrees])
     positions = np.full((len(photos), 2), np.nan)
     for source in {photo.zone or zone for photo in photos if photo.metres is not None}:
         rows = [i for i, p in enumerate(photos) if p.metres is not None and (p.zone or zone) == source]
-        metres = np.array([photos[i].metres for i in rows])
-        positions[rows] = metres if source == zone else to_metres(to_degrees(metres, source), zone)[0]
+        files, metres = [photos[i].file for i in rows], np.array([photos[i].metres for i in rows])
+        if source:
+            degrees = _told(partial(to_degrees, zone=source), files, metres)  # refuses what cannot be there
+        positions[rows] = metres if source == zone else _metres_in(zone, files, degrees)
     rows = [i for i, photo in enumerate(photos) if photo.degrees is not None]
     if rows:
-        positions[rows] = to_metres(np.array([photos[i].degrees for i in rows]), zone)[0]
+        files = [photos[i].file for i in rows]
+        positions[rows] = _metres_in(zone, files, [photos[i].degrees for i in rows])
     return positions, zone
+
+
+def check_inside(files: Sequence[Path], positions: np.ndarray, zone: str) -> None:
+    """Raise :class:`UserError` that names the first file whose metres ``[n, 2]`` cannot lie in the zone."""
+    _told(partial(to_degrees, zone=zone), files, positions)
+
+
+def _metres_in(zone: str, files: Sequence[Path], degrees: Sequence[Sequence[float]]) -> np.ndarray:
+    return _told(lambda points: to_metres(points, zone)[0], files, degrees)
+
+
+def _told(convert: Callable, files: Sequence[Path], points: Sequence[Sequence[float]]):
+    """``convert(points)``; what it refuses is told with the file of the first point it refuses by itself."""
+    try:
+        return convert(np.asarray(points))
+    except UserError:
+        for file, point in zip(files, points, strict=True):
+            with _naming(file):
+                convert(np.asarray([point]))
+        raise
+
+
+@contextmanager
+def _naming(where: object) -> Iterator[None]:
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
 
 
 def _files(path: Path, split: str) -> list[Path]:
@@ -126,7 +190,13 @@ def _from_name(file: Path) -> Photo:
     if metres is None:
         return Photo(file)
     named = len(fields) == FULL_FORM_FIELDS and fields[ZONE_FIELD].strip() and fields[BAND_FIELD].strip()
-    return Photo(file, metres, zone_of_band(fields[ZONE_FIELD], fields[BAND_FIELD]) if named else "")
+    with _naming(file):
+        return Photo(file, metres, zone_of_band(fields[ZONE_FIELD], fields[BAND_FIELD]) if named else "")
+
+
+def _with_exif(photo: Photo) -> Photo:
+    known = photo.metres is not None or photo.degrees is not None
+    return photo if known else replace(photo, degrees=gps(photo.file))
 
 
 def _numbers(first: str | None, second: str | None) -> tuple[float, float] | None:
@@ -195,5 +265,7 @@ def _parse_line(path: Path, number: int, line: dict[str, str]) -> Photo:
         if names is COORDINATES[1]:
             return Photo(file, degrees=pair)
         zone = (line.get("zone") or "").strip()
-        return Photo(file, pair, parse_zone(zone) if zone else "")
-    return Photo(file)
+        with _naming(f"{path}, line {number}"):
+            return Photo(file, pair, parse_zone(zone) if zone else "")
+    with _naming(f"{path}, line {number}"):
+        return _from_name(file)
