@@ -1,7 +1,6 @@
 """Locating photographs with an index: describe, search, re-rank, estimate the position."""
 
 import math
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,12 +13,11 @@ from PIL import Image
 from sfrs.candidates import Candidates, RegionOrder, reranked_depth
 from sfrs.errors import UserError
 from sfrs.evaluation import Tasks
-from sfrs.exif import gps
 from sfrs.explain import REGION_NAMES
 from sfrs.geodesy import to_degrees
 from sfrs.images import Progress
 from sfrs.index import Index
-from sfrs.index.photos import Photo, _from_name, project
+from sfrs.index.photos import photo_of, project
 from sfrs.location import CONSIDERED, Location, estimate
 from sfrs.region_reranking import DEFAULT_SCORE, DEPTH, parse_score
 
@@ -262,7 +260,7 @@ def _truth(index: Index, image) -> Position | None:
     if isinstance(image, Image.Image):
         return None
     try:
-        photo = _photo_of(image)
+        photo = photo_of(image)
         if photo.metres is None and photo.degrees is None:
             return None
         if not index.zone:  # both in plain metres, as far as anybody knows
@@ -273,16 +271,6 @@ def _truth(index: Index, image) -> Position | None:
         # Its name says no zone there is, or it lies in another part of the world, where the index's zone
         # does not reach.
         return None
-
-
-def _photo_of(file: str | Path) -> Photo:
-    """What a photograph of any suffix says of where it was taken, by its name, else by its EXIF.
-
-    Raises:
-        UserError: its name speaks of a UTM zone that does not exist.
-    """
-    photo = _from_name(Path(os.path.abspath(file)))
-    return photo if photo.metres is not None else Photo(photo.file, degrees=gps(photo.file))
 
 
 def _add_point(features: list[dict], place: Position | Match | Location, properties: dict) -> None:
