@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from . import _checks
 from ._autograd import ops, will_differentiate
@@ -30,6 +31,17 @@ _matmul_may_round_to_tf32._dynamo_marked_constant = True
 
 def _tf32(x: Tensor) -> bool:
     return x.dtype == torch.float32 and x.device.type == "cuda" and _matmul_may_round_to_tf32()
+
+
+def _refuse_tangents(operator: str, *tensors: Tensor | None) -> None:
+    """The kernels drop tangents, and forward mode would take that for a derivative of zero."""
+    if torch.compiler.is_compiling() or forward_ad._current_level < 0:
+        return
+    if any(t is not None and forward_ad.unpack_dual(t).tangent is not None for t in tensors):
+        raise NotImplementedError(
+            f"{operator}: forward-mode differentiation (torch.func.jvp, torch.autograd.forward_ad) is not "
+            f"implemented; use sfrs_ext.reference.{operator}"
+        )
 
 
 def _aggregate(
@@ -99,13 +111,15 @@ def netvlad(
 
     Returns:
         Descriptors in the dtype of ``x``; sums, softmax and norms are float32 at least.
-        Differentiable once in every tensor. Two runs give the same bits, on the CPU with
-        the same number of threads. On CUDA float32 products are exact, or rounded to TF32
-        where ``torch.backends.cuda.matmul`` allows it, and K + G may be 320 at most.
+        Differentiable once in every tensor, in reverse mode: by ``backward()`` or
+        ``torch.autograd.grad``. Two runs give the same bits, on the CPU with the same
+        number of threads. On CUDA float32 products are exact, or rounded to TF32 where
+        ``torch.backends.cuda.matmul`` allows it, and K + G may be 320 at most, 256 in float64.
 
     Raises:
         TypeError: a dtype does not fit, or not exactly one of ``weight`` and ``logits`` is given.
         ValueError: a shape or device does not fit. Both name the argument.
+        NotImplementedError: a tensor has a forward-mode tangent; ``sfrs_ext.reference`` takes it.
 
     Batch norm on the logits needs all of them before the first assignment; in training
     (``norm = BatchNorm1d(K + G)``, tokens ``x``)::
@@ -116,6 +130,7 @@ def netvlad(
     x = _autocast(x)
     tensors = (weight, logits, centroids, bias, mask)
     _checks.aggregation("netvlad", x, *tensors, ghost_clusters, tokens=True)
+    _refuse_tangents("netvlad", x, *tensors)
     vlad = _aggregate(x, *tensors, 1, ghost_clusters, normalize_input, intra_norm, l2_norm)
     return vlad.flatten(1) if flatten else vlad.squeeze(1)
 
@@ -148,6 +163,7 @@ def region_vlad(
     x = _autocast(x)
     tensors = (weight, logits, centroids, bias, mask)
     _checks.aggregation("region_vlad", x, *tensors, ghost_clusters, tokens=False)
+    _refuse_tangents("region_vlad", x, *tensors)
     return _aggregate(x, *tensors, 4, ghost_clusters, normalize_input, False, False)
 
 
@@ -175,6 +191,7 @@ def region_similarity(query: Tensor, quarters: Tensor) -> Tensor:
         widest = torch.promote_types(query.dtype, quarters.dtype)
         query, quarters = query.to(widest), quarters.to(widest)
     _checks.similarity("region_similarity", query, quarters)
+    _refuse_tangents("region_similarity", query, quarters)
     if query.dim() == 2:
         query = query.unflatten(1, quarters.shape[-2:])
     return ops.region_similarity(query, quarters, _tf32(query), will_differentiate(query, quarters))[0]

@@ -116,6 +116,45 @@ def test_second_derivatives_are_refused_not_wrong():
         grad.sum().backward()
 
 
+FEATURES, WEIGHT, QUARTERS = torch.ones(1, 4, 3, 3), torch.eye(2, 4), torch.ones(5, 4, 2, 4)
+FORWARD_MODE = {
+    "netvlad in x": (FEATURES, "netvlad", lambda f, x: f(x, WEIGHT)),
+    "netvlad in bias": (WEIGHT[:, 0], "netvlad", lambda f, bias: f(FEATURES, WEIGHT, bias=bias)),
+    "region_vlad in weight": (WEIGHT, "region_vlad", lambda f, weight: f(FEATURES, weight)),
+    "region_similarity in query": (WEIGHT[None], "region_similarity", lambda f, query: f(query, QUARTERS)),
+    "region_similarity in quarters": (QUARTERS, "region_similarity", lambda f, q: f(WEIGHT[None], q)),
+}
+
+
+@pytest.mark.parametrize("case", FORWARD_MODE)
+def test_forward_mode_is_refused_not_zero(case):
+    from torch.autograd import forward_ad
+
+    like, name, call = FORWARD_MODE[case]
+    primal, tangent = torch.randn_like(like), torch.randn_like(like)
+    refused = pytest.raises(NotImplementedError, match=f"{name}: forward-mode .*sfrs_ext.reference.{name}")
+
+    def operator(t):
+        return call(getattr(sfrs_ext, name), t)
+
+    with refused:
+        torch.func.jvp(operator, (primal,), (tangent,))
+    with refused:
+        torch.func.jacfwd(operator)(primal)
+    with forward_ad.dual_level(), refused:
+        operator(forward_ad.make_dual(primal, tangent))
+    _, derivative = torch.func.jvp(lambda t: call(getattr(reference, name), t), (primal,), (tangent,))
+    assert derivative.any()
+
+
+def test_operators_on_constants_may_stand_inside_forward_mode():
+    x = torch.randn(1, 4, 3, 3)
+    expected = sfrs_ext.netvlad(x, WEIGHT)
+    factor = torch.tensor(2.0)
+    value, tangent = torch.func.jvp(lambda t: t * sfrs_ext.netvlad(x, WEIGHT), (factor,), (factor,))
+    assert torch.equal(value, 2 * expected) and torch.equal(tangent, 2 * expected)
+
+
 @pytest.mark.parametrize("module", (sfrs_ext.nn.NetVLAD, sfrs_ext.nn.RegionNetVLAD))
 def test_modules_load_the_state_dict_of_the_reference_implementation(module):
     state = {"conv.weight": torch.randn(6, 16, 1, 1), "centroids": torch.randn(6, 16)}
