@@ -119,7 +119,7 @@ def test_second_derivatives_are_refused_not_wrong():
 FEATURES, WEIGHT, QUARTERS = torch.ones(1, 4, 3, 3), torch.eye(2, 4), torch.ones(5, 4, 2, 4)
 FORWARD_MODE = {
     "netvlad in x": (FEATURES, "netvlad", lambda f, x: f(x, WEIGHT)),
-    "netvlad in bias": (WEIGHT[:, 0], "netvlad", lambda f, bias: f(FEATURES, WEIGHT, bias=bias)),
+    "netvlad in bias": (WEIGHT[0, :2], "netvlad", lambda f, b: f(FEATURES, WEIGHT, bias=b, intra_norm=False)),
     "region_vlad in weight": (WEIGHT, "region_vlad", lambda f, weight: f(FEATURES, weight)),
     "region_similarity in query": (WEIGHT[None], "region_similarity", lambda f, query: f(query, QUARTERS)),
     "region_similarity in quarters": (QUARTERS, "region_similarity", lambda f, q: f(WEIGHT[None], q)),
