@@ -10,6 +10,7 @@ from browser import chromium
 from PIL import Image
 
 from sfrs.backbones import REGISTRY, build_backbone
+from sfrs.cli import app
 from sfrs.descriptor import DescriptorNetwork
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -27,6 +28,19 @@ def shared_places() -> Path:
         if folder.is_dir():
             return folder
     pytest.skip(f"no real photographs: neither {ROOT} nor the folder above it has shared/places")
+
+
+@pytest.fixture
+def run(capsys) -> Callable[..., tuple[int, str, str]]:
+    """Run ``sfrs`` with arguments; returns (exit code, standard output, standard error)."""
+
+    def call(*arguments) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as leaving:
+            app([str(argument) for argument in arguments])
+        captured = capsys.readouterr()
+        return leaving.value.code or 0, captured.out, " ".join(captured.err.split())
+
+    return call
 
 
 def picture(scene: int, height: int = 48, width: int = 64, noise: float = 0.0) -> Image.Image:

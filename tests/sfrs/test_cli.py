@@ -9,22 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from sfrs.cli import app
 from sfrs.descriptor import describe, load_network, save_network
 from sfrs.whitening import Whitening
-
-
-@pytest.fixture
-def run(capsys):
-    """Run ``sfrs`` with arguments; returns (exit code, standard output, standard error)."""
-
-    def call(*arguments) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as leaving:
-            app([str(argument) for argument in arguments])
-        captured = capsys.readouterr()
-        return leaving.value.code or 0, captured.out, " ".join(captured.err.split())
-
-    return call
 
 
 @pytest.fixture

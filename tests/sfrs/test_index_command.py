@@ -1,24 +1,17 @@
 """``sfrs index`` as a user runs it: what it prints, and how it refuses."""
 
+import functools
 import json
 
 import pytest
 
-from sfrs.cli import app
 from sfrs.descriptor import save_network
 
 
 @pytest.fixture
-def run(capsys):
+def run(run):
     """Run ``sfrs index`` with arguments; returns (exit code, standard output, standard error)."""
-
-    def call(*arguments) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as leaving:
-            app(["index", *(str(argument) for argument in arguments)])
-        captured = capsys.readouterr()
-        return leaving.value.code or 0, captured.out, " ".join(captured.err.split())
-
-    return call
+    return functools.partial(run, "index")
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """Photographs located by an index, through the function and through the command."""
 
+import functools
 import json
 import math
 from pathlib import Path
@@ -203,17 +204,10 @@ def test_what_cannot_be_located_is_told(index, tmp_path):
 
 
 @pytest.fixture
-def run(capsys, monkeypatch, index):
+def run(run, monkeypatch, index):
     """Run ``sfrs locate`` on the index in memory; returns (exit code, standard output, standard error)."""
     monkeypatch.setattr(index_module.Index, "open", classmethod(lambda cls, path, device="cpu": index))
-
-    def call(*arguments):
-        with pytest.raises(SystemExit) as leaving:
-            app(["locate", "--index", "city.index", *map(str, arguments)])
-        captured = capsys.readouterr()
-        return leaving.value.code or 0, captured.out, " ".join(captured.err.split())
-
-    return call
+    return functools.partial(run, "locate", "--index", "city.index")
 
 
 def test_the_command_prints_position_matches_and_errors(run, places):

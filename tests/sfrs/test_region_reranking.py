@@ -9,7 +9,6 @@ import torch
 from conftest import picture
 
 from sfrs import kept_quarters
-from sfrs.cli import app
 from sfrs.descriptor import describe, save_network
 from sfrs.errors import UserError
 from sfrs.evaluation import evaluate
@@ -181,24 +180,17 @@ def test_a_disk_that_is_too_small_is_told(tiny_network, place_folder, monkeypatc
         evaluate_reranked(tiny_network, load_places(place_folder))
 
 
-def run(capsys, *arguments):
-    with pytest.raises(SystemExit) as leaving:
-        app([str(argument) for argument in arguments])
-    captured = capsys.readouterr()
-    return leaving.value.code or 0, captured.out, " ".join(captured.err.split())
-
-
 @pytest.fixture
 def arguments(tmp_path, place_folder, tiny_network):
     save_network(tmp_path / "tiny.safetensors", tiny_network, {"image_size": [48, 64]})
     return ("evaluate", "--data", place_folder, "--weights", tmp_path / "tiny.safetensors")
 
 
-def test_evaluate_shows_recall_before_and_after(capsys, arguments, tmp_path):
-    code, out, err = run(capsys, *arguments, "--rerank", "regions", "--rerank-depth", 3)
+def test_evaluate_shows_recall_before_and_after(run, arguments, tmp_path):
+    code, out, err = run(*arguments, "--rerank", "regions", "--rerank-depth", 3)
     assert code == 0 and "searched" in out and "re-ranked" in out and "the first 3 by regions" in out
     assert "re-ranking" in err and "12 of 12" in err
-    code, out, _ = run(capsys, *arguments, "--rerank", "regions", "--json", "--out", tmp_path / "out")
+    code, out, _ = run(*arguments, "--rerank", "regions", "--json", "--out", tmp_path / "out")
     result = json.loads(out)
     assert code == 0 and result["rerank"]["by"] == "regions" and result["rerank"]["depth"] == 100
     assert set(result["rerank"]["recalls_before"]) == set(result["recalls"])
@@ -214,6 +206,6 @@ def test_evaluate_shows_recall_before_and_after(capsys, arguments, tmp_path):
         (("--rerank-depth", "7"), "--rerank-depth needs --rerank regions"),
     ],
 )
-def test_mistakes_are_told(capsys, arguments, more, message):
-    code, _, err = run(capsys, *arguments, *more)
+def test_mistakes_are_told(run, arguments, more, message):
+    code, _, err = run(*arguments, *more)
     assert code == 2 and message in err

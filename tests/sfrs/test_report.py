@@ -20,19 +20,6 @@ from sfrs.report.recorded import read_evaluation, read_predictions
 
 
 @pytest.fixture
-def run(capsys):
-    """Run ``sfrs``; returns (exit code, standard output, standard error)."""
-
-    def call(*arguments) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as leaving:
-            app([str(argument) for argument in arguments])
-        captured = capsys.readouterr()
-        return leaving.value.code or 0, captured.out, " ".join(captured.err.split())
-
-    return call
-
-
-@pytest.fixture
 def evaluation(tmp_path, tiny_network):
     """A folder of ``sfrs evaluate``: twelve queries of four conditions, three of them hopeless."""
     return evaluated(tmp_path, tiny_network)

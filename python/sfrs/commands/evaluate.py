@@ -65,14 +65,7 @@ def evaluate(
             show_default=False,
         ),
     ] = None,
-    skip_bad_images: Annotated[
-        bool,
-        typer.Option(
-            "--skip-bad-images",
-            help="Leave out images that cannot be read, and list them.",
-            rich_help_panel="Images",
-        ),
-    ] = False,
+    skip_bad_images: shared.SkipBadImages = False,
     recall_at: Annotated[
         str,
         typer.Option("--recall-at", metavar="N,N,...", help="Depths of recall.", rich_help_panel="Scoring"),

@@ -129,14 +129,7 @@ def index(
     image_size: shared.ImageSize = None,
     shorter_side: shared.ShorterSide = None,
     keep_size: shared.KeepSize = False,
-    skip_bad_images: Annotated[
-        bool,
-        typer.Option(
-            "--skip-bad-images",
-            help="Leave out images that cannot be read, and list them.",
-            rich_help_panel="Images",
-        ),
-    ] = False,
+    skip_bad_images: shared.SkipBadImages = False,
     batch_size: shared.BatchSize = 8,
     threads: shared.Threads = None,
     device: shared.Device = "auto",

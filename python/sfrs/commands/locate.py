@@ -56,14 +56,7 @@ def locate(
             show_default=False,
         ),
     ] = None,
-    skip_bad_images: Annotated[
-        bool,
-        typer.Option(
-            "--skip-bad-images",
-            help="Leave out images that cannot be read, and list them.",
-            rich_help_panel="Images",
-        ),
-    ] = False,
+    skip_bad_images: shared.SkipBadImages = False,
     threads: shared.Threads = None,
     device: shared.Device = "auto",
 ) -> None:

@@ -71,6 +71,14 @@ ShorterSide = Annotated[
 KeepSize = Annotated[
     bool, typer.Option("--keep-size", help="Leave every image at its own size.", rich_help_panel="Images")
 ]
+SkipBadImages = Annotated[
+    bool,
+    typer.Option(
+        "--skip-bad-images",
+        help="Leave out images that cannot be read, and list them.",
+        rich_help_panel="Images",
+    ),
+]
 BatchSize = Annotated[
     int,
     typer.Option("--batch-size", min=1, help="Images of equal size per batch.", rich_help_panel="Running"),
