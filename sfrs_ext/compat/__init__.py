@@ -25,7 +25,9 @@ def accelerate(model: nn.Module) -> Report:
     still holds, ``deepcopy`` and ``pickle`` work. Inputs that were not checked (extra arguments, other ranks,
     devices without kernels) go to the layer's own ``forward``. Call it before the model is wrapped
     (``torch.compile``, ``DistributedDataParallel``) and again after changing an option of a layer such as
-    ``normalize_input``. Gradients of gradients are not available from fused layers.
+    ``normalize_input``. From fused layers gradients come by ``backward()`` and ``torch.autograd.grad`` alone:
+    no gradients of gradients, no forward mode, no ``torch.func``. ``torch.jit`` does not
+    take them either. :func:`restore` undoes it all.
 
     Args:
         model: any module; NetVLAD may be it or in it at any depth.
@@ -42,7 +44,7 @@ def accelerate(model: nn.Module) -> Report:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"accelerate: model must be a torch.nn.Module, but is {type(model).__name__}")
-    replaced, left_alone = [], []
+    recipes, replaced, left_alone = [], [], []
     for paths, layer in _innermost(model):
         name = class_name(layer)
         found = _recipe_or_reason(layer)
@@ -50,8 +52,13 @@ def accelerate(model: nn.Module) -> Report:
             if is_named_so(layer) or isinstance(layer, Fused):
                 left_alone.append(LeftAlone(paths, name, found))
         else:
-            fuse(layer, found)
+            recipes.append((layer, found))
             replaced.append(Replaced(paths, name, found))
+    for (
+        layer,
+        recipe,
+    ) in recipes:  # when all are found, so that an error on the way leaves the model as it was
+        fuse(layer, recipe)
     return Report(tuple(replaced), tuple(left_alone))
 
 

@@ -1,6 +1,8 @@
 """Runs a copy of a layer beside its fused form: finds the recipe, or says why there is none."""
 
 import copy
+import dataclasses
+import functools
 import itertools
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -8,6 +10,7 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch import Tensor, nn
 
+from .memory import attributes, changed
 from .recipe import LAYOUTS, OUTPUTS, Recipe, aggregate
 from .structure import Reading, readings, scales
 
@@ -26,11 +29,28 @@ def find_recipe(layer: nn.Module) -> Recipe | str:
             twin = copy.deepcopy(layer)
         except Exception as error:  # whatever somebody else's layer holds
             return f"it cannot be copied for the check: {_first_line(error)}"
-        generator = torch.Generator().manual_seed(0)
-        twin = twin.to("cpu", torch.float64).eval()
-        randomise(twin, generator)
-        found = _search(twin, generator)
-        return found if isinstance(found, str) else _confirm(twin, found, generator) or found
+        try:
+            return _compare(twin)
+        except Exception as error:  # as above
+            return f"it cannot be run beside the fused form: {_first_line(error)}"
+
+
+def _compare(twin: nn.Module) -> Recipe | str:
+    generator = torch.Generator().manual_seed(0)
+    twin = twin.to("cpu", torch.float64).eval()
+    randomise(twin, generator)
+    before = attributes(twin)
+    found = _search(twin, generator)
+    if isinstance(found, str):
+        return found
+    if remembered := changed(before, twin):
+        return _remembers(remembered)
+    transposes = _takes_transposed(twin, found, generator)
+    return _confirm(twin, found, generator) or dataclasses.replace(found, takes_transposed=transposes)
+
+
+def _remembers(names: list[str]) -> str:
+    return f"its forward remembers something, which a fused layer would not: {', '.join(names)}"
 
 
 @contextmanager
@@ -153,17 +173,41 @@ def _confirm(twin: nn.Module, recipe: Recipe, generator: torch.Generator) -> str
     for training in (False, True):
         x = sample(recipe.layout, recipe.dim, generator, batch=2, size=(5, 6))
         mode = "training" if training else "evaluation"
+        remembered: list[str] = []
         try:
-            theirs = _run(twin, training, x, lambda layer, x: layer.forward(x))
+            theirs = _run(twin, training, x, functools.partial(_forward, remembered))
         except Exception as error:  # as above
             return f"it does not run in {mode}: {_first_line(error)}"
+        if remembered:
+            return _remembers(remembered)
         ours = _run(twin, training, x, lambda layer, x: aggregate(layer, recipe, x))
         # A gradient may be zero but for rounding, such as that of a bias before batch norm.
         least = 1e-3 * max(value.abs().max().item() for value in theirs.values())
         for name, value in theirs.items():
-            if not _difference(ours[name], value, least) <= TOLERANCE:
+            if name not in ours or not _difference(ours[name], value, least) <= TOLERANCE:
                 return f"in {mode} its {name} differs from the fused layer's"
     return None
+
+
+def _forward(remembered: list[str], layer: nn.Module, x: Tensor) -> Tensor:
+    """The layer's own forward; the attributes that it changed are added to ``remembered``."""
+    before = attributes(layer)
+    result = layer.forward(x)
+    remembered += changed(before, layer)
+    return result
+
+
+@torch.no_grad()
+def _takes_transposed(twin: nn.Module, recipe: Recipe, generator: torch.Generator) -> bool:
+    """Whether the layer also runs on its input with the channels at the other end."""
+    size = (7, 5) if recipe.dim not in (7, 5, 35) else (8, 6)
+    x = sample(recipe.layout, recipe.dim, generator, size=size)
+    x = x.transpose(1, 2) if x.dim() == 3 else x.movedim(1, -1)
+    try:
+        twin.forward(x)
+    except Exception:  # the usual case: it does not fit the weights, and what that raises is the layer's
+        return False
+    return True
 
 
 def _run(twin: nn.Module, training: bool, x: Tensor, function: Callable) -> dict[str, Tensor]:

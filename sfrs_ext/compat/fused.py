@@ -7,13 +7,14 @@ reference to it. Only ``__class__`` changes, as ``torch.nn.utils.parametrize`` d
 import copyreg
 import functools
 
+import torch
 from torch import Tensor, nn
 
 from .. import _cuda
 from .recipe import Recipe, aggregate
 
-MOST_COLUMNS_ON_CUDA = 320
-"""K + G of the CUDA kernels."""
+MOST_COLUMNS_ON_CUDA, MOST_COLUMNS_ON_CUDA_IN_FLOAT64 = 320, 256
+"""K + G of the CUDA kernels: kMaxLogits and kMaxLogits64 in csrc/cuda/aggregate_tiling.h."""
 
 
 class Fused:
@@ -29,7 +30,8 @@ class Fused:
 
     def __reduce_ex__(self, protocol):
         # This class is made at run time and cannot be found by its name; the layer's own class can.
-        function, arguments, *state = super().__reduce_ex__(protocol)
+        # Protocols 0 and 1 would name it nevertheless.
+        function, arguments, *state = super().__reduce_ex__(max(protocol, 2))
         if function is copyreg.__newobj__:
             function, arguments = _new, (original_class(self),)
         return function, arguments, *state
@@ -42,11 +44,11 @@ def _new(original: type) -> nn.Module:
 
 def can_take(recipe: Recipe, x: object) -> bool:
     """Whether the operator is known to do on this input what the layer does."""
-    if not isinstance(x, Tensor) or x.dim() != recipe.rank or not x.is_floating_point():
+    if not isinstance(x, Tensor) or not x.is_floating_point() or not recipe.fits(x.shape):
         return False
     if x.device.type == "cuda":
-        columns = recipe.clusters + recipe.ghost_clusters
-        return _cuda.missing is None and columns <= MOST_COLUMNS_ON_CUDA
+        most = MOST_COLUMNS_ON_CUDA_IN_FLOAT64 if x.dtype == torch.float64 else MOST_COLUMNS_ON_CUDA
+        return _cuda.missing is None and recipe.clusters + recipe.ghost_clusters <= most
     return x.device.type in ("cpu", "meta")
 
 

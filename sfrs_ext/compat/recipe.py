@@ -34,6 +34,7 @@ class Recipe:
         layout: a key of :data:`LAYOUTS`.
         output: one of :data:`OUTPUTS`.
         normalize_input, intra_norm, l2_norm: as in :func:`sfrs_ext.netvlad`.
+        takes_transposed: the layer also runs on inputs with the channels at the other end.
     """
 
     assignment: str
@@ -52,11 +53,19 @@ class Recipe:
     normalize_input: bool = True
     intra_norm: bool = True
     l2_norm: bool = True
+    takes_transposed: bool = False
 
     @property
     def rank(self) -> int:
         """Dimensions of the input."""
         return 4 if self.layout == "map" else 3
+
+    def fits(self, shape: torch.Size) -> bool:
+        """Whether an input of this shape has the layout, and surely so where the layer takes two."""
+        if len(shape) != self.rank:
+            return False
+        channels, other = (-1, 1) if self.layout == "tokens" else (1, -1)
+        return shape[channels] == self.dim and not (self.takes_transposed and shape[other] == self.dim)
 
     @property
     def kind(self) -> str:
@@ -141,6 +150,7 @@ def _assignment(layer: nn.Module, recipe: Recipe) -> tuple[Tensor, Tensor | None
     if recipe.scale is None:
         return weight, bias
     scale = getattr(layer, recipe.scale)
+    scale = scale.reshape(()) if isinstance(scale, Tensor) else scale
     scale = 1 / scale if recipe.scale_divides else scale
     return weight * scale, None if bias is None else bias * scale
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.parameter import is_lazy
 
 from .recipe import as_matrix
 
@@ -35,12 +36,16 @@ class Reading:
 
 
 def own_tensors(layer: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers of the layer itself that hold more than one real number."""
+    """Parameters and buffers of the layer itself that hold more than one real number and have a shape."""
     return {name: t for name, t in _named(layer) if t.numel() > 1 and t.is_floating_point()}
 
 
 def _named(layer: nn.Module) -> list[tuple[str, Tensor]]:
-    return [(name, t) for name, t in {**layer._parameters, **layer._buffers}.items() if t is not None]
+    return [(name, t) for name, t in {**layer._parameters, **layer._buffers}.items() if _has_shape(t)]
+
+
+def _has_shape(tensor: Tensor | None) -> bool:
+    return tensor is not None and not is_lazy(tensor)
 
 
 def scales(layer: nn.Module) -> list[str]:
@@ -59,7 +64,8 @@ def readings(layer: nn.Module) -> list[Reading]:
 def _assignments(layer: nn.Module) -> Iterator[tuple[dict, int, int]]:
     """What could hold assignment weights, with its K + G and D."""
     for name, child in layer.named_children():
-        if isinstance(child, nn.Linear) or (isinstance(child, (nn.Conv1d, nn.Conv2d)) and _is_linear(child)):
+        linear = isinstance(child, (nn.Linear, nn.Conv1d, nn.Conv2d)) and _has_shape(child.weight)
+        if linear and (isinstance(child, nn.Linear) or _is_linear(child)):
             bias = None if child.bias is None else f"{name}.bias"
             yield dict(assignment=name, bias=bias), *child.weight.shape[:2]
     for name, tensor in own_tensors(layer).items():
@@ -138,6 +144,11 @@ def obstacle(layer: nn.Module) -> str | None:
         return "its forward is overridden on the instance"
     if "parametrizations" in layer._modules:
         return "its own tensors are parametrised"
+    tensors = dict([*layer.named_parameters(), *layer.named_buffers()])
+    if lazy := [name for name, tensor in tensors.items() if is_lazy(tensor)]:
+        return f"its tensors have no shapes before the model has run once: {', '.join(lazy)}"
+    if any(tensor.is_meta for tensor in tensors.values()):
+        return "its tensors are on the device meta, without values; accelerate it when they have some"
     for name, child in layer.named_children():
         if any(getattr(child, kind) for kind in HOOKS):
             return f"{name} has hooks, which a fused layer would not call"

@@ -119,6 +119,31 @@ class TemperatureNetVLAD(ConvolutionNetVLAD):
         return vlad_of(x.flatten(2), assignment, self.centroids).transpose(1, 2)
 
 
+class LearntScaleNetVLAD(ConvolutionNetVLAD):
+    """The logits are multiplied by a parameter of one number, in the form that broadcasts over them."""
+
+    def __init__(self):
+        super().__init__(bias=True)
+        self.alpha = nn.Parameter(torch.full((1, 1, 1), 3.0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.normalize(x, dim=1)
+        assignment = (self.conv(x).flatten(2) * self.alpha).softmax(1)
+        return normalised(vlad_of(x.flatten(2), assignment, self.centroids))
+
+
+class TwoLayoutsNetVLAD(TokenNetVLAD):
+    """Takes ``[B, D, N]`` and ``[B, N, D]``; where N = D, it takes the one it prefers."""
+
+    def __init__(self, prefers_tokens: bool):
+        super().__init__()
+        self.prefers_tokens = prefers_tokens
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = x.shape[2] == D if self.prefers_tokens else x.shape[1] != D
+        return super().forward(x if tokens else x.transpose(1, 2))
+
+
 class RegionNetwork(nn.Module):
     """Describes in evaluation; in training compares nine regions of one image with those of the others."""
 
@@ -158,6 +183,8 @@ LAYERS = {
     "batch norm on a normalised map": (NormalisedBatchNormNetVLAD, {}, MAP),
     "without centroids": (GhostVLADWithoutCentroids, {}, MAP),
     "temperature": (TemperatureNetVLAD, {}, MAP),
+    "learnt scale": (LearntScaleNetVLAD, {}, MAP),
+    "two layouts": (TwoLayoutsNetVLAD, dict(prefers_tokens=True), TOKENS),
     "region network": (RegionNetwork, {}, IMAGES),
 }
 """Name -> class, its arguments, shape of an input."""

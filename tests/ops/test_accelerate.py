@@ -8,12 +8,18 @@ import torch
 from foreign_layers import (
     LAYERS,
     ConvolutionNetVLAD,
+    D,
+    K,
+    TwoLayoutsNetVLAD,
     build,
 )
 from torch import nn
 
 import sfrs_ext
+from sfrs_ext import compat
+from sfrs_ext.compat import fused
 from sfrs_ext.compat import recipe as recipes
+from sfrs_ext.compat.recipe import Recipe
 
 every_layer = pytest.mark.parametrize("name", LAYERS)
 
@@ -90,7 +96,8 @@ def test_copies_pickles_and_loaded_states_are_fused_too(name, fused_calls):
     model, x = build(name)
     sfrs_ext.accelerate(model)
     model.eval()
-    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+    pickles = [pickle.dumps(model, protocol) for protocol in range(pickle.HIGHEST_PROTOCOL + 1)]
+    for other in (copy.deepcopy(model), *map(pickle.loads, pickles)):
         other.load_state_dict(model.state_dict())
         fused_calls.clear()
         torch.testing.assert_close(other(x), model(x), rtol=0, atol=0)
@@ -153,6 +160,51 @@ def test_what_was_not_checked_goes_to_the_layers_own_forward(fused_calls):
     with pytest.raises(RuntimeError):
         model(x.unsqueeze(0))
     assert not fused_calls
+
+
+@pytest.mark.parametrize("prefers_tokens", (False, True))
+@pytest.mark.parametrize("shape", [(2, 24, D), (2, D, 24), (2, D, D)], ids=str)
+def test_a_layer_that_takes_two_layouts_takes_both_as_before(prefers_tokens, shape):
+    torch.manual_seed(0)
+    own, x = TwoLayoutsNetVLAD(prefers_tokens).eval(), torch.randn(shape)
+    model = copy.deepcopy(own)
+    assert sfrs_ext.accelerate(model).replaced
+    torch.testing.assert_close(model(x), own(x))
+
+
+@pytest.mark.parametrize("dtype", (torch.float64, torch.float32, torch.bfloat16), ids=str)
+def test_more_clusters_than_the_kernels_take_on_cuda_go_to_the_layers_own_forward(dtype, monkeypatch):
+    from torch._subclasses import FakeTensorMode
+
+    monkeypatch.setattr(fused._cuda, "missing", None)
+    most = 256 if dtype == torch.float64 else 320
+    with FakeTensorMode():
+        x = torch.empty(2, D, 4, 5, device="cuda", dtype=dtype)
+    for columns, taken in ((most, True), (most + 1, False)):
+        recipe = Recipe(
+            "conv", clusters=K, ghost_clusters=columns - K, dim=D, layout="map", output="[B, K*D]"
+        )
+        assert fused.can_take(recipe, x) == taken
+
+
+def test_an_error_on_the_way_leaves_the_model_as_it_was(monkeypatch):
+    model = nn.Sequential(ConvolutionNetVLAD(), ConvolutionNetVLAD())
+    find_recipe, layers = compat.find_recipe, list(model)
+
+    def interrupted(layer):
+        if layer is layers[1]:
+            raise KeyboardInterrupt
+        return find_recipe(layer)
+
+    monkeypatch.setattr(compat, "find_recipe", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        sfrs_ext.accelerate(model)
+    assert [type(layer) for layer in model] == [ConvolutionNetVLAD] * 2
+
+
+def test_lazy_layers_elsewhere_in_the_model_do_no_harm():
+    model = nn.Sequential(nn.LazyConv2d(D, 1), ConvolutionNetVLAD(), nn.LazyLinear(3))
+    assert [entry.paths for entry in sfrs_ext.accelerate(model).replaced] == [("1",)]
 
 
 def test_hooks_of_the_layer_are_called_by_its_users_only():

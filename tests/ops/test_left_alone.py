@@ -68,6 +68,51 @@ class ContextualVLAD(ConvolutionNetVLAD):
         self.reweighting = nn.Conv2d(10, 1, kernel_size=3)
 
 
+class RemembersItsAssignment(ConvolutionNetVLAD):
+    """For a picture of it, say."""
+
+    def __init__(self, in_training_only: bool = False):
+        super().__init__()
+        self.in_training_only, self.last = in_training_only, None
+
+    def forward(self, x):
+        if self.training or not self.in_training_only:
+            self.last = self.conv(F.normalize(x, dim=1)).flatten(2).softmax(1).detach()
+        return super().forward(x)
+
+
+class CachesOnce(ConvolutionNetVLAD):
+    def forward(self, x):
+        if not hasattr(self, "grid"):
+            self.grid = torch.ones(x.shape[-2:])
+        return super().forward(x)
+
+
+class KeepsHistory(ConvolutionNetVLAD):
+    def __init__(self):
+        super().__init__()
+        self.history = []
+
+    def forward(self, x):
+        self.history.append(x.shape)
+        return super().forward(x)
+
+
+class FillsABuffer(ConvolutionNetVLAD):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("mean", None)
+
+    def forward(self, x):
+        self.mean = x.detach().mean((0, 2, 3))
+        return super().forward(x)
+
+
+class RefusesFloat64(ConvolutionNetVLAD):
+    def _apply(self, function, recurse=True):
+        raise RuntimeError("stays in float32")
+
+
 class VLADHead(nn.Module):
     pass
 
@@ -81,6 +126,12 @@ def hooked() -> nn.Module:
 def overridden() -> nn.Module:
     layer = ConvolutionNetVLAD()
     layer.forward = layer.forward
+    return layer
+
+
+def lazy() -> nn.Module:
+    layer = ConvolutionNetVLAD()
+    layer.conv = nn.LazyConv2d(K, 1, bias=False)
     return layer
 
 
@@ -110,6 +161,14 @@ def copied_with_difficulty() -> nn.Module:
         (overridden, "forward is overridden on the instance"),
         (traced, "torch.jit"),
         (copied_with_difficulty, "cannot be copied"),
+        (RemembersItsAssignment, "its forward remembers something, .*: last$"),
+        (lambda: RemembersItsAssignment(in_training_only=True), "its forward remembers something, .*: last$"),
+        (CachesOnce, "its forward remembers something, .*: grid$"),
+        (KeepsHistory, "its forward remembers something, .*: history$"),
+        (FillsABuffer, "its mean differs"),
+        (RefusesFloat64, "cannot be run beside the fused form: RuntimeError: stays in float32"),
+        (lazy, "have no shapes before the model has run once: conv.weight"),
+        (lambda: ConvolutionNetVLAD().to("meta"), "on the device meta"),
         (lambda: sfrs_ext.nn.NetVLAD(K, 10), "a layer of sfrs_ext.nn"),
     ],
 )
