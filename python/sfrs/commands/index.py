@@ -18,15 +18,15 @@ EXAMPLES = """
 [b]Kinds[/b], with a million descriptors of 4,096 numbers on one core (docs/index.md): descriptors and codes
 on disk; memory; ms per query; queries whose place is found first.
 
-  exact    every row, float32            16.4 GB         0.3 GB  18,911 from disk  95.7 %
+  exact    every row, float32            16.4 GB         0.2 GB    938   95.7 %
 
-  float16  every row, float16             8.2 GB         0.2 GB   2,253            95.7 %
+  float16  every row, float16             8.2 GB         0.1 GB  1,658   95.7 %
 
-  pq       product-quantised codes        8.2 + 0.3 GB   0.4 GB      67            95.7 %
+  pq       product-quantised codes        8.2 + 0.3 GB   0.4 GB     60   95.7 %
 
-  ivf      pq in inverted lists           8.2 + 0.3 GB   0.4 GB      21            92.6 %
+  ivf      pq in inverted lists           8.2 + 0.3 GB   0.5 GB     28   92.6 %
 
-  disk     inverted lists on the disk     8.2 + 0.5 GB   0.1 GB      61            92.6 %
+  disk     inverted lists on the disk     8.2 + 0.5 GB   0.1 GB    111   92.6 %
 
 [b]Examples[/b]
 
