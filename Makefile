@@ -64,7 +64,7 @@ bench: build  ## measure the operators against their peers, write benchmarks/res
 	$(BIN)/python -m benchmarks.run
 	$(BIN)/python -m benchmarks.report
 
-report: build  ## the README's benchmark table from the recorded results
+report: build  ## the tables of README and docs from the recorded results
 	$(BIN)/python -m benchmarks.report
 
 clean:

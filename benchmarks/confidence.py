@@ -1,10 +1,10 @@
-"""``python -m benchmarks.confidence [--study runs/study] [--places DIR] [--table]``: is the confidence of
+"""``python -m benchmarks.confidence [--study runs/study] [--places DIR]``: is the confidence of
 ``sfrs locate`` the share of right answers?
 
 The temperatures of :mod:`sfrs.location` are chosen on the validation quarters of the cities of ``sfrs
 study``; test quarters and photographs are only reported. Figures go to benchmarks/results/confidence.json,
-piece by piece: an interrupted run goes on where it stopped. ``--table`` only writes the recorded figures into
-docs/locate.md.
+piece by piece: an interrupted run goes on where it stopped. `make report` puts what is recorded
+into docs/locate.md.
 """
 
 import argparse
@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from benchmarks.pages import show
 from benchmarks.reranking import BEST, NETWORKS, ROOT, SEEDS
-from benchmarks.reranking_tables import replace_between
 from benchmarks.run import machine
 from sfrs.descriptor import load_network
 from sfrs.images import Size
@@ -132,11 +132,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.confidence", description=__doc__)
     parser.add_argument("--study", type=Path, default=ROOT / "runs/study")
     parser.add_argument("--places", type=Path, default=ROOT.parent / "shared/places")
-    parser.add_argument("--table", action="store_true")
     arguments = parser.parse_args()
-    if not arguments.table:
-        record(arguments.study, arguments.places)
-    replace_between(PAGE, "confidence", tables(json.loads(RESULTS.read_text())))
+    record(arguments.study, arguments.places)
+    show(PAGE, "confidence", tables(json.loads(RESULTS.read_text())))
 
 
 def record(study: Path, photographs: Path) -> None:

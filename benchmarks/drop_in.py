@@ -4,8 +4,7 @@ Both take turns in one process: one process with the default malloc, one with on
 is kinder to layers that write their residuals out. Counted is the CPU time of one thread, in which a machine
 that is busy with other work is as fast for long calls as for short ones. A layer that is not replaced, or
 whose result or gradients err against float64, is not timed, and the command fails. Writes
-benchmarks/results/drop-in.json and the table in docs/drop-in.md; with ``--check`` it only says whether that
-table shows the recorded results.
+benchmarks/results/drop-in.json and the table in docs/drop-in.md.
 """
 
 import argparse
@@ -22,13 +21,14 @@ import torch
 from torch import Tensor, nn
 
 import sfrs_ext
+from sfrs.results import write_json
 
 from .foreign_layers import CASES, Case
+from .pages import show
 from .run import MALLOC, RESULTS, machine
 
 ROOT = Path(__file__).resolve().parents[1]
 RECORDED = RESULTS / "drop-in.json"
-BEGIN, END = "<!-- drop-in: begin -->", "<!-- drop-in: end -->"
 THREADS = 1
 ROUNDS, FEWEST, MOST_SECONDS = 11, 3, 6.0
 TOLERANCE = 1e-4
@@ -143,34 +143,17 @@ def table(recorded: dict) -> str:
     return "\n".join(lines)
 
 
-def write(path: Path, text: str) -> None:
-    partial = path.with_suffix(".partial")
-    partial.write_text(text)
-    os.replace(partial, path)
-
-
-def with_table(page: str, recorded: dict) -> str:
-    head, rest = page.split(BEGIN)
-    return f"{head}{BEGIN}\n{table(recorded)}\n{END}{rest.split(END)[1]}"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.drop_in", description=__doc__)
-    parser.add_argument("--check", action="store_true")
     parser.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    page = ROOT / "docs/drop-in.md"
     if arguments.measure:
         torch.set_num_threads(THREADS)
         print(json.dumps([measure(case) for case in CASES]))
         return
-    if arguments.check:
-        if with_table(page.read_text(), json.loads(RECORDED.read_text())) != page.read_text():
-            raise SystemExit(f"{page} does not show {RECORDED}")
-        return
     recorded = record()
-    write(RECORDED, json.dumps(recorded, indent=1) + "\n")
-    write(page, with_table(page.read_text(), recorded))
+    write_json(RECORDED, recorded)
+    show(ROOT / "docs/drop-in.md", "drop-in", table(recorded))
     print(table(recorded))
 
 

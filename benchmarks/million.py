@@ -37,6 +37,7 @@ from sfrs.index.settings import new_settings
 from sfrs.index.store import Store
 from sfrs.results import write_json
 
+from .pages import show
 from .run import RESULTS, machine
 
 EXPONENT, MEAN_SHARE = 0.87, 0.25
@@ -46,7 +47,6 @@ QUERIES, SINGLE, BATCH = 256, 24, 64
 MOST_SECONDS = 60.0
 """Of single queries, of which three are asked at least."""
 PLACE_METRES = 10.0
-BEGIN, END = "<!-- million: begin -->", "<!-- million: end -->"
 
 
 class Photographs:
@@ -225,15 +225,6 @@ def table(recorded: dict) -> str:
     return "\n".join(lines)
 
 
-def write_table(recorded: dict) -> None:
-    """Put the table into docs/index.md."""
-    page = RESULTS.parents[1] / "docs/index.md"
-    head, rest = page.read_text("utf-8").split(BEGIN)
-    partial = page.with_suffix(".partial")
-    partial.write_text(f"{head}{BEGIN}\n{table(recorded)}\n{END}{rest.split(END)[1]}", "utf-8")
-    os.replace(partial, page)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.million", description=__doc__)
     parser.add_argument("--images", type=int, default=1_000_000, help="a multiple of 8")
@@ -243,11 +234,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--out", type=Path, help="JSON file for the results")
     parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("--table", action="store_true", help="only write docs/index.md from the results")
     options = parser.parse_args()
-    if options.table:
-        write_table(json.loads((options.out or RESULTS / "million.json").read_text()))
-        return
     if options.measure:
         measure(options.measure)
         return
@@ -262,9 +249,11 @@ def main() -> None:
         results = bench(options.folder, options.images, options.dim, options.kind or list(KINDS))
     finally:
         shutil.rmtree(options.folder)
-    out = options.out or RESULTS / "million.json"
     about["load_after"] = os.getloadavg()[0]
-    write_json(out, {"machine": about, "images": options.images, "dim": options.dim, "results": results})
+    recorded = {"machine": about, "images": options.images, "dim": options.dim, "results": results}
+    write_json(options.out or RESULTS / "million.json", recorded)
+    if options.out is None:
+        show(RESULTS.parents[1] / "docs/index.md", "million", table(recorded))
 
 
 if __name__ == "__main__":

@@ -1,17 +1,16 @@
-"""``python -m benchmarks.report [--check]``: the README's benchmark table from benchmarks/results/cpu.json.
+"""``python -m benchmarks.report [--check]``: the tables of README and docs from benchmarks/results.
 
-With ``--check`` nothing is written; the command fails if the README does not show the recorded results.
+With ``--check`` nothing is written; the command fails if a page does not show the recorded results.
 """
 
 import argparse
 import json
-import os
 from pathlib import Path
 
 from .cases import OURS
+from .pages import show
 
 ROOT = Path(__file__).resolve().parents[1]
-BEGIN, END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
 
 
 def table(recorded: dict) -> str:
@@ -45,22 +44,20 @@ def table(recorded: dict) -> str:
 
 
 def main() -> None:
+    from . import confidence, drop_in, million, reranking_tables
+
     parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__)
     parser.add_argument("--check", action="store_true")
     check = parser.parse_args().check
-    recorded = json.loads((ROOT / "benchmarks/results/cpu.json").read_text())
-    readme = ROOT / "README.md"
-    text = readme.read_text()
-    if BEGIN not in text or END not in text:
-        raise SystemExit(f"README.md lacks the lines {BEGIN} and {END}")
-    head, rest = text.split(BEGIN)
-    expected = f"{head}{BEGIN}\n{table(recorded)}\n{END}{rest.split(END)[1]}"
-    if check and expected != text:
-        raise SystemExit("README.md does not show benchmarks/results/cpu.json; run `make report`")
-    if not check:
-        partial = readme.with_suffix(".partial")
-        partial.write_text(expected)
-        os.replace(partial, readme)
+    for page, mark, results, text in (
+        ("README.md", "benchmarks", "cpu", table),
+        ("docs/drop-in.md", "drop-in", "drop-in", drop_in.table),
+        ("docs/index.md", "million", "million", million.table),
+        ("docs/locate.md", "confidence", "confidence", confidence.tables),
+        ("docs/reranking.md", "reranking", "reranking", reranking_tables.tables),
+    ):
+        recorded = json.loads((ROOT / f"benchmarks/results/{results}.json").read_text("utf-8"))
+        show(ROOT / page, mark, text(recorded), check=check)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""``python -m benchmarks.reranking [--study runs/study] [--places DIR] [--table]``: does re-ranking help?
+"""``python -m benchmarks.reranking [--study runs/study] [--places DIR]``: does re-ranking help?
 
 Networks and cities are those of ``sfrs study``. The validation quarters are what a score is chosen on; test
 quarters and photographs are only reported. Figures go to benchmarks/results/reranking.json, piece by piece:
-an interrupted run goes on where it stopped. ``--table`` only writes the recorded figures into
+an interrupted run goes on where it stopped. `make report` puts what is recorded into
 docs/reranking.md.
 """
 
@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.reranking_tables import replace_between, tables
+from benchmarks.pages import show
+from benchmarks.reranking_tables import tables
 from benchmarks.run import machine
 from sfrs.descriptor import DescriptorNetwork, describe, load_network
 from sfrs.images import Size
@@ -152,22 +153,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.reranking", description=__doc__)
     parser.add_argument("--study", type=Path, default=ROOT / "runs/study")
     parser.add_argument("--places", type=Path, default=ROOT.parent / "shared/places")
-    parser.add_argument("--table", action="store_true")
     arguments = parser.parse_args()
-    if not arguments.table:
-        torch.set_num_threads(1)
-        partial = RESULTS.with_name("reranking.unfinished.json")
-        done = json.loads(partial.read_text()) if partial.exists() else {}
-        with progress_tasks() as tasks:
-            for name, run in pieces(arguments.study, arguments.places, tasks).items():
-                if name not in done:
-                    messages.print(name)
-                    done[name] = run()
-                    write_json(partial, done)
-        about = machine(1) | {"command": "python -m benchmarks.reranking"}
-        write_json(RESULTS, {"machine": about, "score": DEFAULT_SCORE, "pieces": done})
-        partial.unlink()
-    replace_between(ROOT / "docs/reranking.md", "reranking", tables(json.loads(RESULTS.read_text())))
+    torch.set_num_threads(1)
+    partial = RESULTS.with_name("reranking.unfinished.json")
+    done = json.loads(partial.read_text()) if partial.exists() else {}
+    with progress_tasks() as tasks:
+        for name, run in pieces(arguments.study, arguments.places, tasks).items():
+            if name not in done:
+                messages.print(name)
+                done[name] = run()
+                write_json(partial, done)
+    about = machine(1) | {"command": "python -m benchmarks.reranking"}
+    write_json(RESULTS, {"machine": about, "score": DEFAULT_SCORE, "pieces": done})
+    partial.unlink()
+    show(ROOT / "docs/reranking.md", "reranking", tables(json.loads(RESULTS.read_text())))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,5 @@
 """Tables of docs/reranking.md from benchmarks/results/reranking.json."""
 
-import os
-from pathlib import Path
-
 from scipy.stats import binomtest
 
 from sfrs.region_reranking import SCORES
@@ -92,14 +89,3 @@ def tables(recorded: dict) -> str:
             + ".",
         ]
     )
-
-
-def replace_between(page: Path, mark: str, text: str) -> None:
-    """Put ``text`` between the comments ``MARK: begin`` and ``MARK: end`` of a Markdown page."""
-    begin, end = f"<!-- {mark}: begin -->", f"<!-- {mark}: end -->"
-    old = page.read_text(encoding="utf-8")
-    if begin not in old or end not in old:
-        raise SystemExit(f"{page} lacks the lines {begin} and {end}")
-    partial = page.with_suffix(".partial")
-    partial.write_text(f"{old.split(begin)[0]}{begin}\n{text}\n{end}{old.split(end)[1]}", encoding="utf-8")
-    os.replace(partial, page)

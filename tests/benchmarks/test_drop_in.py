@@ -12,6 +12,7 @@ from torch import nn
 import sfrs_ext
 from benchmarks import drop_in
 from benchmarks.foreign_layers import CASES, Case, LoopNetVLAD
+from benchmarks.pages import with_text
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -46,7 +47,7 @@ def test_a_layer_that_is_not_replaced_is_not_timed():
 
 def test_the_guide_shows_the_recorded_figures():
     page = (ROOT / "docs/drop-in.md").read_text()
-    assert drop_in.with_table(page, json.loads(drop_in.RECORDED.read_text())) == page
+    assert with_text(page, "drop-in", drop_in.table(json.loads(drop_in.RECORDED.read_text()))) == page
 
 
 def test_the_seed_of_inputs_is_fixed():

@@ -2,7 +2,8 @@
 
 import pytest
 
-from benchmarks.reranking_tables import gains_table, pooled, replace_between, scores_table
+from benchmarks.pages import show
+from benchmarks.reranking_tables import gains_table, pooled, scores_table
 from sfrs.region_reranking import SCORES
 
 
@@ -44,7 +45,10 @@ def test_tables_show_gains_by_network_and_recall_before_and_after():
 def test_only_what_stands_between_the_marks_is_replaced(tmp_path):
     page = tmp_path / "page.md"
     page.write_text("before\n<!-- x: begin -->\nold\n<!-- x: end -->\nafter\n")
-    replace_between(page, "x", "new")
+    show(page, "x", "new")
     assert page.read_text() == "before\n<!-- x: begin -->\nnew\n<!-- x: end -->\nafter\n"
+    show(page, "x", "new", check=True)
+    with pytest.raises(SystemExit, match="does not show"):
+        show(page, "x", "newer", check=True)
     with pytest.raises(SystemExit, match="lacks the lines"):
-        replace_between(page, "y", "new")
+        show(page, "y", "new")
