@@ -38,8 +38,9 @@ from sfrs.progress import Silent, TrainingProgress
 from sfrs.recall import RECALL_AT
 from sfrs.run_directory import GenerationResult, RunDirectory, RunResult, fingerprint
 from sfrs.search import search
-from sfrs.training import Generation, StepReport, train_epoch
+from sfrs.training import StepReport, train_epoch
 from sfrs.trunk_cache import describe_trunk
+from sfrs.tuple_losses import Generation
 
 
 def train(

@@ -13,8 +13,8 @@ from sfrs.errors import UserError
 from sfrs.jitter import ColorJitter
 from sfrs.places import Places
 from sfrs.progress import Silent, TrainingProgress
-from sfrs.training import TrainingImages
 from sfrs.trunk_cache import FreshTrunk, TrunkCache, TrunkSource
+from sfrs.tuple_losses import TrainingImages
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,9 @@ from sfrs.losses import sare_ind, soft_loss
 from sfrs.mining import Miner, Neighbourhood, Tuples
 from sfrs.preparation import build_network, build_trunks, init_clusters
 from sfrs.progress import Silent
-from sfrs.training import DivergedError, Generation, TrainingImages, learning_rate, train_epoch, tuple_losses
+from sfrs.training import learning_rate, train_epoch
 from sfrs.trunk_cache import FreshTrunk, TrunkCache, describe_trunk
+from sfrs.tuple_losses import DivergedError, Generation, TrainingImages, tuple_losses
 
 
 @pytest.fixture(scope="module")
