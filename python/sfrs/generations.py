@@ -22,7 +22,8 @@ from sfrs.descriptor import DescriptorNetwork, load_network, save_network
 from sfrs.errors import UserError
 from sfrs.evaluation import check_answerable, score
 from sfrs.jitter import ColorJitter
-from sfrs.mining import Miner, Neighbourhood
+from sfrs.mining import Miner
+from sfrs.neighbourhood import Neighbourhood
 from sfrs.places import Places
 from sfrs.plots import recall_curves
 from sfrs.preparation import (

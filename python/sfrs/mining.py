@@ -14,7 +14,8 @@ from torch import Tensor
 
 from sfrs.config import TrainConfig
 from sfrs.errors import UserError
-from sfrs.places import ImageSet, Places, Ragged, within
+from sfrs.neighbourhood import Neighbourhood
+from sfrs.places import Ragged
 from sfrs.reranking import TILE_BYTES, promoted, reranked_distances
 
 DIFFICULT = ("none", "promoted", "ranks")
@@ -41,29 +42,6 @@ class Tuples:
 
     def __getitem__(self, part: slice) -> "Tuples":
         return Tuples(self.queries[part], self.positives[part], self.negatives[part], self.difficult[part])
-
-
-@dataclass(frozen=True)
-class Neighbourhood:
-    """Which database images may stand where in a query's tuple.
-
-    Attributes:
-        positives: for each query the database images that show its place.
-        excluded: for each query the database images that may not be its negatives.
-        database: number of database images.
-    """
-
-    positives: Ragged
-    excluded: Ragged
-    database: int
-
-    @classmethod
-    def of_places(cls, places: Places, config: TrainConfig) -> "Neighbourhood":
-        """Positives: within ``positive_radius``, another place id. Excluded: within ``negative_radius``."""
-        queries, database = places.queries, places.database
-        near = within(queries.positions, database.positions, config.positive_radius)
-        excluded = within(queries.positions, database.positions, config.negative_radius)
-        return cls(without_same_place(near, queries, database), excluded, len(database))
 
 
 class Miner:
@@ -222,14 +200,6 @@ def hardest_negatives(
         candidates.scatter_(1, torch.where(known, previous, drawn[:, : previous.shape[1]]), True)
         candidates &= allowed
     return similarity.masked_fill(~candidates, -torch.inf).topk(count, dim=1).indices
-
-
-def without_same_place(lists: Ragged, queries: ImageSet, database: ImageSet) -> Ragged:
-    """``lists`` of database images per query without those of the query's own panorama (place id)."""
-    owner = lists.rows()
-    keep = queries.place_ids[owner] != database.place_ids[lists.values]
-    counts = np.bincount(owner[keep], minlength=len(lists))
-    return Ragged(lists.values[keep], np.concatenate(([0], np.cumsum(counts))))
 
 
 def _nearest(similarity: Tensor, listed: Tensor, count: int) -> Tensor:

@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 import torch
-from tiny_training import tiny_config, tiny_places
 
 from sfrs.config import TrainConfig
 from sfrs.errors import UserError
-from sfrs.mining import Miner, Neighbourhood, hardest_negatives, without_same_place
-from sfrs.places import ImageSet, Ragged
+from sfrs.mining import Miner, hardest_negatives
+from sfrs.neighbourhood import Neighbourhood
+from sfrs.places import Ragged
 
 QUERIES, DATABASE, DIM = 12, 90, 16
 
@@ -152,20 +152,6 @@ def test_the_same_seed_draws_the_same_and_another_seed_does_not():
     assert not torch.equal(orders[0], orders[2])
     assert sorted(orders[0].tolist()) == a.queries.tolist()
     assert len(a.draw_queries(5)) == 5
-
-
-def test_images_of_the_querys_own_panorama_are_no_positives():
-    queries = ImageSet(("q", "r"), np.zeros((2, 2)), np.array([7, 8]))
-    database = ImageSet(("a", "b", "c"), np.zeros((3, 2)), np.array([7, 8, 9]))
-    lists = without_same_place(Ragged.from_lists([[0, 1, 2], [0, 1, 2]]), queries, database)
-    assert [lists[i].tolist() for i in range(2)] == [[1, 2], [0, 2]]
-
-
-def test_radii_decide_who_is_positive_and_who_may_be_negative(tmp_path):
-    places = tiny_places(tmp_path, "train", spots=4, seed=0)
-    near = Neighbourhood.of_places(places, tiny_config(positive_radius=10, negative_radius=45))
-    assert [near.positives[i].tolist() for i in range(2)] == [[0, 1, 2], [3, 4, 5]]
-    assert set(near.excluded[0].tolist()) == set(range(6))
 
 
 def test_what_cannot_be_mined_is_refused_with_the_reason():

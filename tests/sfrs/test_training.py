@@ -13,7 +13,8 @@ from sfrs.errors import UserError
 from sfrs.generations import train
 from sfrs.jitter import ColorJitter
 from sfrs.losses import sare_ind, soft_loss
-from sfrs.mining import Miner, Neighbourhood, Tuples
+from sfrs.mining import Miner, Tuples
+from sfrs.neighbourhood import Neighbourhood
 from sfrs.preparation import build_network, build_trunks, init_clusters
 from sfrs.progress import Silent
 from sfrs.training import learning_rate, train_epoch
