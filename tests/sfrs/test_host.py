@@ -1,0 +1,24 @@
+import json
+import os
+
+import torch
+
+import sfrs_ext
+from sfrs.host import host_facts, resident_bytes
+
+
+def test_facts_are_json_and_name_versions_and_threads():
+    facts = json.loads(json.dumps(host_facts()))
+    assert facts["versions"]["torch"] == torch.__version__
+    assert facts["versions"]["sfrs_ext"] == sfrs_ext.__version__
+    assert facts["threads"] == torch.get_num_threads()
+    assert facts["cores"] <= os.cpu_count()
+    assert len(facts["gpus"]) == torch.cuda.device_count()
+    assert facts["cpu"]
+
+
+def test_resident_memory_sees_what_is_allocated():
+    before = resident_bytes()
+    block = torch.ones(64 * 2**20, dtype=torch.uint8)
+    assert resident_bytes() - before > 0.9 * block.numel()
+    assert resident_bytes() < host_facts()["memory_bytes"]
