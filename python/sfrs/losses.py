@@ -3,7 +3,8 @@
 Everything a loss needs is one tensor ``S[T, G, 9]``: the dot products between the descriptor of each of T
 queries and the nine regions of its G gallery images (region 0 is the whole image). Descriptors have unit
 length, so the squared Euclidean distance is ``2 - 2 S``. All losses are means over the T tuples of a step,
-so T may be any number; all are computed in float32 at least, whatever the similarities come in.
+so T may be any number, or with ``reduce=False`` one number per tuple, ``[T]``; all are computed in float32 at
+least, whatever the similarities come in.
 
 Sources: NetVLAD (CVPR 2016, eq. 7), SARE (ICCV 2019, eq. 11 and 14), SFRS (ECCV 2020, eq. 5 to 8).
 """
@@ -15,47 +16,61 @@ from torch import Tensor
 HARD_LOSSES = ("triplet", "sare-joint", "sare-ind")
 
 
-def triplet(positive: Tensor, negatives: Tensor, margin: float = 0.1) -> Tensor:
+def triplet(positive: Tensor, negatives: Tensor, margin: float = 0.1, *, reduce: bool = True) -> Tensor:
     """Triplet loss on squared distances, ``mean max(0, |q - p|^2 - |q - n|^2 + margin)`` (NetVLAD, eq. 7).
 
     Args:
         positive: similarity of each query to its positive, ``[T]``.
         negatives: similarities of each query to its negatives, ``[T, N]``.
         margin: in units of squared distance between unit vectors.
+        reduce: False: do not take the mean over tuples.
 
     Returns:
-        Scalar; the mean over tuples and negatives.
+        Scalar, the mean over tuples and negatives; or ``[T]``.
     """
     positive, negatives = _checked(positive, negatives)
-    return (margin + 2 * negatives - 2 * positive[:, None]).clamp_min(0).mean()
+    per_tuple = (margin + 2 * negatives - 2 * positive[:, None]).clamp_min(0).mean(dim=1)
+    return per_tuple.mean() if reduce else per_tuple
 
 
-def sare_joint(positive: Tensor, negatives: Tensor, temperature: float = 0.07) -> Tensor:
+def sare_joint(
+    positive: Tensor, negatives: Tensor, temperature: float = 0.07, *, reduce: bool = True
+) -> Tensor:
     """``-log softmax`` of the positive among all negatives of its tuple (SARE-joint). Shapes: `triplet`."""
     positive, negatives = _checked(positive, negatives)
     logits = torch.cat((positive[:, None], negatives), dim=1) / temperature  # [T, 1 + N]
-    return -F.log_softmax(logits, dim=1)[:, 0].mean()
+    per_tuple = -F.log_softmax(logits, dim=1)[:, 0]
+    return per_tuple.mean() if reduce else per_tuple
 
 
-def sare_ind(positive: Tensor, negatives: Tensor, temperature: float = 0.07) -> Tensor:
+def sare_ind(
+    positive: Tensor, negatives: Tensor, temperature: float = 0.07, *, reduce: bool = True
+) -> Tensor:
     """``-log softmax`` of the positive against each negative alone, then the mean (SARE, independent form).
 
     A softmax of two is a sigmoid: ``-log softmax([p, n])[0] = softplus(n - p)``. Shapes: `triplet`.
     """
     positive, negatives = _checked(positive, negatives)
-    return F.softplus((negatives - positive[:, None]) / temperature).mean()
+    per_tuple = F.softplus((negatives - positive[:, None]) / temperature).mean(dim=1)
+    return per_tuple.mean() if reduce else per_tuple
 
 
 def hard_loss(
-    kind: str, positive: Tensor, negatives: Tensor, *, temperature: float = 0.07, margin: float = 0.1
+    kind: str,
+    positive: Tensor,
+    negatives: Tensor,
+    *,
+    temperature: float = 0.07,
+    margin: float = 0.1,
+    reduce: bool = True,
 ) -> Tensor:
     """The hard loss named ``kind`` (one of `HARD_LOSSES`); see the functions of those names."""
     if kind == "triplet":
-        return triplet(positive, negatives, margin)
+        return triplet(positive, negatives, margin, reduce=reduce)
     if kind == "sare-joint":
-        return sare_joint(positive, negatives, temperature)
+        return sare_joint(positive, negatives, temperature, reduce=reduce)
     if kind == "sare-ind":
-        return sare_ind(positive, negatives, temperature)
+        return sare_ind(positive, negatives, temperature, reduce=reduce)
     raise ValueError(f"hard_loss: kind is {kind!r}, expected one of {', '.join(HARD_LOSSES)}")
 
 
@@ -87,6 +102,7 @@ def soft_loss(
     valid: Tensor | None = None,
     image_level: bool = False,
     negatives: Tensor | None = None,
+    reduce: bool = True,
 ) -> Tensor:
     """Cross entropy of the student's region similarities against the teacher's (SFRS, eq. 5 and 6).
 
@@ -105,9 +121,11 @@ def soft_loss(
         negatives: ``[T, N, 9]``, the student's similarities to the tuple's negatives. If given, they join the
             denominator of the student's softmax but never the labels, so that the student is also told that
             all negatives are worse than the positives. This is not part of the paper.
+        reduce: False: do not take the mean over tuples.
 
     Returns:
-        Scalar: the mean over tuples of the sum over regions; 0 if no tuple has a valid positive.
+        Scalar: the mean over tuples of the sum over regions; 0 if no tuple has a valid positive. Or ``[T]``,
+        0 for a tuple without a valid positive.
     """
     if student.shape != teacher.shape or student.dim() != 3:
         raise ValueError(
@@ -131,7 +149,8 @@ def soft_loss(
     log_probability = F.log_softmax(logits, dim=1)[:, : use.shape[1]]
     # A masked logit is -inf, and 0 * -inf would be NaN.
     per_tuple = -(labels * log_probability.masked_fill(~use, 0)).sum(dim=1)
-    return per_tuple.masked_fill(~labelled, 0).sum() / labelled.sum().clamp_min(1)
+    per_tuple = per_tuple.masked_fill(~labelled, 0)
+    return per_tuple.sum() / labelled.sum().clamp_min(1) if reduce else per_tuple
 
 
 def _masked_logits(similarities: Tensor, use: Tensor, temperature: float) -> Tensor:
