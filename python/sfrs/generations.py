@@ -124,7 +124,7 @@ class _Run:
         self.device = run_device(config)
         self.initial = initial.to(self.device).eval()
         self.neighbourhood = Neighbourhood.of_places(places_train, config)
-        self.jitter = ColorJitter(*config.jitter) if config.jitter else None
+        self.jitter = ColorJitter(*config.jitter, seed=config.seed) if config.jitter else None
         self.generation = self._open(1)
         self.epoch = 0  # epochs of this generation that are done
         self.best: GenerationResult | None = None  # of this generation
@@ -185,8 +185,6 @@ class _Run:
         teacher = None
         if number > 1:
             teacher = load_network(self.directory.best(number - 1)).to(self.device).requires_grad_(False)
-        if self.jitter is not None:
-            self.jitter.generator.manual_seed(seed)
         optimizer = torch.optim.SGD(
             student.trained_parameters(),
             lr=config.learning_rate,
@@ -252,8 +250,6 @@ class _Run:
         }
         if generation.teacher is not None:
             tensors |= with_prefix("teacher", _trained(generation.teacher))
-        if self.jitter is not None:
-            tensors["random.jitter"] = self.jitter.generator.get_state()
         facts = {
             "generation": generation.number,
             "epoch": self.epoch,
@@ -278,8 +274,6 @@ class _Run:
         load_momentum(self.generation.optimizer, of_prefix("momentum", tensors))
         self.generation.miner.load_state(of_prefix("miner", tensors))
         torch.set_rng_state(tensors["random.torch"])
-        if self.jitter is not None:
-            self.jitter.generator.set_state(tensors["random.jitter"])
         self.directory.cut_metrics(facts["metrics_size"])
 
 

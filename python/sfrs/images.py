@@ -1,4 +1,4 @@
-"""Images from files to normalised tensors: decode, resize, jitter, normalise."""
+"""Images from files to normalised tensors: decode, resize, normalise."""
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -11,7 +11,6 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from sfrs.errors import UserError
-from sfrs.jitter import ColorJitter
 
 Size = tuple[int, int] | int | None
 """(height, width), the length of the shorter side, or None to keep each image's own size; in pixels."""
@@ -75,7 +74,6 @@ class ImageFiles(torch.utils.data.Dataset):
         files: paths.
         size: see :data:`Size`.
         mean, std: per channel, for pixels in 0..1: ``(x - mean) / std``.
-        jitter: applied to the pixels in 0..1 before they are normalised.
     """
 
     def __init__(
@@ -84,22 +82,17 @@ class ImageFiles(torch.utils.data.Dataset):
         size: Size = None,
         mean: Sequence[float] = (0.0, 0.0, 0.0),
         std: Sequence[float] = (1.0, 1.0, 1.0),
-        jitter: ColorJitter | None = None,
     ):
         self.files = tuple(Path(file) for file in files)
         self.size = size
         self.mean = torch.tensor(mean).view(3, 1, 1)
         self.std = torch.tensor(std).view(3, 1, 1)
-        self.jitter = jitter
 
     def __len__(self) -> int:
         return len(self.files)
 
     def __getitem__(self, index: int) -> Tensor:
-        image = load_image(self.files[index], self.size)
-        if self.jitter is not None:
-            image = self.jitter(image)
-        return image.sub_(self.mean).div_(self.std)
+        return load_image(self.files[index], self.size).sub_(self.mean).div_(self.std)
 
 
 def batches(
@@ -109,7 +102,7 @@ def batches(
 
     Images of unequal size never share a batch: a batch ends where the size changes. Threads decode ahead
     (Pillow releases the interpreter lock); at most two batches are held. With ``threads=0`` images are
-    loaded one after the other, which keeps the draws of a jitter in order.
+    loaded one after the other.
     """
     indices = list(range(len(images)) if order is None else order)
     batch: list[Tensor] = []

@@ -1,9 +1,17 @@
-"""Colour jitter on tensors, with a generator of its own."""
+"""Colour jitter on tensors, without state: what an image gets is a function of the seed and a key."""
+
+import hashlib
 
 import torch
 from torch import Tensor
 
 LUMA = (0.2989, 0.587, 0.114)  # ITU-R BT.601, as torchvision weighs them
+
+
+def hashed(*numbers: int) -> int:
+    """A number in 0 .. 2^63 - 1 that depends on ``numbers`` only, the same on every machine."""
+    text = ",".join(str(int(number)) for number in numbers)
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
 
 
 class ColorJitter:
@@ -12,8 +20,11 @@ class ColorJitter:
     Factors of the first three are uniform in ``[max(0, 1 - x), 1 + x]``, the hue shift is uniform in
     ``[-hue, hue]`` turns. The paper uses (0.7, 0.7, 0.7, 0.5).
 
-    Args:
-        seed: of the ``torch.Generator`` at ``.generator``, whose state a checkpoint can save.
+    An object has no state: the draws follow from ``seed`` and the key of each call alone, so neither the
+    order of calls nor threads nor processes matter, and a resumed run needs no checkpoint of them.
+
+    Raises:
+        ValueError: an amount is out of range.
     """
 
     def __init__(
@@ -31,17 +42,20 @@ class ColorJitter:
         if not 0 <= hue <= 0.5:
             raise ValueError(f"ColorJitter: hue is {hue}; expected 0..0.5 turns")
         self.brightness, self.contrast, self.saturation, self.hue = brightness, contrast, saturation, hue
-        self.generator = torch.Generator().manual_seed(seed)
+        self.seed = seed
 
-    def __call__(self, images: Tensor) -> Tensor:
-        """Jitter float RGB in 0..1, ``[3, H, W]`` or ``[B, 3, H, W]`` (each image with its own draw)."""
-        if images.dim() == 4:
-            return torch.stack([self(image) for image in images])
-        order = torch.randperm(4, generator=self.generator).tolist()
-        draws = torch.rand(4, generator=self.generator).tolist()
+    @property
+    def amounts(self) -> tuple[float, float, float, float]:
+        return self.brightness, self.contrast, self.saturation, self.hue
+
+    def __call__(self, image: Tensor, *key: int) -> Tensor:
+        """Jitter float RGB ``[3, H, W]`` in 0..1 with the draw of ``key``, such as (step, image number)."""
+        generator = torch.Generator().manual_seed(hashed(self.seed, *key))
+        order = torch.randperm(4, generator=generator).tolist()
+        draws = torch.rand(4, generator=generator).tolist()
         for step in order:
-            images = self._apply(step, draws[step], images)
-        return images
+            image = self._apply(step, draws[step], image)
+        return image
 
     def _apply(self, step: int, draw: float, image: Tensor) -> Tensor:
         if step == 3:

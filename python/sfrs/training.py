@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sfrs.config import TrainConfig
 from sfrs.mining import Tuples
-from sfrs.trunk_cache import describe_trunk
+from sfrs.trunk_cache import describe_trunk, step_number
 from sfrs.tuple_losses import Generation, TrainingImages, tuple_losses
 
 
@@ -67,7 +67,7 @@ def train_epoch(
         for start in range(0, len(tuples), config.tuples_per_step):
             batch = tuples[slice(start, start + config.tuples_per_step)]
             rate = learning_rate(config, step, all_steps)
-            losses = _step(generation, batch, images, config, rate)
+            losses = _step(generation, batch, images, config, rate, step_number(generation.number, step + 1))
             step, done = step + 1, done + len(batch)
             sums += len(batch) * torch.tensor(losses, dtype=torch.float64)
             if on_step is not None:
@@ -110,10 +110,16 @@ def mine_tuples(
 
 
 def _step(
-    generation: Generation, tuples: Tuples, images: TrainingImages, config: TrainConfig, rate: float
+    generation: Generation,
+    tuples: Tuples,
+    images: TrainingImages,
+    config: TrainConfig,
+    rate: float,
+    step: int,
 ) -> tuple[float, float, float]:
     """One step of SGD; the losses hard, soft and total before it."""
-    hard, soft = tuple_losses(generation, tuples, images, config)
+    losses = tuple_losses(generation, tuples, images, config, step=step)
+    hard, soft = losses.hard, losses.soft
     total = hard + config.soft_weight * soft
     for group in generation.optimizer.param_groups:
         group["lr"] = rate

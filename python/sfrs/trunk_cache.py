@@ -5,8 +5,9 @@ costs most of the network's time. So its outputs are kept: mining and validation
 NetVLAD only, and so do training steps if images are not jittered.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -16,11 +17,33 @@ from sfrs.errors import UserError
 from sfrs.images import ImageFiles, Progress, batches
 from sfrs.jitter import ColorJitter
 
-TrunkSource = Callable[[Tensor], Tensor]
-"""Image numbers, int64 ``[b]`` -> trunk outputs, float32 ``[b, C, h, w]`` on the network's device.
 
-They are channels_last, in which the heads' convolutions run 10 to 20 % faster on a CPU.
-"""
+class TrunkSource(Protocol):
+    """Where trunk outputs come from."""
+
+    def __call__(self, images: Tensor, *, step: int = 0) -> Tensor:
+        """Trunk outputs of ``images`` (int64 ``[b]``), float32 ``[b, C, h, w]`` on the network's device.
+
+        They are channels_last, in which the heads' convolutions run 10 to 20 % faster on a CPU.
+
+        Args:
+            step: number of the optimisation step, see `step_number`. A source that jitters gives an image
+                what depends on (seed, step, image) only; others ignore it.
+        """
+
+
+@runtime_checkable
+class LoadsAhead(Protocol):
+    """A source that can begin to load images before they are asked for."""
+
+    def load_ahead(self, images: Tensor, *, step: int = 0) -> None:
+        """Begin to load what a later call with the same arguments will ask for; returns at once."""
+
+
+def step_number(generation: int, step: int) -> int:
+    """The number of an optimisation step within the whole run; both are counted from 1."""
+    return generation * 2**32 + step
+
 
 
 class TrunkCache:
@@ -38,8 +61,8 @@ class TrunkCache:
     def __len__(self) -> int:
         return len(self.outputs)
 
-    def __call__(self, images: Tensor) -> Tensor:
-        """Trunk outputs of ``images`` (int64 ``[b]``), float32 ``[b, C, h, w]``."""
+    def __call__(self, images: Tensor, *, step: int = 0) -> Tensor:
+        """Trunk outputs of ``images`` (int64 ``[b]``), float32 ``[b, C, h, w]``; the same in every step."""
         chosen = self.outputs.index_select(0, images.to(self.outputs.device))
         return chosen.to(self.device, torch.float32, memory_format=torch.channels_last)
 
@@ -92,8 +115,7 @@ class TrunkCache:
 class FreshTrunk:
     """Trunk outputs computed from the files whenever asked, with colour jitter if wanted.
 
-    Files are decoded in threads; the jitter is applied to the images in the order asked for, so that its
-    draws do not depend on the threads.
+    Files are decoded and jittered in threads.
     """
 
     def __init__(
@@ -119,12 +141,13 @@ class FreshTrunk:
     def __len__(self) -> int:
         return len(self.images)
 
-    def __call__(self, images: Tensor) -> Tensor:
-        """Trunk outputs of ``images`` (int64 ``[b]``), float32 ``[b, C, h, w]``."""
+    def __call__(self, images: Tensor, *, step: int = 0) -> Tensor:
+        """Trunk outputs of ``images`` (int64 ``[b]``), float32 ``[b, C, h, w]``, jittered for ``step``."""
         outputs = []
-        for _, batch in batches(self.images, self.batch_size, threads=self.threads, order=images.tolist()):
+        for rows, batch in batches(self.images, self.batch_size, threads=self.threads, order=images.tolist()):
             if self.jitter is not None:
-                batch = torch.stack([self.jitter(image) for image in batch])
+                pairs = zip(batch, rows, strict=True)
+                batch = torch.stack([self.jitter(image, step, row) for image, row in pairs])
             outputs.append(self.network.trunk(batch.sub_(self.mean).div_(self.std).to(self.device)))
         return torch.cat(outputs).contiguous(memory_format=torch.channels_last)
 

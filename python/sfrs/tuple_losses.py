@@ -11,7 +11,7 @@ from sfrs.descriptor import DescriptorNetwork
 from sfrs.errors import UserError
 from sfrs.losses import hard_loss, region_negatives, soft_loss
 from sfrs.mining import Miner, Tuples
-from sfrs.trunk_cache import TrunkSource
+from sfrs.trunk_cache import LoadsAhead, TrunkSource
 
 
 class DivergedError(UserError, RuntimeError):
@@ -35,6 +35,33 @@ class TrainingImages:
     steps: TrunkSource
     mining: TrunkSource
     names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class TupleLosses:
+    """Losses of some tuples as sums and counts, so that shares of one step can be put together.
+
+    Attributes:
+        hard_sum, soft_sum: scalars with gradients; the mean of several shares is the sum of their sums over
+            the sum of their counts.
+        hard_count: tuples.
+        soft_count: tuples that have a difficult positive; 0 without a teacher.
+    """
+
+    hard_sum: Tensor
+    hard_count: int
+    soft_sum: Tensor
+    soft_count: int
+
+    @property
+    def hard(self) -> Tensor:
+        """Mean hard loss."""
+        return self.hard_sum / self.hard_count
+
+    @property
+    def soft(self) -> Tensor:
+        """Mean soft loss; 0 if no tuple has one."""
+        return self.soft_sum / max(1, self.soft_count)
 
 
 @dataclass
@@ -82,22 +109,33 @@ def similarities(
     return sfrs_ext.region_similarity(query.index_select(0, queries), lists)
 
 
+def load_ahead(tuples: Tuples, images: TrainingImages, step: int) -> None:
+    """Begin to load the images of ``tuples``, which `tuple_losses` will be given with this ``step``.
+
+    Loading is first come, first served: ask for a step before the ones after it. Does nothing where images
+    need no loading.
+    """
+    if isinstance(images.steps, LoadsAhead):
+        images.steps.load_ahead(_distinct_images(tuples, images)[0], step=step)
+
+
 def tuple_losses(
-    generation: Generation, tuples: Tuples, images: TrainingImages, config: TrainConfig
-) -> tuple[Tensor, Tensor]:
-    """Hard and soft loss (scalars) of a few tuples; the soft loss is 0 without a teacher.
+    generation: Generation, tuples: Tuples, images: TrainingImages, config: TrainConfig, *, step: int = 0
+) -> TupleLosses:
+    """Hard and soft losses of a few tuples; there is no soft loss without a teacher.
 
     Every distinct image goes through the trunk and the student's head once; the teacher shares the trunk's
     output.
+
+    Args:
+        step: decides the jitter, see `sfrs.trunk_cache.step_number`.
+
+    Raises:
+        DivergedError: a similarity is not finite.
     """
     valid = tuples.difficult >= 0
-    # A missing difficult positive is filled with the easiest one, which costs no extra image, and masked.
-    difficult = torch.where(valid, tuples.difficult, tuples.positives[:, None])
-    gallery = (
-        torch.cat((tuples.positives[:, None], tuples.negatives, difficult), dim=1) + images.queries
-    )  # [T, G]
-    numbers, rows = torch.cat((tuples.queries[:, None], gallery), dim=1).unique(return_inverse=True)
-    trunk = images.steps(numbers)
+    numbers, rows = _distinct_images(tuples, images)
+    trunk = images.steps(numbers, step=step)
     rows = rows.to(trunk.device)
     soft = generation.soft and config.soft_weight > 0
     region_hard = generation.soft and config.region_negatives
@@ -115,8 +153,9 @@ def tuple_losses(
         temperature=config.temperature,
         margin=config.margin,
     )
-    if not soft or not valid.any():
-        return hard, hard.new_zeros(())
+    labelled = int(valid.any(dim=1).sum()) if soft else 0
+    if not labelled:
+        return TupleLosses(hard * len(tuples), len(tuples), hard.new_zeros(()), 0)
     with torch.no_grad():
         used, place = torch.cat((rows[:, :1], rows[:, 1 + split :]), dim=1).unique(return_inverse=True)
         theirs = similarities(
@@ -130,7 +169,18 @@ def tuple_losses(
         valid=valid.to(theirs.device),
         negatives=negatives[:, :, : theirs.shape[2]] if config.soft_negatives else None,
     )
-    return hard, labels
+    return TupleLosses(hard * len(tuples), len(tuples), labels * labelled, labelled)
+
+
+def _distinct_images(tuples: Tuples, images: TrainingImages) -> tuple[Tensor, Tensor]:
+    """The images of tuples, ``[U]`` in ascending order, and their places in it, ``[T, 1 + G]``.
+
+    Columns: query, easiest positive, negatives, difficult positives. A missing difficult positive is filled
+    with the easiest one, which costs no extra image.
+    """
+    difficult = torch.where(tuples.difficult >= 0, tuples.difficult, tuples.positives[:, None])
+    gallery = torch.cat((tuples.positives[:, None], tuples.negatives, difficult), dim=1) + images.queries
+    return torch.cat((tuples.queries[:, None], gallery), dim=1).unique(return_inverse=True)
 
 
 def _refuse_not_finite(similarity: Tensor, tuples: Tuples, images: TrainingImages) -> None:

@@ -1,9 +1,14 @@
+"""Colour jitter: what it does to an image, and what its draws depend on."""
+
 import colorsys
 
+import numpy as np
 import pytest
 import torch
 
-from sfrs.jitter import ColorJitter, luminance, shift_hue
+from sfrs.jitter import ColorJitter, hashed, luminance, shift_hue
+
+PAPER = (0.7, 0.7, 0.7, 0.5)
 
 
 @pytest.fixture
@@ -42,24 +47,41 @@ def test_saturation_keeps_luminance_and_moves_colours_away_from_grey(image):
     assert torch.allclose(ColorJitter(saturation=0.7)(grey), grey, atol=1e-3)
 
 
-def test_jitter_draws_from_its_own_generator(image):
-    paper = dict(brightness=0.7, contrast=0.7, saturation=0.7, hue=0.5)
-    torch.manual_seed(0)
-    first = [ColorJitter(**paper, seed=5)(image) for _ in range(2)]
-    assert torch.equal(first[0], first[1])
-    assert torch.rand(1).item() == torch.rand(1, generator=torch.Generator().manual_seed(0)).item()
-    jitter = ColorJitter(**paper, seed=5)
-    state = jitter.generator.get_state()
-    once = jitter(image)
-    assert not torch.equal(once, jitter(image))
-    jitter.generator.set_state(state)
-    assert torch.equal(once, jitter(image))
+def test_a_draw_depends_on_the_seed_and_the_key_only(image):
+    keys = [(step, number) for step in (0, 1, 2**33 + 7) for number in (0, 1, 17_319)]
+    first = {key: ColorJitter(*PAPER, seed=5)(image, *key) for key in keys}
+    jitter = ColorJitter(*PAPER, seed=5)
+    torch.manual_seed(7)
+    for key in reversed(keys + keys):
+        assert torch.equal(jitter(image, *key), first[key])
+    assert torch.rand(1).item() == torch.rand(1, generator=torch.Generator().manual_seed(7)).item()
+    different = [*first.values(), ColorJitter(*PAPER, seed=6)(image, *keys[0])]
+    for i, ours in enumerate(different):
+        assert not any(torch.equal(ours, other) for other in different[:i])
 
 
-def test_each_image_of_a_batch_gets_its_own_draw(image):
-    batch = ColorJitter(0.7, 0.7, 0.7, 0.5)(torch.stack([image] * 3))
-    assert batch.shape == (3, 3, 9, 11) and not torch.equal(batch[0], batch[1])
-    assert 0 <= batch.min() and batch.max() <= 1
+def test_jitter_leaves_the_image_it_was_given_alone(image):
+    before = image.clone()
+    for key in range(10):
+        ColorJitter(*PAPER)(image, key)
+    assert torch.equal(image, before)
+
+
+def test_hashes_are_the_same_on_every_machine_and_spread_evenly():
+    assert hashed(0, 2**33, 17) == 7955000296009956603
+    drawn = np.array([hashed(0, step, 3) % 4 for step in range(4000)])
+    counts = np.bincount(drawn, minlength=4)
+    assert abs(counts - 1000).max() < 120  # 4.4 standard deviations
+    assert all(0 <= hashed(step) < 2**63 for step in range(100))
+
+
+def test_factors_are_uniform_over_their_range():
+    """Of 2,000 consecutive keys: no bias from seeding a generator for every image."""
+    half = torch.full((3, 1, 1), 0.5)
+    factors = torch.tensor([ColorJitter(brightness=0.7)(half, 1, n)[0, 0, 0] / 0.5 for n in range(2000)])
+    ranks = (factors.sort().values - 0.3) / 1.4
+    # Kolmogorov-Smirnov: 1.95 / sqrt(2000) is passed once in a thousand.
+    assert (ranks - torch.arange(2000) / 2000).abs().max() < 1.95 / 2000**0.5
 
 
 def test_no_jitter_leaves_the_image_alone(image):

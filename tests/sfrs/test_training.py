@@ -57,7 +57,8 @@ def test_a_step_computes_the_losses_of_every_tuple_by_itself(places, images):
     """Images shared between tuples go through the network once; the losses must not notice."""
     config = tiny_config(teacher_temperatures=(0.07, 0.05), soft_negatives=True)
     both = generation(places, config)
-    hard, soft = tuple_losses(both, TUPLES, images, config)
+    losses = tuple_losses(both, TUPLES, images, config)
+    hard, soft = losses.hard, losses.soft
     gradients = torch.autograd.grad(hard + 0.5 * soft, list(both.student.trained_parameters()))
     expected_hard, expected_soft = 0, 0
     for t in range(2):
@@ -85,7 +86,7 @@ def test_a_step_computes_the_losses_of_every_tuple_by_itself(places, images):
 def test_every_distinct_image_is_asked_for_once(places, images):
     asked = []
 
-    def source(numbers):
+    def source(numbers, *, step=0):
         asked.append(numbers)
         return images.mining(numbers)
 
@@ -100,7 +101,8 @@ def test_generation_one_uses_whole_images_and_no_teacher(places, images):
     config = tiny_config()
     first = generation(places, config, number=1)
     first.student.vlad.quarters = None  # computing a region would fail
-    hard, soft = tuple_losses(first, TUPLES, images, config)
+    losses = tuple_losses(first, TUPLES, images, config)
+    hard, soft = losses.hard, losses.soft
     positives = first.student.descriptor(images.steps(TUPLES.positives + images.queries))
     negatives = first.student.descriptor(images.steps((TUPLES.negatives + images.queries).flatten()))
     queries = first.student.descriptor(images.steps(TUPLES.queries))
@@ -113,7 +115,7 @@ def test_image_level_options_compute_no_regions(places, images):
     config = tiny_config(region_negatives=False, soft_level="image")
     second = generation(places, config)
     second.student.vlad.quarters = second.teacher.vlad.quarters = None
-    _, soft = tuple_losses(second, TUPLES, images, config)
+    soft = tuple_losses(second, TUPLES, images, config).soft
     assert soft.item() > 0
 
 
@@ -121,8 +123,8 @@ def test_image_level_labels_with_region_negatives_are_those_of_whole_images(plac
     plain = tiny_config(region_negatives=False, soft_level="image", soft_negatives=True)
     mixed = plain.changed(region_negatives=True)
     second = generation(places, plain)
-    _, soft = tuple_losses(second, TUPLES, images, plain)
-    _, same = tuple_losses(second, TUPLES, images, mixed)
+    soft = tuple_losses(second, TUPLES, images, plain).soft
+    same = tuple_losses(second, TUPLES, images, mixed).soft
     torch.testing.assert_close(soft, same)
 
 
@@ -163,7 +165,8 @@ def test_steps_on_the_same_tuples_lower_both_losses(places, images):
     init_clusters(config, second.student, images)
     history = []
     for _ in range(60):
-        hard, soft = tuple_losses(second, TUPLES, images, config)
+        losses = tuple_losses(second, TUPLES, images, config)
+        hard, soft = losses.hard, losses.soft
         history.append((hard.item(), soft.item()))
         second.optimizer.zero_grad()
         (hard + config.soft_weight * soft).backward()
