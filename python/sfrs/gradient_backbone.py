@@ -41,6 +41,8 @@ class OrientedGradients(nn.Module):
         )
 
     def forward(self, images: Tensor) -> Tensor:
+        if torch.compiler.is_exporting():
+            return self._describe(images)  # an exported program cannot loop over a batch of any size
         # A few images at a time: their intermediate maps then stay in the cache.
         return torch.cat([self._describe(part) for part in images.split(IMAGES_AT_ONCE)])
 
