@@ -10,13 +10,18 @@ import numpy as np
 from sfrs.evaluation import Evaluation
 from sfrs.places import Places
 from sfrs.plots import SheetRow
+from sfrs.whole_files import replaced
 
 
 def write_json(path: Path, content: dict) -> None:
-    """Write ``content`` as indented JSON, replacing ``path`` in one step."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    """Write ``content`` as indented JSON, replacing ``path`` in one step.
+
+    Raises:
+        WriteError: the disk is full, or another fault of it.
+    """
+    text = json.dumps(content, indent=2) + "\n"
+    with replaced(path, size=len(text)) as partial:
+        partial.write_text(text, encoding="utf-8")
 
 
 def write_predictions(path: Path, result: Evaluation, places: Places) -> None:

@@ -1,11 +1,12 @@
 """Writing safetensors files: whole or not at all, readable by whom the process's umask says."""
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
 from safetensors.torch import save_file
 from torch import Tensor
+
+from sfrs.whole_files import replaced
 
 
 def write_tensors(
@@ -15,16 +16,14 @@ def write_tensors(
 
     The file has reached the disk before it takes the place of the previous one, so that there is always a
     good one. Folders are made as needed.
+
+    Raises:
+        WriteError: the disk is full, or another fault of it; the message names the file.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
     whole = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-    partial.unlink(missing_ok=True)
-    partial.touch()
-    mode = partial.stat().st_mode  # safetensors would leave a file that nobody else may read
-    save_file(whole, partial, metadata=metadata)
-    partial.chmod(mode)
-    with partial.open("rb") as file:
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    size = sum(value.nbytes for value in whole.values())
+    with replaced(Path(path), size=size) as partial:
+        partial.touch()
+        mode = partial.stat().st_mode  # safetensors would leave a file that nobody else may read
+        save_file(whole, partial, metadata=metadata)
+        partial.chmod(mode)
