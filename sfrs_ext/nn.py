@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -51,6 +52,39 @@ class NetVLAD(nn.Module):
     def weight(self) -> Tensor:
         """Assignment weights ``[K + G, D]``, a view of ``conv.weight``."""
         return self.conv.weight.flatten(1)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "NetVLAD":
+        """The NetVLAD layer in a safetensors file, a whole network's or its own; reads nothing else of it.
+
+        K, D, ghost clusters and bias follow from the shapes of the file's one ``centroids``, and of
+        ``conv.weight`` and ``conv.bias`` beside it. In evaluation mode.
+
+        Raises:
+            ImportError: ``safetensors`` is not installed.
+            ValueError: there is not exactly one such layer in the file.
+        """
+        try:
+            from safetensors import safe_open
+        except ImportError as error:
+            raise ImportError("NetVLAD.load reads safetensors files: pip install safetensors") from error
+        with safe_open(path, "pt") as file:
+            names = set(file.keys())
+            prefixes = [name.removesuffix("centroids") for name in names if f".{name}".endswith(".centroids")]
+            if len(prefixes) != 1 or prefixes[0] + "conv.weight" not in names:
+                raise ValueError(
+                    f"NetVLAD.load: {path} has {len(prefixes)} tensors named centroids; expected one, with "
+                    "conv.weight beside it"
+                )
+            layer = ("centroids", "conv.weight", "conv.bias")
+            state = {
+                name: file.get_tensor(prefixes[0] + name) for name in layer if prefixes[0] + name in names
+            }
+        clusters, dim = state["centroids"].shape
+        ghosts = len(state["conv.weight"]) - clusters
+        vlad = cls(clusters, dim, bias="conv.bias" in state, ghost_clusters=ghosts)
+        vlad.load_state_dict(state)
+        return vlad.eval()
 
     @torch.no_grad()
     def init_from_clusters(self, centers: Tensor, features: Tensor) -> float:

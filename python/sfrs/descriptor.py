@@ -13,7 +13,7 @@ from sfrs.backbones import Backbone, build_backbone
 from sfrs.images import ImageFiles, Progress, Size, batches
 from sfrs.pretrained import load_vgg16, read_state
 from sfrs.tensor_files import write_tensors
-from sfrs.whitening import Whitening
+from sfrs.whitening import WHITENING, Whitening
 from sfrs_ext.nn import RegionNetVLAD
 
 METADATA_KEY = "sfrs"
@@ -116,21 +116,38 @@ def describe(
     return out
 
 
-def save_network(path: str | Path, network: DescriptorNetwork, meta: dict | None = None) -> None:
-    """Write a network to one safetensors file from which :func:`load_network` rebuilds it.
-
-    The file's metadata holds, as JSON, the backbone's name and options, K, and ``meta`` (which must be
-    JSON: image size, training set, generation, ...). Replaces ``path`` in one step.
-    """
-    description = {
+def network_description(
+    network: DescriptorNetwork, meta: dict | None = None, whitening: Whitening | None = None
+) -> dict:
+    """What a file says about the network in it: the backbone's name and options, K, ``meta``, whitening."""
+    meta = network.meta if meta is None else meta
+    return {
         "format": FORMAT,
         "backbone": network.backbone.name,
         "options": network.backbone.options,
         "num_clusters": network.vlad.num_clusters,
         "bias": network.vlad.conv.bias is not None,
-        "meta": network.meta if meta is None else meta,
-    }
-    write_tensors(path, network.state_dict(), {METADATA_KEY: json.dumps(description)})
+        "meta": {key: value for key, value in meta.items() if key != "has_pca"},
+    } | ({} if whitening is None else {"whitening": whitening.dim})
+
+
+def save_network(
+    path: str | Path,
+    network: DescriptorNetwork,
+    meta: dict | None = None,
+    whitening: Whitening | None = None,
+) -> None:
+    """Write a network to one safetensors file from which :func:`load_network` rebuilds it.
+
+    The file's metadata holds, as JSON, the backbone's name and options, K, and ``meta`` (which must be
+    JSON: image size, training set, generation, ...). A whitening goes into the same file, from which
+    :meth:`sfrs.whitening.Whitening.load` reads it. Replaces ``path`` in one step.
+    """
+    tensors = network.state_dict()
+    if whitening is not None:
+        tensors |= {WHITENING + "projection": whitening.projection, WHITENING + "bias": whitening.bias}
+    description = network_description(network, meta, whitening)
+    write_tensors(path, tensors, {METADATA_KEY: json.dumps(description)})
 
 
 def load_network(path: str | Path) -> DescriptorNetwork:
@@ -157,8 +174,8 @@ def load_network(path: str | Path) -> DescriptorNetwork:
         description["num_clusters"],
         bias=description.get("bias", False),
     )
-    network.load_state_dict(state)
-    network.meta = description["meta"]
+    network.load_state_dict({name: t for name, t in state.items() if not name.startswith(WHITENING)})
+    network.meta = description["meta"] | ({"has_pca": True} if "whitening" in description else {})
     return network.eval()
 
 

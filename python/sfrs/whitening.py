@@ -11,6 +11,9 @@ from torch import Tensor
 from sfrs.pretrained import WeightsError, find_whitening, read_state
 from sfrs.tensor_files import write_tensors
 
+WHITENING = "whitening."
+"""Prefix of the whitening's tensors in a network's file."""
+
 SMALLEST_VARIANCE = 1e-9
 """Relative to the largest; what varies less is rounding, which whitening would blow up."""
 
@@ -87,17 +90,18 @@ class Whitening:
 
     @classmethod
     def load(cls, path: str | Path) -> "Whitening":
-        """Read :meth:`save`'s file, or the whitening in a network of other origin.
+        """Read :meth:`save`'s file, or the whitening in a network of ours or of other origin.
 
-        Those are the paper's (``pca_layer.*``), Patch-NetVLAD's, the deep visual geo-localization benchmark's
+        The latter are the paper's (``pca_layer.*``), Patch-NetVLAD's, the deep visual geo-localization benchmark's
         output layer, hloc's and MatConvNet's; see :data:`sfrs.pretrained.LAYOUTS`.
 
         Raises:
             WeightsError: no such file, or none is in it.
         """
         state = read_state(Path(path))
-        if "projection" in state and "bias" in state:
-            return cls(state["projection"].float(), state["bias"].float())
+        for prefix in ("", WHITENING):
+            if prefix + "projection" in state and prefix + "bias" in state:
+                return cls(state[prefix + "projection"].float(), state[prefix + "bias"].float())
         found = find_whitening(state)
         if found is None:
             raise WeightsError(
