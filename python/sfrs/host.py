@@ -15,8 +15,8 @@ import sfrs_ext
 def host_facts() -> dict[str, Any]:
     """Facts as JSON knows them.
 
-    Keys: ``versions`` (python, torch, sfrs_ext), ``host``, ``system``, ``cpu`` (names), ``cores`` this process
-    may use, ``threads`` of torch, ``memory_bytes`` (None where the system does not tell), ``gpus`` (names).
+    Keys: ``versions`` (python, torch, sfrs_ext), ``host``, ``system``, ``cpu`` (names), ``cores`` this
+    process may use, ``threads`` of torch, ``memory_bytes`` (None where the system does not tell), ``gpus``.
     """
     return {
         "versions": {

@@ -65,6 +65,15 @@ def progress_tasks() -> Iterator[Callable[[str], Callable[[int, int], None]]]:
         yield open_task
 
 
+def duration(seconds: float) -> str:
+    """``1:05``, ``2:03:09`` or ``3 d 4:00``."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours >= 24:
+        return f"{hours // 24} d {hours % 24}:{minutes:02}"
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
 def show_error(error: Exception) -> None:
     """Print a :class:`sfrs.errors.UserError` as one message."""
     messages.print(Text("Error: ", style="bold red") + Text(str(error), style="default"), soft_wrap=True)

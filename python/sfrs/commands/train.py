@@ -144,7 +144,7 @@ def train(
     if skip_bad_images:
         places = _without_bad_images(places)
     try:
-        with training_display() as progress:
+        with training_display(config) as progress:
             result = run_training(
                 config,
                 *places,
