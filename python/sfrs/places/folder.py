@@ -5,10 +5,11 @@
 ``@east@north@zone@letter@lat@lon@pano@tile@heading@pitch@roll@height@YYYYMMDD_hhmmss@note@.jpg``.
 """
 
-import math
 from pathlib import Path
 
-from sfrs.places.sets import Places, PlacesError, make_places
+from sfrs.places.assembly import Shot, make_places
+from sfrs.places.sets import Places, PlacesError
+from sfrs.places.tables import finite_pair
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 ROLES = ("database", "queries")
@@ -19,6 +20,11 @@ FULL_FORM_FIELDS = 16
 def is_place_folder(path: Path) -> bool:
     """Whether ``path`` holds ``images/SPLIT/database`` for some split."""
     return any((path / "images").glob("*/database"))
+
+
+def folder_splits(path: Path) -> list[str]:
+    """The splits ``path`` holds, sorted."""
+    return sorted(p.name for p in (path / "images").glob("*") if (p / "database").is_dir())
 
 
 def read_folder(path: Path, split: str) -> Places:
@@ -38,7 +44,7 @@ def read_folder(path: Path, split: str) -> Places:
                 else f"Expected it to hold {' and '.join(ROLES)}."
             )
         )
-    rows = {}
+    shots = {}
     for role in ROLES:
         folder = root / role
         if not folder.is_dir():
@@ -46,8 +52,8 @@ def read_folder(path: Path, split: str) -> Places:
         files = image_files(folder)
         if not files:
             raise PlacesError(f"{folder}: no images in it. Expected {', '.join(IMAGE_SUFFIXES)} files.")
-        rows[role] = [_parse_name(file) for file in files]
-    return make_places(path.resolve().name, split, rows["database"], rows["queries"])
+        shots[role] = [_parse_name(file) for file in files]
+    return make_places(path.resolve().name, split, shots["database"], shots["queries"])
 
 
 def image_files(folder: Path) -> list[Path]:
@@ -55,16 +61,13 @@ def image_files(folder: Path) -> list[Path]:
     return sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
 
 
-def _parse_name(file: Path) -> tuple[Path, float, float, str]:
+def _parse_name(file: Path) -> Shot:
     fields = file.name.split("@")
-    try:
-        easting, northing = float(fields[1]), float(fields[2])
-        if not (math.isfinite(easting) and math.isfinite(northing)):
-            raise ValueError
-    except (IndexError, ValueError):
+    position = finite_pair(fields[1], fields[2]) if len(fields) > 2 else None
+    if position is None:
         raise PlacesError(
             f"{file}: fields 1 and 2 between the @ signs are not easting and northing in metres. "
             "Expected a name such as @0386531.34@6174119.45@.jpg"
-        ) from None
+        )
     panorama = fields[PANORAMA_FIELD] if len(fields) == FULL_FORM_FIELDS else ""
-    return file, easting, northing, panorama
+    return Shot(file, *position, panorama)

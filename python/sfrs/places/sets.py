@@ -1,6 +1,5 @@
 """What every reader returns: image sets with positions, and lists of neighbours."""
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,12 +25,18 @@ class ImageSet:
     Attributes:
         files: n paths.
         positions: float64 ``[n, 2]``, easting and northing in metres.
-        place_ids: int64 ``[n]``; images of one panorama share one id (see :func:`number_places`).
+        place_ids: int64 ``[n]``; images of one panorama share one id (see
+            :func:`sfrs.places.assembly.number_places`).
+        conditions: n names of what they were taken under, such as "night", or none where it is not known.
+        time_stamps: int64 ``[n]``, or None. Images of equal time stamps are no answer to each other: where a
+            data set makes its queries of the database (Tokyo Time Machine), those are the same recording.
     """
 
     files: tuple[Path, ...]
     positions: np.ndarray
     place_ids: np.ndarray
+    conditions: tuple[str, ...] = ()
+    time_stamps: np.ndarray | None = None
 
     def __post_init__(self):
         n = len(self.files)
@@ -40,6 +45,12 @@ class ImageSet:
                 f"ImageSet: {n} files, but positions {self.positions.shape} and place_ids "
                 f"{self.place_ids.shape}; expected ({n}, 2) and ({n},)"
             )
+        if len(self.conditions) not in (0, n):
+            raise ValueError(f"ImageSet: {n} files, but {len(self.conditions)} conditions; expected {n} or 0")
+        if self.time_stamps is not None and self.time_stamps.shape != (n,):
+            raise ValueError(
+                f"ImageSet: {n} files, but time_stamps {self.time_stamps.shape}; expected ({n},)"
+            )
 
     def __len__(self) -> int:
         return len(self.files)
@@ -47,7 +58,13 @@ class ImageSet:
     def subset(self, keep: np.ndarray) -> "ImageSet":
         """The images at ``keep`` (indices or a boolean mask ``[n]``), in that order."""
         rows = np.arange(len(self))[keep]
-        return ImageSet(tuple(self.files[i] for i in rows), self.positions[rows], self.place_ids[rows])
+        return ImageSet(
+            tuple(self.files[i] for i in rows),
+            self.positions[rows],
+            self.place_ids[rows],
+            tuple(self.conditions[i] for i in rows) if self.conditions else (),
+            None if self.time_stamps is None else self.time_stamps[rows],
+        )
 
 
 @dataclass(frozen=True)
@@ -82,6 +99,11 @@ class Ragged:
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
+    def keep(self, mask: np.ndarray) -> "Ragged":
+        """The same lists with the values at ``mask`` (bool ``[nnz]``) only."""
+        counts = np.bincount(self.rows()[mask], minlength=len(self))
+        return Ragged(self.values[mask], np.concatenate(([0], np.cumsum(counts))))
+
     def __getitem__(self, i: int) -> np.ndarray:
         if not -len(self) <= i < len(self):
             raise IndexError(f"list {i} of {len(self)}")
@@ -108,56 +130,3 @@ def within(queries: np.ndarray, database: np.ndarray, radius: float) -> Ragged:
     if len(queries) == 0 or len(database) == 0:
         return Ragged(np.zeros(0, np.int64), np.zeros(len(queries) + 1, np.int64))
     return Ragged.from_lists(cKDTree(database).query_ball_point(queries, radius, return_sorted=True))
-
-
-def make_places(
-    name: str,
-    split: str,
-    database: Sequence[tuple[Path, float, float, str]],
-    queries: Sequence[tuple[Path, float, float, str]],
-) -> Places:
-    """Build :class:`Places` from rows (file, easting, northing, panorama id or ""), in the rows' order.
-
-    Warns:
-        CoordinatesWarning: the coordinates look like degrees.
-    """
-    numbers: dict[tuple, int] = {}
-    sets = []
-    for role, rows in (("database", database), ("queries", queries)):
-        positions = np.array([row[1:3] for row in rows], dtype=np.float64).reshape(-1, 2)
-        sets.append(ImageSet(tuple(row[0] for row in rows), positions, number_places(role, rows, numbers)))
-    _warn_if_degrees(name, sets[0].positions)
-    return Places(name, split, *sets)
-
-
-def number_places(
-    role: str, rows: Sequence[tuple[Path, float, float, str]], numbers: dict[tuple, int]
-) -> np.ndarray:
-    """Number the panoramas the images were cut from, int64 ``[n]``.
-
-    Two images share an id if they were taken at one position and carry the same panorama id, or none.
-    A query shares an id with a database image only if both name the panorama: standing at the same spot
-    on another day is no reason to exclude an image from the positives, being the same recording is.
-
-    Args:
-        numbers: ids given so far, extended in place, so that database and queries are numbered together.
-    """
-    keys = [(easting, northing, panorama or f"({role})") for _, easting, northing, panorama in rows]
-    return np.array([numbers.setdefault(key, len(numbers)) for key in keys], dtype=np.int64)
-
-
-def _warn_if_degrees(name: str, positions: np.ndarray) -> None:
-    # Neighbouring photographs lie metres apart, which is 1e-5 to 1e-3 in degrees: with those every image
-    # would be within 25 "metres" of every query and every recall 100 %.
-    distinct = np.unique(positions, axis=0)
-    if len(distinct) < 2 or np.abs(distinct).max() > 180:
-        return
-    nearest = cKDTree(distinct).query(distinct, k=2)[0][:, 1]
-    if np.median(nearest) < 0.01:
-        warnings.warn(
-            f"{name}: the coordinates look like degrees (first: {positions[0, 0]:g}, {positions[0, 1]:g}; "
-            f"neighbours {np.median(nearest):.1g} apart). Expected easting and northing in metres (UTM): "
-            "with degrees every database image counts as right.",
-            CoordinatesWarning,
-            stacklevel=4,
-        )
