@@ -16,7 +16,7 @@ from sfrs.config import TrainConfig
 from sfrs.errors import UserError
 from sfrs.neighbourhood import Neighbourhood
 from sfrs.places import Ragged
-from sfrs.reranking import TILE_BYTES, promoted, reranked_distances
+from sfrs.reranking import TILE_BYTES, largest, promoted, reranked_distances, tile_rows
 
 DIFFICULT = ("none", "promoted", "ranks")
 
@@ -110,20 +110,18 @@ class Miner:
         config = self.config
         first, last = config.soft_ranks or (1, config.difficult_positives)
         pool = max(config.positive_pool, last)
-        rows = max(1, tile_bytes // (16 * self.database_size))
+        rows = tile_rows(database_descriptors, self.database_size, tile_bytes)
         nearest, negatives = [], []
         device = database_descriptors.device
-        for tile in queries.split(rows):
+        allowed = self.database_size - self.excluded.counts[queries]
+        ranks = pool_ranks(allowed, config.negative_pool, config.tuple_negatives, self.generator)
+        for tile, ranks_of_tile in zip(queries.split(rows), ranks.split(rows), strict=True):
             similarity = query_descriptors[tile.to(device)] @ database_descriptors.T  # [t, database]
             nearest.append(_nearest(similarity, self.positives.padded(tile).to(device), pool).cpu())
-            hardest = hardest_negatives(
-                similarity,
-                ~self.excluded.mask(tile, self.database_size).to(device),
-                self.previous_hardest[tile].to(device),
-                pool=config.negative_pool,
-                count=config.tuple_negatives,
-                generator=self.generator,
-            ).cpu()
+            row, image = (index.to(device) for index in self.excluded.entries(tile))
+            similarity[row, image] = -torch.inf
+            previous = self.previous_hardest[tile].to(device)
+            hardest = hardest_negatives(similarity, previous, ranks_of_tile.to(device)).cpu()
             self.previous_hardest[tile] = hardest
             negatives.append(hardest)
         width = max(part.shape[1] for part in nearest)
@@ -170,36 +168,50 @@ class Miner:
         self.generator.set_state(state["generator"])
 
 
-def hardest_negatives(
-    similarity: Tensor,
-    allowed: Tensor,
-    previous: Tensor,
-    *,
-    pool: int,
-    count: int,
-    generator: torch.Generator,
-) -> Tensor:
+def pool_ranks(negatives: Tensor, pool: int, count: int, generator: torch.Generator) -> Tensor:
+    """Where the hardest of a random pool stand when all negatives are sorted, hardest first.
+
+    A pool is drawn without replacement whatever its images look like, so its members' ranks are a uniform
+    sample of all ranks, and only the lowest have to be drawn: selection sampling, which goes through the
+    ranks and takes each with the probability that a pool not yet full takes it (Knuth, TAOCP 3.4.2, S).
+
+    Args:
+        negatives: how many each query has, int64 ``[t]``; at least ``count``.
+        pool: how many of them are drawn, at least ``count``, and all where there are fewer.
+
+    Returns:
+        int64 ``[t, count]``, ascending.
+    """
+    pools = negatives.clamp_max(max(pool, count))
+    ranks = torch.zeros(len(negatives), count + 1, dtype=torch.long)  # the last column takes the surplus
+    taken, rank = torch.zeros_like(negatives), 0
+    while (taken < count).any():
+        uniform = torch.rand(len(negatives), generator=generator, dtype=torch.float64)
+        take = uniform * (negatives - rank) < pools - taken
+        ranks.scatter_(1, taken.where(take, count).clamp_max(count)[:, None], rank)
+        taken += take
+        rank += 1
+    return ranks[:, :count]
+
+
+def hardest_negatives(similarity: Tensor, previous: Tensor, ranks: Tensor) -> Tensor:
     """The hardest of a random pool of negatives and of the previous hardest.
 
     Args:
-        similarity: ``[t, n]``.
-        allowed: bool ``[t, n]``, which images are negatives; at least ``count`` in each row.
+        similarity: ``[t, n]``, ``-inf`` where an image is no negative.
         previous: int64 ``[t, N]``, the hardest of last time, -1 for none.
-        pool: negatives drawn at random without replacement (fewer where fewer are allowed).
+        ranks: int64 ``[t, count]``, of the hardest of the pool, from `pool_ranks`.
 
     Returns:
         int64 ``[t, count]``, most similar first.
     """
-    candidates = allowed
-    if pool < allowed.shape[1]:
-        keys = torch.rand(allowed.shape, generator=generator).to(allowed.device).masked_fill(~allowed, -1)
-        drawn = keys.topk(max(pool, count), dim=1).indices
-        candidates = torch.zeros_like(allowed).scatter_(1, drawn, True)
-        known = previous >= 0
-        # Where nothing is known, a drawn image is marked again.
-        candidates.scatter_(1, torch.where(known, previous, drawn[:, : previous.shape[1]]), True)
-        candidates &= allowed
-    return similarity.masked_fill(~candidates, -torch.inf).topk(count, dim=1).indices
+    hardest = largest(similarity, int(ranks.max()) + 1)
+    drawn = hardest.gather(1, ranks)
+    unknown = (previous < 0) | (previous[:, :, None] == drawn[:, None, :]).any(dim=2)
+    both = torch.cat((drawn, previous.clamp_min(0)), dim=1)
+    scores = similarity.gather(1, both)
+    scores[:, drawn.shape[1] :].masked_fill_(unknown, -torch.inf)
+    return both.gather(1, scores.topk(ranks.shape[1], dim=1).indices)
 
 
 def _nearest(similarity: Tensor, listed: Tensor, count: int) -> Tensor:
@@ -217,23 +229,21 @@ class _Lists:
         self.offsets = torch.from_numpy(np.ascontiguousarray(lists.offsets)).long()
         self.counts = self.offsets.diff()
 
-    def _entries(self, queries: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Row (into ``queries``), column (within its list) and value of every listed image."""
+    def entries(self, queries: Tensor) -> tuple[Tensor, Tensor]:
+        """Row (into ``queries``) and value of every listed image."""
         counts = self.counts[queries]
         rows = torch.arange(len(queries)).repeat_interleave(counts)
-        columns = torch.arange(len(rows)) - (counts.cumsum(0) - counts)[rows]
-        return rows, columns, self.values[self.offsets[queries][rows] + columns]
-
-    def mask(self, queries: Tensor, size: int) -> Tensor:
-        """bool ``[t, size]``, True where listed."""
-        rows, _, values = self._entries(queries)
-        mask = torch.zeros(len(queries), size, dtype=torch.bool)
-        mask[rows, values] = True
-        return mask
+        return rows, self.values[self.offsets[queries][rows] + self._columns(counts, rows)]
 
     def padded(self, queries: Tensor) -> Tensor:
         """int64 ``[t, longest list]``, padded with -1."""
-        rows, columns, values = self._entries(queries)
-        padded = torch.full((len(queries), int(self.counts[queries].max())), -1)
-        padded[rows, columns] = values
+        counts = self.counts[queries]
+        rows, values = self.entries(queries)
+        padded = torch.full((len(queries), int(counts.max())), -1)
+        padded[rows, self._columns(counts, rows)] = values
         return padded
+
+    @staticmethod
+    def _columns(counts: Tensor, rows: Tensor) -> Tensor:
+        """Column of every listed image within its list."""
+        return torch.arange(len(rows)) - (counts.cumsum(0) - counts)[rows]

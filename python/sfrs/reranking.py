@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 TILE_BYTES = 256 * 2**20
+CACHED_BYTES = 8 * 2**20
 
 
 def reranked_distances(
@@ -68,15 +69,41 @@ def nearest_neighbours(features: Tensor, k: int, *, tile_bytes: int = TILE_BYTES
         ``(neighbours int64 [n, min(k + 1, n)], furthest [n])``; an image is its own first neighbour.
     """
     count = len(features)
-    rows = max(1, tile_bytes // (count * features.element_size()))
+    rows = min(count, tile_rows(features, count, tile_bytes))
+    tile = features.new_empty(rows, count)
     neighbours, furthest = [], []
     for start in range(0, count, rows):
-        similarity = features[start : start + rows] @ features.T
+        part = features[start : start + rows]
+        similarity = torch.mm(part, features.T, out=tile[: len(part)])
         furthest.append(2 - 2 * similarity.amin(dim=1))
-        diagonal = torch.arange(len(similarity), device=features.device)
+        diagonal = torch.arange(len(part), device=features.device)
         similarity[diagonal, start + diagonal] = torch.inf
-        neighbours.append(similarity.topk(min(k + 1, count), dim=1).indices)
+        neighbours.append(largest(similarity, min(k + 1, count)))
     return torch.cat(neighbours), torch.cat(furthest).clamp_min(torch.finfo(features.dtype).tiny)
+
+
+def tile_rows(features: Tensor, width: int, tile_bytes: int) -> int:
+    """Rows of a tile ``[rows, width]``; on a CPU it stays in the cache from its product to its sorting."""
+    limit = min(tile_bytes, CACHED_BYTES) if features.device.type == "cpu" else tile_bytes
+    return max(1, limit // (width * features.element_size()))
+
+
+def largest(values: Tensor, count: int) -> Tensor:
+    """Columns of the ``count`` largest values of each row, largest first: int64 ``[t, count]``.
+
+    The largest ``count`` of a row stand in those ``count`` groups of columns whose own largest are largest,
+    so only these groups are sorted. About half the time of ``topk`` on a CPU.
+    """
+    group = max(1, round((values.shape[1] / max(1, count)) ** 0.5))
+    if group < 3:
+        return values.topk(count, dim=1).indices
+    columns = values.shape[1] // group  # a group is the columns c, c + columns, c + 2 columns, ...
+    whole = values[:, : group * columns].unflatten(1, (group, columns))
+    best = whole.amax(dim=1).topk(count, dim=1, sorted=False).indices
+    steps = columns * torch.arange(group, device=values.device)
+    rest = torch.arange(group * columns, values.shape[1], device=values.device).expand(len(values), -1)
+    candidates = torch.cat(((best[:, None] + steps[:, None]).flatten(1), rest), dim=1)
+    return candidates.gather(1, values.gather(1, candidates).topk(count, dim=1).indices)
 
 
 def reciprocal_sets(
@@ -90,25 +117,25 @@ def reciprocal_sets(
 
     Returns:
         ``(members int64 [m, W], weights [m, W])``: members ascending, padded with n (of weight 0); weights
-    sum to 1.
+        sum to 1.
     """
     count, width = len(features), neighbours.shape[1]
     half = round((width - 1) / 2) + 1
-    rows = max(1, tile_bytes // (8 * 2 * width * half * max(half, width)))
+    small = _reciprocal(neighbours[:, :half].contiguous(), torch.arange(count, device=images.device))
+    rows = max(1, tile_bytes // (8 * 4 * (width * half + width * width) + count))
     members = []
     for tile in images.split(rows):
-        forward = neighbours[tile]  # [t, k1 + 1]
-        reciprocal = (neighbours[forward] == tile[:, None, None]).any(dim=2)  # [t, k1 + 1]
-        near = neighbours[forward][:, :, :half]  # [t, k1 + 1, half]: the neighbours' own neighbours
-        mutual = (neighbours[near][..., :half] == forward[:, :, None, None]).any(dim=3)
-        reciprocal_forward = forward.masked_fill(~reciprocal, -1)
-        shared = mutual & (near[..., None] == reciprocal_forward[:, None, None, :]).any(dim=3)
-        accepted = reciprocal & (3 * shared.sum(dim=2) > 2 * mutual.sum(dim=2))  # [t, k1 + 1]
-        widened = near.masked_fill(~(mutual & accepted[:, :, None]), count).flatten(1)
-        members.append(_distinct(torch.cat((forward.masked_fill(~reciprocal, count), widened), dim=1), count))
+        core = _reciprocal(neighbours, tile)  # [t, k1 + 1], n where not reciprocal
+        in_core = torch.zeros(len(tile), count + 1, dtype=torch.bool, device=tile.device)
+        in_core.scatter_(1, core, True)[:, count] = False
+        near = small[core.clamp_max(count - 1)]  # [t, k1 + 1, half], the core's own smaller sets
+        shared = in_core.gather(1, near.flatten(1)).view_as(near).sum(dim=2)
+        accepted = (core < count) & (3 * shared > 2 * (near < count).sum(dim=2))
+        widened = near.masked_fill_(~accepted[:, :, None], count).flatten(1)
+        members.append(_distinct(torch.cat((core, widened), dim=1), count))
     longest = max((m.shape[1] for m in members), default=0)
     members = torch.cat([F.pad(m, (0, longest - m.shape[1]), value=count) for m in members])
-    distances = _squared_distances(features, images, members.clamp_max(count - 1), tile_bytes)
+    distances = _squared_distances(features, images, members, tile_bytes)
     weights = (-distances / furthest[images][:, None]).exp().masked_fill(members == count, 0)
     return members, weights / weights.sum(dim=1, keepdim=True)
 
@@ -131,23 +158,39 @@ def promoted(distances: Tensor, count: int) -> Tensor:
     return order.gather(1, choice).masked_fill(~kept.gather(1, choice), -1)
 
 
+def _reciprocal(neighbours: Tensor, images: Tensor) -> Tensor:
+    """The neighbours ``[t, k + 1]`` of ``images`` that have the image among their own; n for the others."""
+    own = neighbours[images]
+    mutual = (neighbours[own] == images[:, None, None]).any(dim=2)
+    return own.masked_fill(~mutual, len(neighbours))
+
+
 def _distinct(values: Tensor, blank: int) -> Tensor:
     """Each row's distinct values, ascending, then ``blank`` (the largest value), cut to the longest row."""
-    values = values.sort(dim=1).values
+    values = values.to(torch.int32).sort(dim=1).values
     repeated = torch.zeros_like(values, dtype=torch.bool)
     repeated[:, 1:] = values[:, 1:] == values[:, :-1]
-    values = values.masked_fill(repeated, blank).sort(dim=1).values
-    return values[:, : int((values < blank).sum(dim=1).max())]
+    values = values.masked_fill_(repeated, blank)
+    longest = int((values < blank).sum(dim=1).max())
+    return values.sort(dim=1).values[:, :longest].long()
 
 
 def _squared_distances(features: Tensor, images: Tensor, others: Tensor, tile_bytes: int) -> Tensor:
-    """Between ``images [m]`` and their ``others [m, W]``: ``[m, W]``."""
+    """Between ``images [m]`` and their ``others [m, W]``: ``[m, W]``; others of n, at the end of a row, are
+    none, and what stands there has no meaning.
+
+    Only what a tile needs is read: rows of descriptors are long.
+    """
+    count = len(features)
+    lengths = (others < count).sum(dim=1)
+    order = lengths.argsort()
     rows = max(1, tile_bytes // (max(1, others.shape[1]) * features.shape[1] * features.element_size()))
-    parts = [
-        torch.bmm(features[o], features[i][:, :, None]).squeeze(2)
-        for i, o in zip(images.split(rows), others.split(rows), strict=True)
-    ]
-    return (2 - 2 * torch.cat(parts)).clamp_min(0)
+    similarity = features.new_zeros(others.shape)
+    for tile, longest in zip(order.split(rows), lengths[order].split(rows), strict=True):
+        longest = int(longest[-1])
+        chosen = features[others[tile, :longest].clamp_max(count - 1)]
+        similarity[tile, :longest] = torch.bmm(chosen, features[images[tile]][:, :, None]).squeeze(2)
+    return (2 - 2 * similarity).clamp_min(0)
 
 
 def _jaccard(members: Tensor, weights: Tensor, place: Tensor, count: int) -> Tensor:

@@ -1,12 +1,15 @@
 """Tuples against slow list-based rules, on random descriptors."""
 
+import itertools
+from collections import Counter
+
 import numpy as np
 import pytest
 import torch
 
 from sfrs.config import TrainConfig
 from sfrs.errors import UserError
-from sfrs.mining import Miner, hardest_negatives
+from sfrs.mining import Miner, hardest_negatives, pool_ranks
 from sfrs.neighbourhood import Neighbourhood
 from sfrs.places import Ragged
 
@@ -62,28 +65,44 @@ def test_with_a_pool_of_everything_negatives_are_the_hardest_of_all_that_are_far
 
 def test_negatives_come_from_the_pool_and_the_previous_hardest_only():
     similarity = torch.arange(50.0).repeat(200, 1)  # image 49 is the hardest
-    allowed = torch.ones(200, 50, dtype=torch.bool)
-    allowed[:, 49] = False
+    similarity[:, 49] = -torch.inf
     previous = torch.tensor([[48, 3]]).repeat(200, 1)
-    generator = torch.Generator().manual_seed(0)
-    found = hardest_negatives(similarity, allowed, previous, pool=10, count=2, generator=generator)
+    ranks = pool_ranks(torch.full((200,), 49), 10, 2, torch.Generator().manual_seed(0))
+    found = hardest_negatives(similarity, previous, ranks)
     assert (found[:, 0] == 48).all()
     # The second is the hardest of a pool of 10 of the 49 allowed: 47 with probability 10/49 or 9/48.
     assert 0.1 < (found[:, 1] == 47).float().mean() < 0.35
     assert (found != 49).all()
 
 
+def test_the_hardest_of_a_pool_is_never_named_twice():
+    similarity = torch.tensor([[5.0, 4.0, 3.0, 2.0, 1.0]])
+    ranks = torch.tensor([[0, 2, 3]])
+    for previous, expected in (([0, 2, 4], [0, 2, 3]), ([1, -1, -1], [0, 1, 2]), ([-1, -1, -1], [0, 2, 3])):
+        assert hardest_negatives(similarity, torch.tensor([previous]), ranks).tolist() == [expected]
+
+
 def test_the_pool_is_a_uniform_sample_without_replacement():
-    counts = torch.zeros(30)
-    generator = torch.Generator().manual_seed(1)
-    none = torch.full((1000, 5), -1)
-    allowed = torch.ones(1000, 30, dtype=torch.bool)
-    allowed[:, :10] = False
-    found = hardest_negatives(torch.zeros(1000, 30), allowed, none, pool=5, count=5, generator=generator)
-    assert all(len(set(row)) == 5 for row in found.tolist())
-    counts.scatter_add_(0, found.flatten(), torch.ones(5000))
-    assert (counts[:10] == 0).all()
-    assert ((counts[10:] - 250).abs() < 5 * 250**0.5).all()
+    """The ranks of its hardest are distributed as those of a pool drawn image by image."""
+    negatives, pool, count, draws = 12, 5, 3, 30_000
+    ranks = pool_ranks(torch.full((draws,), negatives), pool, count, torch.Generator().manual_seed(1))
+    assert (ranks.diff(dim=1) > 0).all()
+    pools = list(itertools.combinations(range(negatives), pool))
+    expected = Counter(subset[:count] for subset in pools)
+    observed = Counter(map(tuple, ranks.tolist()))
+    assert observed.keys() <= expected.keys()
+    counts = {key: draws * n / len(pools) for key, n in expected.items()}
+    squares = sum((observed[key] - mean) ** 2 / mean for key, mean in counts.items())
+    freedom = len(counts) - 1
+    assert squares < freedom + 5 * (2 * freedom) ** 0.5
+
+
+def test_a_pool_of_everything_holds_the_hardest_of_all_whatever_their_number():
+    ranks = pool_ranks(torch.tensor([3, 8, 20]), 8, 3, torch.Generator().manual_seed(0))
+    assert ranks[:2].tolist() == [[0, 1, 2]] * 2
+    assert ranks[2].max() < 20
+    # A pool smaller than what a tuple takes is widened to it.
+    assert pool_ranks(torch.tensor([4]), 1, 4, torch.Generator()).tolist() == [[0, 1, 2, 3]]
 
 
 def test_previous_hardest_negatives_are_carried_to_the_next_mining():
@@ -121,11 +140,10 @@ def test_promoted_difficult_positives_are_positives_chosen_by_the_reranking():
         assert [d for d in difficult if d >= 0] == [nearest[order[rank]] for _, rank in rises][:3]
 
 
-def test_the_tile_size_changes_nothing_but_the_random_pool():
+def test_the_tile_size_changes_nothing():
     near, (queries, database) = neighbourhood(), descriptors()
-    settings = config(negative_pool=DATABASE)
-    whole = Miner(near, settings).mine(torch.arange(1, QUERIES), queries, database, difficult="promoted")
-    tiled = Miner(near, settings).mine(
+    whole = Miner(near, config()).mine(torch.arange(1, QUERIES), queries, database, difficult="promoted")
+    tiled = Miner(near, config()).mine(
         torch.arange(1, QUERIES), queries, database, difficult="promoted", tile_bytes=5000
     )
     for name in ("positives", "negatives", "difficult"):

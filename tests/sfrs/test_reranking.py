@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from sfrs.reranking import nearest_neighbours, promoted, reranked_distances
+from sfrs.reranking import largest, nearest_neighbours, promoted, reranked_distances
 
 
 def oracle(features, query, candidates, k1, lambda_value):
@@ -77,6 +77,15 @@ def test_an_image_is_its_own_first_neighbour_even_among_copies():
     features = torch.nn.functional.normalize(torch.ones(6, 4), dim=1)
     neighbours, _ = nearest_neighbours(features, 3)
     assert neighbours[:, 0].tolist() == list(range(6))
+
+
+@pytest.mark.parametrize(("columns", "count"), [(1000, 21), (997, 10), (400, 100), (30, 30), (17, 1), (5, 0)])
+def test_the_largest_are_those_that_a_full_sort_puts_first(columns, count):
+    values = torch.rand(40, columns, generator=torch.Generator().manual_seed(columns))
+    values[:, ::7] = -torch.inf  # negatives that are none
+    assert torch.equal(
+        values.gather(1, largest(values, count)), values.sort(dim=1, descending=True).values[:, :count]
+    )
 
 
 def test_promotion_takes_those_that_rose_most_first_then_those_that_stayed():

@@ -1,0 +1,1 @@
+"""Training against the reference procedure: ``python -m benchmarks.training``."""
