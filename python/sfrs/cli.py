@@ -13,7 +13,7 @@ from sfrs.errors import UserError
 from sfrs.terminal import show_error, shown_warnings
 
 COMMANDS = (
-    "demo", "city", "train", "evaluate", "report", "index", "locate", "serve", "describe", "whiten", "study"
+    "demo", "city", "train", "runs", "evaluate", "report", "index", "locate", "serve", "describe", "whiten", "export", "study"
 )  # fmt: skip
 """Modules of :mod:`sfrs.commands`, in the order ``--help`` lists them."""
 

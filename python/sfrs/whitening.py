@@ -92,8 +92,8 @@ class Whitening:
     def load(cls, path: str | Path) -> "Whitening":
         """Read :meth:`save`'s file, or the whitening in a network of ours or of other origin.
 
-        The latter are the paper's (``pca_layer.*``), Patch-NetVLAD's, the deep visual geo-localization benchmark's
-        output layer, hloc's and MatConvNet's; see :data:`sfrs.pretrained.LAYOUTS`.
+        The latter are the paper's (``pca_layer.*``), Patch-NetVLAD's, the deep visual geo-localization
+        benchmark's output layer, hloc's and MatConvNet's; see :data:`sfrs.pretrained.LAYOUTS`.
 
         Raises:
             WeightsError: no such file, or none is in it.
