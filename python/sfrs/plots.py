@@ -1,13 +1,13 @@
-"""Recall curves and contact sheets as PNG."""
+"""Recall curves, curves of training runs and contact sheets as PNG."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from sfrs.images import BadImageError
@@ -22,6 +22,8 @@ TILE = (240, 180)  # width, height of a picture on the contact sheet, pixels
 BORDER, GAP, MARGIN = 7, 14, 36
 CAPTION = 64  # height of the column titles
 SCALE = 2  # badges are drawn larger and shrunk, which smooths their edges
+
+Points = Sequence[tuple[float, float]]
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,107 @@ def recall_curves(curves: Mapping[str, Mapping[int, float]], path: str | Path, *
         _save(path, lambda partial: figure.savefig(partial, format="png"))
 
 
+@dataclass(frozen=True)
+class RunCurves:
+    """How a training run went; positions are epochs over all generations, generations are apart.
+
+    Attributes:
+        steps: "hard" and "soft" -> that loss of single steps.
+        epochs: the same -> its means over epochs.
+        recalls: validation recall in 0..1, beginning with the network a generation starts from.
+        best: where each generation's best network stands.
+    """
+
+    steps: Mapping[str, Sequence[Points]]
+    epochs: Mapping[str, Sequence[Points]]
+    recalls: Sequence[Points]
+    best: Points
+
+
+def training_curves(
+    runs: Mapping[str, RunCurves], path: str | Path, *, n: int = 5, generations: Sequence[int] = ()
+) -> None:
+    """Draw hard and soft losses over validation recall@n, one colour per label.
+
+    Args:
+        generations: first epochs of generations 2, 3, ..., where they are the same in all runs; marked.
+    """
+    parts = [part for part in ("hard", "soft") if any(run.epochs[part] for run in runs.values())]
+    heights = [2.0] * len(parts) + [3.2]
+    rows = -(-len(runs) // 3)  # of the legend
+    size = (8.4, sum(heights) + 0.7 + 0.24 * rows)
+    with matplotlib.rc_context({"font.family": "DejaVu Sans", "font.size": 11, "text.color": INK}):
+        figure = Figure(figsize=size, dpi=150, layout="constrained", facecolor=PAPER)
+        *losses, recalls = figure.subplots(
+            len(heights), 1, sharex=True, height_ratios=heights, squeeze=False
+        )[:, 0]
+        for i, (label, run) in enumerate(runs.items()):
+            look = _look(i)
+            for part, axes in zip(parts, losses, strict=True):
+                _draw_losses(axes, run.steps[part], run.epochs[part], look)
+            _draw_recalls(recalls, run, look, label)
+        for part, axes in zip(parts, losses, strict=True):
+            axes.set_ylim(*_loss_range([points for run in runs.values() for points in run.epochs[part]]))
+            axes.set_ylabel(f"{part} loss", color=INK)
+        recalls.set_ylabel(f"validation recall@{n}", color=INK)
+        recalls.yaxis.set_major_formatter(PercentFormatter(xmax=1))
+        recalls.set_xlabel("epochs, all generations; a ring is a generation's best network", color=INK)
+        recalls.xaxis.set_major_locator(MaxNLocator(integer=True))
+        _mark_generations((*losses, recalls), generations)
+        figure.legend(
+            *recalls.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False
+        )
+        _save(path, lambda partial: figure.savefig(partial, format="png"))
+
+
+def _look(i: int) -> dict:
+    # After the last colour they come round again, in dashes.
+    return {
+        "color": COLOURS[i % len(COLOURS)],
+        "marker": MARKERS[i % len(MARKERS)],
+        "linestyle": ("-", "--", ":")[i // len(COLOURS) % 3],
+        "markersize": 4.5,
+        "linewidth": 1.8,
+    }
+
+
+def _draw_losses(axes, steps: Sequence[Points], epochs: Sequence[Points], look: dict) -> None:
+    for points in steps:
+        axes.plot(*_xy(points), color=look["color"], linewidth=0.7, alpha=0.3, zorder=2)
+    for points in epochs:
+        axes.plot(*_xy(points), **look, zorder=3)
+
+
+def _draw_recalls(axes, run: RunCurves, look: dict, label: str) -> None:
+    for points in run.recalls:
+        axes.plot(*_xy(points), **look, zorder=3, clip_on=False)
+    ring = {"marker": "o", "markersize": 12, "fillstyle": "none", "linestyle": "", "clip_on": False}
+    axes.plot(*_xy(run.best), color=look["color"], **ring)
+    axes.plot([], [], **look, label=label)  # one entry of the legend, whatever there is to draw
+
+
+def _mark_generations(panels, generations: Sequence[int]) -> None:
+    for axes in panels:
+        for first in generations:
+            axes.axvline(first, color=FAINT, linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)
+        _plain(axes)
+    for number, first in enumerate(generations, start=2):
+        at = panels[0].get_xaxis_transform()
+        panels[0].text(first, 1.01, f"generation {number}", transform=at, color=FAINT, fontsize=9)
+
+
+def _xy(points: Points) -> tuple[list[float], list[float]]:
+    return [x for x, _ in points], [y for _, y in points]
+
+
+def _loss_range(epochs: Iterable[Points]) -> tuple[float, float]:
+    """Around the means of the epochs, with room for noise; single steps may lie beyond."""
+    means = [y for points in epochs for _, y in points]
+    low, high = min(means), max(means)
+    room = 0.5 * (high - low) or 0.1 * abs(high) or 1.0
+    return max(0.0, low - room), high + room
+
+
 def _style(axes, curves: Mapping[str, Mapping[int, float]]) -> None:
     deepest = max(max(recalls) for recalls in curves.values())
     lowest = min(min(recalls.values()) for recalls in curves.values())
@@ -71,17 +174,21 @@ def _style(axes, curves: Mapping[str, Mapping[int, float]]) -> None:
     axes.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
     axes.set_xlabel("N, images looked at", color=INK)
     axes.set_ylabel("recall@N", color=INK)
-    axes.grid(axis="y", color="#e4e7eb", linewidth=0.8)
-    axes.tick_params(colors=FAINT, labelcolor=INK, length=0)
-    for side in ("top", "right", "left"):
-        axes.spines[side].set_visible(False)
-    axes.spines["bottom"].set_color(FAINT)
+    _plain(axes)
     if len(curves) > 1:
         # Listed as the lines end, from top to bottom.
         lines = sorted(axes.get_lines(), key=lambda line: -line.get_ydata()[-1])
         axes.legend(
             handles=lines, loc="lower right", frameon=True, facecolor=PAPER, edgecolor="none", framealpha=0.9
         )
+
+
+def _plain(axes) -> None:
+    axes.grid(axis="y", color="#e4e7eb", linewidth=0.8)
+    axes.tick_params(colors=FAINT, labelcolor=INK, length=0)
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+    axes.spines["bottom"].set_color(FAINT)
 
 
 def contact_sheet(

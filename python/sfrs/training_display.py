@@ -213,9 +213,7 @@ def _left(left: Remaining) -> str:
 
 
 def _speed(report: StepReport) -> str:
-    text = (
-        f"{report.tuples_per_second:,.1f} tuples/s, {getattr(report, 'images_per_second', 0):,.0f} images/s; "
-    )
+    text = f"{report.tuples_per_second:,.1f} tuples/s, {report.images_per_second:,.0f} images/s; "
     text += f"memory {resident_bytes() / 1e9:.1f} GB"
     if torch.cuda.is_initialized():
         text += f", GPU {torch.cuda.memory_allocated() / 1e9:.1f} GB (peak {report.peak_bytes / 1e9:.1f})"

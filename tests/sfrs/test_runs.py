@@ -1,0 +1,230 @@
+"""``sfrs runs`` on runs that are finished, going on, interrupted or damaged."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+from tiny_training import network_of_seed, tiny_config, tiny_places
+
+from sfrs.commands.runs import BLOCKS, sparkline
+from sfrs.errors import UserError
+from sfrs.generations import train
+from sfrs.run_directory import RunDirectory
+from sfrs.runs import FINISHED, INTERRUPTED, RUNNING, Run, differences, find_runs, labels
+
+RECALLS = {"1": 0.5, "5": 0.75, "10": 0.875, "20": 1.0}
+
+
+def step(generation, epoch, done, of=20, **values):
+    facts = {"step": done // 4, "done": done, "of": of, "learning_rate": 0.01, "tuples_per_second": 8.0}
+    losses = {"hard": 0.5, "soft": 0.25 * (generation > 1), "total": 0.5 + 0.125 * (generation > 1)}
+    return {"kind": "step", "generation": generation, "epoch": epoch, **facts, **losses, **values}
+
+
+def epoch(generation, number, *, best, recall5, **values):
+    recalls = {**RECALLS, "5": recall5}
+    line = step(generation, number, 20, **values)
+    return {**line, "kind": "epoch", "recalls": recalls, "best": best}
+
+
+def whole_run():
+    """Two generations of two epochs, one line a second, stopped once for an hour."""
+    lines = [{"kind": "start", "processes": 1, "host": "here", "versions": {"torch": "2"}}]
+    lines += [{"kind": "initial", "recalls": {**RECALLS, "5": 0.5}}]
+    lines += [step(1, 1, 8, total=0.9), epoch(1, 1, best=True, recall5=0.6, total=0.8)]
+    lines += [epoch(1, 2, best=False, recall5=0.55, total=0.7)]
+    for number, line in enumerate(lines):
+        line["time"] = 1000.0 + number
+    more = [{"kind": "start", "resumed": True}]
+    more += [epoch(2, 1, best=True, recall5=0.7), epoch(2, 2, best=True, recall5=0.75)]
+    for number, line in enumerate(more):
+        line["time"] = 5000.0 + number
+    return lines + more
+
+
+def write_run(path, lines, tail="", **changes):
+    path.mkdir(parents=True)
+    config = tiny_config(generations=2, epochs=(2,), **changes).to_dict()
+    (path / "config.json").write_text(json.dumps({"config": config, "data": {}}))
+    (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + tail)
+    return path
+
+
+@pytest.fixture
+def finished(tmp_path):
+    return Run.read(write_run(tmp_path / "finished", whole_run()))
+
+
+def test_a_finished_run_tells_its_bests_and_how_long_it_took_without_pauses(finished):
+    assert finished.state == FINISHED
+    assert finished.position == (2, 2)
+    found = [(best.generation, best.epoch, best.recalls[5]) for best in finished.best]
+    assert found == [(0, 0, 0.5), (1, 1, 0.6), (2, 2, 0.75)]
+    assert finished.seconds == pytest.approx(4 + 2)
+
+
+def test_losses_and_recalls_lie_on_one_axis_of_epochs(finished):
+    assert [(p.generation, p.passes, p.value) for p in finished.losses("step")] == [(1, 0.4, 0.9)]
+    assert [(p.passes, p.value) for p in finished.losses()] == [
+        (0.5, 0.8),
+        (1.5, 0.7),
+        (2.5, 0.625),
+        (3.5, 0.625),
+    ]
+    assert [(p.passes, p.value) for p in finished.recalls(5)] == [
+        (1, 0.6),
+        (2, 0.55),
+        (3, 0.7),
+        (4, 0.75),
+    ]
+    assert finished.recalls(3) == []
+
+
+@pytest.mark.parametrize("tail", ['{"kind": "step", "gener', "\x00\x00\x00", "[1, 2]\n", '{"kind"\n'])
+def test_lines_cut_by_a_crash_are_left_out(tmp_path, tail):
+    run = Run.read(write_run(tmp_path / "cut", whole_run()[:4], tail))
+    assert run.state == INTERRUPTED
+    assert run.position == (1, 1)
+    assert len(run.lines) == 4
+
+
+def test_a_run_is_running_while_a_process_holds_it(tmp_path):
+    path = write_run(tmp_path / "run", whole_run()[:3])
+    assert Run.read(path).state == INTERRUPTED
+    with RunDirectory(path).locked():
+        assert Run.read(path).state == RUNNING
+    assert Run.read(path).state == INTERRUPTED
+
+
+def test_a_run_before_its_first_line_has_no_figures(tmp_path, run):
+    path = write_run(tmp_path / "new", [])
+    assert Run.read(path).position == (0, 0)
+    assert Run.read(path).best == []
+    code, out, _ = run("runs", path)
+    assert code == 0
+    assert "interrupted" in out
+
+
+def test_runs_of_older_versions_without_times_are_shown(tmp_path, run):
+    lines = [
+        {k: v for k, v in line.items() if k != "time"} for line in whole_run() if line["kind"] != "start"
+    ]
+    path = write_run(tmp_path / "old", lines)
+    assert Run.read(path).seconds is None
+    assert run("runs", path)[0] == 0
+
+
+def test_folders_of_runs_are_expanded_in_natural_order(tmp_path):
+    for name in ("seed_10/a", "seed_2/b", "seed_2/a"):
+        write_run(tmp_path / name, [])
+    (tmp_path / "seed_2/city/images/test").mkdir(parents=True)
+    found = find_runs([tmp_path, tmp_path / "seed_2/a"])
+    assert [str(path.relative_to(tmp_path)) for path in found] == ["seed_2/a", "seed_2/b", "seed_10/a"]
+    assert labels([Run.read(path) for path in found]) == ["seed_2/a", "seed_2/b", "seed_10/a"]
+    assert labels([Run.read(found[0])]) == ["a"]
+
+
+def test_differences_are_those_that_decide_results(tmp_path):
+    runs = [
+        Run.read(write_run(tmp_path / "a", [], learning_rate=0.01, workers=2)),
+        Run.read(write_run(tmp_path / "b", [], learning_rate=0.02, workers=3, jitter=(0.1, 0.1, 0.1, 0.1))),
+    ]
+    assert differences(runs) == {"jitter": [[], [0.1] * 4], "learning_rate": [0.01, 0.02]}
+
+
+def test_tables_show_runs_side_by_side(tmp_path, run, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    write_run(tmp_path / "runs/a", whole_run())
+    write_run(tmp_path / "runs/b", whole_run()[:4], learning_rate=0.5)
+    code, out, _ = run("runs", tmp_path / "runs")
+    assert code == 0
+    words = [line.split() for line in out.splitlines()]
+    assert ["a", "finished", "2", "of", "2", "2", "of", "2", "0.6250", "8.0", "0:06"] in words
+    assert ["b", "interrupted", "1", "of", "2", "1", "of", "2", "0.8000", "8.0", "0:03"] in words
+    assert ["a", "50.0/50.0/87.5", "50.0/60.0/87.5", "(1)", "50.0/75.0/87.5", "(2)"] in words
+    assert ["learning_rate", "0.01", "0.5"] in words
+    assert max(map(len, out.splitlines())) <= 80
+
+
+def test_many_runs_are_compared_with_what_most_have(tmp_path, run):
+    for i in range(6):
+        write_run(tmp_path / f"runs/{i}", whole_run(), margin=0.2 if i == 3 else 0.1)
+    words = [line.split() for line in run("runs", tmp_path / "runs")[1].splitlines()]
+    assert ["most", "runs", "margin", "0.1"] in words
+    assert ["3", "margin", "0.2"] in words
+
+
+def test_json_holds_what_the_tables_show(tmp_path, run):
+    write_run(tmp_path / "a", whole_run())
+    code, out, _ = run("runs", tmp_path / "a", "--json")
+    assert code == 0
+    (facts,) = json.loads(out)
+    assert (facts["state"], facts["generation"], facts["epoch"], facts["seconds"]) == ("finished", 2, 2, 6)
+    assert facts["best"][2] == {"generation": 2, "epoch": 2, "recalls": {**RECALLS, "5": 0.75}}
+    assert facts["config"]["learning_rate"] == 0.01
+
+
+def test_the_plot_has_a_line_per_run(tmp_path, run):
+    for name in "ab":
+        write_run(tmp_path / "runs" / name, whole_run(), seed=ord(name))
+    assert run("runs", tmp_path / "runs/a", "--plot", tmp_path / "one.png")[0] == 0
+    code, _, err = run("runs", tmp_path / "runs", "--plot", tmp_path / "both.png")
+    assert code == 0
+    assert "both.png" in err
+
+    def pixels(name, colour):
+        image = np.asarray(Image.open(tmp_path / name).convert("RGB"))
+        return int((image == colour).all(axis=2).sum())
+
+    first, second = (0x00, 0x72, 0xB2), (0xD5, 0x5E, 0x00)
+    assert pixels("one.png", first) > 200
+    assert pixels("one.png", second) == 0
+    assert pixels("both.png", second) > 200
+    assert not list(tmp_path.glob("*.partial"))
+
+
+def test_a_real_run_is_finished_and_drawn(tmp_path, run):
+    places = tiny_places(tmp_path, "train", spots=8, seed=0), tiny_places(tmp_path, "val", spots=6, seed=1)
+    config = tiny_config(epochs=(1, 1))
+    result = train(config, *places, tmp_path / "run", network=network_of_seed())
+    read = Run.read(tmp_path / "run")
+    assert read.state == FINISHED
+    assert [best.recalls for best in read.best] == [
+        kept.recalls for kept in (result.initial, *result.generations)
+    ]
+    assert read.seconds > 0
+    assert read.starts[0]["versions"]["torch"]
+    assert run("runs", tmp_path / "run", "--plot", tmp_path / "run.png")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere"], "nowhere: there is no such directory"),
+        (["."], "there is no run here or up to 3 folders below"),
+        (["damaged"], "damaged/config.json: this is not the configuration of a run"),
+        (["new", "--plot", "x.pdf"], "--plot is x.pdf, expected a name that ends in .png"),
+        (["new", "--plot", "x.png"], "--plot: none of the runs has trained yet"),
+    ],
+)
+def test_mistakes_are_told_in_words(tmp_path, run, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    if arguments != ["."]:
+        write_run(tmp_path / "new", [])
+        (tmp_path / "damaged").mkdir()
+        (tmp_path / "damaged/config.json").write_text('{"config": ')
+    code, _, err = run("runs", *arguments)
+    assert code == 2
+    assert message in err
+
+
+def test_a_sparkline_is_as_high_as_its_values():
+    assert sparkline([0, 1, 2, 3, 4, 5, 6, 7], 8) == BLOCKS
+    assert sparkline([0, 2, 6, 8], 2) == BLOCKS[0] + BLOCKS[-1]
+    assert sparkline([3, 3], 8) == BLOCKS[0] * 2
+
+
+def test_a_path_that_is_no_run_is_named(tmp_path):
+    with pytest.raises(UserError, match="there is no run here"):
+        Run.read(tmp_path)
