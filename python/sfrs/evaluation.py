@@ -11,8 +11,17 @@ import torch
 from sfrs.descriptor import DescriptorNetwork, describe
 from sfrs.errors import UserError
 from sfrs.images import Progress, Size, check_images
-from sfrs.places import ImageSet, Places, within
-from sfrs.recall import NMS_DEPTH, RECALL_AT, correct, recall_at, spatial_nms
+from sfrs.neighbourhood import right_images
+from sfrs.places import ImageSet, Places
+from sfrs.recall import (
+    NMS_DEPTH,
+    RECALL_AT,
+    SAME_TIME_DEPTH,
+    correct,
+    recall_at,
+    spatial_nms,
+    without_same_time,
+)
 from sfrs.search import search
 from sfrs.whitening import Whitening
 
@@ -57,6 +66,11 @@ class Evaluation:
         found = self.correct[self.answerable].cumsum(axis=1) > 0
         return {n + 1: float(recall) for n, recall in enumerate(found.mean(axis=0))}
 
+    def recalls_of(self, queries: np.ndarray) -> dict[int, float]:
+        """Recall@N of some of the queries (bool ``[m]``) that have a positive; NaN if none has."""
+        counted = self.answerable & queries
+        return {n: float(self.hits(n)[counted].mean()) if counted.any() else np.nan for n in self.recalls}
+
 
 def evaluate(
     network: DescriptorNetwork,
@@ -99,10 +113,20 @@ def evaluate(
         )
     ]
     between = time.perf_counter()
-    deepest = max(recalls) * (NMS_DEPTH if nms else 1)
-    _, predictions = search(*described, deepest)
+    _, predictions = search(*described, search_depth(places, max(recalls), nms=nms))
     seconds = {"describe": between - started, "search": time.perf_counter() - between}
     return score(places, predictions, recalls=recalls, radius=radius, nms=nms, seconds=seconds)
+
+
+def search_depth(places: Places, n: int, *, nms: bool = False) -> int:
+    """How many predictions `score` needs for recall@n."""
+    if nms and places.queries.time_stamps is not None:
+        raise UserError(
+            f"{places.name}/{places.split}: --nms keeps one image per panorama, but this data set drops the "
+            "query's own time stamp instead; leave --nms out."
+        )
+    stamped = places.queries.time_stamps is not None
+    return n * (NMS_DEPTH if nms else SAME_TIME_DEPTH if stamped else 1)
 
 
 def score(
@@ -114,11 +138,21 @@ def score(
     nms: bool = False,
     seconds: dict[str, float] | None = None,
 ) -> Evaluation:
-    """Score predictions that were made already: database indices ``[m, k]``, best first."""
-    positives = within(places.queries.positions, places.database.positions, radius)
+    """Score predictions that were made already: database indices ``[m, k]``, best first.
+
+    Of images with time stamps those of the query's own are neither right nor counted as predictions.
+
+    Args:
+        predictions: as many per query as `search_depth` says.
+    """
+    positives = right_images(places, radius)
     n = max(recalls)
     if nms:
         predictions = spatial_nms(predictions, places.database.place_ids, n)
+    if places.queries.time_stamps is not None:
+        predictions = without_same_time(
+            predictions, places.queries.time_stamps, places.database.time_stamps, n
+        )
     predictions = predictions[:, :n]
     short = n - predictions.shape[1]
     predictions = np.pad(predictions, ((0, 0), (0, short)), constant_values=-1)
@@ -134,7 +168,7 @@ def score(
 
 def check_answerable(places: Places, radius: float) -> None:
     """Raise :class:`UserError` if no query has a database image within ``radius`` metres."""
-    if within(places.queries.positions, places.database.positions, radius).values.size == 0:
+    if right_images(places, radius).values.size == 0:
         raise UserError(
             f"{places.name}/{places.split}: none of the {len(places.queries)} queries has a database image "
             f"within {radius:g} m, so there is no recall to compute. Are both in one coordinate system, "

@@ -10,6 +10,9 @@ RECALL_AT = (1, 5, 10, 20)
 NMS_DEPTH = 12
 """Tokyo 24/7 has 12 images per panorama: of the first 12 N predictions one per panorama is kept."""
 
+SAME_TIME_DEPTH = 10
+"""Of the first 10 N predictions those of the query's own time stamp are dropped (Tokyo Time Machine)."""
+
 
 def correct(predictions: np.ndarray, positives: Ragged) -> np.ndarray:
     """Which predictions are right, bool ``[m, k]``.
@@ -40,6 +43,24 @@ def recall_at(predictions: np.ndarray, positives: Ragged, ns: Sequence[int] = RE
     if not answerable.any():
         return {n: float("nan") for n in ns}
     return {n: float(right[:, :n].any(axis=1).mean()) for n in ns}
+
+
+def without_same_time(
+    predictions: np.ndarray, query_stamps: np.ndarray, database_stamps: np.ndarray, n: int
+) -> np.ndarray:
+    """The first n predictions whose time stamp is not the query's.
+
+    Args:
+        predictions: database indices ``[m, k]``, best first; -1 past the end.
+        query_stamps, database_stamps: int64 ``[m]``, ``[database]``.
+
+    Returns:
+        int64 ``[m, n]``, filled up with -1.
+    """
+    keep = (predictions >= 0) & (database_stamps[predictions] != query_stamps[:, None])
+    front = np.argsort(~keep, axis=1, kind="stable")[:, :n]
+    kept = np.where(np.take_along_axis(keep, front, 1), np.take_along_axis(predictions, front, 1), -1)
+    return np.pad(kept, ((0, 0), (0, n - kept.shape[1])), constant_values=-1)
 
 
 def spatial_nms(predictions: np.ndarray, place_ids: np.ndarray, n: int) -> np.ndarray:

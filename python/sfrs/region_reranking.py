@@ -19,12 +19,12 @@ from torch import Tensor
 
 from sfrs.descriptor import DescriptorNetwork
 from sfrs.errors import UserError
-from sfrs.evaluation import RADIUS, Evaluation, Tasks, check_answerable
+from sfrs.evaluation import RADIUS, Evaluation, Tasks, check_answerable, search_depth
 from sfrs.evaluation import score as score_predictions
 from sfrs.images import Progress, Size
 from sfrs.kept_quarters import KeptQuarters, compact, describe_with_quarters, temporary_quarters
 from sfrs.places import Places
-from sfrs.recall import NMS_DEPTH, RECALL_AT
+from sfrs.recall import RECALL_AT
 from sfrs.region_matching import region_matches
 from sfrs.search import search
 from sfrs.whitening import Whitening
@@ -203,7 +203,7 @@ def evaluate_reranked(
             )
         ]
         ended = [time.perf_counter()]
-        deepest = max(recalls) * (NMS_DEPTH if nms else 1)
+        deepest = search_depth(places, max(recalls), nms=nms)
         _, found = search(*described, max(deepest, depth))
         ended.append(time.perf_counter())
         database, queries = (KeptQuarters(part, device) for part in parts)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from sfrs.places import Ragged
-from sfrs.recall import correct, recall_at, spatial_nms
+from sfrs.recall import correct, recall_at, spatial_nms, without_same_time
 
 POSITIVES = Ragged.from_lists([[4], [0, 2], [], [7]])
 PREDICTIONS = np.array([[4, 1, 2], [1, 2, 0], [0, 1, 2], [1, 2, 3]])
@@ -52,6 +52,12 @@ def test_recall_agrees_with_a_loop():
 def test_mismatched_queries_are_reported():
     with pytest.raises(ValueError, match="4 rows of predictions, but 1 lists"):
         recall_at(PREDICTIONS, Ragged.from_lists([[1]]))
+
+
+def test_predictions_of_the_querys_own_time_are_dropped():
+    database = np.array([7, 7, 8, 9])
+    kept = without_same_time(np.array([[0, 3, 1, 2], [2, 0, -1, -1]]), np.array([7, 8]), database, 3)
+    assert kept.tolist() == [[3, 2, -1], [0, -1, -1]]
 
 
 def test_nms_keeps_the_best_image_of_each_panorama_in_order():

@@ -13,6 +13,7 @@ from sfrs.errors import UserError
 
 if TYPE_CHECKING:
     from rich.table import Table
+    from rich.text import Text
 
     from sfrs.descriptor import DescriptorNetwork
     from sfrs.evaluation import Evaluation
@@ -24,7 +25,7 @@ EXAMPLES = """
 
   sfrs evaluate --data places/lund --weights runs/demo/best.safetensors --out runs/lund
 
-  sfrs evaluate --data tokyo247 --weights sfrs.safetensors --nms --query-shorter-side 640
+  sfrs evaluate --data tokyo247.mat --weights sfrs.safetensors --nms --query-shorter-side 640
 
   sfrs evaluate --data data/city --weights runs/demo/best.safetensors --rerank regions
 
@@ -42,7 +43,8 @@ def evaluate(
         Path,
         typer.Option(
             "--data",
-            help="Folder with images/SPLIT/{database,queries}/@easting@northing@...jpg, or a CSV manifest.",
+            help="Folder with images/SPLIT/{database,queries}/@easting@northing@...jpg, a .mat file of "
+            "Pittsburgh or Tokyo, the root of MSLS, or a CSV manifest.",
             show_default=False,
         ),
     ],
@@ -213,8 +215,25 @@ def _summary(
         "network": network.meta,
         "image_size": shared.describe_size(size),
         "recalls": {str(n): recall for n, recall in result.recalls.items()},
+        "recalls_by_condition": _by_condition(result, places),
         "seconds": result.seconds,
         "skipped": [{"file": str(file), "reason": why} for file, why in skipped],
+    }
+
+
+def _by_condition(result: Evaluation, places: Places) -> dict[str, dict[str, float]]:
+    """Recalls by condition, where the data set names more than one and a query of it can be answered."""
+    import numpy as np
+
+    labels = places.queries.conditions
+    names = list(dict.fromkeys(labels))
+    if len(names) < 2:
+        return {}
+    masks = {name or "unknown": np.array([label == name for label in labels]) for name in names}
+    return {
+        name: {str(n): recall for n, recall in result.recalls_of(mask).items()}
+        for name, mask in masks.items()
+        if (mask & result.answerable).any()
     }
 
 
@@ -274,6 +293,8 @@ def _show(summary: dict, skipped: list[tuple], out: Path | None, as_json: bool) 
     if reranked:
         _add_recalls(table, "searched", reranked["recalls_before"])
     _add_recalls(table, "re-ranked" if reranked else "%", summary["recalls"])
+    for condition, recalls in summary["recalls_by_condition"].items():
+        _add_recalls(table, Text(condition), recalls)
     console.print(table)
     if reranked:
         gain = f"{100 * reranked['recall_1_difference']:+.1f}, p = {reranked['p_value']:.1g}"
@@ -293,5 +314,5 @@ def _show(summary: dict, skipped: list[tuple], out: Path | None, as_json: bool) 
         console.print(Text(f"Written to {out}"))
 
 
-def _add_recalls(table: Table, name: str, recalls: dict[str, float]) -> None:
+def _add_recalls(table: Table, name: str | Text, recalls: dict[str, float]) -> None:
     table.add_row(name, *(f"{100 * recall:.1f}" for recall in recalls.values()))

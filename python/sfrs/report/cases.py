@@ -48,12 +48,12 @@ def first_right(result: Evaluation) -> np.ndarray:
 def conditions(places: Places) -> list[str]:
     """The condition each query was taken under, or "" everywhere if the data set does not say.
 
-    Read from the note of full @ names (its first word, where notes are many), from subfolders of the
-    queries, or, for Tokyo 24/7, from the order of the files: day, sunset and night of one place after the
-    other.
+    As the data set's format gives it. Else read from the note of full @ names (its first word, where notes
+    are many), from subfolders of the queries, or, for Tokyo 24/7, from the order of the files: day, sunset
+    and night of one place after the other.
     """
     files = places.queries.files
-    for labels in (_notes(files), _folders(files)):
+    for labels in (list(places.queries.conditions), _notes(files), _folders(files)):
         if 2 <= len(set(labels)) <= len(files) / 2 and all(labels):
             return labels
     if "tokyo" in places.name.lower() and len(files) % 3 == 0:

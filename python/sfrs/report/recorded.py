@@ -12,7 +12,7 @@ from sfrs.descriptor import DescriptorNetwork, load_network
 from sfrs.errors import UserError
 from sfrs.evaluation import Evaluation, score
 from sfrs.images import Size
-from sfrs.places import ImageSet, Places, load_places
+from sfrs.places import ImageSet, Places, is_data_set, load_places
 
 RESULTS, PREDICTIONS = "results.json", "predictions.csv"
 
@@ -199,7 +199,7 @@ def find_path(recorded: str, source: Path, option: str) -> Path:
         UserError: there is nothing; the message names the option that says where it is now.
     """
     for folder in (Path(), *source.resolve().parents):
-        if (folder / recorded).exists():
+        if (folder / recorded).exists() or is_data_set(folder / recorded):
             return folder / recorded
     raise UserError(f"{source}: it names {recorded}, which is not there any more; say where with {option}.")
 
