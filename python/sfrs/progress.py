@@ -34,3 +34,29 @@ class Silent:
         self, generation: int, epoch: int, report: StepReport, recalls: dict[int, float], best: bool
     ) -> None:
         pass
+
+
+class Several:
+    """Tells several watchers."""
+
+    def __init__(self, *watchers: TrainingProgress) -> None:
+        self.watchers = watchers
+
+    def task(self, name: str) -> Progress:
+        tasks = [watcher.task(name) for watcher in self.watchers]
+
+        def tell(done: int, total: int) -> None:
+            for task in tasks:
+                task(done, total)
+
+        return tell
+
+    def step(self, generation: int, epoch: int, report: StepReport) -> None:
+        for watcher in self.watchers:
+            watcher.step(generation, epoch, report)
+
+    def epoch(
+        self, generation: int, epoch: int, report: StepReport, recalls: dict[int, float], best: bool
+    ) -> None:
+        for watcher in self.watchers:
+            watcher.epoch(generation, epoch, report, recalls, best)

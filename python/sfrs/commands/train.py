@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional, get_type_hints
@@ -13,7 +14,8 @@ from sfrs.errors import UserError
 
 if TYPE_CHECKING:
     from sfrs.places import Places
-    from sfrs.run_directory import RunResult
+    from sfrs.run_directory import RunDirectory, RunResult
+    from sfrs.tensorboard import TensorBoard
 
 EXAMPLES = """
 [b]Examples[/b]
@@ -23,6 +25,8 @@ EXAMPLES = """
   sfrs train --data city --preset demo --generations 1 --epochs 12 --out runs/baseline
 
   sfrs train --resume runs/sfrs
+
+  sfrs runs runs --plot runs.png
 """
 
 PANELS = {
@@ -115,6 +119,9 @@ def train(
     skip_bad_images: Annotated[
         bool, typer.Option("--skip-bad-images", help="Leave out images that cannot be read, and list them.")
     ] = False,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Also write event files to RUN/tensorboard.")
+    ] = False,
     changes: dict[str, Any],
 ) -> None:
     """Train a network in generations (SFRS), on the splits train and val of --data.
@@ -137,21 +144,24 @@ def train(
 
     from sfrs.generations import train as run_training
     from sfrs.places import load_places
+    from sfrs.progress import Several
     from sfrs.terminal import messages
     from sfrs.training_display import training_display
 
+    boards = _boards(RunDirectory(resume or out)) if tensorboard else []
     places = [load_places(config.data, "train"), load_places(val_data or config.data, "val")]
     if skip_bad_images:
         places = _without_bad_images(places)
     try:
-        with training_display(config) as progress:
+        with ExitStack() as watching:
+            watchers = [watching.enter_context(watcher) for watcher in (training_display(config), *boards)]
             result = run_training(
                 config,
                 *places,
                 resume or out,
                 first_generation=first_generation,
                 resume=resume is not None,
-                progress=progress,
+                progress=Several(*watchers),
             )
     except KeyboardInterrupt:
         messages.print(
@@ -159,6 +169,12 @@ def train(
         )
         raise typer.Exit(130) from None
     _show(result)
+
+
+def _boards(directory: "RunDirectory") -> list["TensorBoard"]:
+    from sfrs.tensorboard import TensorBoard
+
+    return [TensorBoard(directory)]
 
 
 def _without_bad_images(places: list["Places"]) -> list["Places"]:
