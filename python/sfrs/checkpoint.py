@@ -15,7 +15,7 @@ from sfrs.errors import UserError
 from sfrs.tensor_files import write_tensors
 
 KEY = "sfrs_checkpoint"
-FORMAT = 1
+FORMAT = 2
 
 
 class CheckpointError(UserError, RuntimeError):

@@ -4,6 +4,8 @@ import json
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, get_args, get_type_hints
 
+from sfrs.autocast import AUTOCAST
+from sfrs.cache_spec import CacheSpec
 from sfrs.errors import UserError
 
 
@@ -45,10 +47,22 @@ class TrainConfig:
 
     trunk_cache: str = _option(
         "ram",
-        "where outputs of the frozen trunk are kept; off computes them anew",
-        choices=("ram", "disk", "off"),
+        "where outputs of the frozen trunk are kept: ram, gpu, disk; off computes them anew. With ,jitter=N also "
+        "of N jittered variants of every training image, for training steps to choose from",
     )
-    cache_dtype: str = _option("float16", "number format of the trunk cache", choices=("float16", "float32"))
+    cache_dtype: str = _option(
+        "float16", "number format of the trunk cache", choices=("float16", "bfloat16", "float32")
+    )
+    cache_gigabytes: float = _option(
+        0.0, "size of the trunk cache, at most; what it does not hold is computed when needed. 0: no limit"
+    )
+    cache_dir: str = _option(
+        "", "folder of a trunk cache on disk, which later runs use again; empty: that of the run", compare=False
+    )
+    autocast: str = _option(
+        "off", "number format of convolutions; all behind them is float32", choices=AUTOCAST
+    )
+    compile_trunk: bool = _option(False, "run the frozen trunk through torch.compile")
     batch_size: int = _option(32, "images per forward pass when describing")
     workers: int = _option(4, "threads that decode images", compare=False)
     device: str = _option("auto", "cpu, cuda, ...; auto: cuda where there is one")
@@ -97,6 +111,9 @@ class TrainConfig:
     select_recall: int = _option(5, "N of the validation recall@N that chooses the best network")
     seed: int = _option(0, "seed of every random choice")
     log_every: int = _option(20, "optimisation steps between two lines in metrics.jsonl", compare=False)
+    checkpoint_minutes: float = _option(
+        10.0, "minutes between two checkpoints within an epoch; 0: after every step", compare=False
+    )
 
     def __post_init__(self) -> None:
         hints = get_type_hints(type(self))
@@ -142,6 +159,11 @@ class TrainConfig:
             for f in fields(self)
             if f.metadata["compare"] and getattr(self, f.name) != getattr(other, f.name)
         ]
+
+    @property
+    def cache(self) -> CacheSpec:
+        """`trunk_cache`, read."""
+        return CacheSpec.parse(self.trunk_cache)
 
     def epochs_of(self, generation: int) -> int:
         """Epochs of ``generation`` (counted from 1)."""
@@ -226,6 +248,8 @@ _NOT_NEGATIVE = (
     "queries_per_epoch",
     "rerank_lambda",
     "seed",
+    "checkpoint_minutes",
+    "cache_gigabytes",
 )
 
 
@@ -252,6 +276,12 @@ def _check_ranges(config: TrainConfig) -> None:
         refuse("teacher_temperatures", "a list of positive numbers")
     if config.jitter and (len(config.jitter) != 4 or min(config.jitter) < 0):
         refuse("jitter", "four numbers of 0 or more, or none")
+    try:
+        variants = config.cache.variants
+    except ValueError as error:
+        raise ConfigError(f"trunk_cache is {config.trunk_cache!r}, {error}") from None
+    if variants and not config.jitter:
+        refuse("trunk_cache", "no ,jitter=N, because jitter is empty")
     if config.soft_ranks and (
         len(config.soft_ranks) != 2 or not 1 <= config.soft_ranks[0] <= config.soft_ranks[1]
     ):

@@ -2,25 +2,20 @@
 
 import copy
 import shutil
+from contextlib import nullcontext
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from sfrs.checkpoint import (
-    CheckpointError,
-    load_checkpoint,
-    load_momentum,
-    momentum_state,
-    of_prefix,
-    save_checkpoint,
-    with_prefix,
-)
+from sfrs.checkpoint import load_checkpoint
 from sfrs.config import TrainConfig
 from sfrs.descriptor import DescriptorNetwork, load_network, save_network
+from sfrs.distributed import Processes, processes
 from sfrs.errors import UserError
-from sfrs.evaluation import check_answerable, score
+from sfrs.evaluation import check_answerable, score, search_depth
+from sfrs.host import host_facts
 from sfrs.jitter import ColorJitter
 from sfrs.mining import Miner
 from sfrs.neighbourhood import Neighbourhood
@@ -37,11 +32,13 @@ from sfrs.preparation import (
 )
 from sfrs.progress import Silent, TrainingProgress
 from sfrs.recall import RECALL_AT
-from sfrs.run_directory import GenerationResult, RunDirectory, RunResult, fingerprint
+from sfrs.refresh import describe_in_shares
+from sfrs.run_directory import GenerationResult, RunDirectory, RunResult, data_differences, fingerprint
+from sfrs.run_state import load_state, load_trained, save_state, trained_state
 from sfrs.search import search
-from sfrs.training import StepReport, train_epoch
-from sfrs.trunk_cache import describe_trunk
+from sfrs.training import EpochState, StepReport, sgd, train_epoch
 from sfrs.tuple_losses import Generation
+from sfrs.whole_files import replaced
 
 
 def train(
@@ -58,7 +55,9 @@ def train(
 ) -> RunResult:
     """Train ``config.generations`` generations; with one, the baseline.
 
-    The result depends on the configuration, the images, the network and the number of threads only. Each
+    The processes that torchrun started share the work; files are the main one's, and all read them. The
+    result depends on the configuration, the images, the network and the number of threads only (on the number
+    of processes: up to rounding). Each
     generation starts from the same initial weights and its own seed, so a generation's result depends on
     the earlier ones only through its teacher.
 
@@ -69,45 +68,51 @@ def train(
         trunks: from `build_trunks` of a network with the same trunk; by default built here.
         first_generation: directory of a run whose initial network and generation 1 are taken over, so that
             several runs can share them.
-        resume: go on with the run in ``run_dir`` after its last whole epoch. ``network`` and
-            ``first_generation`` are then read from there.
+        resume: go on with the run in ``run_dir`` after its last checkpoint, or from the beginning if there is
+            none yet. ``network`` and ``first_generation`` are then read from there.
         progress: watches.
 
     Raises:
-        UserError: the directory holds a run already; or, resuming, the configuration or the images differ
-            from the run's; or the images cannot be trained on.
+        UserError: the directory holds a run already, or another process trains there; or, resuming, the
+            configuration or the images differ from the run's; or the images cannot be trained on or read.
         DivergedError: a loss is not finite; the message names the tuple.
+        WriteError: the disk is full; the run can be resumed from its last checkpoint.
     """
-    directory = RunDirectory(run_dir)
+    joined, directory = processes(), RunDirectory(run_dir)
     check_answerable(places_val, config.negative_radius)
     data = {"train": fingerprint(places_train), "val": fingerprint(places_val)}
+    _check_processes(joined, config, data)
     if resume:
-        _refuse_differences(directory, config, data)
-        network = load_network(directory.initial)
-    else:
-        directory.refuse_existing()
-        if first_generation is not None:
-            if config.generations < 2:
-                raise UserError("first_generation is given, but generations is 1, expected at least 2")
-            other = RunDirectory(first_generation)
-            if other.read()[1] != data:
-                raise UserError(f"{first_generation}: the run was made with other images than this one")
-            network = load_network(other.initial)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        network = build_network(config) if network is None else copy.deepcopy(network)
+        directory.read()  # before a folder is made for the lock
+    elif network is not None:
         check_network(config, network)
-        run = _Run(config, places_train, places_val, directory, network, trunks, progress or Silent())
-        if resume:
-            run.restore()
-        else:
-            directory.create(config, data)
-            run.start(None if first_generation is None else RunDirectory(first_generation))
-        return run.finish()
+    with directory.locked() if joined.is_main else nullcontext():
+        start = None
+        if joined.is_main:
+            first = None if first_generation is None else str(first_generation)
+            start = _start(directory, config, data, first, resume, network is not None)
+        start = joined.broadcast_object(start)
+        first = start["first_generation"]
+        if start["resume"] or first is not None:
+            network = load_network((directory if first is None else RunDirectory(first)).initial)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            network = build_network(config) if network is None else copy.deepcopy(network)
+            check_network(config, network)
+            if joined.count > 1:
+                network.load_state_dict(joined.broadcast_tensors(network.state_dict()))
+            if joined.is_main and not start["resume"]:
+                directory.create(config, data, start)
+            run = _Run(config, places_train, places_val, directory, network, trunks, progress, joined)
+            if start["resume"]:
+                run.restore()
+            else:
+                run.start(None if first is None else RunDirectory(first))
+            return run.finish()
 
 
 class _Run:
-    """A run in progress."""
+    """A run in progress, seen from one of its processes."""
 
     def __init__(
         self,
@@ -117,9 +122,11 @@ class _Run:
         directory: RunDirectory,
         initial: DescriptorNetwork,
         trunks: Trunks | None,
-        progress: TrainingProgress,
+        progress: TrainingProgress | None,
+        processes: Processes,
     ) -> None:
-        self.config, self.directory, self.progress = config, directory, progress
+        self.config, self.directory, self.processes = config, directory, processes
+        self.progress = (processes.is_main and progress) or Silent()
         self.train, self.val = places_train, places_val
         self.device = run_device(config)
         self.initial = initial.to(self.device).eval()
@@ -127,28 +134,25 @@ class _Run:
         self.jitter = ColorJitter(*config.jitter, seed=config.seed) if config.jitter else None
         self.generation = self._open(1)
         self.epoch = 0  # epochs of this generation that are done
+        self.unfinished: EpochState | None = None  # the epoch a checkpoint was written in
+        # Only the main process knows results.
         self.best: GenerationResult | None = None  # of this generation
-        self.results: list[GenerationResult] = []  # of the generations before
+        self.results: list[GenerationResult | None] = []  # of the generations before
         self.trunks = trunks or build_trunks(
-            config, initial, places_train, places_val, directory=directory.path, progress=progress
+            config, initial, places_train, places_val, directory=directory.path, progress=self.progress
         )
         self.images = training_images(config, self.initial, places_train, self.trunks.train, self.jitter)
 
     def start(self, first_generation: RunDirectory | None) -> None:
         """Begin with generation 1, or behind the generation 1 of another run."""
+        self._log_start(resumed=False)
         if first_generation is None:
             self._initialise()
             self.generation = self._open(1)
         else:
-            shutil.copyfile(first_generation.initial, self.directory.initial)
-            best = self.directory.best(1)
-            best.parent.mkdir(exist_ok=True)
-            shutil.copyfile(first_generation.best(1), best)
-            self.best = GenerationResult.read(best)
             self.epoch = self.config.epochs_of(1)
-            self.directory.log(
-                kind="first_generation", run=str(first_generation.path), recalls=self.best.recalls
-            )
+            if self.processes.is_main:
+                self._take_over(first_generation)
         self._save()
 
     def finish(self) -> RunResult:
@@ -158,23 +162,48 @@ class _Run:
                 self._train_epoch()
             self.results.append(self.best)
             if self.generation.number == self.config.generations:
-                initial = GenerationResult.read(self.directory.initial)
-                result = RunResult(self.directory.path, initial, tuple(self.results))
-                recall_curves(
-                    {best.title: best.recalls for best in (initial, *self.results)},
-                    self.directory.plot,
-                    title=f"{self.val.name}, validation",
-                )
-                return result
+                return self._result()
+            self.best = None
             self.generation = self._open(self.generation.number + 1)
-            self.epoch, self.best = 0, None
+            self.epoch = 0
 
     def _initialise(self) -> None:
-        if self.config.init == "kmeans":
+        if self.config.init == "kmeans" and self.processes.is_main:
             init_clusters(self.config, self.initial, self.images)
+        if self.processes.count > 1:
+            load_trained(self.initial, self.processes.broadcast_tensors(trained_state(self.initial)))
         recalls = self._validate(self.initial)
-        self._save_network(self.directory.initial, self.initial, 0, 0, recalls)
-        self.directory.log(kind="initial", recalls=recalls)
+        if recalls is not None:
+            self._save_network(self.directory.initial, self.initial, 0, 0, recalls)
+            self.directory.log("initial", recalls=recalls)
+
+    def _take_over(self, first_generation: RunDirectory) -> None:
+        best = self.directory.best(1)
+        best.parent.mkdir(exist_ok=True)
+        for theirs, ours in (
+            (first_generation.initial, self.directory.initial),
+            (first_generation.best(1), best),
+        ):
+            with replaced(ours, size=theirs.stat().st_size) as partial:
+                shutil.copyfile(theirs, partial)
+        self.best = GenerationResult.read(best)
+        self.directory.log("first_generation", run=str(first_generation.path), recalls=self.best.recalls)
+
+    def _result(self) -> RunResult:
+        found = None
+        if self.processes.is_main:
+            all_results = (GenerationResult.read(self.directory.initial), *self.results)
+            recall_curves(
+                {result.title: result.recalls for result in all_results},
+                self.directory.plot,
+                title=f"{self.val.name}, validation",
+            )
+            found = [(result.number, result.epoch, [*result.recalls.items()]) for result in all_results]
+        initial, *generations = (
+            GenerationResult(number, epoch, dict(map(tuple, recalls)), self.directory.weights(number))
+            for number, epoch, recalls in self.processes.broadcast_object(found)
+        )
+        return RunResult(self.directory.path, initial, tuple(generations))
 
     def _open(self, number: int) -> Generation:
         """A fresh student for generation ``number``, and its teacher."""
@@ -182,55 +211,75 @@ class _Run:
         seed = config.seed * 1_000_003 + number
         torch.manual_seed(seed)
         student = copy.deepcopy(self.initial)
-        teacher = None
-        if number > 1:
-            teacher = load_network(self.directory.best(number - 1)).to(self.device).requires_grad_(False)
-        optimizer = torch.optim.SGD(
-            student.trained_parameters(),
-            lr=config.learning_rate,
-            momentum=config.momentum,
-            weight_decay=config.weight_decay,
-        )
-        return Generation(number, student, teacher, optimizer, Miner(self.neighbourhood, config, seed=seed))
+        teacher = self._teacher(number) if number > 1 else None
+        miner = Miner(self.neighbourhood, config, seed=seed)
+        return Generation(number, student, teacher, sgd(student, config), miner)
+
+    def _teacher(self, number: int) -> DescriptorNetwork:
+        """The best network of the generation before ``number``, frozen."""
+        if self.processes.is_main:
+            teacher = load_network(self.directory.best(number - 1)).to(self.device)
+        else:
+            teacher = copy.deepcopy(self.initial)
+        if self.processes.count > 1:
+            load_trained(teacher, self.processes.broadcast_tensors(trained_state(teacher)))
+        return teacher.eval().requires_grad_(False)
 
     def _train_epoch(self) -> None:
         number, epoch = self.generation.number, self.epoch + 1
 
         def on_step(report: StepReport) -> None:
             if report.step % self.config.log_every == 0:
-                self.directory.log(kind="step", generation=number, epoch=epoch, **vars(report))
+                self.directory.log("step", generation=number, epoch=epoch, **vars(report))
             self.progress.step(number, epoch, report)
 
-        mining = self.progress.task(f"mining, generation {number} epoch {epoch}")
+        is_main, (state, self.unfinished) = self.processes.is_main, (self.unfinished, None)
         report = train_epoch(
-            self.generation, epoch, self.images, self.config, on_step=on_step, on_mining=mining
+            self.generation,
+            epoch,
+            self.images,
+            self.config,
+            processes=self.processes,
+            state=state,
+            on_step=on_step if is_main else None,
+            on_mining=self.progress.task(f"mining, generation {number} epoch {epoch}"),
+            save=self._save if is_main else None,
         )
         recalls = self._validate(self.generation.student)
-        select = self.config.select_recall
+        self.epoch = epoch
+        if recalls is not None:
+            self._keep(report, recalls)
+
+    def _keep(self, report: StepReport, recalls: dict[int, float]) -> None:
+        """Write down an epoch that is done: its network if it is the best, its metrics, a checkpoint."""
+        number, select = self.generation.number, self.config.select_recall
         is_best = self.best is None or recalls[select] > self.best.recalls[select]
         if is_best:
             path = self.directory.best(number)
-            self._save_network(path, self.generation.student, number, epoch, recalls)
-            self.best = GenerationResult(number, epoch, recalls, path)
+            self._save_network(path, self.generation.student, number, self.epoch, recalls)
+            self.best = GenerationResult(number, self.epoch, recalls, path)
         self.directory.log(
-            kind="epoch", generation=number, epoch=epoch, recalls=recalls, best=is_best, **vars(report)
+            "epoch", generation=number, epoch=self.epoch, recalls=recalls, best=is_best, **vars(report)
         )
-        self.epoch = epoch
         self._save()
-        self.progress.epoch(number, epoch, report, recalls, is_best)
+        self.progress.epoch(number, self.epoch, report, recalls, is_best)
 
-    def _validate(self, network: DescriptorNetwork) -> dict[int, float]:
+    def _validate(self, network: DescriptorNetwork) -> dict[int, float] | None:
+        """Validation recalls, in the main process."""
         queries, database = len(self.val.queries), len(self.val.database)
-        described = describe_trunk(
+        described = describe_in_shares(
             network,
             self.trunks.val,
             torch.arange(queries + database),
-            batch_size=self.config.batch_size,
+            self.config,
+            processes=self.processes,
             progress=self.progress.task("validation"),
         )
+        if described is None:
+            return None
         described = described.cpu().numpy()
         ns = sorted({*RECALL_AT, self.config.select_recall})
-        _, predictions = search(described[queries:], described[:queries], max(ns))
+        _, predictions = search(described[queries:], described[:queries], search_depth(self.val, max(ns)))
         return score(self.val, predictions, recalls=ns, radius=self.config.negative_radius).recalls
 
     def _save_network(
@@ -240,68 +289,84 @@ class _Run:
         meta = {"generation": number, "epoch": epoch, "recalls": recalls, "image_size": size}
         save_network(path, network, meta)
 
-    def _save(self) -> None:
-        generation = self.generation
-        tensors = {
-            **with_prefix("student", _trained(generation.student)),
-            **with_prefix("momentum", momentum_state(generation.optimizer)),
-            **with_prefix("miner", generation.miner.state()),
-            "random.torch": torch.get_rng_state(),
-        }
-        if generation.teacher is not None:
-            tensors |= with_prefix("teacher", _trained(generation.teacher))
+    def _log_start(self, *, resumed: bool) -> None:
+        if self.processes.is_main:
+            facts = {"processes": self.processes.count, "device": str(self.device), **host_facts()}
+            self.directory.log("start", resumed=resumed, **facts)
+
+    def _save(self, state: EpochState | None = None) -> None:
+        """Write a checkpoint, between two epochs or (``state``) within one."""
+        if not self.processes.is_main:
+            return
         facts = {
-            "generation": generation.number,
+            "generation": self.generation.number,
             "epoch": self.epoch,
             "best": None if self.best is None else {"epoch": self.best.epoch, "recalls": self.best.recalls},
             "metrics_size": self.directory.metrics_size(),
         }
-        save_checkpoint(self.directory.checkpoint, tensors, facts)
+        save_state(self.directory.checkpoint, self.generation, state, facts)
 
     def restore(self) -> None:
         """Bring the run to where its checkpoint stands."""
-        tensors, facts = load_checkpoint(self.directory.checkpoint)
+        is_main = self.processes.is_main
+        tensors, facts = load_checkpoint(self.directory.checkpoint) if is_main else (None, None)
+        tensors, facts = self.processes.broadcast_tensors(tensors), self.processes.broadcast_object(facts)
         number, self.epoch = facts["generation"], facts["epoch"]
-        self.results = [GenerationResult.read(self.directory.best(g)) for g in range(1, number)]
+        if is_main:
+            self.results = [GenerationResult.read(self.directory.best(g)) for g in range(1, number)]
         self.generation = self._open(number)
-        if facts["best"] is not None:
+        if is_main and facts["best"] is not None:
             # The file may be of a later epoch that was not checkpointed; that epoch is trained again.
             recalls = {int(n): recall for n, recall in facts["best"]["recalls"].items()}
             self.best = GenerationResult(number, facts["best"]["epoch"], recalls, self.directory.best(number))
-        _load_trained(self.generation.student, of_prefix("student", tensors))
-        if self.generation.teacher is not None:
-            _load_trained(self.generation.teacher, of_prefix("teacher", tensors))
-        load_momentum(self.generation.optimizer, of_prefix("momentum", tensors))
-        self.generation.miner.load_state(of_prefix("miner", tensors))
-        torch.set_rng_state(tensors["random.torch"])
-        self.directory.cut_metrics(facts["metrics_size"])
+        self.unfinished = load_state(self.generation, tensors, facts)
+        if is_main:
+            self.directory.cut_metrics(facts["metrics_size"])
+        self._log_start(resumed=True)
 
 
-def _trained(network: DescriptorNetwork) -> dict[str, Tensor]:
-    """The network's state without that of the trunk, which is frozen and part of the initial network."""
-    return {
-        name: value for name, value in network.state_dict().items() if not name.startswith("backbone.trunk.")
-    }
-
-
-def _load_trained(network: DescriptorNetwork, state: dict[str, Tensor]) -> None:
-    own = _trained(network)
-    if own.keys() != state.keys():
-        raise CheckpointError(
-            f"the checkpoint's networks have other parameters: {sorted(own.keys() ^ state.keys())}"
-        )
-    network.load_state_dict(state, strict=False)
+def _start(
+    directory: RunDirectory,
+    config: TrainConfig,
+    data: dict[str, Any],
+    first_generation: str | None,
+    resume: bool,
+    network_given: bool,
+) -> dict[str, Any]:
+    """How a run begins: whether from a checkpoint, and what it takes over. Raises as `train` says."""
+    if not resume:
+        directory.refuse_existing()
+    else:
+        _refuse_differences(directory, config, data)
+        if directory.checkpoint.exists():
+            return {"resume": True, "first_generation": None}
+        stored = directory.read_start()
+        if stored.get("network_given", False) and not network_given:
+            raise UserError(f"{directory.path}: the run stopped before its first checkpoint; begin it anew")
+        first_generation = stored.get("first_generation", first_generation)
+    if first_generation is not None:
+        if config.generations < 2:
+            raise UserError("first_generation is given, but generations is 1, expected at least 2")
+        if RunDirectory(first_generation).read()[1] != data:
+            raise UserError(f"{first_generation}: the run was made with other images than this one")
+    return {"resume": False, "first_generation": first_generation, "network_given": network_given}
 
 
 def _refuse_differences(directory: RunDirectory, config: TrainConfig, data: dict[str, Any]) -> None:
     stored, stored_data = directory.read()
-    differences = stored.differences(config)
-    differences += [
-        f"{split} images: {stored_data.get(split)} -> {data[split]}"
-        for split in data
-        if stored_data.get(split) != data[split]
-    ]
+    differences = stored.differences(config) + data_differences(stored_data, data)
     if differences:
         raise UserError(
             f"{directory.path}: cannot resume, the run was started otherwise:\n  " + "\n  ".join(differences)
+        )
+
+
+def _check_processes(joined: Processes, config: TrainConfig, data: dict[str, Any]) -> None:
+    values = config.to_dict()
+    joined.agree("configuration", {f.name: values[f.name] for f in fields(config) if f.metadata["compare"]})
+    joined.agree("images", data)
+    fewest = min(found[role] for found in data.values() for role in ("database", "queries"))
+    if fewest < joined.count:
+        raise UserError(
+            f"there are {joined.count} processes, but only {fewest} images in a set, expected as many"
         )

@@ -6,10 +6,17 @@ initial.safetensors             the network every student starts from
 generation_N/best.safetensors   the best network of generation N by validation recall
 checkpoints/latest.safetensors  everything needed to go on
 recall.png                      validation recalls of the finished run
+run.lock                        empty; locked by the process that trains here
 """
 
+import errno
+import fcntl
 import hashlib
 import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +30,12 @@ from sfrs.descriptor import METADATA_KEY, DescriptorNetwork, load_network
 from sfrs.errors import UserError
 from sfrs.places import Places
 from sfrs.results import write_json
+from sfrs.whole_files import told
+
+LOCK_SECONDS = 1.0
+"""How long to try for the lock, since a look at who holds it takes it for a moment."""
+NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
+"""What network file systems without locks answer."""
 
 
 @dataclass(frozen=True)
@@ -90,9 +103,40 @@ class RunDirectory:
         self.plot = self.path / "recall.png"
         self.initial = self.path / "initial.safetensors"
         self.checkpoint = self.path / "checkpoints" / "latest.safetensors"
+        self.lock = self.path / "run.lock"
 
     def best(self, generation: int) -> Path:
         return self.path / f"generation_{generation}" / "best.safetensors"
+
+    def weights(self, generation: int) -> Path:
+        """The best network of ``generation``; of 0, the one before training."""
+        return self.best(generation) if generation else self.initial
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the run, so that no other process trains here; the lock goes with the process.
+
+        Raises:
+            UserError: another process holds it.
+        """
+        with told(self.lock):
+            self.path.mkdir(parents=True, exist_ok=True)
+            file = open(self.lock, "a")
+        with file:
+            patience = time.monotonic() + LOCK_SECONDS
+            while not _taken(file, fcntl.LOCK_EX):
+                if time.monotonic() > patience:
+                    raise UserError(f"{self.path}: another process is training here; wait until it has ended")
+                time.sleep(0.05)
+            yield
+
+    def is_held(self) -> bool:
+        """Whether a process of this machine is training here (on some network disks: of any machine)."""
+        try:
+            with open(self.lock) as file:
+                return not _taken(file, fcntl.LOCK_SH)
+        except FileNotFoundError:
+            return False
 
     def refuse_existing(self) -> None:
         """Raise `UserError` if there is a run that could be resumed."""
@@ -101,12 +145,18 @@ class RunDirectory:
                 f"{self.path}: there is a run here already; resume it or choose another directory"
             )
 
-    def create(self, config: TrainConfig, data: dict[str, Any]) -> None:
-        """Begin the directory, over what a run left that stopped before its first checkpoint."""
+    def create(self, config: TrainConfig, data: dict[str, Any], start: dict[str, Any] | None = None) -> None:
+        """Begin the directory, over what a run left that stopped before its first checkpoint.
+
+        Args:
+            start: what else a run needs that begins, see `read_start`.
+        """
         self.path.mkdir(parents=True, exist_ok=True)
         versions = {"torch": torch.__version__, "sfrs_ext": getattr(sfrs_ext, "__version__", "unknown")}
-        write_json(self.config, {"config": config.to_dict(), "data": data, "versions": versions})
-        self.metrics.write_text("")
+        content = {"config": config.to_dict(), "data": data, "start": start or {}, "versions": versions}
+        write_json(self.config, content)
+        with told(self.metrics):
+            self.metrics.write_text("")
 
     def read(self) -> tuple[TrainConfig, dict[str, Any]]:
         """Configuration and data of the run. Raises `UserError` if there is none."""
@@ -118,26 +168,56 @@ class RunDirectory:
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{self.config}: this is not the configuration of a run ({error})") from error
 
-    def log(self, **line: Any) -> None:
-        """Append a line to the metrics."""
-        with open(self.metrics, "a") as file:
-            file.write(json.dumps(line) + "\n")
+    def read_start(self) -> dict[str, Any]:
+        """What `create` was given as ``start``, for a run that stopped before its first checkpoint."""
+        return json.loads(self.config.read_text()).get("start", {})
+
+    def log(self, kind: str, **line: Any) -> None:
+        """Append a line to the metrics. Raises `WriteError` and leaves no part of it, if it does not fit."""
+        text = json.dumps({"kind": kind, "time": round(time.time(), 3), **line}) + "\n"
+        with told(self.metrics, size=len(text)), open(self.metrics, "ab", buffering=0) as file:
+            before = file.seek(0, os.SEEK_END)
+            written = file.write(text.encode())
+            if written < len(text):
+                file.truncate(before)
+                raise OSError(errno.ENOSPC, "a part of the line was written")
 
     def metrics_size(self) -> int:
-        return self.metrics.stat().st_size
+        """Bytes of the metrics, which have reached the disk."""
+        with told(self.metrics), open(self.metrics, "rb") as file:
+            os.fsync(file.fileno())
+            return os.fstat(file.fileno()).st_size
 
     def cut_metrics(self, size: int) -> None:
-        """Drop what was logged after the checkpoint the run goes on from."""
-        with open(self.metrics, "r+") as file:
-            file.truncate(size)
+        """Drop what was logged after the checkpoint the run goes on from, and a line that is not whole."""
+        with told(self.metrics), open(self.metrics, "a+b") as file:
+            file.seek(0)
+            kept = file.read(size)
+            file.truncate(kept.rfind(b"\n") + 1)
+
+
+def _taken(file: Any, kind: int) -> bool:
+    """Whether ``file`` could be locked."""
+    try:
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        return error.errno in NO_LOCKS
+    return True
 
 
 def fingerprint(places: Places) -> dict[str, Any]:
-    """What tells whether a resumed run gets the images it was started with; folders may have moved."""
+    """What tells whether a resumed run gets the images it was started with.
+
+    Of every image the file's name, the position and the place count, in their order; folders may have moved.
+    What the images show does not: a damaged one may be repaired.
+    """
     digest = hashlib.sha256()
     for images in (places.database, places.queries):
-        digest.update("\n".join(file.name for file in images.files).encode())
+        digest.update("\n".join(file.name for file in images.files).encode(errors="surrogateescape"))
         digest.update(images.positions.tobytes())
+        digest.update(images.place_ids.tobytes())
     return {
         "name": places.name,
         "split": places.split,
@@ -145,3 +225,25 @@ def fingerprint(places: Places) -> dict[str, Any]:
         "queries": len(places.queries),
         "digest": digest.hexdigest()[:16],
     }
+
+
+def data_differences(stored: dict[str, Any], given: dict[str, Any]) -> list[str]:
+    """What is different between the images of two runs, each ``{split: fingerprint}``, in words."""
+    found = []
+    for split, ours in given.items():
+        theirs = stored.get(split, {})
+        words = [
+            f"{split} {what}: {theirs.get(key)} -> {ours[key]}{unit}"
+            for key, what, unit in (
+                ("name", "data set", ""),
+                ("database", "database", " images"),
+                ("queries", "queries", " images"),
+            )
+            if theirs.get(key) != ours[key]
+        ]
+        if not words and theirs.get("digest") != ours["digest"]:
+            words = [
+                f"{split} images: as many, but with other names, positions or places, or in another order"
+            ]
+        found += words
+    return found

@@ -1,6 +1,8 @@
 """One epoch of training: tuples -> trunk outputs -> heads -> similarities -> losses -> step."""
 
 import math
+import resource
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,9 +11,23 @@ import torch
 from torch import Tensor
 
 from sfrs.config import TrainConfig
+from sfrs.descriptor import DescriptorNetwork
+from sfrs.distributed import Processes
+from sfrs.images import Progress
 from sfrs.mining import Tuples
-from sfrs.trunk_cache import describe_trunk, step_number
-from sfrs.tuple_losses import Generation, TrainingImages, tuple_losses
+from sfrs.refresh import mine_tuples
+from sfrs.trunk_source import step_number
+from sfrs.tuple_losses import (
+    Generation,
+    TrainingImages,
+    diverged,
+    load_ahead,
+    soft_labelled,
+    tuple_losses,
+)
+
+LOOK_SECONDS = 0.5
+"""How often the losses of steps on a GPU are looked at, which waits for it."""
 
 
 @dataclass(frozen=True)
@@ -19,9 +35,12 @@ class StepReport:
     """Losses of one optimisation step (or their means over several), and how far the epoch is.
 
     Attributes:
-        hard, soft, total: total = hard + soft_weight * soft.
+        step: counted from 1 within the generation.
         done, of: tuples of this epoch.
-        tuples_per_second: since the epoch began, mining included.
+        hard, soft, total: total = hard + soft_weight * soft.
+        tuples_per_second: since the epoch began (or was resumed), mining included.
+        images_per_second: distinct images that steps and refreshes put through the student, likewise.
+        peak_bytes: largest memory so far, of the GPU where there is one, else of the process.
     """
 
     step: int
@@ -32,6 +51,38 @@ class StepReport:
     total: float
     learning_rate: float
     tuples_per_second: float
+    images_per_second: float
+    peak_bytes: int
+
+
+@dataclass
+class EpochState:
+    """Where an epoch stands after a step; with the networks and the miner, all that is needed to go on.
+
+    Attributes:
+        queries: of the epoch in the order they are trained in, int64 ``[T]``.
+        done: how many of them have been.
+        tuples: those mined at the last refresh, if not all of them are done.
+        sums: hard and soft loss times tuples, summed over the steps; float64 ``[2]``.
+    """
+
+    queries: Tensor
+    done: int
+    tuples: Tuples | None
+    sums: Tensor
+
+
+@dataclass(frozen=True)
+class _Step:
+    """A step that was taken, its losses still on the device."""
+
+    number: int
+    tuples: Tuples
+    labelled: int
+    learning_rate: float
+    losses: Tensor  # [2, tuples], hard and soft
+    failed: Tensor  # bool, whether this step or one before was not finite
+    done: int
 
 
 def train_epoch(
@@ -40,42 +91,217 @@ def train_epoch(
     images: TrainingImages,
     config: TrainConfig,
     *,
+    processes: Processes | None = None,
+    state: EpochState | None = None,
     on_step: Callable[[StepReport], None] | None = None,
-    on_mining: Callable[[int, int], None] | None = None,
+    on_mining: Progress | None = None,
+    save: Callable[[EpochState], None] | None = None,
 ) -> StepReport:
     """Train the student for one epoch.
 
     Args:
-        epoch: counted from 1 within the generation; decides the learning rate only.
-        on_step: called after every optimisation step.
+        epoch: counted from 1 within the generation; decides the learning rate and the jitter only.
+        processes: that share the work; the result does not depend on how many, up to rounding.
+        state: go on from here instead of beginning.
+        on_step: called for every optimisation step, in order; on a GPU some steps later.
         on_mining: called with (done, total) images while descriptors for mining are refreshed.
+        save: called every ``config.checkpoint_minutes``, after a step.
 
     Returns:
         The epoch's means.
 
     Raises:
-        DivergedError: a loss is not finite. The step that gave it has not been taken.
+        DivergedError: a loss or gradient is not finite. The step that gave it has not been taken, and none
+            after it.
     """
-    queries = generation.miner.draw_queries(config.queries_per_epoch)
-    chunks = queries.split(config.refresh_every)
-    steps = sum(math.ceil(len(chunk) / config.tuples_per_step) for chunk in chunks)
-    all_steps, step = steps * config.epochs_of(generation.number), steps * (epoch - 1)
-    began, done, sums = time.perf_counter(), 0, torch.zeros(3, dtype=torch.float64)
-    generation.student.train()
-    for chunk in chunks:
-        tuples = mine_tuples(generation, chunk, images, config, on_mining)
-        for start in range(0, len(tuples), config.tuples_per_step):
-            batch = tuples[slice(start, start + config.tuples_per_step)]
-            rate = learning_rate(config, step, all_steps)
-            losses = _step(generation, batch, images, config, rate, step_number(generation.number, step + 1))
-            step, done = step + 1, done + len(batch)
-            sums += len(batch) * torch.tensor(losses, dtype=torch.float64)
+    training = _Epoch(generation, epoch, images, config, processes or Processes(), state)
+    return training.run(on_step, on_mining, save)
+
+
+class _Epoch:
+    def __init__(
+        self,
+        generation: Generation,
+        epoch: int,
+        images: TrainingImages,
+        config: TrainConfig,
+        processes: Processes,
+        state: EpochState | None,
+    ) -> None:
+        self.generation, self.images, self.config, self.processes = generation, images, config, processes
+        self.state = self._begun() if state is None else state
+        self.of = len(self.state.queries)
+        self.steps_of_chunk = math.ceil(config.refresh_every / config.tuples_per_step)
+        steps = self._steps_until(self.of)
+        self.first_step, self.all_steps = steps * (epoch - 1), steps * config.epochs_of(generation.number)
+        self.parameters = list(generation.student.trained_parameters())
+        self.device = self.parameters[0].device
+        self.failed = torch.zeros((), dtype=torch.bool, device=self.device)
+        self.taken: list[_Step] = []  # since losses were last looked at
+        self.began = self.looked = self.saved = time.perf_counter()
+        self.tuples = self.described = 0  # since then
+
+    def run(
+        self,
+        on_step: Callable[[StepReport], None] | None,
+        on_mining: Progress | None,
+        save: Callable[[EpochState], None] | None,
+    ) -> StepReport:
+        state, config = self.state, self.config
+        self.generation.student.train()
+        while state.done < self.of:
+            self._take_step(on_mining)
+            now = time.perf_counter()
+            due = save is not None and now - self.saved >= 60 * config.checkpoint_minutes
+            if due or self._should_look(now):
+                self._look(on_step)
+            if due:
+                save(state)
+                self.saved = time.perf_counter()
+        self._look(on_step)
+        self.looked = time.perf_counter()
+        return self._report(self._steps_until(self.of), self.of, *(state.sums / self.of).tolist())
+
+    def _take_step(self, on_mining: Progress | None) -> None:
+        state, config = self.state, self.config
+        start = state.done % config.refresh_every
+        following = start + config.tuples_per_step
+        if state.tuples is None:
+            chunk = state.queries[state.done : state.done + config.refresh_every]
+            state.tuples = self._mine(chunk, on_mining)
+        if start == 0 or self.tuples == 0:
+            self._load_ahead(start)
+        self._load_ahead(following)
+        self._step(state.tuples[start:following])
+        if following >= len(state.tuples):
+            state.tuples = None
+
+    def _begun(self) -> EpochState:
+        drawn = {"queries": self.generation.miner.draw_queries(self.config.queries_per_epoch)}
+        queries = self.processes.broadcast_tensors(drawn)["queries"]
+        return EpochState(queries, 0, None, torch.zeros(2, dtype=torch.float64))
+
+    def _steps_until(self, done: int) -> int:
+        """Steps of the epoch in its first ``done`` tuples; steps end where descriptors are refreshed."""
+        chunks, rest = divmod(done, self.config.refresh_every)
+        return chunks * self.steps_of_chunk + math.ceil(rest / self.config.tuples_per_step)
+
+    def _share(self, tuples: Tuples) -> Tuples:
+        return tuples[self.processes.share(len(tuples))]
+
+    def _number(self, done: int) -> int:
+        """Of the step after ``done`` tuples, within the generation, from 1."""
+        return self.first_step + self._steps_until(done) + 1
+
+    def _load_ahead(self, start: int) -> None:
+        tuples = self.state.tuples[start : start + self.config.tuples_per_step]
+        share = self._share(tuples)
+        if len(share):
+            done = self.state.done - self.state.done % self.config.refresh_every + start
+            load_ahead(share, self.images, step_number(self.generation.number, self._number(done)))
+
+    def _mine(self, queries: Tensor, progress: Progress | None) -> Tuples:
+        def counted(done: int, total: int) -> None:
+            if done == total:
+                self.described += total
+            if progress is not None:
+                progress(done, total)
+
+        return mine_tuples(
+            self.generation, queries, self.images, self.config, counted, processes=self.processes
+        )
+
+    def _step(self, tuples: Tuples) -> None:
+        """One step of SGD, if all is finite; nothing here waits for the device."""
+        generation, config = self.generation, self.config
+        number = self._number(self.state.done)
+        rate = learning_rate(config, number - 1, self.all_steps)
+        share, part = self._share(tuples), self.processes.share(len(tuples))
+        labelled = max(1, int(soft_labelled(generation, tuples, config).sum()))
+        losses = torch.zeros(2, len(tuples), device=self.device)
+        generation.optimizer.zero_grad(set_to_none=True)
+        if len(share):
+            found = tuple_losses(
+                generation, share, self.images, config, step=step_number(generation.number, number)
+            )
+            self.described += found.images
+            hard, soft = found.hard_by_tuple, found.soft_by_tuple
+            (hard.sum() / len(tuples) + config.soft_weight * soft.sum() / labelled).backward()
+            losses[:, part] = torch.stack((hard, soft)).detach()
+        gradients = self._gradients()
+        self.processes.sum_([*gradients, losses])
+        finite = torch.nn.utils.get_total_norm(gradients).isfinite() & losses.isfinite().all()
+        self.failed = self.failed | ~finite
+        # From the first step that is not finite on, the optimiser leaves all as it is, as with a GradScaler.
+        generation.optimizer.found_inf = self.failed.float()
+        for group in generation.optimizer.param_groups:
+            group["lr"] = rate
+        generation.optimizer.step()
+        self.state.done += len(tuples)
+        self.tuples += len(tuples)
+        self.taken.append(_Step(number, tuples, labelled, rate, losses, self.failed, self.state.done))
+
+    def _gradients(self) -> list[Tensor]:
+        for parameter in self.parameters:
+            if parameter.grad is None and self.processes.count > 1:  # this process had no tuple
+                parameter.grad = torch.zeros_like(parameter)
+        return [parameter.grad for parameter in self.parameters if parameter.grad is not None]
+
+    def _should_look(self, now: float) -> bool:
+        waits = self.device.type != "cpu"
+        return not waits or len(self.taken) >= self.config.log_every or now - self.looked >= LOOK_SECONDS
+
+    def _look(self, on_step: Callable[[StepReport], None] | None) -> None:
+        """Read the losses of the steps taken since the last time, which waits for the device."""
+        if not self.taken:
+            return
+        failed = torch.stack([step.failed for step in self.taken]).tolist()
+        losses = torch.cat([step.losses for step in self.taken], dim=1).cpu()
+        self.looked = time.perf_counter()
+        for step, bad in zip(self.taken, failed, strict=True):
+            own, losses = losses.split([len(step.tuples), losses.shape[1] - len(step.tuples)], dim=1)
+            if bad:
+                self._refuse(step, own)
+            hard, soft = own[0].mean().item(), (own[1].sum() / step.labelled).item()
+            self.state.sums += len(step.tuples) * torch.tensor([hard, soft], dtype=torch.float64)
             if on_step is not None:
-                on_step(
-                    StepReport(step, done, len(queries), *losses, rate, done / (time.perf_counter() - began))
-                )
-    means = (sums / len(queries)).tolist()
-    return StepReport(step, done, len(queries), *means, rate, done / (time.perf_counter() - began))
+                on_step(self._report(step.number - self.first_step, step.done, hard, soft))
+        self.taken.clear()
+
+    def _refuse(self, step: _Step, losses: Tensor) -> None:
+        for row, name in enumerate(("hard", "soft")):
+            bad = (~losses[row].isfinite()).nonzero().flatten().tolist()
+            if bad:
+                raise diverged(step.tuples, bad[0], self.images, f"the {name} loss")
+        raise diverged(step.tuples, 0, self.images, "the gradient of the step that begins with that")
+
+    def _report(self, step: int, done: int, hard: float, soft: float) -> StepReport:
+        """Of the ``step``-th step of the epoch."""
+        number = self.first_step + step
+        seconds = max(self.looked - self.began, 1e-9)
+        return StepReport(
+            step=number,
+            done=done,
+            of=self.of,
+            hard=hard,
+            soft=soft,
+            total=hard + self.config.soft_weight * soft,
+            learning_rate=learning_rate(self.config, number - 1, self.all_steps),
+            tuples_per_second=self.tuples / seconds,
+            images_per_second=self.described / seconds,
+            peak_bytes=peak_bytes(self.device),
+        )
+
+
+def sgd(student: DescriptorNetwork, config: TrainConfig) -> torch.optim.SGD:
+    """The optimiser of a student; a fused one, since that can be told on the device not to step."""
+    return torch.optim.SGD(
+        student.trained_parameters(),
+        lr=config.learning_rate,
+        momentum=config.momentum,
+        weight_decay=config.weight_decay,
+        fused=True,
+    )
 
 
 def learning_rate(config: TrainConfig, step: int, steps: int) -> float:
@@ -85,45 +311,8 @@ def learning_rate(config: TrainConfig, step: int, steps: int) -> float:
     return config.learning_rate
 
 
-def mine_tuples(
-    generation: Generation,
-    queries: Tensor,
-    images: TrainingImages,
-    config: TrainConfig,
-    progress: Callable[[int, int], None] | None = None,
-) -> Tuples:
-    """Refresh the descriptors with the student as it is, and mine tuples for ``queries``."""
-    difficult = "none"
-    if generation.soft and config.soft_weight > 0:
-        difficult = "ranks" if config.soft_ranks else "promoted"
-    # Only re-ranking reads the descriptors of other queries.
-    asked = torch.arange(images.queries) if difficult == "promoted" else queries
-    numbers = torch.cat((asked, torch.arange(images.queries, images.queries + images.database)))
-    descriptors = describe_trunk(
-        generation.student, images.mining, numbers, batch_size=config.batch_size, progress=progress
-    )
-    of_queries = descriptors[: len(asked)]
-    if difficult != "promoted":
-        of_queries = descriptors.new_zeros(images.queries, descriptors.shape[1])
-        of_queries[asked] = descriptors[: len(asked)]
-    return generation.miner.mine(queries, of_queries, descriptors[len(asked) :], difficult=difficult)
-
-
-def _step(
-    generation: Generation,
-    tuples: Tuples,
-    images: TrainingImages,
-    config: TrainConfig,
-    rate: float,
-    step: int,
-) -> tuple[float, float, float]:
-    """One step of SGD; the losses hard, soft and total before it."""
-    losses = tuple_losses(generation, tuples, images, config, step=step)
-    hard, soft = losses.hard, losses.soft
-    total = hard + config.soft_weight * soft
-    for group in generation.optimizer.param_groups:
-        group["lr"] = rate
-    generation.optimizer.zero_grad(set_to_none=True)
-    total.backward()
-    generation.optimizer.step()
-    return hard.item(), soft.item(), total.item()
+def peak_bytes(device: torch.device) -> int:
+    """The most memory ever allocated on a CUDA ``device``; elsewhere the most this process ever held."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -11,7 +11,7 @@ from sfrs.descriptor import DescriptorNetwork
 from sfrs.errors import UserError
 from sfrs.losses import hard_loss, region_negatives, soft_loss
 from sfrs.mining import Miner, Tuples
-from sfrs.trunk_cache import LoadsAhead, TrunkSource
+from sfrs.trunk_source import LoadsAhead, TrunkSource
 
 
 class DivergedError(UserError, RuntimeError):
@@ -39,29 +39,30 @@ class TrainingImages:
 
 @dataclass(frozen=True)
 class TupleLosses:
-    """Losses of some tuples as sums and counts, so that shares of one step can be put together.
+    """Losses of T tuples, each by itself, so that shares of one step can be put together.
 
     Attributes:
-        hard_sum, soft_sum: scalars with gradients; the mean of several shares is the sum of their sums over
-            the sum of their counts.
-        hard_count: tuples.
-        soft_count: tuples that have a difficult positive; 0 without a teacher.
+        hard_by_tuple: ``[T]``, with gradient.
+        soft_by_tuple: ``[T]``, with gradient; 0 for a tuple that has no difficult positive, and without a
+            teacher.
+        labelled: bool ``[T]`` in the host's memory: the tuples over which the soft loss is a mean.
+        images: number of distinct images.
     """
 
-    hard_sum: Tensor
-    hard_count: int
-    soft_sum: Tensor
-    soft_count: int
+    hard_by_tuple: Tensor
+    soft_by_tuple: Tensor
+    labelled: Tensor
+    images: int
 
     @property
     def hard(self) -> Tensor:
         """Mean hard loss."""
-        return self.hard_sum / self.hard_count
+        return self.hard_by_tuple.mean()
 
     @property
     def soft(self) -> Tensor:
         """Mean soft loss; 0 if no tuple has one."""
-        return self.soft_sum / max(1, self.soft_count)
+        return self.soft_by_tuple.sum() / max(1, int(self.labelled.sum()))
 
 
 @dataclass
@@ -71,6 +72,7 @@ class Generation:
     Attributes:
         number: counted from 1.
         teacher: the previous generation's best network, frozen; None in generation 1.
+        optimizer: of the student, from `sfrs.training.sgd`.
     """
 
     number: int
@@ -91,21 +93,23 @@ def similarities(
 
     Args:
         trunk: trunk outputs of distinct images ``[U, C, h, w]``; those of queries come first.
-        queries: rows of ``trunk``, int64 ``[T]``.
-        gallery: rows of ``trunk``, int64 ``[T, G]``; all greater than those of any query.
+        queries: rows of ``trunk``, int64 ``[T]``, in the host's memory, where reading them waits for nothing.
+        gallery: rows of ``trunk``, int64 ``[T, G]``, likewise; all greater than those of any query.
         regions: compute all nine regions, else the whole image only.
 
     Returns:
         ``[T, G, 9]``, or ``[T, G, 1]`` without regions.
     """
     first = int(gallery.min())  # rows before it are queries, from it on gallery
+    queries = queries.to(trunk.device, non_blocking=True)
+    gallery = (gallery - first).to(trunk.device, non_blocking=True)
     features = network.features(trunk)
     query = network.vlad(features[:first])  # [first, K * D]
     if not regions:
         pairs = query @ network.vlad(features[first:]).T  # [first, U - first]
-        return pairs[queries[:, None], gallery - first][:, :, None]
+        return pairs[queries[:, None], gallery][:, :, None]
     quarters = network.vlad.quarters(features[first:])  # [U - first, 4, K, D]
-    lists = quarters.index_select(0, (gallery - first).flatten()).unflatten(0, gallery.shape)
+    lists = quarters.index_select(0, gallery.flatten()).unflatten(0, gallery.shape)
     return sfrs_ext.region_similarity(query.index_select(0, queries), lists)
 
 
@@ -125,25 +129,20 @@ def tuple_losses(
     """Hard and soft losses of a few tuples; there is no soft loss without a teacher.
 
     Every distinct image goes through the trunk and the student's head once; the teacher shares the trunk's
-    output.
+    output. Nothing here waits for the device; losses may be not finite.
 
     Args:
-        step: decides the jitter, see `sfrs.trunk_cache.step_number`.
-
-    Raises:
-        DivergedError: a similarity is not finite.
+        step: decides the jitter, see `sfrs.trunk_source.step_number`.
     """
     valid = tuples.difficult >= 0
     numbers, rows = _distinct_images(tuples, images)
     trunk = images.steps(numbers, step=step)
-    rows = rows.to(trunk.device)
     soft = generation.soft and config.soft_weight > 0
     region_hard = generation.soft and config.region_negatives
     region_soft = soft and config.soft_level == "region"
     ours = similarities(
         generation.student, trunk, rows[:, 0], rows[:, 1:], regions=region_hard or region_soft
     )  # [T, G, 9 or 1]
-    _refuse_not_finite(ours, tuples, images)
     split = 1 + tuples.negatives.shape[1]
     negatives = ours[:, 1:split]
     hard = hard_loss(
@@ -152,14 +151,19 @@ def tuple_losses(
         region_negatives(negatives) if region_hard else negatives[:, :, 0],
         temperature=config.temperature,
         margin=config.margin,
+        reduce=False,
     )
-    labelled = int(valid.any(dim=1).sum()) if soft else 0
-    if not labelled:
-        return TupleLosses(hard * len(tuples), len(tuples), hard.new_zeros(()), 0)
+    labelled = soft_labelled(generation, tuples, config)
+    if not labelled.any():
+        return TupleLosses(hard, torch.zeros_like(hard), labelled, len(numbers))
     with torch.no_grad():
         used, place = torch.cat((rows[:, :1], rows[:, 1 + split :]), dim=1).unique(return_inverse=True)
         theirs = similarities(
-            generation.teacher, trunk.index_select(0, used), place[:, 0], place[:, 1:], regions=region_soft
+            generation.teacher,
+            trunk.index_select(0, used.to(trunk.device, non_blocking=True)),
+            place[:, 0],
+            place[:, 1:],
+            regions=region_soft,
         )
     labels = soft_loss(
         ours[:, split:, : theirs.shape[2]],
@@ -168,8 +172,14 @@ def tuple_losses(
         config.temperature,
         valid=valid.to(theirs.device),
         negatives=negatives[:, :, : theirs.shape[2]] if config.soft_negatives else None,
+        reduce=False,
     )
-    return TupleLosses(hard * len(tuples), len(tuples), labels * labelled, labelled)
+    return TupleLosses(hard, labels, labelled, len(numbers))
+
+
+def soft_labelled(generation: Generation, tuples: Tuples, config: TrainConfig) -> Tensor:
+    """bool ``[T]``, in the host's memory: which tuples have a soft loss."""
+    return (tuples.difficult >= 0).any(dim=1) & (generation.soft and config.soft_weight > 0)
 
 
 def _distinct_images(tuples: Tuples, images: TrainingImages) -> tuple[Tensor, Tensor]:
@@ -183,13 +193,11 @@ def _distinct_images(tuples: Tuples, images: TrainingImages) -> tuple[Tensor, Te
     return torch.cat((tuples.queries[:, None], gallery), dim=1).unique(return_inverse=True)
 
 
-def _refuse_not_finite(similarity: Tensor, tuples: Tuples, images: TrainingImages) -> None:
-    bad = ~similarity.detach().isfinite().flatten(1).all(dim=1)
-    if bad.any():
-        first = int(bad.nonzero()[0])
-        query = int(tuples.queries[first])
-        positive = images.names[images.queries + int(tuples.positives[first])]
-        raise DivergedError(
-            f"training diverged: similarities of the tuple of query {query} ({images.names[query]}, easiest "
-            f"positive {positive}) are not finite. A smaller --learning-rate may help."
-        )
+def diverged(tuples: Tuples, number: int, images: TrainingImages, what: str) -> DivergedError:
+    """The error of something that is not finite, for example ``the hard loss``, of the tuple ``number``."""
+    query = int(tuples.queries[number])
+    positive = images.names[images.queries + int(tuples.positives[number])]
+    return DivergedError(
+        f"training diverged: {what} of the tuple of query {query} ({images.names[query]}, easiest positive "
+        f"{positive}) is not finite. The step was not taken. A smaller --learning-rate may help."
+    )

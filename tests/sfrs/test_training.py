@@ -1,5 +1,6 @@
 """Training steps and whole small runs."""
 
+import copy
 import json
 import math
 
@@ -9,7 +10,9 @@ import torch
 from tiny_training import SIZE, network_of_seed, tiny_config, tiny_places
 
 import sfrs_ext
+from sfrs.checkpoint import load_momentum, momentum_state
 from sfrs.errors import UserError
+from sfrs.fresh_trunk import FreshTrunk
 from sfrs.generations import train
 from sfrs.jitter import ColorJitter
 from sfrs.losses import sare_ind, soft_loss
@@ -17,8 +20,9 @@ from sfrs.mining import Miner, Tuples
 from sfrs.neighbourhood import Neighbourhood
 from sfrs.preparation import build_network, build_trunks, init_clusters
 from sfrs.progress import Silent
-from sfrs.training import learning_rate, train_epoch
-from sfrs.trunk_cache import FreshTrunk, TrunkCache, describe_trunk
+from sfrs.training import learning_rate, sgd, train_epoch
+from sfrs.trunk_cache import TrunkCache
+from sfrs.trunk_source import describe_trunk, step_number
 from sfrs.tuple_losses import DivergedError, Generation, TrainingImages, tuple_losses
 
 
@@ -40,7 +44,7 @@ def images(places):
 def generation(places, config, number=2, seed=0):
     student = network_of_seed(seed)
     teacher = network_of_seed(seed + 1).eval().requires_grad_(False) if number > 1 else None
-    optimizer = torch.optim.SGD(student.trained_parameters(), lr=config.learning_rate, momentum=0.9)
+    optimizer = sgd(student, config)
     miner = Miner(Neighbourhood.of_places(places[0], config), config, seed=seed)
     return Generation(number, student, teacher, optimizer, miner)
 
@@ -189,13 +193,113 @@ def test_the_schedule_runs_on_over_the_epochs_of_a_generation(places, images):
     assert rates == pytest.approx([0.01, 0.005])
 
 
-def test_a_loss_that_is_not_finite_stops_before_the_step_and_names_the_tuple(places, images):
-    config = tiny_config()
-    outputs = images.mining.outputs.clone()
-    outputs[images.queries + 7] = torch.nan
-    broken = TrainingImages(images.queries, images.database, TrunkCache(outputs), images.mining, images.names)
-    with pytest.raises(DivergedError, match=r"tuple of query 4 .*train_4_3\.png.*not finite"):
-        tuple_losses(generation(places, config), TUPLES, broken, config)
+def learned(generation):
+    """What a step changes."""
+    state = {**generation.student.state_dict(), **momentum_state(generation.optimizer)}
+    return {name: value.clone() for name, value in state.items()}
+
+
+class Breaking:
+    """Trunk outputs that are not finite from a step on, for one image; counts the steps."""
+
+    def __init__(self, source, image, from_call):
+        self.source, self.image, self.from_call, self.calls = source, image, from_call, 0
+
+    def __call__(self, numbers, *, step=0):
+        self.calls += 1
+        outputs = self.source(numbers).clone()
+        if self.calls >= self.from_call:
+            outputs[numbers == self.image] = torch.nan
+        return outputs
+
+
+@pytest.mark.parametrize("looks", ["at every step", "at the end, as on a GPU"])
+def test_a_loss_that_is_not_finite_names_its_tuple_and_neither_its_step_nor_one_after_it_is_taken(
+    places, images, monkeypatch, looks
+):
+    config = tiny_config(tuples_per_step=2, refresh_every=100)
+    # What the steps before the broken one make of the student.
+    expected, states = generation(places, config), []
+    broken_query = expected.miner.draw_queries()[6].item()  # in the fourth step
+    expected = generation(places, config)
+    train_epoch(expected, 1, images, config, on_step=lambda report: states.append(learned(expected)))
+    if looks != "at every step":
+        monkeypatch.setattr("sfrs.training._Epoch._should_look", lambda self, now: False)
+    broken = Breaking(images.mining, broken_query, from_call=1)
+    ours = generation(places, config)
+    reports = []
+    with pytest.raises(
+        DivergedError, match=rf"the hard loss of the tuple of query {broken_query} .*not finite"
+    ):
+        train_epoch(ours, 1, with_steps(images, broken), config, on_step=reports.append)
+    assert len(reports) == 3
+    assert broken.calls == (4 if looks == "at every step" else 8)
+    for name, value in learned(ours).items():
+        assert torch.equal(value, states[2][name]), name
+
+
+def with_steps(images, source):
+    return TrainingImages(images.queries, images.database, source, images.mining, images.names)
+
+
+def test_soft_losses_and_gradients_that_are_not_finite_stop_the_run_too(places, images, monkeypatch):
+    config = tiny_config(region_negatives=False, soft_level="image")
+    second = generation(places, config)
+    before = learned(second)
+    teacher = second.teacher.vlad.centroids
+    with torch.no_grad():
+        teacher.fill_(torch.nan)
+    with pytest.raises(DivergedError, match="the soft loss of the tuple of query .* The step was not taken"):
+        train_epoch(second, 1, images, config)
+    first = generation(places, config, number=1)
+    first.student.vlad.centroids.register_hook(lambda gradient: gradient * torch.inf)
+    with pytest.raises(DivergedError, match="the gradient of the step that begins with that of the tuple"):
+        train_epoch(first, 1, images, config)
+    for broken in (first, second):
+        state = learned(broken)
+        assert all(torch.equal(state[name], value) for name, value in before.items())
+
+
+def test_an_epoch_goes_on_from_any_of_its_states(places, images):
+    """Within and between refreshes; the state went through a checkpoint file or not, no matter."""
+    config = tiny_config(tuples_per_step=3, refresh_every=7, checkpoint_minutes=0, negative_pool=8)
+    whole, kept = generation(places, config), []
+
+    def keep(state):
+        parts = (learned(whole), whole.miner.state(), copy.deepcopy(state))
+        kept.append(parts)
+
+    summary = train_epoch(whole, 2, images, config, save=keep)
+    assert [state.done for _, _, state in kept] == [3, 6, 7, 10, 13, 14, 16]
+    assert [state.tuples is None for _, _, state in kept] == [False, False, True, False, False, True, True]
+    for parts, miner, state in kept:
+        other = generation(places, config)
+        other.student.load_state_dict({k: v for k, v in parts.items() if not k.isdigit()})
+        load_momentum(other.optimizer, {k: v for k, v in parts.items() if k.isdigit()})
+        other.miner.load_state(miner)
+        again = train_epoch(other, 2, images, config, state=state)
+        assert (again.step, again.hard, again.soft) == (summary.step, summary.hard, summary.soft)
+        theirs = learned(whole)
+        assert all(torch.equal(value, theirs[name]) for name, value in learned(other).items())
+
+
+def test_images_of_the_next_step_are_loaded_while_one_is_taken(places, images):
+    told = []
+
+    class Ahead:
+        def __call__(self, numbers, *, step=0):
+            told.append(("take", numbers.tolist(), step))
+            return images.mining(numbers)
+
+        def load_ahead(self, numbers, *, step=0):
+            told.append(("load", numbers.tolist(), step))
+
+    config = tiny_config(tuples_per_step=3, refresh_every=7, epochs=(1,))
+    train_epoch(generation(places, config), 1, with_steps(images, Ahead()), config)
+    loads, takes = ([rest for kind, *rest in told if kind == which] for which in ("load", "take"))
+    assert loads == takes
+    assert [kind for kind, *_ in told[:4]] == ["load", "load", "take", "load"]
+    assert [step for _, step in takes] == [step_number(2, step) for step in range(1, 8)]
 
 
 def test_a_run_leaves_its_configuration_metrics_and_networks(places, tmp_path):
@@ -206,7 +310,9 @@ def test_a_run_leaves_its_configuration_metrics_and_networks(places, tmp_path):
     lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     epochs = [line for line in lines if line["kind"] == "epoch"]
     assert [(line["generation"], line["epoch"]) for line in epochs] == [(1, 1), (1, 2), (2, 1), (2, 2)]
-    assert {line["kind"] for line in lines} == {"initial", "step", "epoch"}
+    assert {line["kind"] for line in lines} == {"start", "initial", "step", "epoch"}
+    assert lines[0]["processes"] == 1 and all(line["time"] > 0 for line in lines)
+    assert all(line["images_per_second"] > 0 and line["peak_bytes"] > 1e6 for line in epochs)
     assert all(math.isfinite(line["total"]) for line in epochs)
     assert [line["soft"] > 0 for line in epochs] == [False, False, True, True]
     for number, generation_result in enumerate(result.generations, start=1):
