@@ -13,7 +13,8 @@ from sfrs.errors import UserError
 from sfrs.terminal import show_error, shown_warnings
 
 COMMANDS = (
-    "demo", "city", "train", "runs", "evaluate", "report", "index", "locate", "serve", "describe", "whiten", "export", "study"
+    "demo", "city", "data", "train", "runs", "evaluate", "report", "index",
+    "locate", "serve", "describe", "whiten", "export", "study"
 )  # fmt: skip
 """Modules of :mod:`sfrs.commands`, in the order ``--help`` lists them."""
 

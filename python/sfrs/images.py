@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -117,11 +118,12 @@ def batches(
 
 
 def check_images(
-    files: Sequence[Path], *, progress: Progress | None = None, threads: int = 2
+    files: Sequence[Path], *, decode: bool = True, progress: Progress | None = None, threads: int = 2
 ) -> list[tuple[Path, str]]:
-    """Decode every file and return those that fail with the reason, in order."""
+    """Decode every file (or read its header only) and return those that fail with the reason, in order."""
     bad = []
-    for i, (file, why) in enumerate(zip(files, _in_order(_why_unreadable, files, threads, 64), strict=True)):
+    why_unreadable = partial(_why_unreadable, decode=decode)
+    for i, (file, why) in enumerate(zip(files, _in_order(why_unreadable, files, threads, 64), strict=True)):
         if why is not None:
             bad.append((file, why))
         if progress is not None:
@@ -129,11 +131,12 @@ def check_images(
     return bad
 
 
-def _why_unreadable(file: Path) -> str | None:
+def _why_unreadable(file: Path, decode: bool) -> str | None:
     try:
         with Image.open(file) as image:
-            image.draft("RGB", (1, 1))  # JPEG: decode at 1/8 of the size; still reads every byte
-            image.load()
+            if decode:
+                image.draft("RGB", (1, 1))  # JPEG: decode at 1/8 of the size; still reads every byte
+                image.load()
     except FileNotFoundError:
         return "there is no such file"
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
