@@ -187,9 +187,11 @@ def running_together() -> Iterator[Processes]:
     joined = processes()
     try:
         yield joined
-    except BaseException as error:
-        if isinstance(error, KeyboardInterrupt) and joined.is_main:
-            raise  # torchrun has interrupted all; the main process says how to go on
+    except KeyboardInterrupt:
+        if not joined.is_main:
+            _leave_quietly()  # torchrun has interrupted all, and the main process says how to go on
+        raise
+    except BaseException:
         if joined.count > 1 and not joined.first_to_fail():
             _leave_quietly()
         raise

@@ -1,8 +1,8 @@
 """``sfrs train``: train a network in generations, or go on with a run."""
 
 import inspect
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional, get_type_hints
@@ -14,6 +14,7 @@ from sfrs.errors import UserError
 
 if TYPE_CHECKING:
     from sfrs.places import Places
+    from sfrs.progress import TrainingProgress
     from sfrs.run_directory import RunDirectory, RunResult
     from sfrs.tensorboard import TensorBoard
 
@@ -25,6 +26,8 @@ EXAMPLES = """
   sfrs train --data city --preset demo --generations 1 --epochs 12 --out runs/baseline
 
   sfrs train --resume runs/sfrs
+
+  torchrun --nproc-per-node 4 -m sfrs train --data pitts30k --weights vgg16.safetensors --out runs/sfrs
 
   sfrs runs runs --plot runs.png
 """
@@ -127,7 +130,8 @@ def train(
     """Train a network in generations (SFRS), on the splits train and val of --data.
 
     Every generation's teacher is the best network of the one before. --generations 1 trains the baseline.
-    --resume goes on after the last finished epoch and ends with the same network, bit for bit.
+    --resume goes on after the last checkpoint and ends with the same network, bit for bit.
+    Several processes, for several GPUs: torchrun --nproc-per-node N -m sfrs train, with the same options.
     """
     if (out is None) == (resume is None):
         raise UserError("give either --out DIR for a new run or --resume RUN")
@@ -142,33 +146,47 @@ def train(
     if not config.data:
         raise UserError("--data is missing: the folder or manifest to train on")
 
+    from sfrs.distributed import running_together
     from sfrs.generations import train as run_training
     from sfrs.places import load_places
-    from sfrs.progress import Several
     from sfrs.terminal import messages
+
+    try:
+        with running_together() as processes:
+            places = [load_places(config.data, "train"), load_places(val_data or config.data, "val")]
+            if skip_bad_images:
+                places = _without_bad_images(places, show=processes.is_main)
+            with _watching(config, resume or out, tensorboard, processes.is_main) as progress:
+                result = run_training(
+                    config,
+                    *places,
+                    resume or out,
+                    first_generation=first_generation,
+                    resume=resume is not None,
+                    progress=progress,
+                )
+            if processes.is_main:
+                _show(result)
+    except KeyboardInterrupt:
+        messages.print(f"Stopped. To go on after the last checkpoint: sfrs train --resume {resume or out}")
+        raise typer.Exit(130) from None
+
+
+@contextmanager
+def _watching(
+    config: TrainConfig, run: Path, tensorboard: bool, is_main: bool
+) -> Iterator["TrainingProgress | None"]:
+    """What shows the run, in the main process."""
+    from sfrs.progress import Several
+    from sfrs.run_directory import RunDirectory
     from sfrs.training_display import training_display
 
-    boards = _boards(RunDirectory(resume or out)) if tensorboard else []
-    places = [load_places(config.data, "train"), load_places(val_data or config.data, "val")]
-    if skip_bad_images:
-        places = _without_bad_images(places)
-    try:
-        with ExitStack() as watching:
-            watchers = [watching.enter_context(watcher) for watcher in (training_display(config), *boards)]
-            result = run_training(
-                config,
-                *places,
-                resume or out,
-                first_generation=first_generation,
-                resume=resume is not None,
-                progress=Several(*watchers),
-            )
-    except KeyboardInterrupt:
-        messages.print(
-            f"Stopped. To go on after the last finished epoch: sfrs train --resume {resume or out}"
-        )
-        raise typer.Exit(130) from None
-    _show(result)
+    if not is_main:
+        yield None
+        return
+    boards = _boards(RunDirectory(run)) if tensorboard else []
+    with ExitStack() as watching:
+        yield Several(*(watching.enter_context(w) for w in (training_display(config), *boards)))
 
 
 def _boards(directory: "RunDirectory") -> list["TensorBoard"]:
@@ -177,16 +195,16 @@ def _boards(directory: "RunDirectory") -> list["TensorBoard"]:
     return [TensorBoard(directory)]
 
 
-def _without_bad_images(places: list["Places"]) -> list["Places"]:
+def _without_bad_images(places: list["Places"], *, show: bool) -> list["Places"]:
     from sfrs.evaluation import without_bad_images
     from sfrs.terminal import messages, progress_tasks
 
     kept = []
-    with progress_tasks() as tasks:
+    with progress_tasks() if show else nullcontext() as tasks:
         for split in places:
             good, bad = without_bad_images(split, tasks=tasks)
             kept.append(good)
-            for file, why in bad:
+            for file, why in bad if show else ():
                 messages.print(f"[yellow]Skipped[/yellow] {file}: {why}", soft_wrap=True, highlight=False)
     return kept
 
