@@ -1,7 +1,6 @@
 """What training runs have come to, read from their directories while they go on, or later."""
 
 import json
-import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
@@ -215,12 +214,12 @@ def _natural(path: Path) -> list[tuple[int, int, str]]:
 
 
 def labels(runs: Sequence[Run]) -> list[str]:
-    """The shortest paths that tell the runs apart."""
-    if len(runs) == 1:
-        return [runs[0].path.resolve().name]
-    absolute = [run.path.resolve() for run in runs]
-    common = os.path.commonpath([path.parent for path in absolute])
-    return [str(path.relative_to(common)) for path in absolute]
+    """The last parts of the runs' paths, as few as tell them apart."""
+    paths = [run.path.resolve().parts for run in runs]
+    count = 1
+    while len({path[-count:] for path in paths}) < len(paths):
+        count += 1
+    return ["/".join(path[-count:]) for path in paths]
 
 
 def differences(runs: Sequence[Run]) -> dict[str, list[Any]]:

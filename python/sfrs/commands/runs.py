@@ -145,11 +145,13 @@ def _bests(runs: Sequence[Run], names: Sequence[str]) -> Table:
 
 def _curves(runs: Sequence[Run], names: Sequence[str], recall_at: int) -> Table:
     table = _table("By epoch: first, course, last", "run")
-    table.add_column("loss", no_wrap=True)
+    table.add_column("hard loss", no_wrap=True)
     table.add_column(f"validation recall@{recall_at}, %", no_wrap=True)
     for run, name in zip(runs, names, strict=True):
         table.add_row(
-            name, _course(run.losses(), "{:.3f}"), _course(run.recalls(recall_at), "{:.1f}", scale=100)
+            name,
+            _course(run.losses(part="hard"), "{:.3f}"),
+            _course(run.recalls(recall_at), "{:.1f}", scale=100),
         )
     return table
 
