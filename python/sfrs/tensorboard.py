@@ -48,6 +48,9 @@ class TensorBoard(TrainingProgress):
     def task(self, name: str) -> Progress:
         return lambda done, total: None
 
+    def message(self, text: str) -> None:
+        pass
+
     def step(self, generation: int, epoch: int, report: StepReport) -> None:
         self._follow()
 
