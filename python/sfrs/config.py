@@ -47,8 +47,8 @@ class TrainConfig:
 
     trunk_cache: str = _option(
         "ram",
-        "where outputs of the frozen trunk are kept: ram, gpu, disk; off computes them anew. With ,jitter=N also "
-        "of N jittered variants of every training image, for training steps to choose from",
+        "where outputs of the frozen trunk are kept: ram, gpu, disk; off computes them anew. With ,jitter=N "
+        "also of N jittered variants of every training image, for training steps to choose from",
     )
     cache_dtype: str = _option(
         "float16", "number format of the trunk cache", choices=("float16", "bfloat16", "float32")
@@ -57,7 +57,9 @@ class TrainConfig:
         0.0, "size of the trunk cache, at most; what it does not hold is computed when needed. 0: no limit"
     )
     cache_dir: str = _option(
-        "", "folder of a trunk cache on disk, which later runs use again; empty: that of the run", compare=False
+        "",
+        "folder of a trunk cache on disk, which later runs use again; empty: that of the run",
+        compare=False,
     )
     autocast: str = _option(
         "off", "number format of convolutions; all behind them is float32", choices=AUTOCAST

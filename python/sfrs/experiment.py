@@ -30,7 +30,8 @@ from sfrs.recall import RECALL_AT
 from sfrs.run_directory import RunDirectory, RunResult
 from sfrs.search import search
 from sfrs.training import StepReport
-from sfrs.trunk_cache import TrunkCache, describe_trunk
+from sfrs.trunk_cache import TrunkCache
+from sfrs.trunk_source import describe_trunk
 
 Tasks = Callable[[str], Progress]
 Say = Callable[[str], None]

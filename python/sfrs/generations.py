@@ -16,7 +16,6 @@ from sfrs.distributed import Processes, processes
 from sfrs.errors import UserError
 from sfrs.evaluation import check_answerable, score, search_depth
 from sfrs.host import host_facts
-from sfrs.jitter import ColorJitter
 from sfrs.mining import Miner
 from sfrs.neighbourhood import Neighbourhood
 from sfrs.places import Places
@@ -131,7 +130,6 @@ class _Run:
         self.device = run_device(config)
         self.initial = initial.to(self.device).eval()
         self.neighbourhood = Neighbourhood.of_places(places_train, config)
-        self.jitter = ColorJitter(*config.jitter, seed=config.seed) if config.jitter else None
         self.generation = self._open(1)
         self.epoch = 0  # epochs of this generation that are done
         self.unfinished: EpochState | None = None  # the epoch a checkpoint was written in
@@ -139,9 +137,15 @@ class _Run:
         self.best: GenerationResult | None = None  # of this generation
         self.results: list[GenerationResult | None] = []  # of the generations before
         self.trunks = trunks or build_trunks(
-            config, initial, places_train, places_val, directory=directory.path, progress=self.progress
+            config,
+            initial,
+            places_train,
+            places_val,
+            directory=directory.path,
+            progress=self.progress,
+            processes=processes,
         )
-        self.images = training_images(config, self.initial, places_train, self.trunks.train, self.jitter)
+        self.images = training_images(config, self.initial, places_train, self.trunks.train)
 
     def start(self, first_generation: RunDirectory | None) -> None:
         """Begin with generation 1, or behind the generation 1 of another run."""

@@ -9,11 +9,15 @@ from sfrs.backbones import build_backbone
 from sfrs.clusters import init_vlad, sample_features
 from sfrs.config import TrainConfig
 from sfrs.descriptor import DescriptorNetwork, load_network
+from sfrs.distributed import Processes
 from sfrs.errors import UserError
+from sfrs.fresh_trunk import FreshTrunk
+from sfrs.frozen_trunk import FrozenTrunk
 from sfrs.jitter import ColorJitter
 from sfrs.places import Places
 from sfrs.progress import Silent, TrainingProgress
-from sfrs.trunk_cache import FreshTrunk, TrunkCache, TrunkSource
+from sfrs.trunk_cache import TrunkCache
+from sfrs.trunk_source import TrunkSource
 from sfrs.tuple_losses import TrainingImages
 
 
@@ -55,28 +59,44 @@ def build_trunks(
     *,
     directory: Path | None = None,
     progress: TrainingProgress | None = None,
+    processes: Processes | None = None,
 ) -> Trunks:
-    """Trunk outputs of all images as ``config.trunk_cache`` says; a disk cache goes to ``directory``."""
-    device, size = run_device(config), (config.height, config.width)
+    """Trunk outputs of all images as ``config.trunk_cache`` says.
+
+    A disk cache goes to ``config.cache_dir``, or else to ``directory``; what lies there is used again if it
+    fits. `Trunks.train` holds the jittered variants, too, if there are to be any.
+    """
+    progress = progress or Silent()
+    trunk = _frozen_trunk(config, network)
+    size, spec = (config.height, config.width), config.cache
+    folder = Path(config.cache_dir) if config.cache_dir else directory
+    if spec.place == "disk" and folder is None:
+        raise ValueError("build_trunks: trunk_cache is disk, but there is no directory")
+    budget = 1e9 * config.cache_gigabytes or None
     sources = []
-    for places in (places_train, places_val):
+    for places, variants in ((places_train, spec.variants), (places_val, 0)):
         files = places.queries.files + places.database.files
-        if config.trunk_cache == "off":
-            sources.append(FreshTrunk(network, files, size, device=device, threads=config.workers))
+        if spec.place == "off":
+            sources.append(FreshTrunk(trunk, files, size, threads=config.workers))
             continue
-        if config.trunk_cache == "disk" and directory is None:
-            raise ValueError("build_trunks: trunk_cache is disk, but there is no directory")
         source = TrunkCache.build(
-            network,
+            trunk,
             files,
             size,
+            place=spec.place,
+            path=folder / f"trunk_{places.split}" if spec.place == "disk" else None,
             dtype=getattr(torch, config.cache_dtype),
-            device=device,
-            file=directory / f"trunk_{places.split}.bin" if config.trunk_cache == "disk" else None,
+            variants=variants,
+            jitter=_jitter(config) if variants else None,
+            budget=budget,
             batch_size=config.batch_size,
             threads=config.workers,
-            progress=(progress or Silent()).task(f"trunk outputs, {places.split}"),
+            processes=processes,
+            say=progress.message,
+            progress=progress.task(f"trunk outputs, {places.split}"),
         )
+        if budget is not None:
+            budget = max(0.0, budget - source.bytes)
         sources.append(source)
     return Trunks(*sources)
 
@@ -89,18 +109,26 @@ def run_device(config: TrainConfig) -> torch.device:
 
 
 def training_images(
-    config: TrainConfig,
-    network: DescriptorNetwork,
-    places: Places,
-    trunk: TrunkSource,
-    jitter: ColorJitter | None,
+    config: TrainConfig, network: DescriptorNetwork, places: Places, trunk: TrunkSource
 ) -> TrainingImages:
-    """The training images: from ``trunk``, and for training steps from the files if there is ``jitter``."""
+    """The training images: from ``trunk``, and for training steps jittered as ``config`` says.
+
+    Raises:
+        ValueError: ``trunk`` was built without the variants that ``config`` wants.
+    """
     files = places.queries.files + places.database.files
     steps = trunk
-    if jitter is not None:
-        size, device = (config.height, config.width), run_device(config)
-        steps = FreshTrunk(network, files, size, jitter=jitter, device=device, threads=config.workers)
+    if config.cache.variants:
+        if not isinstance(trunk, TrunkCache) or trunk.plan.variants != config.cache.variants:
+            raise ValueError(
+                f"training_images: trunk_cache is {config.trunk_cache}, but trunk was built otherwise"
+            )
+        steps = trunk.jittered(config.seed)
+    elif config.jitter:
+        size = (config.height, config.width)
+        steps = FreshTrunk(
+            _frozen_trunk(config, network), files, size, jitter=_jitter(config), threads=config.workers
+        )
     names = tuple(str(file) for file in files)
     return TrainingImages(len(places.queries), len(places.database), steps, trunk, names)
 
@@ -112,3 +140,13 @@ def init_clusters(config: TrainConfig, network: DescriptorNetwork, images: Train
     trunks = (images.mining(part) for part in chosen.split(config.batch_size))
     per_image = -(-config.init_features // len(chosen))
     init_vlad(network, sample_features(network, trunks, per_image, generator), seed=config.seed)
+
+
+def _frozen_trunk(config: TrainConfig, network: DescriptorNetwork) -> FrozenTrunk:
+    return FrozenTrunk(
+        network, device=run_device(config), autocast=config.autocast, compiled=config.compile_trunk
+    )
+
+
+def _jitter(config: TrainConfig) -> ColorJitter:
+    return ColorJitter(*config.jitter, seed=config.seed)

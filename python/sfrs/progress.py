@@ -12,6 +12,9 @@ class TrainingProgress(Protocol):
     def task(self, name: str) -> Progress:
         """A longer piece of work begins; the result is called with (done, total)."""
 
+    def message(self, text: str) -> None:
+        """Something the user should know."""
+
     def step(self, generation: int, epoch: int, report: StepReport) -> None:
         """An optimisation step was taken."""
 
@@ -26,6 +29,9 @@ class Silent:
 
     def task(self, name: str) -> Progress:
         return lambda done, total: None
+
+    def message(self, text: str) -> None:
+        pass
 
     def step(self, generation: int, epoch: int, report: StepReport) -> None:
         pass
@@ -50,6 +56,10 @@ class Several:
                 task(done, total)
 
         return tell
+
+    def message(self, text: str) -> None:
+        for watcher in self.watchers:
+            watcher.message(text)
 
     def step(self, generation: int, epoch: int, report: StepReport) -> None:
         for watcher in self.watchers:

@@ -54,6 +54,9 @@ class TrainingDisplay(TrainingProgress):
         """How the display shows a longer piece of work."""
         raise NotImplementedError
 
+    def message(self, text: str) -> None:
+        self.console.print(text, soft_wrap=True, highlight=False, markup=False)
+
     def step(self, generation: int, epoch: int, report: StepReport) -> None:
         self.estimate.step(generation, epoch, report.done, report.of)
 

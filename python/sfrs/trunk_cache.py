@@ -1,187 +1,184 @@
-"""Outputs of the frozen trunk, computed once or on demand.
+"""Outputs of the frozen trunk, computed once and kept.
 
 The trunk below the trained head never changes during training, is the same in student and teacher, and
 costs most of the network's time. So its outputs are kept: mining and validation then cost the head and
-NetVLAD only, and so do training steps if images are not jittered.
+NetVLAD only. Training steps cost no more than that if images are not jittered, or if jittered variants of
+every image are kept, too.
 """
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
+from sfrs.cache_building import Heard, Rows, fill_disk, fill_memory, unheard
+from sfrs.cache_plan import CachePlan
 from sfrs.descriptor import DescriptorNetwork
+from sfrs.distributed import Processes
 from sfrs.errors import UserError
-from sfrs.images import ImageFiles, Progress, batches
-from sfrs.jitter import ColorJitter
-
-
-class TrunkSource(Protocol):
-    """Where trunk outputs come from."""
-
-    def __call__(self, images: Tensor, *, step: int = 0) -> Tensor:
-        """Trunk outputs of ``images`` (int64 ``[b]``), float32 ``[b, C, h, w]`` on the network's device.
-
-        They are channels_last, in which the heads' convolutions run 10 to 20 % faster on a CPU.
-
-        Args:
-            step: number of the optimisation step, see `step_number`. A source that jitters gives an image
-                what depends on (seed, step, image) only; others ignore it.
-        """
-
-
-@runtime_checkable
-class LoadsAhead(Protocol):
-    """A source that can begin to load images before they are asked for."""
-
-    def load_ahead(self, images: Tensor, *, step: int = 0) -> None:
-        """Begin to load what a later call with the same arguments will ask for; returns at once."""
-
-
-def step_number(generation: int, step: int) -> int:
-    """The number of an optimisation step within the whole run; both are counted from 1."""
-    return generation * 2**32 + step
-
+from sfrs.fresh_trunk import Draw, FreshTrunk
+from sfrs.frozen_trunk import FrozenTrunk
+from sfrs.images import Progress
+from sfrs.jitter import ColorJitter, hashed
 
 
 class TrunkCache:
-    """Trunk outputs of a list of images, kept in memory or in a memory-mapped file.
+    """Trunk outputs of a list of images; a `sfrs.trunk_source.TrunkSource` of images as they are.
 
     Args:
-        outputs: ``[n, C, h, w]``, in any floating type; on any device.
+        outputs: ``[rows, C, h, w]``, in any floating type; on any device. Fastest in channels_last.
         device: where `__call__` puts what it returns.
-    """
-
-    def __init__(self, outputs: Tensor, device: str | torch.device = "cpu") -> None:
-        self.outputs = outputs
-        self.device = torch.device(device)
-
-    def __len__(self) -> int:
-        return len(self.outputs)
-
-    def __call__(self, images: Tensor, *, step: int = 0) -> Tensor:
-        """Trunk outputs of ``images`` (int64 ``[b]``), float32 ``[b, C, h, w]``; the same in every step."""
-        chosen = self.outputs.index_select(0, images.to(self.outputs.device))
-        return chosen.to(self.device, torch.float32, memory_format=torch.channels_last)
-
-    @classmethod
-    def build(
-        cls,
-        network: DescriptorNetwork,
-        files: Sequence[Path],
-        size: tuple[int, int],
-        *,
-        dtype: torch.dtype = torch.float16,
-        device: str | torch.device = "cpu",
-        file: Path | None = None,
-        batch_size: int = 32,
-        threads: int = 2,
-        progress: Progress | None = None,
-    ) -> "TrunkCache":
-        """Run the trunk over ``files`` once.
-
-        Args:
-            size: (height, width) the images are resized to.
-            dtype: number format in the cache; float16 halves the memory.
-            file: keep the outputs in this file instead of in memory; it is overwritten.
-            progress: called with (done, n).
-
-        Raises:
-            BadImageError: a file cannot be read.
-            UserError: an output is not finite in ``dtype``.
-        """
-        images = ImageFiles(files, size, network.backbone.mean, network.backbone.std)
-        network = network.to(device).eval()
-        outputs: Tensor | None = None
-        for rows, batch in batches(images, batch_size, threads=threads):
-            trunk = network.trunk(batch.to(device)).to(dtype)
-            if not trunk.isfinite().all():
-                raise UserError(
-                    f"trunk cache: the trunk's outputs of {images.files[rows[0]]} or one of the next "
-                    f"{len(rows) - 1} images are not finite as {dtype}; try --cache-dtype float32"
-                )
-            if outputs is None:
-                outputs = _allocate((len(images), *trunk.shape[1:]), dtype, file)
-            outputs[rows[0] : rows[-1] + 1] = trunk.cpu()
-            if progress is not None:
-                progress(rows[-1] + 1, len(images))
-        if outputs is None:
-            raise UserError("trunk cache: there are no images")
-        return cls(outputs, device)
-
-
-class FreshTrunk:
-    """Trunk outputs computed from the files whenever asked, with colour jitter if wanted.
-
-    Files are decoded and jittered in threads.
+        plan: what is in which row; by default row i is image i as it is.
+        fresh: computes what the plan does not keep.
+        file: that ``outputs`` is mapped from.
     """
 
     def __init__(
         self,
-        network: DescriptorNetwork,
+        outputs: Tensor,
+        device: str | torch.device = "cpu",
+        *,
+        plan: CachePlan | None = None,
+        fresh: FreshTrunk | None = None,
+        file: Path | None = None,
+    ) -> None:
+        self.outputs, self.device = outputs, torch.device(device)
+        self.plan = plan or CachePlan(len(outputs), 0, len(outputs), 0)
+        self.fresh, self.file = fresh, file
+
+    def __len__(self) -> int:
+        return self.plan.images
+
+    @property
+    def bytes(self) -> int:
+        """Size of what is kept."""
+        return self.outputs.numel() * self.outputs.itemsize
+
+    def __call__(self, images: Tensor, *, step: int = 0) -> Tensor:
+        """Trunk outputs of ``images`` (int64 ``[b]``), float32 ``[b, C, h, w]``; the same in every step."""
+        return self.read([Draw(image) for image in images.tolist()])
+
+    def load_ahead(self, images: Tensor, *, step: int = 0) -> None:
+        """Begin to load what a call with the same arguments will ask for."""
+        self.read_ahead([Draw(image) for image in images.tolist()])
+
+    def jittered(self, seed: int) -> "JitteredCache":
+        """The source of training steps: of every image one of its variants."""
+        return JitteredCache(self, seed)
+
+    def read(self, draws: Sequence[Draw]) -> Tensor:
+        """Outputs of images as they are or of variants, float32 ``[len(draws), C, h, w]``, channels_last.
+
+        What is not kept is computed and rounded to the cache's type, so that the budget changes nothing.
+        """
+        rows = torch.tensor([self.plan.row(draw) for draw in draws])
+        missing = rows < 0
+        if not missing.any():
+            return self._kept(rows)
+        outputs = self.outputs
+        out = torch.empty(len(rows), *outputs.permute(0, 2, 3, 1).shape[1:], device=self.device)
+        out = out.permute(0, 3, 1, 2)
+        computed = self.fresh.outputs(self._missing(draws), outputs.dtype)
+        out[missing.to(self.device)] = computed.float()
+        if not missing.all():
+            out[~missing.to(self.device)] = self._kept(rows[~missing])
+        return out
+
+    def read_ahead(self, draws: Sequence[Draw]) -> None:
+        """Begin to load what `read` will be asked for."""
+        if self.fresh is not None:
+            self.fresh.load_draws_ahead(self._missing(draws))
+        if self.file is not None and hasattr(os, "posix_fadvise"):
+            size = self.outputs[:1].numel() * self.outputs.itemsize
+            with open(self.file, "rb") as file:
+                for row in map(self.plan.row, draws):
+                    if row >= 0:
+                        os.posix_fadvise(file.fileno(), row * size, size, os.POSIX_FADV_WILLNEED)
+
+    def _missing(self, draws: Sequence[Draw]) -> list[Draw]:
+        return [draw for draw in draws if self.plan.row(draw) < 0]
+
+    def _kept(self, rows: Tensor) -> Tensor:
+        # Whole rows of [rows, h, w, C] are copied as they lie, in half of float32's bytes as far as possible.
+        chosen = self.outputs.permute(0, 2, 3, 1).index_select(0, rows.to(self.outputs.device))
+        if self.device.type == "cuda" and chosen.device.type == "cpu":
+            chosen = chosen.pin_memory()
+        return chosen.to(self.device, non_blocking=True).float().permute(0, 3, 1, 2)
+
+    @classmethod
+    def build(
+        cls,
+        network: DescriptorNetwork | FrozenTrunk,
         files: Sequence[Path],
         size: tuple[int, int],
         *,
+        place: str = "ram",
+        path: Path | None = None,
+        dtype: torch.dtype = torch.float16,
+        variants: int = 0,
         jitter: ColorJitter | None = None,
+        budget: float | None = None,
         device: str | torch.device = "cpu",
-        batch_size: int = 8,
+        batch_size: int = 32,
         threads: int = 2,
-    ) -> None:
-        self.network = network.to(device).eval()
-        self.images = ImageFiles(files, size)
-        self.jitter = jitter
-        self.device = torch.device(device)
-        self.batch_size = batch_size
-        self.threads = threads
-        self.mean = torch.tensor(network.backbone.mean).view(3, 1, 1)
-        self.std = torch.tensor(network.backbone.std).view(3, 1, 1)
+        processes: Processes | None = None,
+        say: Heard = unheard,
+        progress: Progress | None = None,
+    ) -> "TrunkCache":
+        """Run the trunk over ``files`` once, or read what an earlier run left on the disk.
 
-    def __len__(self) -> int:
-        return len(self.images)
+        Args:
+            size: (height, width) the images are resized to.
+            place: ram, gpu (``device``'s memory) or disk.
+            path: of a cache on disk, without suffix (see `sfrs.disk_cache`); used again if it fits.
+            dtype: number format in the cache; float16 and bfloat16 halve the memory.
+            variants: of every image, jittered by ``jitter``, that are kept beside the image as it is.
+            budget: bytes to keep at most; what they do not hold is computed whenever asked for.
+            processes: share the work; each has all the rows in the end.
+            say: hears what the user should know: sizes, what is used again and what not.
+            progress: called with (done, n).
+
+        Raises:
+            BadImageError: a file cannot be read.
+            UserError: an output is not finite in ``dtype``; or there are no images; or memory or disk do
+                not suffice.
+        """
+        if len(files) == 0:
+            raise UserError("trunk cache: there are no images")
+        trunk = network if isinstance(network, FrozenTrunk) else FrozenTrunk(network, device=device)
+        fresh = FreshTrunk(trunk, files, size, jitter=jitter, threads=threads)
+        channels, height, width = trunk.output_shape(tuple(size))
+        row = height, width, channels
+        row_bytes = height * width * channels * dtype.itemsize
+        plan = CachePlan.within(len(files), variants, row_bytes, budget)
+        rows = Rows(fresh, plan, row, dtype, batch_size, processes or Processes(), say, progress)
+        outputs = fill_disk(rows, path) if place == "disk" else fill_memory(rows, place)
+        file = path.with_name(path.name + ".bin") if place == "disk" else None
+        return cls(outputs.permute(0, 3, 1, 2), trunk.device, plan=plan, fresh=fresh, file=file)
+
+
+class JitteredCache:
+    """Training steps from a cache's variants: a `sfrs.trunk_source.TrunkSource`.
+
+    An image's variant in a step is drawn by (seed, step, image) alone.
+    """
+
+    def __init__(self, cache: TrunkCache, seed: int) -> None:
+        if not cache.plan.variants:
+            raise ValueError("JitteredCache: the trunk cache holds no jittered variants")
+        self.cache, self.seed = cache, seed
 
     def __call__(self, images: Tensor, *, step: int = 0) -> Tensor:
-        """Trunk outputs of ``images`` (int64 ``[b]``), float32 ``[b, C, h, w]``, jittered for ``step``."""
-        outputs = []
-        for rows, batch in batches(self.images, self.batch_size, threads=self.threads, order=images.tolist()):
-            if self.jitter is not None:
-                pairs = zip(batch, rows, strict=True)
-                batch = torch.stack([self.jitter(image, step, row) for image, row in pairs])
-            outputs.append(self.network.trunk(batch.sub_(self.mean).div_(self.std).to(self.device)))
-        return torch.cat(outputs).contiguous(memory_format=torch.channels_last)
+        """Trunk outputs of ``images`` (int64 ``[b]``), float32 ``[b, C, h, w]``, of one variant each."""
+        return self.cache.read(self.draws(images, step))
 
+    def load_ahead(self, images: Tensor, *, step: int = 0) -> None:
+        """Begin to load what a call with the same arguments will ask for."""
+        self.cache.read_ahead(self.draws(images, step))
 
-def describe_trunk(
-    network: DescriptorNetwork,
-    source: TrunkSource,
-    images: Tensor,
-    *,
-    batch_size: int = 32,
-    progress: Progress | None = None,
-) -> Tensor:
-    """Descriptors of ``images`` (int64 ``[b]``) by head and NetVLAD only: float32 ``[b, K * D]``."""
-    was_training = network.training
-    network.eval()
-    out: Tensor | None = None
-    with torch.no_grad():
-        for start in range(0, len(images), batch_size):
-            descriptors = network.descriptor(source(images[start : start + batch_size])).float()
-            if out is None:
-                out = descriptors.new_empty(len(images), descriptors.shape[1])
-            out[start : start + len(descriptors)] = descriptors
-            if progress is not None:
-                progress(start + len(descriptors), len(images))
-    network.train(was_training)
-    if out is None:
-        raise ValueError("describe_trunk: there are no images")
-    return out
-
-
-def _allocate(shape: tuple[int, ...], dtype: torch.dtype, file: Path | None) -> Tensor:
-    if file is None:
-        return torch.empty(shape, dtype=dtype)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.unlink(missing_ok=True)
-    size = torch.Size(shape).numel()
-    return torch.from_file(str(file), shared=True, size=size, dtype=dtype).view(shape)
+    def draws(self, images: Tensor, step: int) -> list[Draw]:
+        """Which variants a step gets."""
+        variants = self.cache.plan.variants
+        return [Draw(image, hashed(self.seed, step, image) % variants) for image in images.tolist()]
