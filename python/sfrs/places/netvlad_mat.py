@@ -43,10 +43,6 @@ class Listed:
     utm: np.ndarray
     stamps: list[str]
 
-    @property
-    def stamped(self) -> bool:
-        return any(self.stamps)
-
 
 def set_and_split(path: Path) -> tuple[str, str]:
     """``pitts30k_train.mat`` -> ("pitts30k", "train"); ``tokyo247.mat``, without a split, is a test set."""
@@ -137,7 +133,8 @@ def _places_of(path: Path, split: str) -> Places:
     roots = list(image_roots(path))
     folders = [folder for root in roots for folder in (root / "images", root)]
     database_folder, database_files = find_images(database.names, folders, path, "database")
-    if not queries.stamped:
+    stamped = any(queries.stamps)
+    if not stamped:
         # Names of queries repeat those of the database in Pittsburgh, so its folder is none of theirs.
         folders = [folder for root in roots for folder in (*(root / q for q in QUERY_FOLDERS), root)]
         folders = [folder for folder in folders if folder != database_folder]
@@ -145,7 +142,7 @@ def _places_of(path: Path, split: str) -> Places:
     shots = _shots(database, database_files, [_panorama(listed) for listed in database.names])
     # Time stamps come with queries that are cut from panoramas of the database. Without, a query of the
     # same name is another recording.
-    asked = _shots(queries, query_files, [_panorama(q) if queries.stamped else "" for q in queries.names])
+    asked = _shots(queries, query_files, [_panorama(q) if stamped else "" for q in queries.names])
     if name.lower().startswith("tokyo247") and len(asked) % len(CONDITIONS) == 0:
         asked = [shot._replace(condition=CONDITIONS[i % 3]) for i, shot in enumerate(asked)]
     return make_places(name, split, shots, asked)
