@@ -4,7 +4,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sfrs.places import CoordinatesWarning, PlacesError, Ragged, load_places, within
+from sfrs.places import CoordinatesWarning, ImageSet, PlacesError, Ragged, load_places, within
+from sfrs.places.cities import eastward_shifts
 
 
 def touch(root: Path, *names: str) -> None:
@@ -114,6 +115,16 @@ def test_manifest_without_a_split_column_serves_any_split(tmp_path):
     assert places.database.positions.tolist() == [[2.0, 1.0]]
 
 
+def test_manifest_reads_conditions(tmp_path):
+    manifest = tmp_path / "town.csv"
+    manifest.write_text(
+        "file,role,easting,northing,condition\na.jpg,database,1,2,\nb.jpg,query,3,4,night\nc.jpg,query,5,6,\n"
+    )
+    places = load_places(manifest)
+    assert places.queries.conditions == ("night", "") and places.database.conditions == ()
+    assert places.queries.subset(np.array([True, False])).conditions == ("night",)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -163,3 +174,20 @@ def test_ragged_indexes_like_a_list():
     assert ragged.rows().tolist() == [0, 0, 2]
     with pytest.raises(IndexError):
         ragged[3]
+
+
+def test_ragged_keeps_what_a_mask_says():
+    kept = Ragged.from_lists([[1, 2], [], [3, 4]]).keep(np.array([False, True, False, False]))
+    assert [kept[i].tolist() for i in range(3)] == [[2], [], []]
+
+
+@pytest.mark.parametrize("wrong", [dict(conditions=("day",)), dict(time_stamps=np.zeros(3, np.int64))])
+def test_what_images_are_said_to_be_has_to_be_of_their_number(wrong):
+    with pytest.raises(ValueError, match="2 files, but .* expected"):
+        ImageSet((Path("a"), Path("b")), np.zeros((2, 2)), np.zeros(2, np.int64), **wrong)
+
+
+def test_only_cities_that_lie_on_each_other_are_moved():
+    square = np.array([[0.0, 0.0], [5_000.0, 5_000.0]])
+    shifts = eastward_shifts({"a": square, "b": square + (20_000, 0), "c": square + (5_500, 0), "d": square})
+    assert shifts == {"a": 0.0, "b": 0.0, "c": 2_000_000.0, "d": 4_000_000.0}

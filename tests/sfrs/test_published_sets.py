@@ -180,6 +180,17 @@ def test_tokyo_247_lists_jpg_has_png_and_conditions_in_turn(tmp_path):
     assert places.queries.subset(np.array([2, 0])).conditions == ("night", "day")
 
 
+def test_tokyo_247_is_read_where_its_archives_are_unpacked_into_one_folder(tmp_path):
+    write_tokyo247(tmp_path / "raw/tokyo247")
+    (tmp_path / "raw/datasets").mkdir()
+    shutil.move(tmp_path / "raw/tokyo247/tokyo247.mat", tmp_path / "raw/datasets/tokyo247.mat")
+    for folder in (tmp_path / "raw/tokyo247/images").iterdir():
+        shutil.move(folder, tmp_path / "raw/tokyo247" / folder.name)
+    shutil.move(tmp_path / "raw/tokyo247/query", tmp_path / "raw/tokyo247/247query_subset_v2")
+    places = load_places(tmp_path / "raw/datasets")
+    assert all(file.is_file() for file in (*places.database.files, *places.queries.files))
+
+
 def test_tokyo_247_panoramas_are_kept_apart_at_one_position(tmp_path):
     ids = load_places(write_tokyo247(tmp_path)).database.place_ids.reshape(3, 12)
     assert (ids == ids[:, :1]).all() and len(np.unique(ids)) == 3

@@ -20,12 +20,8 @@ from sfrs.places.disk import find_images
 from sfrs.places.sets import Places, PlacesError
 
 SPLITS = ("train", "val", "test")
-FOLDERS = {
-    "pitts": ("pittsburgh", "pitts", "pitts30k", "pitts250k"),
-    "tokyo247": ("tokyo247",),
-    "tokyotm": ("tokyotm", "tokyotimemachine"),
-}
-"""Beginning of a set's name -> names of image folders, small letters."""
+FOLDERS = {"pitts": ("pitts",), "tokyo247": ("tokyo247",), "tokyotm": ("tokyotm", "tokyotimemachine")}
+"""Beginning of a set's name -> beginnings of the names of image folders; small letters, without _."""
 
 QUERY_FOLDERS = ("queries", "queries_real", "query", "247query_subset_v2")
 CONDITIONS = ("day", "sunset", "night")
@@ -123,7 +119,7 @@ def image_roots(path: Path) -> Iterator[Path]:
     beside = (path.absolute().parent, path.absolute().parent.parent)
     for folder in beside:
         for child in sorted(folder.iterdir()):
-            if child.name.lower().replace("_", "") in known and child.is_dir():
+            if child.name.lower().replace("_", "").startswith(known) and child.is_dir():
                 yield child
     yield from beside
 
