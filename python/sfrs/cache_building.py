@@ -66,10 +66,10 @@ class Rows:
         self.say(f"Trunk outputs of {kind}: {self.bytes / 1e9:.2f} GB {where} ({_name(self.dtype)})")
         if not plan.complete:
             wanted = plan.images * (1 + plan.variants)
+            gigabytes = wanted * prod(self.shape) * self.dtype.itemsize / 1e9
             self.say(
                 f"--cache-gigabytes holds {plan.rows} of {wanted} outputs ({100 * plan.rows / wanted:.0f} %; "
-                f"all would be {wanted * prod(self.shape) * self.dtype.itemsize / 1e9:.2f} GB); the others are "
-                "computed whenever they are needed"
+                f"all would be {gigabytes:.2f} GB); the others are computed whenever they are needed"
             )
 
     def compute(self, images: range) -> Tensor:

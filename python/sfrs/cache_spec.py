@@ -20,7 +20,7 @@ class CacheSpec:
     @classmethod
     def parse(cls, text: str) -> "CacheSpec":
         """From its text. Raises `ValueError` saying what was expected."""
-        found = re.fullmatch(rf"({'|'.join(PLACES)})?(?:(?:^|,)jitter=(\d+))?", text.replace(" ", ""))
+        found = re.fullmatch(rf"({'|'.join(PLACES)})?(?:(?(1),)jitter=(\d+))?", text.replace(" ", ""))
         if not text or found is None or found[2] == "0" or (found[1] == "off" and found[2]):
             raise ValueError(
                 f"expected one of {', '.join(PLACES)}, the first three also with ,jitter=N (N > 0)"

@@ -58,13 +58,16 @@ class DiskCache:
         Raises:
             UserError: another run is filling the cache, or the disk is too full.
         """
-        self.rows.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self.rows.parent.mkdir(parents=True, exist_ok=True)
+        except FileExistsError:
+            raise UserError(f"{self.rows.parent}: a trunk cache needs a folder, but this is a file") from None
         self._take_lock()
         why = self._why_unusable()
         if why is None:
             done = int(self.done().sum())
-            if done < self.blocks:
-                say(f"{self.rows}: goes on after {done} of {self.blocks} blocks")
+            how = f"goes on after {done} of {self.blocks} blocks"
+            say(f"{self.rows}: {'is used again, all outputs are there' if done == self.blocks else how}")
             return
         if self.rows.exists() or self.facts_file.exists():
             say(f"{self.rows}: is built anew, because {why}")

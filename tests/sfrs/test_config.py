@@ -58,6 +58,12 @@ def test_values_by_generation_repeat_their_last():
         (dict(soft_ranks=(3, 2)), "soft_ranks is .*two ranks"),
         (dict(negative_radius=5), "negative_radius is 5.0, expected at least positive_radius"),
         (dict(soft_negatives=1), "soft_negatives is 1, expected bool"),
+        (dict(trunk_cache="rom"), "trunk_cache is 'rom', expected one of ram, gpu, disk, off, .*jitter=N"),
+        (dict(trunk_cache="off,jitter=2"), "trunk_cache is 'off,jitter=2', expected"),
+        (dict(trunk_cache="jitter=2", jitter=()), "trunk_cache is jitter=2, expected .* jitter is empty"),
+        (dict(cache_dtype="float64"), "cache_dtype is 'float64', expected one of float16, bfloat16, float32"),
+        (dict(cache_gigabytes=-1), "cache_gigabytes is -1.0, expected 0 or more"),
+        (dict(autocast="half"), "autocast is 'half', expected one of off, bfloat16, float16"),
         (dict(teacher_temperatures=(0.07, 0)), "teacher_temperatures is .*positive"),
     ],
 )
