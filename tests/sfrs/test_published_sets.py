@@ -358,13 +358,16 @@ def test_a_report_finds_a_data_set_given_by_the_beginning_of_its_name(tmp_path, 
     assert code == 0, err
 
 
-def test_a_network_is_trained_on_pittsburghs_mat_files(tmp_path, run):
+@pytest.mark.parametrize("data", ["datasets/pitts30k", "tokyoTM"])
+def test_a_network_is_trained_on_mat_files(tmp_path, run, data):
     for first, split in enumerate(("train", "val")):
         write_pittsburgh(tmp_path, split, first=10 * first)
+        write_tokyo_tm(tmp_path, split)
+    shutil.move(tmp_path / "tokyoTM", tmp_path / "TokyoTM")
     flags = (
         "--backbone tiny --clusters 4 --height 48 --width 64 --jitter , --init-images 8 --init-features 100 "
         "--generations 1 --epochs 1 --refresh-every 4 --tuples-per-step 2 --tuple-negatives 3 --device cpu"
     ).split()
-    code, out, err = run("train", "--data", tmp_path / "datasets", "--out", tmp_path / "run", *flags)
+    code, out, err = run("train", "--data", tmp_path / data, "--out", tmp_path / "run", *flags)
     assert code == 0, err
     assert "generation 1, epoch 1" in out and (tmp_path / "run/generation_1/best.safetensors").is_file()
