@@ -6,7 +6,7 @@ contiguous shares by rank, so that results put together have the order one proce
 
 import json
 import os
-import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -21,6 +21,8 @@ from sfrs.errors import UserError
 
 PATIENCE = timedelta(minutes=30)
 """How long a process waits for the others. One that died is noticed at once, by its closed connections."""
+LAST_WORDS = 5.0
+"""Seconds that the process which says why the run failed gets for it."""
 FAILURES = "sfrs/failures"
 
 
@@ -169,13 +171,19 @@ def processes() -> Processes:
         torch.cuda.set_device(local_rank % torch.cuda.device_count())  # before NCCL takes one
         backend = "cpu:gloo,cuda:nccl"
     try:
-        store, rank, count = next(dist.rendezvous("env://", rank, count, timeout=PATIENCE))
-        dist.init_process_group(
-            backend, store=dist.PrefixStore("sfrs", store), rank=rank, world_size=count, timeout=PATIENCE
-        )
+        store = _store(rank, count)
+        # A group needs keys of its own; a process may join and leave several times.
+        group = dist.PrefixStore(f"sfrs/{store.add(f'sfrs/joined/{rank}', 1)}", store)
+        dist.init_process_group(backend, store=group, rank=rank, world_size=count, timeout=PATIENCE)
     except RuntimeError as error:
         raise UserError(f"process {rank} cannot join the other {count - 1}: {error}") from error
     return Processes(rank, count, local_rank, store)
+
+
+@cache
+def _store(rank: int, count: int) -> dist.Store:
+    """Where processes find each other; torchrun keeps it."""
+    return next(dist.rendezvous("env://", rank, count, timeout=PATIENCE))[0]
 
 
 @contextmanager
@@ -202,6 +210,9 @@ def running_together() -> Iterator[Processes]:
 
 
 def _leave_quietly() -> NoReturn:
-    """End without cleaning up, which would wait for the process that failed."""
-    sys.stderr.flush()
+    """End without cleaning up, which would wait for the process that failed.
+
+    torchrun ends all once one has ended, so the one that says why gets time to.
+    """
+    time.sleep(LAST_WORDS)
     os._exit(1)

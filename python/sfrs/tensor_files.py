@@ -20,10 +20,21 @@ def write_tensors(
     Raises:
         WriteError: the disk is full, or another fault of it; the message names the file.
     """
-    whole = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    whole = _apart(tensors)
     size = sum(value.nbytes for value in whole.values())
     with replaced(Path(path), size=size) as partial:
         partial.touch()
         mode = partial.stat().st_mode  # safetensors would leave a file that nobody else may read
         save_file(whole, partial, metadata=metadata)
         partial.chmod(mode)
+
+
+def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """``tensors`` in the host's memory; safetensors refuses those that share it."""
+    apart, seen = {}, set()
+    for name, value in tensors.items():
+        value = value.detach().cpu().contiguous()
+        storage = value.untyped_storage().data_ptr()
+        apart[name] = value.clone() if storage in seen else value
+        seen.add(storage)
+    return apart
