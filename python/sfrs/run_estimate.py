@@ -84,7 +84,9 @@ class RunEstimate:
 
     @property
     def epoch_of_run(self) -> int:
-        """The epoch that is trained, counted from 1 over all generations."""
+        """The epoch that is trained, counted from 1 over all generations; behind the last one, the last."""
+        if self.generation > self.config.generations:
+            return self.epochs
         return sum(self.config.epochs_of(g) for g in range(1, self.generation)) + self.epoch
 
     def epoch_left(self) -> Remaining | None:
@@ -93,6 +95,8 @@ class RunEstimate:
 
     def run_left(self) -> Remaining | None:
         """Until the last generation is trained and validated; None before the first steps."""
+        if self.generation > self.config.generations:
+            return Remaining(0.0, True)
         parts = [self.epoch_left()]
         for generation in range(self.generation, self.config.generations + 1):
             done = self.epoch if generation == self.generation else 0

@@ -40,7 +40,7 @@ class TensorBoard(TrainingProgress):
 
     def __init__(self, directory: RunDirectory) -> None:
         self.directory, self.folder = directory, directory.path / "tensorboard"
-        self._open_writer = _writer()
+        self._open_writer = event_writer()
         self._writer: SummaryWriter | None = None
         self._read = 0  # bytes of the metrics that are written
         self._generation, self._before, self._step = 1, 0, 0
@@ -116,7 +116,8 @@ class TensorBoard(TrainingProgress):
             self._writer.add_scalar(f"validation/recall at {n}", recall, at, walltime=time)
 
 
-def _writer() -> "type[SummaryWriter]":
+def event_writer() -> "type[SummaryWriter]":
+    """The writer of event files. Raises `UserError` if the package tensorboard is not installed."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:

@@ -145,6 +145,7 @@ class _Bars(Progress):
             console=console,
             get_time=display.clock,
             expand=True,
+            transient=True,  # what stays are the lines of the epochs
         )
 
     def get_renderables(self) -> Iterator[RenderableType]:

@@ -105,7 +105,8 @@ def test_the_time_a_refresh_has_taken_is_not_counted_again():
 
 
 def test_epochs_are_counted_over_all_generations(run):
-    assert run.estimate.epochs == 3
+    assert run.estimate.epochs == run.estimate.epoch_of_run == 3
+    assert run.estimate.run_left().seconds == 0
     fresh = Run()
     assert fresh.estimate.epoch_of_run == 1
     fresh.train_epoch(2, 1)

@@ -15,8 +15,7 @@ from sfrs.errors import UserError
 if TYPE_CHECKING:
     from sfrs.places import Places
     from sfrs.progress import TrainingProgress
-    from sfrs.run_directory import RunDirectory, RunResult
-    from sfrs.tensorboard import TensorBoard
+    from sfrs.run_directory import RunResult
 
 EXAMPLES = """
 [b]Examples[/b]
@@ -153,6 +152,8 @@ def train(
 
     try:
         with running_together() as processes:
+            if tensorboard:
+                _require_tensorboard()
             places = [load_places(config.data, "train"), load_places(val_data or config.data, "val")]
             if skip_bad_images:
                 places = _without_bad_images(places, show=processes.is_main)
@@ -172,6 +173,13 @@ def train(
         raise typer.Exit(130) from None
 
 
+def _require_tensorboard() -> None:
+    """Raise `UserError` without it, before hours of work and not behind them."""
+    from sfrs.tensorboard import event_writer
+
+    event_writer()
+
+
 @contextmanager
 def _watching(
     config: TrainConfig, run: Path, tensorboard: bool, is_main: bool
@@ -184,15 +192,13 @@ def _watching(
     if not is_main:
         yield None
         return
-    boards = _boards(RunDirectory(run)) if tensorboard else []
     with ExitStack() as watching:
-        yield Several(*(watching.enter_context(w) for w in (training_display(config), *boards)))
+        watchers = [watching.enter_context(training_display(config))]
+        if tensorboard:
+            from sfrs.tensorboard import TensorBoard
 
-
-def _boards(directory: "RunDirectory") -> list["TensorBoard"]:
-    from sfrs.tensorboard import TensorBoard
-
-    return [TensorBoard(directory)]
+            watchers.append(watching.enter_context(TensorBoard(RunDirectory(run))))
+        yield Several(*watchers)
 
 
 def _without_bad_images(places: list["Places"], *, show: bool) -> list["Places"]:
