@@ -1,9 +1,5 @@
-"""Fork processes that join as torchrun's do, and print as JSON what became of them: ``... FOLDER``.
+"""Fork processes that join as torchrun's do, and print as JSON what became of them: ``... FOLDER``."""
 
-They are forked from this process, which has started no thread, so that they cost no import of torch.
-"""
-
-import contextlib
 import json
 import os
 import signal
@@ -14,19 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-
-sys.path.insert(0, str(Path(__file__).parent))
+from forked import ended, fork, sfrs_command
 
 import sfrs.distributed
-import sfrs.generations
-import sfrs.plots  # noqa: F401  matplotlib, before any fork
 import sfrs.training
-from sfrs.backbones import REGISTRY
-from sfrs.cli import app
 from sfrs.distributed import processes, running_together
-
-REGISTRY["tiny"] = "tiny_backbone:TinyBackbone"
-PATIENCE = 60.0
 
 
 def free_port() -> int:
@@ -37,47 +25,18 @@ def free_port() -> int:
 
 def together(folder: Path, name: str, work: Callable[[int, Path], None], count: int = 2) -> dict:
     """Run ``work`` in ``count`` processes; exit codes, what each printed, and how long it took."""
-    port, began, children = free_port(), time.monotonic(), []
-    for rank in range(count):
-        child = os.fork()
-        if child == 0:
-            values = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "MASTER_PORT": port}
-            os.environ.update({key: str(value) for key, value in values.items()}, MASTER_ADDR="127.0.0.1")
-            _child(work, rank, folder, folder / f"{name}-{rank}.txt")
-        children.append(child)
-    codes = [_ended(child, began) for child in children]
-    printed = [(folder / f"{name}-{rank}.txt").read_text() for rank in range(count)]
+    port, began = free_port(), time.monotonic()
+    outputs = [folder / f"{name}-{rank}.txt" for rank in range(count)]
+    children = [fork(outputs[rank], joined, work, rank, count, port, folder) for rank in range(count)]
+    codes = [ended(child) for child in children]
+    printed = [output.read_text() for output in outputs]
     return {"codes": codes, "printed": printed, "seconds": time.monotonic() - began}
 
 
-def _child(work: Callable[[int, Path], None], rank: int, folder: Path, output: Path) -> None:
-    descriptor = os.open(output, os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
-    os.dup2(descriptor, 1)
-    os.dup2(descriptor, 2)
-    code = 0
-    try:
-        torch.set_num_threads(1)
-        work(rank, folder)
-    except SystemExit as leaving:
-        code = leaving.code or 0
-    except BaseException as error:
-        print(f"Traceback: {type(error).__name__}: {error}")
-        code = 99
-    with contextlib.suppress(ValueError):
-        sys.stdout.flush()
-        sys.stderr.flush()
-    os._exit(code)
-
-
-def _ended(child: int, began: float) -> int:
-    while time.monotonic() - began < PATIENCE:
-        ended, status = os.waitpid(child, os.WNOHANG)
-        if ended:
-            return os.waitstatus_to_exitcode(status)
-        time.sleep(0.01)
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    return 124
+def joined(work: Callable[[int, Path], None], rank: int, count: int, port: int, folder: Path) -> None:
+    values = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "MASTER_PORT": port}
+    os.environ.update({key: str(value) for key, value in values.items()}, MASTER_ADDR="127.0.0.1")
+    work(rank, folder)
 
 
 def collect(rank: int, folder: Path) -> None:
@@ -105,7 +64,7 @@ def collect(rank: int, folder: Path) -> None:
 
 def disagree(rank: int, folder: Path) -> None:
     options = json.loads((folder / "options.json").read_text())
-    app([*options, "--out", str(folder / "disagree"), "--learning-rate", str(0.01 + rank)])
+    sfrs_command(*options, "--out", folder / "disagree", "--learning-rate", str(0.01 + rank))
 
 
 def die_in_training(rank: int, folder: Path) -> None:
@@ -120,7 +79,7 @@ def die_in_training(rank: int, folder: Path) -> None:
 
         sfrs.training._Epoch._step = step
     options = json.loads((folder / "options.json").read_text())
-    app([*options, "--out", str(folder / "die")])
+    sfrs_command(*options, "--out", folder / "die")
 
 
 def diverge(rank: int, folder: Path) -> None:
@@ -137,7 +96,7 @@ def diverge(rank: int, folder: Path) -> None:
 
     sfrs.training.tuple_losses = losses
     options = json.loads((folder / "options.json").read_text())
-    app([*options, "--out", str(folder / "diverge"), "--checkpoint-minutes", "0"])
+    sfrs_command(*options, "--out", folder / "diverge", "--checkpoint-minutes", 0)
 
 
 def main() -> None:
