@@ -60,18 +60,15 @@ class TensorBoard(TrainingProgress):
         self._follow()
         self._writer.flush()
 
-    def close(self) -> None:
-        """Write what is left."""
-        if self._writer is not None:
-            self._follow()
-            self._writer.close()
-            self._writer = None
-
     def __enter__(self) -> "TensorBoard":
         return self
 
-    def __exit__(self, *error: Any) -> None:
-        self.close()
+    def __exit__(self, kind: type | None, *error: Any) -> None:
+        if kind is None:
+            self._follow()  # also of a run that was finished already and had nothing to tell
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
 
     def _follow(self) -> None:
         # Not before training has begun: a resumed run cuts its metrics first.

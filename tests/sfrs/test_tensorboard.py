@@ -38,7 +38,7 @@ def watched_train(places, run, **options):
     from sfrs.tensorboard import TensorBoard
 
     watchers = options.pop("watchers", ())
-    config = tiny_config(tuples_per_step=2)
+    config = tiny_config(**options.pop("changes", {"tuples_per_step": 2}))
     with TensorBoard(RunDirectory(run)) as board:
         return train(config, *places, run, progress=Several(board, *watchers), **options)
 
@@ -90,6 +90,14 @@ def test_a_resumed_run_has_every_point_once(places, tmp_path):
     for name in whole:
         if name.startswith(("loss", "validation", "optimiser")):
             assert pieces[name] == whole[name]
+
+
+def test_a_finished_run_gets_its_event_files_when_it_is_resumed(places, tmp_path):
+    pytest.importorskip("tensorboard", reason="the event writer is not installed")
+    train(tiny_config(epochs=(1,)), *places, tmp_path, network=network_of_seed())
+    assert not (tmp_path / "tensorboard").exists()
+    watched_train(places, tmp_path, resume=True, changes={"epochs": (1,)})
+    assert len(scalars(tmp_path)["loss/total"]) == len(logged(tmp_path, "step")) > 0
 
 
 def test_without_tensorboard_the_message_says_what_to_install(monkeypatch, tmp_path, run):
