@@ -19,4 +19,4 @@ def loss_scale(name: str) -> float:
     In float16 the gradients of the head's convolutions would vanish. Descriptors are unit vectors and
     losses of a fixed scale, so a constant does, and a resumed run has no state of a scaler to restore.
     """
-    return 1024.0 if name == "float16" else 1.0
+    return 4096.0 if name == "float16" else 1.0

@@ -70,7 +70,7 @@ class FrozenTrunk:
         digest = hashlib.sha256(
             repr((backbone.name, sorted(backbone.options.items()), backbone.mean, backbone.std)).encode()
         )
-        for name, value in backbone.trunk.state_dict().items():
+        for name, value in (*backbone.trunk.named_parameters(), *backbone.trunk.named_buffers()):
             digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
             digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
         return digest.hexdigest()[:16]

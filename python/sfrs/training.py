@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sfrs.autocast import loss_scale
 from sfrs.config import TrainConfig
 from sfrs.descriptor import DescriptorNetwork
 from sfrs.distributed import Processes
@@ -226,9 +227,12 @@ class _Epoch:
             )
             self.described += found.images
             hard, soft = found.hard_by_tuple, found.soft_by_tuple
-            (hard.sum() / len(tuples) + config.soft_weight * soft.sum() / labelled).backward()
+            total = hard.sum() / len(tuples) + config.soft_weight * soft.sum() / labelled
+            (loss_scale(config.autocast) * total).backward()
             losses[:, part] = torch.stack((hard, soft)).detach()
         gradients = self._gradients()
+        if loss_scale(config.autocast) != 1:
+            torch._foreach_div_(gradients, loss_scale(config.autocast))
         self.processes.sum_([*gradients, losses])
         finite = torch.nn.utils.get_total_norm(gradients).isfinite() & losses.isfinite().all()
         self.failed = self.failed | ~finite

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 import sfrs_ext
+from sfrs.autocast import autocast
 from sfrs.config import TrainConfig
 from sfrs.descriptor import DescriptorNetwork
 from sfrs.errors import UserError
@@ -87,7 +88,13 @@ class Generation:
 
 
 def similarities(
-    network: DescriptorNetwork, trunk: Tensor, queries: Tensor, gallery: Tensor, *, regions: bool
+    network: DescriptorNetwork,
+    trunk: Tensor,
+    queries: Tensor,
+    gallery: Tensor,
+    *,
+    regions: bool,
+    autocast_to: str = "off",
 ) -> Tensor:
     """Similarities of queries to their gallery images.
 
@@ -96,6 +103,7 @@ def similarities(
         queries: rows of ``trunk``, int64 ``[T]``, in the host's memory, where reading them waits for nothing.
         gallery: rows of ``trunk``, int64 ``[T, G]``, likewise; all greater than those of any query.
         regions: compute all nine regions, else the whole image only.
+        autocast_to: type of the head's convolutions, see `sfrs.autocast`; all behind them is float32.
 
     Returns:
         ``[T, G, 9]``, or ``[T, G, 1]`` without regions.
@@ -103,7 +111,9 @@ def similarities(
     first = int(gallery.min())  # rows before it are queries, from it on gallery
     queries = queries.to(trunk.device, non_blocking=True)
     gallery = (gallery - first).to(trunk.device, non_blocking=True)
-    features = network.features(trunk)
+    with autocast(autocast_to, trunk.device):
+        features = network.features(trunk)
+    features = features.to(trunk.dtype)
     query = network.vlad(features[:first])  # [first, K * D]
     if not regions:
         pairs = query @ network.vlad(features[first:]).T  # [first, U - first]
@@ -141,7 +151,12 @@ def tuple_losses(
     region_hard = generation.soft and config.region_negatives
     region_soft = soft and config.soft_level == "region"
     ours = similarities(
-        generation.student, trunk, rows[:, 0], rows[:, 1:], regions=region_hard or region_soft
+        generation.student,
+        trunk,
+        rows[:, 0],
+        rows[:, 1:],
+        regions=region_hard or region_soft,
+        autocast_to=config.autocast,
     )  # [T, G, 9 or 1]
     split = 1 + tuples.negatives.shape[1]
     negatives = ours[:, 1:split]
@@ -164,6 +179,7 @@ def tuple_losses(
             place[:, 0],
             place[:, 1:],
             regions=region_soft,
+            autocast_to=config.autocast,
         )
     labels = soft_loss(
         ours[:, split:, : theirs.shape[2]],
