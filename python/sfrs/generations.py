@@ -2,6 +2,7 @@
 
 import copy
 import shutil
+import time
 from contextlib import nullcontext
 from dataclasses import fields
 from pathlib import Path
@@ -124,6 +125,7 @@ class _Run:
         progress: TrainingProgress | None,
         processes: Processes,
     ) -> None:
+        self.began = time.time()  # before the trunk outputs
         self.config, self.directory, self.processes = config, directory, processes
         self.progress = (processes.is_main and progress) or Silent()
         self.train, self.val = places_train, places_val
@@ -296,7 +298,7 @@ class _Run:
     def _log_start(self, *, resumed: bool) -> None:
         if self.processes.is_main:
             facts = {"processes": self.processes.count, "device": str(self.device), **host_facts()}
-            self.directory.log("start", resumed=resumed, **facts)
+            self.directory.log("start", began=round(self.began, 3), resumed=resumed, **facts)
 
     def _save(self, state: EpochState | None = None) -> None:
         """Write a checkpoint, between two epochs or (``state``) within one."""

@@ -132,7 +132,7 @@ class Run:
                 return None
             if line["kind"] == "start" or began is None:
                 spent += 0.0 if began is None else last - began
-                began = line["time"]
+                began = line.get("began", line["time"])
             last = line["time"]
         return None if began is None else spent + last - began
 
