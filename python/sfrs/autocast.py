@@ -4,11 +4,9 @@ from contextlib import AbstractContextManager
 
 import torch
 
-AUTOCAST = ("off", "bfloat16", "float16")
-
 
 def autocast(name: str, device: str | torch.device) -> AbstractContextManager:
-    """Run what stands inside in the type ``name`` (one of :data:`AUTOCAST`) where torch deems that safe."""
+    """Run what stands inside in the type ``name`` (off, bfloat16, float16) where torch deems that safe."""
     dtype = torch.float32 if name == "off" else getattr(torch, name)
     return torch.autocast(torch.device(device).type, dtype=dtype, enabled=name != "off")
 

@@ -4,7 +4,6 @@ import json
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, get_args, get_type_hints
 
-from sfrs.autocast import AUTOCAST
 from sfrs.cache_spec import CacheSpec
 from sfrs.errors import UserError
 
@@ -62,7 +61,9 @@ class TrainConfig:
         compare=False,
     )
     autocast: str = _option(
-        "off", "number format of convolutions; all behind them is float32", choices=AUTOCAST
+        "off",
+        "number format of convolutions; all behind them is float32",
+        choices=("off", "bfloat16", "float16"),
     )
     compile_trunk: bool = _option(False, "run the frozen trunk through torch.compile")
     batch_size: int = _option(32, "images per forward pass when describing")
