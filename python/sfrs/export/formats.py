@@ -27,7 +27,7 @@ class Format:
         title: for people.
         write: (describer, path, shape, description, device) -> None.
         open: path -> function of RGB images in 0..1 on ``device`` (ONNX: on the CPU) to descriptors.
-        tolerance: largest :attr:`Agreement.relative_error` in float32.
+        tolerance: largest :attr:`Agreement.relative_error` in float32, without whitening.
         on_device: whether the file runs on the device it was written for; otherwise on the CPU.
     """
 
@@ -39,6 +39,10 @@ class Format:
     on_device: bool
 
 
+WHITENED = 10.0
+"""How much more error is allowed behind a whitening, which magnifies the directions that vary least."""
+
+
 def _write_weights(
     describer: Describer, path: Path, shape: ImageShape, description: dict, device: str
 ) -> None:
@@ -46,8 +50,8 @@ def _write_weights(
 
 
 FORMATS = {
-    # The same numbers in the same code: not a bit may differ.
-    "safetensors": Format(".safetensors", "weights", _write_weights, load_describer, 0.0, False),
+    # The same numbers in the same code; a matrix product may round otherwise at another address in memory.
+    "safetensors": Format(".safetensors", "weights", _write_weights, load_describer, 1e-6, False),
     # The same operators in the same order; a convolution may choose another kernel for another layout.
     "torch": Format(".pt2", "torch.export program", write_program, open_program, 1e-6, True),
     # Other kernels around the fused operator, and other orders of summation: float32 rounding, through

@@ -76,7 +76,9 @@ def write_package(
 
 
 def open_package(path: Path) -> Callable[[Tensor], Tensor]:
-    return torch._inductor.aoti_load_package(str(path))
+    """A function that runs the package. Compiled code takes for granted that images are contiguous."""
+    package = torch._inductor.aoti_load_package(str(path))
+    return lambda images: package(images.contiguous())
 
 
 def cxx() -> str:

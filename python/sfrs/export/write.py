@@ -10,7 +10,7 @@ import torch
 from sfrs.describer import Describer
 from sfrs.descriptor import network_description
 from sfrs.export.compare import Agreement, compare
-from sfrs.export.formats import FORMATS, ExportError
+from sfrs.export.formats import FORMATS, WHITENED, ExportError
 from sfrs.export.programs import versions
 from sfrs.export.shapes import ImageShape
 from sfrs.images import Progress
@@ -64,10 +64,11 @@ def export(
     try:
         kind.write(describer, partial, shape, describe_file(describer, shape, source), device)
         agreement = _compare(describer, partial, format, shape, photos, device, progress)
-        if not agreement.relative_error <= kind.tolerance:
+        limit = kind.tolerance * (1.0 if describer.whitening is None else WHITENED)
+        if not agreement.relative_error <= limit:
             raise ExportError(
                 f"{path}: not written, its descriptors are not the network's: {agreement}; at most "
-                f"{kind.tolerance:g} is expected of --format {format}"
+                f"{limit:g} is expected of --format {format}."
             )
         with partial.open("rb") as file:
             os.fsync(file.fileno())

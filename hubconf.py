@@ -1,0 +1,81 @@
+"""Models for ``torch.hub.load``, from this folder or from a checkout of it.
+
+Nothing is downloaded: no weights are published under this project's name. Weights come from a file of yours
+in any format that ``sfrs`` reads: its own, or that of another project listed in docs/drop-in.md.
+"""
+
+import sys
+import warnings
+from pathlib import Path
+
+dependencies = ["torch", "numpy", "PIL", "safetensors"]
+
+ROOT = Path(__file__).resolve().parent
+
+
+def vgg16_netvlad(pretrained=False, *, weights=None, whitening=None, whiten=True, clusters=64):
+    """VGG16, NetVLAD and, if given, PCA whitening: RGB in 0..1 ``[B, 3, H, W]`` -> unit descriptors.
+
+    The images' normalisation is part of the model. Descriptors have ``clusters * 512`` numbers, or as many
+    as the whitening keeps.
+
+    Args:
+        pretrained: a file of weights, the same as ``weights``. True is an error that says where weights
+            come from.
+        weights: a file of weights; without one VGG16 and NetVLAD are random.
+        whitening: a file with the whitening; by default the one in ``weights`` is applied if there is one.
+        whiten: False leaves out any whitening.
+        clusters: K of a network without weights; a file brings its own.
+
+    Returns:
+        :class:`sfrs.describer.Describer` on the CPU, in evaluation mode.
+
+    Raises:
+        ValueError: the arguments contradict each other, or a file cannot be used.
+        ImportError: the operators were not built for this Python.
+    """
+    if pretrained is True:
+        raise ValueError(
+            "vgg16_netvlad: no weights are published under this project's name, so pretrained=True has "
+            "nothing to load. Give weights=FILE: a network of sfrs train, or one of those in docs/drop-in.md."
+        )
+    if pretrained and weights is not None:
+        raise ValueError("vgg16_netvlad: pretrained and weights both name a file; give one of them")
+    weights = weights if weights is not None else pretrained or None
+    _require_operators()
+    if weights is not None:
+        return _from_file(weights, whitening, whiten)
+    if whitening is not None:
+        raise ValueError("vgg16_netvlad: a whitening belongs to trained weights; give weights=FILE as well")
+    from sfrs.backbones import build_backbone
+    from sfrs.describer import Describer
+    from sfrs.descriptor import DescriptorNetwork
+
+    warnings.warn("vgg16_netvlad: random weights, to try the path; give weights=FILE", stacklevel=2)
+    return Describer(DescriptorNetwork(build_backbone("vgg16"), clusters))
+
+
+def _from_file(weights, whitening, whiten):
+    import sfrs
+
+    model = sfrs.load(weights, whitening, whiten=whiten)
+    backbone = model.network.backbone.name
+    if backbone != "vgg16":
+        raise ValueError(
+            f"vgg16_netvlad: {weights} is a network on the backbone {backbone!r}; load it with sfrs.load"
+        )
+    return model
+
+
+def _require_operators():
+    try:
+        import sfrs_ext  # noqa: F401
+    except ImportError as error:
+        raise ImportError(
+            f"sfrs_ext, the fused operators, cannot be imported ({error}). Build them in {ROOT} for this "
+            "Python and torch: pip install --no-build-isolation '.[train]'"
+        ) from error
+    try:
+        import sfrs  # noqa: F401
+    except ImportError:
+        sys.path.append(str(ROOT / "python"))  # a checkout that was built in place
