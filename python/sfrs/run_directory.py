@@ -176,11 +176,13 @@ class RunDirectory:
         """Append a line to the metrics. Raises `WriteError` and leaves no part of it, if it does not fit."""
         text = json.dumps({"kind": kind, "time": round(time.time(), 3), **line}) + "\n"
         with told(self.metrics, size=len(text)), open(self.metrics, "ab", buffering=0) as file:
-            before = file.seek(0, os.SEEK_END)
-            written = file.write(text.encode())
-            if written < len(text):
+            before, left = file.seek(0, os.SEEK_END), text.encode()
+            try:
+                while left:  # what does not fit is cut off first, and refused when it is tried again
+                    left = left[file.write(left) :]
+            except OSError:
                 file.truncate(before)
-                raise OSError(errno.ENOSPC, "a part of the line was written")
+                raise
 
     def metrics_size(self) -> int:
         """Bytes of the metrics, which have reached the disk."""

@@ -79,12 +79,16 @@ def _errno(error: Exception) -> int | None:
 def _space(path: Path, size: int | None, number: int) -> str:
     if number not in FULL and number != errno.EFBIG:
         return "."
-    parts = [] if size is None else [f"{size / 1e6:,.1f} MB are needed"]
+    parts = [] if size is None else [f"{_amount(size)} are needed"]
     if number in FULL:
         folder = next(parent for parent in path.absolute().parents if parent.exists())
-        parts.append(f"{shutil.disk_usage(folder).free / 1e6:,.1f} MB are free")
+        parts.append(f"{_amount(shutil.disk_usage(folder).free)} are free")
     kept = " The file that was there before is unchanged." if path.exists() else ""
     return f": {', '.join(parts)}.{kept}" if parts else f".{kept}"
+
+
+def _amount(size: int) -> str:
+    return f"{size / 1e6:,.1f} MB" if size >= 1e6 else f"{size:,} bytes"
 
 
 def _remove(partial: Path) -> None:
