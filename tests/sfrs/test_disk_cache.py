@@ -11,15 +11,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_training import SIZE, network_of_seed, tiny_config, tiny_places
+from tiny_training import SIZE, network_of_seed, tiny_places
 
 from sfrs.disk_cache import DiskCache
 from sfrs.errors import UserError
 from sfrs.frozen_trunk import FrozenTrunk
-from sfrs.generations import train
 from sfrs.jitter import ColorJitter
-from sfrs.preparation import build_trunks
-from sfrs.progress import Silent
 from sfrs.trunk_cache import TrunkCache
 
 PAPER = (0.7, 0.7, 0.7, 0.5)
@@ -253,43 +250,6 @@ def test_a_run_that_reads_a_cache_keeps_it_when_another_run_builds_anew(build):
     kept = mine.outputs.clone()
     build(std=0.3)
     assert torch.equal(mine.outputs, kept)
-
-
-def test_a_resumed_run_uses_its_cache_again_and_ends_with_the_same_bits(places, tmp_path):
-    class Interrupted(Exception):
-        pass
-
-    class Stop(Silent):
-        def __init__(self):
-            self.messages = []
-
-        def message(self, text):
-            self.messages.append(text)
-
-        def epoch(self, *rest):
-            raise Interrupted
-
-    config = tiny_config(trunk_cache="disk,jitter=2", jitter=PAPER, generations=1, epochs=(2,))
-    whole = train(config, *places, tmp_path / "whole", network=network_of_seed()).network().state_dict()
-    with pytest.raises(Interrupted):
-        train(config, *places, tmp_path / "run", network=network_of_seed(), progress=Stop())
-    watch = Stop()
-    with pytest.raises(Interrupted):
-        train(config, *places, tmp_path / "run", resume=True, progress=watch)
-    resumed = train(config, *places, tmp_path / "run", resume=True).network().state_dict()
-    assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
-    assert sum("is used again" in message for message in watch.messages) == 2
-
-
-def test_runs_share_a_cache_directory(places, tmp_path):
-    config = tiny_config(trunk_cache="disk", cache_dir=str(tmp_path / "shared"), generations=1, epochs=(1,))
-    train(config, *places, tmp_path / "a", network=network_of_seed())
-    before = (tmp_path / "shared/trunk_train.bin").stat().st_mtime_ns
-    train(config.changed(seed=1), *places, tmp_path / "b", network=network_of_seed())
-    assert (tmp_path / "shared/trunk_train.bin").stat().st_mtime_ns == before
-    assert not (tmp_path / "a/trunk_train.bin").exists()
-    with pytest.raises(ValueError, match="there is no directory"):
-        build_trunks(tiny_config(trunk_cache="disk"), network_of_seed(), *places)
 
 
 def test_a_cache_directory_that_is_a_file_is_named(tmp_path):
