@@ -66,7 +66,7 @@ def hard_loss(similarities: Tensor, config: TrainConfig, generation: int) -> Ten
     positive, negatives = similarities[0, 0], similarities[1:]
     if generation > 1 and config.region_negatives:
         nearest = negatives.detach().argmax(dim=1)
-        negatives = negatives[torch.arange(len(negatives)), nearest]
+        negatives = negatives[torch.arange(len(negatives), device=nearest.device), nearest]
     else:
         negatives = negatives[:, 0]
     if config.hard_loss == "triplet":  # |u - v|^2 = 2 - 2 u.v for unit vectors
