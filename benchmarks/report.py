@@ -44,7 +44,8 @@ def table(recorded: dict) -> str:
 
 
 def main() -> None:
-    from . import confidence, drop_in, million, reranking_tables
+    from . import confidence, drop_in, jitter, million, reranking_tables
+    from .training import table as training
 
     parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__)
     parser.add_argument("--check", action="store_true")
@@ -55,8 +56,14 @@ def main() -> None:
         ("docs/index.md", "million", "million", million.table),
         ("docs/locate.md", "confidence", "confidence", confidence.tables),
         ("docs/reranking.md", "reranking", "reranking", reranking_tables.tables),
+        ("docs/training.md", "training", "training-cpu", training.table),
+        ("docs/training.md", "jitter", "jitter", jitter.table),
     ):
-        recorded = json.loads((ROOT / f"benchmarks/results/{results}.json").read_text("utf-8"))
+        file = ROOT / f"benchmarks/results/{results}.json"
+        if not file.exists():
+            print(f"{page} shows no table of {mark}: {file.name} is not recorded yet")
+            continue
+        recorded = json.loads(file.read_text("utf-8"))
         show(ROOT / page, mark, text(recorded), check=check)
 
 
