@@ -127,6 +127,9 @@ class Processes:
         """Raise `UserError` in a process whose ``value`` (JSON) is another than the main process's."""
         theirs, ours = self.broadcast_object(value), json.loads(json.dumps(value))
         if theirs != ours:
+            if isinstance(ours, dict):
+                differing = [key for key in ours if ours[key] != theirs.get(key)]
+                ours, theirs = ({key: x.get(key) for key in differing} for x in (ours, theirs))
             raise UserError(
                 f"process {self.rank} has other {what} than process 0: {ours}, expected {theirs}. All need "
                 "the same command and data."

@@ -19,6 +19,7 @@ import torch
 from sfrs.city.write import IMAGE_SIZE, city_config, pretext_config, write_city
 from sfrs.config import TrainConfig
 from sfrs.descriptor import DescriptorNetwork, load_network, save_network
+from sfrs.epoch_state import StepReport
 from sfrs.evaluation import Evaluation, score
 from sfrs.generations import train
 from sfrs.images import Progress
@@ -29,7 +30,6 @@ from sfrs.progress import TrainingProgress
 from sfrs.recall import RECALL_AT
 from sfrs.run_directory import RunDirectory, RunResult
 from sfrs.search import search
-from sfrs.training import StepReport
 from sfrs.trunk_cache import TrunkCache
 from sfrs.trunk_source import describe_trunk
 

@@ -4,9 +4,7 @@ import copy
 import shutil
 import time
 from contextlib import nullcontext
-from dataclasses import fields
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -14,8 +12,8 @@ from sfrs.checkpoint import load_checkpoint
 from sfrs.config import TrainConfig
 from sfrs.descriptor import DescriptorNetwork, load_network, save_network
 from sfrs.distributed import Processes, processes
-from sfrs.errors import UserError
-from sfrs.evaluation import check_answerable, score, search_depth
+from sfrs.epoch_state import EpochState, StepReport
+from sfrs.evaluation import check_answerable
 from sfrs.host import host_facts
 from sfrs.mining import Miner
 from sfrs.neighbourhood import Neighbourhood
@@ -31,13 +29,12 @@ from sfrs.preparation import (
     training_images,
 )
 from sfrs.progress import Silent, TrainingProgress
-from sfrs.recall import RECALL_AT
-from sfrs.refresh import describe_in_shares
-from sfrs.run_directory import GenerationResult, RunDirectory, RunResult, data_differences, fingerprint
+from sfrs.run_directory import GenerationResult, RunDirectory, RunResult, fingerprint
+from sfrs.run_start import check_processes, run_start
 from sfrs.run_state import load_state, load_trained, save_state, trained_state
-from sfrs.search import search
-from sfrs.training import EpochState, StepReport, sgd, train_epoch
+from sfrs.training import sgd, train_epoch
 from sfrs.tuple_losses import Generation
+from sfrs.validation import validate
 from sfrs.whole_files import replaced
 
 
@@ -81,7 +78,7 @@ def train(
     joined, directory = processes(), RunDirectory(run_dir)
     check_answerable(places_val, config.negative_radius)
     data = {"train": fingerprint(places_train), "val": fingerprint(places_val)}
-    _check_processes(joined, config, data)
+    check_processes(joined, config, data)
     if resume:
         directory.read()  # before a folder is made for the lock
     elif network is not None:
@@ -90,7 +87,7 @@ def train(
         start = None
         if joined.is_main:
             first = None if first_generation is None else str(first_generation)
-            start = _start(directory, config, data, first, resume, network is not None)
+            start = run_start(directory, config, data, first, resume, network is not None)
         start = joined.broadcast_object(start)
         first = start["first_generation"]
         if start["resume"] or first is not None:
@@ -272,21 +269,10 @@ class _Run:
 
     def _validate(self, network: DescriptorNetwork) -> dict[int, float] | None:
         """Validation recalls, in the main process."""
-        queries, database = len(self.val.queries), len(self.val.database)
-        described = describe_in_shares(
-            network,
-            self.trunks.val,
-            torch.arange(queries + database),
-            self.config,
-            processes=self.processes,
-            progress=self.progress.task("validation"),
+        progress = self.progress.task("validation")
+        return validate(
+            network, self.val, self.trunks.val, self.config, processes=self.processes, progress=progress
         )
-        if described is None:
-            return None
-        described = described.cpu().numpy()
-        ns = sorted({*RECALL_AT, self.config.select_recall})
-        _, predictions = search(described[queries:], described[:queries], search_depth(self.val, max(ns)))
-        return score(self.val, predictions, recalls=ns, radius=self.config.negative_radius).recalls
 
     def _save_network(
         self, path: Path, network: DescriptorNetwork, number: int, epoch: int, recalls: dict[int, float]
@@ -329,50 +315,3 @@ class _Run:
         if is_main:
             self.directory.cut_metrics(facts["metrics_size"])
         self._log_start(resumed=True)
-
-
-def _start(
-    directory: RunDirectory,
-    config: TrainConfig,
-    data: dict[str, Any],
-    first_generation: str | None,
-    resume: bool,
-    network_given: bool,
-) -> dict[str, Any]:
-    """How a run begins: whether from a checkpoint, and what it takes over. Raises as `train` says."""
-    if not resume:
-        directory.refuse_existing()
-    else:
-        _refuse_differences(directory, config, data)
-        if directory.checkpoint.exists():
-            return {"resume": True, "first_generation": None}
-        stored = directory.read_start()
-        if stored.get("network_given", False) and not network_given:
-            raise UserError(f"{directory.path}: the run stopped before its first checkpoint; begin it anew")
-        first_generation = stored.get("first_generation", first_generation)
-    if first_generation is not None:
-        if config.generations < 2:
-            raise UserError("first_generation is given, but generations is 1, expected at least 2")
-        if RunDirectory(first_generation).read()[1] != data:
-            raise UserError(f"{first_generation}: the run was made with other images than this one")
-    return {"resume": False, "first_generation": first_generation, "network_given": network_given}
-
-
-def _refuse_differences(directory: RunDirectory, config: TrainConfig, data: dict[str, Any]) -> None:
-    stored, stored_data = directory.read()
-    differences = stored.differences(config) + data_differences(stored_data, data)
-    if differences:
-        raise UserError(
-            f"{directory.path}: cannot resume, the run was started otherwise:\n  " + "\n  ".join(differences)
-        )
-
-
-def _check_processes(joined: Processes, config: TrainConfig, data: dict[str, Any]) -> None:
-    values = config.to_dict()
-    joined.agree("configuration", {f.name: values[f.name] for f in fields(config) if f.metadata["compare"]})
-    joined.agree("images", data)
-    fewest = min(found[role] for found in data.values() for role in ("database", "queries"))
-    if fewest < joined.count:
-        raise UserError(
-            f"there are {joined.count} processes, but only {fewest} images in a set, expected as many"
-        )

@@ -9,7 +9,7 @@ from sfrs.backbones import build_backbone
 from sfrs.clusters import init_vlad, sample_features
 from sfrs.config import TrainConfig
 from sfrs.descriptor import DescriptorNetwork, load_network
-from sfrs.distributed import Processes
+from sfrs.distributed import Processes, processes
 from sfrs.errors import UserError
 from sfrs.fresh_trunk import FreshTrunk
 from sfrs.frozen_trunk import FrozenTrunk
@@ -102,10 +102,18 @@ def build_trunks(
 
 
 def run_device(config: TrainConfig) -> torch.device:
-    """``config.device``, with auto resolved."""
-    if config.device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(config.device)
+    """``config.device``, with auto resolved; each of several processes has a GPU of its own."""
+    name = config.device
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    joined = processes()
+    if joined.count > 1 and name.startswith("cuda"):
+        if name != "cuda":
+            raise UserError(
+                f"device is {name}, expected cuda or auto, since torchrun gives each process its GPU"
+            )
+        return joined.device
+    return torch.device(name)
 
 
 def training_images(

@@ -2,8 +2,8 @@
 
 from typing import Protocol
 
+from sfrs.epoch_state import StepReport
 from sfrs.images import Progress
-from sfrs.training import StepReport
 
 
 class TrainingProgress(Protocol):

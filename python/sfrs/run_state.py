@@ -16,8 +16,8 @@ from sfrs.checkpoint import (
     with_prefix,
 )
 from sfrs.descriptor import DescriptorNetwork
+from sfrs.epoch_state import EpochState
 from sfrs.mining import Tuples
-from sfrs.training import EpochState
 from sfrs.tuple_losses import Generation
 
 

@@ -7,11 +7,11 @@ after a stop has its event files made anew, so that no point is there twice.
 import json
 from typing import TYPE_CHECKING, Any
 
+from sfrs.epoch_state import StepReport
 from sfrs.errors import UserError
 from sfrs.images import Progress
 from sfrs.progress import TrainingProgress
 from sfrs.run_directory import RunDirectory
-from sfrs.training import StepReport
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter

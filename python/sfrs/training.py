@@ -1,8 +1,6 @@
 """One epoch of training: tuples -> trunk outputs -> heads -> similarities -> losses -> step."""
 
 import math
-import resource
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,6 +12,7 @@ from sfrs.autocast import loss_scale
 from sfrs.config import TrainConfig
 from sfrs.descriptor import DescriptorNetwork
 from sfrs.distributed import Processes
+from sfrs.epoch_state import EpochState, StepReport, peak_bytes
 from sfrs.images import Progress
 from sfrs.mining import Tuples
 from sfrs.refresh import mine_tuples
@@ -29,48 +28,6 @@ from sfrs.tuple_losses import (
 
 LOOK_SECONDS = 0.5
 """How often the losses of steps on a GPU are looked at, which waits for it."""
-
-
-@dataclass(frozen=True)
-class StepReport:
-    """Losses of one optimisation step (or their means over several), and how far the epoch is.
-
-    Attributes:
-        step: counted from 1 within the generation.
-        done, of: tuples of this epoch.
-        hard, soft, total: total = hard + soft_weight * soft.
-        tuples_per_second: since the epoch began (or was resumed), mining included.
-        images_per_second: distinct images that steps and refreshes put through the student, likewise.
-        peak_bytes: largest memory so far, of the GPU where there is one, else of the process.
-    """
-
-    step: int
-    done: int
-    of: int
-    hard: float
-    soft: float
-    total: float
-    learning_rate: float
-    tuples_per_second: float
-    images_per_second: float
-    peak_bytes: int
-
-
-@dataclass
-class EpochState:
-    """Where an epoch stands after a step; with the networks and the miner, all that is needed to go on.
-
-    Attributes:
-        queries: of the epoch in the order they are trained in, int64 ``[T]``.
-        done: how many of them have been.
-        tuples: those mined at the last refresh, if not all of them are done.
-        sums: hard and soft loss times tuples, summed over the steps; float64 ``[2]``.
-    """
-
-    queries: Tensor
-    done: int
-    tuples: Tuples | None
-    sums: Tensor
 
 
 @dataclass(frozen=True)
@@ -313,10 +270,3 @@ def learning_rate(config: TrainConfig, step: int, steps: int) -> float:
     if config.lr_schedule == "linear":
         return config.learning_rate * (1 - step / steps)
     return config.learning_rate
-
-
-def peak_bytes(device: torch.device) -> int:
-    """The most memory ever allocated on a CUDA ``device``; elsewhere the most this process ever held."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -21,12 +21,12 @@ from rich.table import Column
 from rich.text import Text
 
 from sfrs.config import TrainConfig
+from sfrs.epoch_state import StepReport
 from sfrs.host import resident_bytes
 from sfrs.images import Progress as Report
 from sfrs.progress import TrainingProgress
 from sfrs.run_estimate import Remaining, RunEstimate
 from sfrs.terminal import RateColumn, duration, messages
-from sfrs.training import StepReport
 
 SECONDS_BETWEEN_LINES = 30.0
 
