@@ -31,8 +31,8 @@ class FrozenTrunk:
         self.device, self.autocast = torch.device(device), autocast
         self.backbone = network.to(self.device).backbone.eval()
         self.run = torch.compile(self.backbone.trunk) if compiled else self.backbone.trunk
-        self.mean = torch.tensor(self.backbone.mean).view(3, 1, 1)
-        self.std = torch.tensor(self.backbone.std).view(3, 1, 1)
+        self.mean = torch.tensor(self.backbone.mean).view(3, 1, 1).to(self.device)
+        self.std = torch.tensor(self.backbone.std).view(3, 1, 1).to(self.device)
         self._output_shapes: dict[tuple[int, int], tuple[int, int, int]] = {}
 
     @torch.no_grad()
@@ -53,8 +53,8 @@ class FrozenTrunk:
         return outputs.to(torch.float32, memory_format=torch.channels_last)
 
     def normalised(self, image: Tensor) -> Tensor:
-        """RGB ``[3, H, W]`` in 0..1 -> the trunk's input; overwrites the image."""
-        return image.sub_(self.mean.to(image.device)).div_(self.std.to(image.device))
+        """RGB ``[3, H, W]`` in 0..1 on the device -> the trunk's input; overwrites the image."""
+        return image.sub_(self.mean).div_(self.std)
 
     def output_shape(self, size: tuple[int, int]) -> tuple[int, int, int]:
         """(C, h, w) of the output for images of ``size`` (height, width)."""

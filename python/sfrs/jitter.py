@@ -90,6 +90,6 @@ def shift_hue(image: Tensor, turns: float) -> Tensor:
     sixths = torch.where(top == 0, (green - blue) / safe, (blue - red) / safe + 2)
     sixths = torch.where(top == 2, (red - green) / safe + 4, sixths) + 6 * turns
     # Each channel is the value minus the chroma times a trapezoid of the hue, shifted by 5, 3 and 1 sixths.
-    start = torch.tensor([5.0, 3.0, 1.0], device=image.device).view(3, 1, 1)
+    start = 5 - 2 * torch.arange(3.0, device=image.device).view(3, 1, 1)
     phase = (start + sixths) % 6
     return value - chroma * torch.minimum(phase, 4 - phase).clamp_(0, 1)

@@ -74,16 +74,16 @@ class TrunkCache:
         What is not kept is computed and rounded to the cache's type, so that the budget changes nothing.
         """
         rows = torch.tensor([self.plan.row(draw) for draw in draws])
-        missing = rows < 0
-        if not missing.any():
+        kept, missing = (rows >= 0).nonzero().flatten(), (rows < 0).nonzero().flatten()
+        if len(missing) == 0:
             return self._kept(rows)
         outputs = self.outputs
         out = torch.empty(len(rows), *outputs.permute(0, 2, 3, 1).shape[1:], device=self.device)
         out = out.permute(0, 3, 1, 2)
         computed = self.fresh.outputs(self._missing(draws), outputs.dtype)
-        out[missing.to(self.device)] = computed.float()
-        if not missing.all():
-            out[~missing.to(self.device)] = self._kept(rows[~missing])
+        out.index_copy_(0, missing.to(self.device), computed.float())
+        if len(kept):
+            out.index_copy_(0, kept.to(self.device), self._kept(rows[kept]))
         return out
 
     def read_ahead(self, draws: Sequence[Draw]) -> None:
@@ -102,7 +102,9 @@ class TrunkCache:
 
     def _kept(self, rows: Tensor) -> Tensor:
         # Whole rows of [rows, h, w, C] are copied as they lie, in half of float32's bytes as far as possible.
-        chosen = self.outputs.permute(0, 2, 3, 1).index_select(0, rows.to(self.outputs.device))
+        chosen = self.outputs.permute(0, 2, 3, 1).index_select(
+            0, rows.to(self.outputs.device, non_blocking=True)
+        )
         if self.device.type == "cuda" and chosen.device.type == "cpu":
             chosen = chosen.pin_memory()
         return chosen.to(self.device, non_blocking=True).float().permute(0, 3, 1, 2)

@@ -56,6 +56,29 @@ def test_resume_needs_the_run_only_and_refuses_changes(data, tmp_path):
     assert "learning_rate: 0.001 -> 0.5" in str(refused.exception)
 
 
+def test_the_trunk_cache_says_its_size_and_is_used_again_by_another_run(data, tmp_path):
+    cached = [
+        "--trunk-cache",
+        "disk,jitter=2",
+        "--cache-dir",
+        tmp_path / "cache",
+        "--jitter",
+        "0.7,0.7,0.7,0.5",
+    ]
+    flags = [*FLAGS, *cached, "--autocast", "bfloat16"]
+    first = run("--data", data, "--out", tmp_path / "a", *flags)
+    assert first.exit_code == 0, first.output
+    assert "18 images and 2 jittered variants of each: 0.00 GB in" in first.output
+    flags += ["--learning-rate", "0.002"]
+    second = run("--data", data, "--out", tmp_path / "b", *flags)
+    assert second.exit_code == 0, second.output
+    assert "trunk_train.bin: is used again, all outputs are there" in second.output
+    limited = run("--data", data, "--out", tmp_path / "c", *flags, "--cache-gigabytes", "0.000001")
+    assert limited.exit_code == 0, limited.output
+    assert "is built anew, because it was built for another" in limited.output
+    assert "--cache-gigabytes holds" in limited.output
+
+
 def test_a_stopped_run_says_how_to_go_on(data, tmp_path, monkeypatch):
     def stopped(*args, **kwargs):
         raise KeyboardInterrupt
