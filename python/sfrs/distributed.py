@@ -200,11 +200,11 @@ def running_together() -> Iterator[Processes]:
         yield joined
     except KeyboardInterrupt:
         if not joined.is_main:
-            _leave_quietly()  # torchrun has interrupted all, and the main process says how to go on
+            _leave_quietly(0.5)  # torchrun has interrupted all, and the main process says how to go on
         raise
     except BaseException:
         if joined.count > 1 and not joined.first_to_fail():
-            _leave_quietly()
+            _leave_quietly(LAST_WORDS)
         raise
     if joined.count > 1:
         joined.barrier()
@@ -212,10 +212,10 @@ def running_together() -> Iterator[Processes]:
         processes.cache_clear()
 
 
-def _leave_quietly() -> NoReturn:
+def _leave_quietly(seconds: float) -> NoReturn:
     """End without cleaning up, which would wait for the process that failed.
 
-    torchrun ends all once one has ended, so the one that says why gets time to.
+    torchrun ends all once one has ended, so the one that says why gets some seconds to.
     """
-    time.sleep(LAST_WORDS)
+    time.sleep(seconds)
     os._exit(1)
