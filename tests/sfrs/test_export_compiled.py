@@ -9,7 +9,7 @@ import torch
 
 from sfrs.describer import Describer
 from sfrs.export import ImageShape, export
-from sfrs.export.programs import cxx
+from sfrs.export.programs import cxx, open_package
 from sfrs.export.shapes import made_up_images
 from sfrs.whitening import Whitening
 
@@ -32,6 +32,9 @@ def test_a_package_needs_torch_and_the_operators_only_and_calls_them(tiny_networ
     shape = ImageShape(48, 64, 8, dynamic=True)
     done = export(describer, tmp_path / "net.pt2", "aoti", shape)
     assert done.agreement.relative_error <= 1e-5
+    last = (images := made_up_images(2, 48, 64)).contiguous(memory_format=torch.channels_last)
+    opened = open_package(done.path)
+    assert torch.equal(opened(last), opened(images)), "photographs lie in channels_last"
     sizes = [(1, 48, 64), (8, 48, 64), (3, 49, 83), (2, 17, 16)]
     batches = [made_up_images(*size) for size in sizes]
     torch.save(batches, tmp_path / "batches.pt")
@@ -40,14 +43,3 @@ def test_a_package_needs_torch_and_the_operators_only_and_calls_them(tiny_networ
     assert ran.stdout.split()[-1] == str(len(batches)), "calls of the fused operator"
     for images, found in zip(batches, torch.load(tmp_path / "out.pt"), strict=True):
         torch.testing.assert_close(found, describer(images).detach(), rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.skipif(shutil.which(cxx()) is None, reason="no C++ compiler")
-def test_photographs_in_channels_last_are_not_misread(tiny_network, tmp_path):
-    from sfrs.export.programs import open_package
-
-    done = export(Describer(tiny_network), tmp_path / "net.pt2", "aoti", ImageShape(48, 64, 8))
-    images = made_up_images(2, 48, 64)
-    last = images.contiguous(memory_format=torch.channels_last)
-    opened = open_package(done.path)
-    assert torch.equal(opened(last), opened(images))
