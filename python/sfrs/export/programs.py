@@ -67,7 +67,8 @@ def write_package(
         )
     program = trace(describer, shape, device)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # torch's own
+        for kind in (FutureWarning, DeprecationWarning):
+            warnings.simplefilter("ignore", kind)  # torch's own
         torch._inductor.aoti_compile_and_package(
             program,
             package_path=str(path),
