@@ -84,8 +84,6 @@ def configuration(options: argparse.Namespace) -> TrainConfig:
         trunk_cache="gpu,jitter=1" if options.device == "cuda" else "ram,jitter=1",
         device=options.device,
         workers=options.threads,
-        init_images=8,
-        init_features=8 * 64,
         seed=options.seed,
     )
 
