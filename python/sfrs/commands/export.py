@@ -170,8 +170,8 @@ def parse_shape(size: str | None, describer: Describer) -> ImageShape:
     match = re.fullmatch(r"(\d+)[xX](\d+)", size)
     if not match or min(map(int, match.groups())) < 2 * stride:
         raise UserError(
-            f"--size is {size!r}; expected dynamic, or HEIGHTxWIDTH of at least {2 * stride}x{2 * stride}, as "
-            "480x640."
+            f"--size is {size!r}; expected dynamic, or HEIGHTxWIDTH of at least {2 * stride}x{2 * stride}, "
+            "as 480x640."
         )
     return ImageShape(int(match[1]), int(match[2]), stride)
 
