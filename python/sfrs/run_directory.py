@@ -163,7 +163,7 @@ class RunDirectory:
         try:
             stored = json.loads(self.config.read_text())
             return TrainConfig.from_dict(stored["config"]), stored["data"]
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             raise UserError(f"{self.path}: there is no run here (no config.json)") from None
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{self.config}: this is not the configuration of a run ({error})") from error
