@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
+from typing import IO
 
 import torch
 from torch import Tensor
@@ -116,8 +117,12 @@ def fill_memory(rows: Rows, place: str) -> Tensor:
     return out
 
 
-def fill_disk(rows: Rows, path: Path) -> Tensor:
-    """Compute the rows ``[rows, h, w, C]`` that are not on the disk yet; processes share the blocks."""
+def fill_disk(rows: Rows, path: Path) -> tuple[Tensor, IO]:
+    """Compute the rows ``[rows, h, w, C]`` that are not on the disk yet; processes share the blocks.
+
+    Returns:
+        The rows, mapped into memory, and the opened file they lie in.
+    """
     plan, joined = rows.plan, rows.processes
     blocks = plan.blocks(rows.block)
     cache = DiskCache(path, _facts(rows), (plan.rows, *rows.shape), rows.dtype, len(blocks))
@@ -138,9 +143,11 @@ def fill_disk(rows: Rows, path: Path) -> Tensor:
                 filled = len(blocks) - len(left) + min(len(left), (place + 1) * joined.count)
                 rows.progress(blocks[filled - 1].stop, plan.plain)
         joined.barrier()
+        file, outputs = open(cache.rows, "rb"), cache.read()
+        joined.barrier()  # once the lock is let go, another run may put its own cache here
     finally:
         cache.close()
-    return cache.read()
+    return outputs, file
 
 
 def _gathered(rows: Rows, images: range) -> Tensor:
