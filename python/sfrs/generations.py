@@ -71,7 +71,8 @@ def train(
 
     Raises:
         UserError: the directory holds a run already, or another process trains there; or, resuming, the
-            configuration or the images differ from the run's; or the images cannot be trained on or read.
+            configuration or the images differ from the run's; or ``first_generation`` is of other images or
+            not finished; or the images cannot be trained on or read.
         DivergedError: a loss is not finite; the message names the tuple.
         WriteError: the disk is full; the run can be resumed from its last checkpoint.
     """
