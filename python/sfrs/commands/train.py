@@ -227,4 +227,5 @@ def _show(result: "RunResult") -> None:
         table.add_row(best.title, *(f"{100 * recall:.1f}" for recall in best.recalls.values()))
     console = Console()
     console.print(table)
-    console.print(f"The network of the last generation is {result.final.weights}", highlight=False)
+    last = f"The network of the last generation is {result.final.weights}"
+    console.print(last, highlight=False, markup=False, soft_wrap=True)
