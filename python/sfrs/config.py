@@ -26,6 +26,10 @@ class TrainConfig:
     """
 
     data: str = _option("", "folder or manifest the run reads its images from", compare=False)
+    val_data: str = _option("", "folder or manifest of the validation images; empty: as data", compare=False)
+    skip_bad_images: bool = _option(
+        False, "leave out images that cannot be read, and list them", compare=False
+    )
     backbone: str = _option("vgg16", "name of the backbone")
     weights: str = _option("", "file with pretrained backbone weights; empty: random weights")
     clusters: int = _option(64, "NetVLAD clusters K")

@@ -1,6 +1,7 @@
 """``sfrs train`` on a tiny data set."""
 
 import json
+import shutil
 from dataclasses import fields
 
 import pytest
@@ -54,6 +55,19 @@ def test_resume_needs_the_run_only_and_refuses_changes(data, tmp_path):
     refused = run("--resume", tmp_path / "run", "--learning-rate", "0.5")
     assert isinstance(refused.exception, UserError)
     assert "learning_rate: 0.001 -> 0.5" in str(refused.exception)
+
+
+def test_resume_takes_validation_images_from_where_the_run_did_and_leaves_out_the_same(data, tmp_path):
+    other = shutil.copytree(data, tmp_path / "other")
+    shutil.rmtree(data / "images/val")
+    (data / "images/train/database/@500000@4100000@9@.png").write_text("no image")
+    where = ["--data", data, "--val-data", other, "--skip-bad-images"]
+    first = run(*where, "--out", tmp_path / "run", *FLAGS)
+    assert first.exit_code == 0, first.output
+    assert "Skipped" in first.output
+    again = run("--resume", tmp_path / "run")
+    assert again.exit_code == 0, again.output
+    assert "Skipped" in again.output
 
 
 def test_the_trunk_cache_says_its_size_and_is_used_again_by_another_run(data, tmp_path):
