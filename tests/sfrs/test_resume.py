@@ -85,10 +85,13 @@ def test_a_run_interrupted_after_and_within_every_epoch_ends_with_the_same_bits(
     assert [g.epoch for g in resumed.generations] == [g.epoch for g in whole.generations]
 
 
-def test_resuming_a_finished_run_returns_its_result(places, tmp_path):
+def test_resuming_a_finished_run_returns_its_result_without_work(places, tmp_path, monkeypatch):
     config = tiny_config(generations=1, epochs=(1,))
     finished = train(config, *places, tmp_path / "run", network=network_of_seed())
+    metrics = (tmp_path / "run/metrics.jsonl").read_text()
+    monkeypatch.setattr("sfrs.generations.build_trunks", None)
     assert train(config, *places, tmp_path / "run", resume=True) == finished
+    assert (tmp_path / "run/metrics.jsonl").read_text() == metrics
 
 
 def test_a_run_that_took_over_generation_one_can_be_resumed(places, tmp_path):
