@@ -198,14 +198,16 @@ class RunDirectory:
 def fingerprint(places: Places) -> dict[str, Any]:
     """What tells whether a resumed run gets the images it was started with.
 
-    Of every image the file's name, the position and the place count, in their order; folders may have moved.
-    What the images show does not: a damaged one may be repaired.
+    Of every image the file's name, the position, the place and the time stamp count, in their order; folders
+    may have moved. What the images show does not: a damaged one may be repaired.
     """
     digest = hashlib.sha256()
     for images in (places.database, places.queries):
         digest.update("\n".join(file.name for file in images.files).encode(errors="surrogateescape"))
         digest.update(images.positions.tobytes())
         digest.update(images.place_ids.tobytes())
+        if images.time_stamps is not None:
+            digest.update(images.time_stamps.tobytes())
     return {
         "name": places.name,
         "split": places.split,
@@ -231,7 +233,8 @@ def data_differences(stored: dict[str, Any], given: dict[str, Any]) -> list[str]
         ]
         if not words and theirs.get("digest") != ours["digest"]:
             words = [
-                f"{split} images: as many, but with other names, positions or places, or in another order"
+                f"{split} images: as many, but with other names, positions, places or time stamps, or in "
+                "another order"
             ]
         found += words
     return found
