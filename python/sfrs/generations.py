@@ -98,9 +98,9 @@ def train(
             check_network(config, network)
             if joined.count > 1:
                 network.load_state_dict(joined.broadcast_tensors(network.state_dict()))
+            run = _Run(config, places_train, places_val, directory, network, trunks, progress, joined)
             if joined.is_main and not start["resume"]:
                 directory.create(config, data, start)
-            run = _Run(config, places_train, places_val, directory, network, trunks, progress, joined)
             if start["resume"]:
                 run.restore()
             else:

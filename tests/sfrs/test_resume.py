@@ -132,6 +132,12 @@ def test_resuming_where_there_is_no_run_says_so(places, tmp_path):
         train(tiny_config(), *places, tmp_path / "nowhere", resume=True)
 
 
+def test_a_configuration_the_data_refuse_leaves_no_run_behind(places, tmp_path):
+    with pytest.raises(UserError, match="tuple_negatives is 1000, but query 0 has only"):
+        train(tiny_config(tuple_negatives=1000, negative_pool=1000), *places, tmp_path / "run")
+    assert not (tmp_path / "run/config.json").exists()
+
+
 def test_a_run_that_stopped_before_its_first_checkpoint_can_be_started_again(places, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run/config.json").write_text("{}")
