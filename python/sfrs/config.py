@@ -164,8 +164,14 @@ class TrainConfig:
         return [
             f"{f.name}: {getattr(self, f.name)} -> {getattr(other, f.name)}"
             for f in fields(self)
-            if f.metadata["compare"] and getattr(self, f.name) != getattr(other, f.name)
+            if f.metadata["compare"] and self._deciding(f.name) != other._deciding(f.name)
         ]
+
+    def _deciding(self, name: str) -> Any:
+        """What of a field decides results: of the trunk cache not where it is, but what it holds."""
+        if name == "trunk_cache":
+            return self.cache.place == "off", self.cache.variants
+        return getattr(self, name)
 
     @property
     def cache(self) -> CacheSpec:

@@ -87,3 +87,9 @@ def test_unknown_names_are_refused():
 
 def test_differences_name_what_decides_the_result():
     assert TrainConfig().differences(TrainConfig(seed=1, workers=9)) == ["seed: 0 -> 1"]
+    cached = TrainConfig(trunk_cache="ram,jitter=2")
+    assert cached.differences(TrainConfig(trunk_cache="disk,jitter=2")) == []
+    for other in ("ram", "disk", "disk,jitter=3", "off"):
+        changed = TrainConfig(trunk_cache=other)
+        assert cached.differences(changed) == [f"trunk_cache: ram,jitter=2 -> {other}"]
+    assert TrainConfig().differences(TrainConfig(trunk_cache="off")) == ["trunk_cache: ram -> off"]
