@@ -44,7 +44,7 @@ def table(recorded: dict) -> str:
 
 
 def main() -> None:
-    from . import confidence, drop_in, exported, jitter, million, reranking_tables
+    from . import confidence, convolution, drop_in, exported, jitter, million, reranking_tables
     from .training import table as training
 
     parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__)
@@ -53,6 +53,7 @@ def main() -> None:
     for page, mark, results, text in (
         ("README.md", "benchmarks", "cpu", table),
         ("docs/drop-in.md", "drop-in", "drop-in", drop_in.table),
+        ("docs/operators.md", "convolution", "convolution", convolution.table),
         ("docs/index.md", "million", "million", million.table),
         ("docs/locate.md", "confidence", "confidence", confidence.tables),
         ("docs/reranking.md", "reranking", "reranking", reranking_tables.tables),
