@@ -44,7 +44,7 @@ def table(recorded: dict) -> str:
 
 
 def main() -> None:
-    from . import confidence, drop_in, jitter, million, reranking_tables
+    from . import confidence, drop_in, exported, jitter, million, reranking_tables
     from .training import table as training
 
     parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__)
@@ -56,6 +56,7 @@ def main() -> None:
         ("docs/index.md", "million", "million", million.table),
         ("docs/locate.md", "confidence", "confidence", confidence.tables),
         ("docs/reranking.md", "reranking", "reranking", reranking_tables.tables),
+        ("docs/export.md", "exported", "exported", exported.table),
         ("docs/training.md", "training", "training-cpu", training.table),
         ("docs/training.md", "jitter", "jitter", jitter.table),
     ):

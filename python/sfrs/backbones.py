@@ -6,6 +6,7 @@ from importlib import import_module
 import torch
 from torch import nn
 
+from sfrs.convolution import Convolution3x3
 from sfrs.errors import UserError
 
 REGISTRY = {
@@ -107,7 +108,7 @@ def _layers(plan: tuple[tuple[str, int], ...], channels: int, last_relu: bool = 
         if name.startswith("pool"):
             layers[name] = nn.MaxPool2d(2)
             continue
-        layers[name] = nn.Conv2d(channels, width, kernel_size=3, padding=1)
+        layers[name] = Convolution3x3(channels, width)
         layers[name.replace("conv", "relu")] = nn.ReLU(inplace=True)
         channels = width
     if not last_relu:

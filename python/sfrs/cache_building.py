@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
+from typing import IO
 
 import torch
 from torch import Tensor
@@ -100,7 +101,7 @@ def fill_memory(rows: Rows, place: str) -> Tensor:
     if place == "gpu" and device.type == "cpu":
         raise UserError("trunk_cache is gpu, but the device is cpu; expected ram, disk or off")
     rows.announce(f"in the memory of {device}" if place == "gpu" else "in memory")
-    _refuse_too_large(rows.bytes, device)
+    _refuse_too_large(rows.bytes, device, joined.local_count)
     out = torch.empty(plan.rows, *rows.shape, dtype=rows.dtype, device=device)
     blocks = plan.blocks(rows.block * joined.count)
     for number, images in enumerate(blocks):
@@ -116,8 +117,12 @@ def fill_memory(rows: Rows, place: str) -> Tensor:
     return out
 
 
-def fill_disk(rows: Rows, path: Path) -> Tensor:
-    """Compute the rows ``[rows, h, w, C]`` that are not on the disk yet; processes share the blocks."""
+def fill_disk(rows: Rows, path: Path) -> tuple[Tensor, IO]:
+    """Compute the rows ``[rows, h, w, C]`` that are not on the disk yet; processes share the blocks.
+
+    Returns:
+        The rows, mapped into memory, and the opened file they lie in.
+    """
     plan, joined = rows.plan, rows.processes
     blocks = plan.blocks(rows.block)
     cache = DiskCache(path, _facts(rows), (plan.rows, *rows.shape), rows.dtype, len(blocks))
@@ -138,9 +143,11 @@ def fill_disk(rows: Rows, path: Path) -> Tensor:
                 filled = len(blocks) - len(left) + min(len(left), (place + 1) * joined.count)
                 rows.progress(blocks[filled - 1].stop, plan.plain)
         joined.barrier()
+        file, outputs = open(cache.rows, "rb"), cache.read()
+        joined.barrier()  # once the lock is let go, another run may put its own cache here
     finally:
         cache.close()
-    return cache.read()
+    return outputs, file
 
 
 def _gathered(rows: Rows, images: range) -> Tensor:
@@ -194,15 +201,20 @@ def _fingerprint(files: tuple[Path, ...]) -> str:
     return digest.hexdigest()[:16]
 
 
-def _refuse_too_large(needed: int, device: torch.device) -> None:
-    """Raise `UserError` before the system kills the process for the memory it takes."""
+def _refuse_too_large(needed: int, device: torch.device, processes: int) -> None:
+    """Raise `UserError` before the system kills the process for the memory it takes.
+
+    Args:
+        processes: of this machine; each has a GPU of its own, but all share the host's memory.
+    """
     if device.type == "cuda":
-        free = torch.cuda.mem_get_info(device)[0]
+        free, processes = torch.cuda.mem_get_info(device)[0], 1
     else:
         free = _available_memory()
-    if free is not None and needed > free:
+    if free is not None and needed * processes > free:
+        each = f" in each of {processes} processes" if processes > 1 else ""
         raise UserError(
-            f"trunk cache: {needed / 1e9:.1f} GB are needed in the memory of {device}, but "
+            f"trunk cache: {needed / 1e9:.1f} GB are needed in the memory of {device}{each}, but "
             f"{free / 1e9:.1f} GB are free; set --cache-gigabytes or --trunk-cache disk"
         )
 

@@ -26,6 +26,10 @@ class TrainConfig:
     """
 
     data: str = _option("", "folder or manifest the run reads its images from", compare=False)
+    val_data: str = _option("", "folder or manifest of the validation images; empty: as data", compare=False)
+    skip_bad_images: bool = _option(
+        False, "leave out images that cannot be read, and list them", compare=False
+    )
     backbone: str = _option("vgg16", "name of the backbone")
     weights: str = _option("", "file with pretrained backbone weights; empty: random weights")
     clusters: int = _option(64, "NetVLAD clusters K")
@@ -160,8 +164,14 @@ class TrainConfig:
         return [
             f"{f.name}: {getattr(self, f.name)} -> {getattr(other, f.name)}"
             for f in fields(self)
-            if f.metadata["compare"] and getattr(self, f.name) != getattr(other, f.name)
+            if f.metadata["compare"] and self._deciding(f.name) != other._deciding(f.name)
         ]
+
+    def _deciding(self, name: str) -> Any:
+        """What of a field decides results: of the trunk cache not where it is, but what it holds."""
+        if name == "trunk_cache":
+            return self.cache.place == "off", self.cache.variants
+        return getattr(self, name)
 
     @property
     def cache(self) -> CacheSpec:
@@ -230,7 +240,7 @@ def _coerced(name: str, value: Any, hint: Any) -> Any:
     if hint in (int, float) and not isinstance(value, bool):
         try:
             number = hint(value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             number = None
         if number is not None and (isinstance(value, str) or number == value):
             return number
@@ -275,10 +285,12 @@ def _check_ranges(config: TrainConfig) -> None:
         refuse("negative_radius", f"at least positive_radius ({config.positive_radius})")
     if not config.epochs or min(config.epochs) < 1:
         refuse("epochs", "a list of numbers of at least 1")
-    if not config.teacher_temperatures or min(config.teacher_temperatures) <= 0:
+    if not config.teacher_temperatures or not all(0 < t < float("inf") for t in config.teacher_temperatures):
         refuse("teacher_temperatures", "a list of positive numbers")
-    if config.jitter and (len(config.jitter) != 4 or min(config.jitter) < 0):
+    if config.jitter and (len(config.jitter) != 4 or not all(0 <= x < float("inf") for x in config.jitter)):
         refuse("jitter", "four numbers of 0 or more, or none")
+    if config.jitter and config.jitter[3] > 0.5:
+        refuse("jitter", "a hue, the fourth number, of at most 0.5")
     try:
         variants = config.cache.variants
     except ValueError as error:

@@ -90,7 +90,7 @@ def check_data(
         tasks: opens a progress display with a name.
 
     Returns:
-        (name of the format, what was found in each split).
+        (name of the format, what was found in each split, the training split first).
 
     Raises:
         PlacesError: ``path`` is no data set.
@@ -98,7 +98,8 @@ def check_data(
     kind = format_of(path)
     config = config or TrainConfig()
     checks, training = [], None
-    for split in splits or kind.splits(path) or [ANY]:
+    # The training split first: the others are compared with it.
+    for split in sorted(splits or kind.splits(path) or [ANY], key=lambda name: name != TRAINING):
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always", CoordinatesWarning)
             try:

@@ -43,7 +43,7 @@ class Describer(nn.Module):
         self.register_buffer("std", torch.tensor(backbone.std).view(3, 1, 1), persistent=False)
         self.register_buffer("projection", None if whitening is None else whitening.projection)
         self.register_buffer("bias", None if whitening is None else whitening.bias)
-        self.eval()
+        self.eval().to(next(network.parameters()).device)
 
     @property
     def dim(self) -> int:

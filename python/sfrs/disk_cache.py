@@ -21,6 +21,7 @@ from torch import Tensor
 
 from sfrs.errors import UserError
 from sfrs.results import write_json
+from sfrs.whole_files import lock_taken, told
 
 FORMAT = 1
 
@@ -58,11 +59,9 @@ class DiskCache:
         Raises:
             UserError: another run is filling the cache, or the disk is too full.
         """
-        try:
+        with told(self.rows):
             self.rows.parent.mkdir(parents=True, exist_ok=True)
-        except FileExistsError:
-            raise UserError(f"{self.rows.parent}: a trunk cache needs a folder, but this is a file") from None
-        self._take_lock()
+            self._take_lock()
         why = self._why_unusable()
         if why is None:
             done = int(self.done().sum())
@@ -140,14 +139,12 @@ class DiskCache:
 
     def _take_lock(self) -> None:
         lock = os.open(self.lock_file, os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not lock_taken(lock, fcntl.LOCK_EX):
             os.close(lock)
             raise UserError(
                 f"{self.rows}: another run is filling this trunk cache; wait for it or give "
                 "another --cache-dir"
-            ) from None
+            )
         self._lock = lock
 
     def _full(self, free: int) -> UserError:

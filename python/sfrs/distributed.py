@@ -36,11 +36,20 @@ class Processes:
     Attributes:
         rank: of this process, from 0.
         count: of processes.
+        local_rank, local_count: the same among the processes of this machine.
         is_main: whether this is process 0.
     """
 
-    def __init__(self, rank: int = 0, count: int = 1, local_rank: int = 0, store: dist.Store | None = None):
-        self.rank, self.count, self.local_rank = rank, count, local_rank
+    def __init__(
+        self,
+        rank: int = 0,
+        count: int = 1,
+        local_rank: int = 0,
+        local_count: int = 1,
+        store: dist.Store | None = None,
+    ):
+        self.rank, self.count = rank, count
+        self.local_rank, self.local_count = local_rank, local_count
         self._store = store
 
     @property
@@ -164,11 +173,16 @@ class Processes:
 
 @cache
 def processes() -> Processes:
-    """The processes of this run, from the environment torchrun sets; the first call joins them."""
-    count = int(os.environ.get("WORLD_SIZE", "1"))
+    """The processes of this run, from the environment torchrun sets; the first call joins them.
+
+    Raises:
+        UserError: the environment is not torchrun's, or the others cannot be reached.
+    """
+    count = _from_environment("WORLD_SIZE", "1")
     if count == 1:
         return Processes()
-    rank, local_rank = int(os.environ["RANK"]), int(os.environ.get("LOCAL_RANK", "0"))
+    rank, local_rank = _from_environment("RANK"), _from_environment("LOCAL_RANK", "0")
+    local_count = _from_environment("LOCAL_WORLD_SIZE", "1")
     backend = "gloo"
     if torch.cuda.is_available():
         torch.cuda.set_device(local_rank % torch.cuda.device_count())  # before NCCL takes one
@@ -178,9 +192,20 @@ def processes() -> Processes:
         # A group needs keys of its own; a process may join and leave several times.
         group = dist.PrefixStore(f"sfrs/{store.add(f'sfrs/joined/{rank}', 1)}", store)
         dist.init_process_group(backend, store=group, rank=rank, world_size=count, timeout=PATIENCE)
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
         raise UserError(f"process {rank} cannot join the other {count - 1}: {error}") from error
-    return Processes(rank, count, local_rank, store)
+    return Processes(rank, count, local_rank, local_count, store)
+
+
+def _from_environment(name: str, default: str | None = None) -> int:
+    text = os.environ.get(name, default)
+    try:
+        return int(text)
+    except (TypeError, ValueError):
+        raise UserError(
+            f"the environment variable {name} is {text!r}, expected a number; start several processes with "
+            "torchrun, or unset WORLD_SIZE for one"
+        ) from None
 
 
 @cache

@@ -19,7 +19,8 @@ class StepReport:
         done, of: tuples of this epoch.
         hard, soft, total: total = hard + soft_weight * soft.
         tuples_per_second: since the epoch began (or was resumed), mining included.
-        images_per_second: distinct images that steps and refreshes put through the student, likewise.
+        images_per_second: distinct images that steps and refreshes put through the student, likewise, in all
+            processes.
         peak_bytes: largest memory so far, of the GPU where there is one, else of the process.
     """
 

@@ -54,9 +54,8 @@ def train(
 
     The processes that torchrun started share the work; files are the main one's, and all read them. The
     result depends on the configuration, the images, the network and the number of threads only (on the number
-    of processes: up to rounding). Each
-    generation starts from the same initial weights and its own seed, so a generation's result depends on
-    the earlier ones only through its teacher.
+    of processes: up to rounding). Each generation starts from the same initial weights and its own seed, so
+    a generation's result depends on the earlier ones only through its teacher.
 
     Args:
         run_dir: where everything goes, see `sfrs.run_directory`.
@@ -71,7 +70,8 @@ def train(
 
     Raises:
         UserError: the directory holds a run already, or another process trains there; or, resuming, the
-            configuration or the images differ from the run's; or the images cannot be trained on or read.
+            configuration or the images differ from the run's; or ``first_generation`` is of other images or
+            not finished; or the images cannot be trained on or read.
         DivergedError: a loss is not finite; the message names the tuple.
         WriteError: the disk is full; the run can be resumed from its last checkpoint.
     """
@@ -98,9 +98,9 @@ def train(
             check_network(config, network)
             if joined.count > 1:
                 network.load_state_dict(joined.broadcast_tensors(network.state_dict()))
+            run = _Run(config, places_train, places_val, directory, network, trunks, progress, joined)
             if joined.is_main and not start["resume"]:
                 directory.create(config, data, start)
-            run = _Run(config, places_train, places_val, directory, network, trunks, progress, joined)
             if start["resume"]:
                 run.restore()
             else:
@@ -135,19 +135,24 @@ class _Run:
         # Only the main process knows results.
         self.best: GenerationResult | None = None  # of this generation
         self.results: list[GenerationResult | None] = []  # of the generations before
-        self.trunks = trunks or build_trunks(
-            config,
-            initial,
-            places_train,
-            places_val,
-            directory=directory.path,
+        self.trunks = trunks
+
+    def _prepare(self) -> None:
+        """Compute trunk outputs, unless they were given."""
+        self.trunks = self.trunks or build_trunks(
+            self.config,
+            self.initial,
+            self.train,
+            self.val,
+            directory=self.directory.path,
             progress=self.progress,
-            processes=processes,
+            processes=self.processes,
         )
-        self.images = training_images(config, self.initial, places_train, self.trunks.train)
+        self.images = training_images(self.config, self.initial, self.train, self.trunks.train)
 
     def start(self, first_generation: RunDirectory | None) -> None:
         """Begin with generation 1, or behind the generation 1 of another run."""
+        self._prepare()
         self._log_start(resumed=False)
         if first_generation is None:
             self._initialise()
@@ -304,6 +309,9 @@ class _Run:
         tensors, facts = load_checkpoint(self.directory.checkpoint) if is_main else (None, None)
         tensors, facts = self.processes.broadcast_tensors(tensors), self.processes.broadcast_object(facts)
         number, self.epoch = facts["generation"], facts["epoch"]
+        left = (number, self.epoch) != (self.config.generations, self.config.epochs_of(number))
+        if left:
+            self._prepare()
         if is_main:
             self.results = [GenerationResult.read(self.directory.best(g)) for g in range(1, number)]
         self.generation = self._open(number)
@@ -314,4 +322,5 @@ class _Run:
         self.unfinished = load_state(self.generation, tensors, facts)
         if is_main:
             self.directory.cut_metrics(facts["metrics_size"])
-        self._log_start(resumed=True)
+        if left:
+            self._log_start(resumed=True)

@@ -1,4 +1,4 @@
-"""What a process runs with and on: versions, processor, memory, GPUs."""
+"""What a process runs with and on: versions, processor, memory, devices."""
 
 import os
 import platform
@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 import sfrs_ext
+from sfrs.errors import UserError
 
 
 def host_facts() -> dict[str, Any]:
@@ -32,6 +33,19 @@ def host_facts() -> dict[str, Any]:
         "memory_bytes": _memory(),
         "gpus": [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())],
     }
+
+
+def usable_device(name: str) -> str:
+    """The device ``name``, where ``auto`` is cuda if there is one. Raises `UserError` if torch lacks it."""
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(
+            f"--device is {name!r}, which torch cannot use: {str(error).splitlines()[0]}"
+        ) from error
+    return name
 
 
 def resident_bytes() -> int:

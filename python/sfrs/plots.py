@@ -1,6 +1,5 @@
 """Recall curves, curves of training runs and contact sheets as PNG."""
 
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from sfrs.images import BadImageError
+from sfrs.whole_files import replaced
 
 # Okabe & Ito's colours, apart for every common kind of colour blindness; markers tell lines apart in grey.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -88,7 +88,9 @@ def training_curves(
     Args:
         generations: first epochs of generations 2, 3, ..., where they are the same in all runs; marked.
     """
-    parts = [part for part in ("hard", "soft") if any(run.epochs[part] for run in runs.values())]
+    parts = [
+        part for part in ("hard", "soft") if any(run.epochs[part] or run.steps[part] for run in runs.values())
+    ]
     heights = [2.0] * len(parts) + [3.2]
     rows = -(-len(runs) // 3)  # of the legend
     size = (8.4, sum(heights) + 0.7 + 0.24 * rows)
@@ -103,7 +105,9 @@ def training_curves(
                 _draw_losses(axes, run.steps[part], run.epochs[part], look)
             _draw_recalls(recalls, run, look, label)
         for part, axes in zip(parts, losses, strict=True):
-            axes.set_ylim(*_loss_range([points for run in runs.values() for points in run.epochs[part]]))
+            means = [points for run in runs.values() for points in run.epochs[part]]
+            single = [points for run in runs.values() for points in run.steps[part]]
+            axes.set_ylim(*_loss_range(means or single))
             axes.set_ylabel(f"{part} loss", color=INK)
         recalls.set_ylabel(f"validation recall@{n}", color=INK)
         recalls.yaxis.set_major_formatter(PercentFormatter(xmax=1))
@@ -156,10 +160,10 @@ def _xy(points: Points) -> tuple[list[float], list[float]]:
     return [x for x, _ in points], [y for _, y in points]
 
 
-def _loss_range(epochs: Iterable[Points]) -> tuple[float, float]:
-    """Around the means of the epochs, with room for noise; single steps may lie beyond."""
-    means = [y for points in epochs for _, y in points]
-    low, high = min(means), max(means)
+def _loss_range(curves: Iterable[Points]) -> tuple[float, float]:
+    """Around the means of the epochs (single steps may lie beyond), or, before there are any, the steps."""
+    values = [y for points in curves for _, y in points]
+    low, high = min(values), max(values)
     room = 0.5 * (high - low) or 0.1 * abs(high) or 1.0
     return max(0.0, low - room), high + room
 
@@ -280,8 +284,5 @@ def _font(size: int, *, bold: bool = False) -> ImageFont.FreeTypeFont:
 
 
 def _save(path: str | Path, write) -> None:
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    write(partial)
-    os.replace(partial, path)
+    with replaced(Path(path)) as partial:
+        write(partial)

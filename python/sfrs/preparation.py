@@ -13,6 +13,7 @@ from sfrs.distributed import Processes, processes
 from sfrs.errors import UserError
 from sfrs.fresh_trunk import FreshTrunk
 from sfrs.frozen_trunk import FrozenTrunk
+from sfrs.host import usable_device
 from sfrs.jitter import ColorJitter
 from sfrs.places import Places
 from sfrs.progress import Silent, TrainingProgress
@@ -102,11 +103,12 @@ def build_trunks(
 
 
 def run_device(config: TrainConfig) -> torch.device:
-    """``config.device``, with auto resolved; each of several processes has a GPU of its own."""
-    name = config.device
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    joined = processes()
+    """``config.device``, with auto resolved; each of several processes has a GPU of its own.
+
+    Raises:
+        UserError: torch has no such device, or there are more processes than GPUs.
+    """
+    name, joined = usable_device(config.device), processes()
     if joined.count > 1 and name.startswith("cuda"):
         if name != "cuda":
             raise UserError(

@@ -9,7 +9,6 @@ recall.png                      validation recalls of the finished run
 run.lock                        empty; locked by the process that trains here
 """
 
-import errno
 import fcntl
 import hashlib
 import json
@@ -30,12 +29,10 @@ from sfrs.descriptor import METADATA_KEY, DescriptorNetwork, load_network
 from sfrs.errors import UserError
 from sfrs.places import Places
 from sfrs.results import write_json
-from sfrs.whole_files import told
+from sfrs.whole_files import lock_taken, told
 
 LOCK_SECONDS = 1.0
 """How long to try for the lock, since a look at who holds it takes it for a moment."""
-NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
-"""What network file systems without locks answer."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +121,7 @@ class RunDirectory:
             file = open(self.lock, "a")
         with file:
             patience = time.monotonic() + LOCK_SECONDS
-            while not _taken(file, fcntl.LOCK_EX):
+            while not lock_taken(file, fcntl.LOCK_EX):
                 if time.monotonic() > patience:
                     raise UserError(f"{self.path}: another process is training here; wait until it has ended")
                 time.sleep(0.05)
@@ -134,7 +131,7 @@ class RunDirectory:
         """Whether a process of this machine is training here (on some network disks: of any machine)."""
         try:
             with open(self.lock) as file:
-                return not _taken(file, fcntl.LOCK_SH)
+                return not lock_taken(file, fcntl.LOCK_SH)
         except FileNotFoundError:
             return False
 
@@ -163,7 +160,7 @@ class RunDirectory:
         try:
             stored = json.loads(self.config.read_text())
             return TrainConfig.from_dict(stored["config"]), stored["data"]
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             raise UserError(f"{self.path}: there is no run here (no config.json)") from None
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{self.config}: this is not the configuration of a run ({error})") from error
@@ -198,28 +195,19 @@ class RunDirectory:
             file.truncate(kept.rfind(b"\n") + 1)
 
 
-def _taken(file: Any, kind: int) -> bool:
-    """Whether ``file`` could be locked."""
-    try:
-        fcntl.flock(file, kind | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError as error:
-        return error.errno in NO_LOCKS
-    return True
-
-
 def fingerprint(places: Places) -> dict[str, Any]:
     """What tells whether a resumed run gets the images it was started with.
 
-    Of every image the file's name, the position and the place count, in their order; folders may have moved.
-    What the images show does not: a damaged one may be repaired.
+    Of every image the file's name, the position, the place and the time stamp count, in their order; folders
+    may have moved. What the images show does not: a damaged one may be repaired.
     """
     digest = hashlib.sha256()
     for images in (places.database, places.queries):
         digest.update("\n".join(file.name for file in images.files).encode(errors="surrogateescape"))
         digest.update(images.positions.tobytes())
         digest.update(images.place_ids.tobytes())
+        if images.time_stamps is not None:
+            digest.update(images.time_stamps.tobytes())
     return {
         "name": places.name,
         "split": places.split,
@@ -245,7 +233,8 @@ def data_differences(stored: dict[str, Any], given: dict[str, Any]) -> list[str]
         ]
         if not words and theirs.get("digest") != ours["digest"]:
             words = [
-                f"{split} images: as many, but with other names, positions or places, or in another order"
+                f"{split} images: as many, but with other names, positions, places or time stamps, or in "
+                "another order"
             ]
         found += words
     return found

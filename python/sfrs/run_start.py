@@ -3,6 +3,7 @@
 from dataclasses import fields
 from typing import Any
 
+from sfrs.checkpoint import load_checkpoint
 from sfrs.config import TrainConfig
 from sfrs.distributed import Processes
 from sfrs.errors import UserError
@@ -39,9 +40,22 @@ def run_start(
     if first_generation is not None:
         if config.generations < 2:
             raise UserError("first_generation is given, but generations is 1, expected at least 2")
-        if RunDirectory(first_generation).read()[1] != data:
+        other = RunDirectory(first_generation)
+        other_config, other_data = other.read()
+        if other_data != data:
             raise UserError(f"{first_generation}: the run was made with other images than this one")
+        if not _has_finished_first(other, other_config):
+            raise UserError(f"{first_generation}: the run has not finished generation 1 yet")
     return {"resume": False, "first_generation": first_generation, "network_given": network_given}
+
+
+def _has_finished_first(directory: RunDirectory, config: TrainConfig) -> bool:
+    if not directory.best(1).exists():
+        return False
+    if not directory.checkpoint.exists():
+        return True  # only the networks were kept
+    facts = load_checkpoint(directory.checkpoint)[1]
+    return facts["generation"] > 1 or facts["epoch"] >= config.epochs_of(1)
 
 
 def _refuse_differences(directory: RunDirectory, config: TrainConfig, data: dict[str, Any]) -> None:

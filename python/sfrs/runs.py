@@ -225,9 +225,9 @@ def labels(runs: Sequence[Run]) -> list[str]:
 def differences(runs: Sequence[Run]) -> dict[str, list[Any]]:
     """Configuration fields in which runs differ -> their values, in the order of the runs.
 
-    Fields that decide no result are left out, except for the data's path.
+    Fields that decide no result are left out, except for the paths of data.
     """
-    free = {f.name for f in fields(TrainConfig) if not f.metadata["compare"]} - {"data"}
+    free = {f.name for f in fields(TrainConfig) if not f.metadata["compare"]} - {"data", "val_data"}
     names = dict.fromkeys(name for run in runs for name in run.config if name not in free)
     values = {name: [run.config.get(name) for run in runs] for name in names}
     return {name: of for name, of in values.items() if any(value != of[0] for value in of)}

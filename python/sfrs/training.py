@@ -39,6 +39,7 @@ class _Step:
     labelled: int
     learning_rate: float
     losses: Tensor  # [2, tuples], hard and soft
+    images: Tensor  # [1], distinct images of every process's share, in all
     failed: Tensor  # bool, whether this step or one before was not finite
     done: int
 
@@ -176,13 +177,13 @@ class _Epoch:
         rate = learning_rate(config, number - 1, self.all_steps)
         share, part = self._share(tuples), self.processes.share(len(tuples))
         labelled = max(1, int(soft_labelled(generation, tuples, config).sum()))
-        losses = torch.zeros(2, len(tuples), device=self.device)
+        losses, images = (torch.zeros(shape, device=self.device) for shape in ((2, len(tuples)), 1))
         generation.optimizer.zero_grad(set_to_none=True)
         if len(share):
             found = tuple_losses(
                 generation, share, self.images, config, step=step_number(generation.number, number)
             )
-            self.described += found.images
+            images += found.images
             hard, soft = found.hard_by_tuple, found.soft_by_tuple
             total = hard.sum() / len(tuples) + config.soft_weight * soft.sum() / labelled
             (loss_scale(config.autocast) * total).backward()
@@ -190,7 +191,7 @@ class _Epoch:
         gradients = self._gradients()
         if loss_scale(config.autocast) != 1:
             torch._foreach_div_(gradients, loss_scale(config.autocast))
-        self.processes.sum_([*gradients, losses])
+        self.processes.sum_([*gradients, losses, images])
         finite = torch.nn.utils.get_total_norm(gradients).isfinite() & losses.isfinite().all()
         self.failed = self.failed | ~finite
         # From the first step that is not finite on, the optimiser leaves all as it is, as with a GradScaler.
@@ -200,7 +201,7 @@ class _Epoch:
         generation.optimizer.step()
         self.state.done += len(tuples)
         self.tuples += len(tuples)
-        self.taken.append(_Step(number, tuples, labelled, rate, losses, self.failed, self.state.done))
+        self.taken.append(_Step(number, tuples, labelled, rate, losses, images, self.failed, self.state.done))
 
     def _gradients(self) -> list[Tensor]:
         for parameter in self.parameters:
@@ -217,12 +218,14 @@ class _Epoch:
         if not self.taken:
             return
         failed = torch.stack([step.failed for step in self.taken]).tolist()
+        images = torch.cat([step.images for step in self.taken]).tolist()
         losses = torch.cat([step.losses for step in self.taken], dim=1).cpu()
         self.looked = time.perf_counter()
-        for step, bad in zip(self.taken, failed, strict=True):
+        for step, bad, count in zip(self.taken, failed, images, strict=True):
             own, losses = losses.split([len(step.tuples), losses.shape[1] - len(step.tuples)], dim=1)
             if bad:
                 self._refuse(step, own)
+            self.described += int(count)
             hard, soft = own[0].mean().item(), (own[1].sum() / step.labelled).item()
             self.state.sums += len(step.tuples) * torch.tensor([hard, soft], dtype=torch.float64)
             if on_step is not None:

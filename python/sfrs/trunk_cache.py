@@ -9,6 +9,7 @@ every image are kept, too.
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import IO
 
 import torch
 from torch import Tensor
@@ -32,7 +33,7 @@ class TrunkCache:
         device: where `__call__` puts what it returns.
         plan: what is in which row; by default row i is image i as it is.
         fresh: computes what the plan does not keep.
-        file: that ``outputs`` is mapped from.
+        file: that ``outputs`` is mapped from, opened: its name may go to another run's cache meanwhile.
     """
 
     def __init__(
@@ -42,7 +43,7 @@ class TrunkCache:
         *,
         plan: CachePlan | None = None,
         fresh: FreshTrunk | None = None,
-        file: Path | None = None,
+        file: IO | None = None,
     ) -> None:
         self.outputs, self.device = outputs, torch.device(device)
         self.plan = plan or CachePlan(len(outputs), 0, len(outputs), 0)
@@ -92,10 +93,9 @@ class TrunkCache:
             self.fresh.load_draws_ahead(self._missing(draws))
         if self.file is not None and hasattr(os, "posix_fadvise"):
             size = self.outputs[:1].numel() * self.outputs.itemsize
-            with open(self.file, "rb") as file:
-                for row in map(self.plan.row, draws):
-                    if row >= 0:
-                        os.posix_fadvise(file.fileno(), row * size, size, os.POSIX_FADV_WILLNEED)
+            for row in map(self.plan.row, draws):
+                if row >= 0:
+                    os.posix_fadvise(self.file.fileno(), row * size, size, os.POSIX_FADV_WILLNEED)
 
     def _missing(self, draws: Sequence[Draw]) -> list[Draw]:
         return [draw for draw in draws if self.plan.row(draw) < 0]
@@ -156,8 +156,7 @@ class TrunkCache:
         row_bytes = height * width * channels * dtype.itemsize
         plan = CachePlan.within(len(files), variants, row_bytes, budget)
         rows = Rows(fresh, plan, row, dtype, batch_size, processes or Processes(), say, progress)
-        outputs = fill_disk(rows, path) if place == "disk" else fill_memory(rows, place)
-        file = path.with_name(path.name + ".bin") if place == "disk" else None
+        outputs, file = fill_disk(rows, path) if place == "disk" else (fill_memory(rows, place), None)
         return cls(outputs.permute(0, 3, 1, 2), trunk.device, plan=plan, fresh=fresh, file=file)
 
 

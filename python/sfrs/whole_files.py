@@ -1,12 +1,14 @@
-"""Files that are whole or not there: written under another name, brought to the disk, then renamed."""
+"""Files that are whole or not there: written under another name, brought to the disk, then renamed; locks."""
 
 import errno
+import fcntl
 import os
 import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from sfrs.errors import UserError
 
@@ -15,12 +17,16 @@ WHY = {
     errno.ENOSPC: "the disk is full",
     errno.EDQUOT: "the quota of disk space is used up",
     errno.EFBIG: "files may not become that large here (ulimit -f)",
+    errno.EEXIST: "a file stands where a folder is needed",
+    errno.ENOTDIR: "a file stands where a folder is needed",
     errno.EROFS: "the file system is read-only",
     errno.EACCES: "permission denied",
     errno.EPERM: "permission denied",
     errno.EIO: "the disk reports an error",
 }
 """What can keep a file from being written though the program is right."""
+NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
+"""What network file systems without locks answer."""
 
 
 class WriteError(UserError, OSError):
@@ -66,6 +72,17 @@ def told(path: Path, *, size: int | None = None) -> Iterator[None]:
         if number not in WHY or isinstance(error, UserError):
             raise
         raise WriteError(f"{path}: cannot be written, {WHY[number]}{_space(path, size, number)}") from error
+
+
+def lock_taken(file: IO | int, kind: int) -> bool:
+    """Whether an open ``file`` could be locked (fcntl.LOCK_EX or LOCK_SH), or its disk knows no locks."""
+    try:
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        return error.errno in NO_LOCKS
+    return True
 
 
 def _errno(error: Exception) -> int | None:

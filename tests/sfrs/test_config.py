@@ -54,7 +54,10 @@ def test_values_by_generation_repeat_their_last():
         (dict(learning_rate=float("nan")), "learning_rate is nan"),
         (dict(epochs=3), "epochs is 3, expected a list of int"),
         (dict(epochs=()), "epochs is .*expected a list of numbers of at least 1"),
+        (dict(seed=float("inf")), "seed is inf, expected int"),
         (dict(jitter=(0.1, 0.2)), "jitter is .*four numbers"),
+        (dict(jitter=(float("inf"), 0, 0, 0)), "jitter is .*four numbers"),
+        (dict(jitter=(0.7, 0.7, 0.7, 0.9)), "jitter is .*the fourth number, of at most 0.5"),
         (dict(soft_ranks=(3, 2)), "soft_ranks is .*two ranks"),
         (dict(negative_radius=5), "negative_radius is 5.0, expected at least positive_radius"),
         (dict(soft_negatives=1), "soft_negatives is 1, expected bool"),
@@ -65,6 +68,7 @@ def test_values_by_generation_repeat_their_last():
         (dict(cache_gigabytes=-1), "cache_gigabytes is -1.0, expected 0 or more"),
         (dict(autocast="half"), "autocast is 'half', expected one of off, bfloat16, float16"),
         (dict(teacher_temperatures=(0.07, 0)), "teacher_temperatures is .*positive"),
+        (dict(teacher_temperatures=(float("inf"),)), "teacher_temperatures is .*positive"),
     ],
 )
 def test_a_value_that_cannot_be_is_refused_by_name(values, message):
@@ -83,3 +87,9 @@ def test_unknown_names_are_refused():
 
 def test_differences_name_what_decides_the_result():
     assert TrainConfig().differences(TrainConfig(seed=1, workers=9)) == ["seed: 0 -> 1"]
+    cached = TrainConfig(trunk_cache="ram,jitter=2")
+    assert cached.differences(TrainConfig(trunk_cache="disk,jitter=2")) == []
+    for other in ("ram", "disk", "disk,jitter=3", "off"):
+        changed = TrainConfig(trunk_cache=other)
+        assert cached.differences(changed) == [f"trunk_cache: ram,jitter=2 -> {other}"]
+    assert TrainConfig().differences(TrainConfig(trunk_cache="off")) == ["trunk_cache: ram -> off"]

@@ -1,6 +1,7 @@
 """``sfrs data check`` on data sets with one thing wrong at a time."""
 
 import json
+import shutil
 
 import pytest
 from conftest import picture
@@ -132,6 +133,14 @@ def test_duplicates_and_leaks_are_noted(run, tmp_path):
     assert "1 image is listed in the database more than once" in test and "more than once" not in train
     assert "2 queries are images of the database too" in test
     assert "2 queries are within 25 m of images of the split train" in test
+
+
+def test_every_split_is_compared_with_the_training_split(run, place_folder):
+    shutil.copytree(place_folder / "images/test", place_folder / "images/train")
+    _, result = told(run, place_folder, *RULES)
+    train, test = result["splits"]  # though test comes before train in the alphabet
+    assert (train["split"], test["split"]) == ("train", "test")
+    assert "12 queries are within 25 m of images of the split train" in " ".join(t for _, t in texts(test))
 
 
 def test_a_split_that_cannot_be_read_stops_and_the_others_are_checked(run, tmp_path):

@@ -1,6 +1,7 @@
 """A trunk cache on disk: what is used again, what is gone on with, what is built anew."""
 
 import errno
+import fcntl
 import json
 import os
 import resource
@@ -18,6 +19,7 @@ from sfrs.errors import UserError
 from sfrs.frozen_trunk import FrozenTrunk
 from sfrs.jitter import ColorJitter
 from sfrs.trunk_cache import TrunkCache
+from sfrs.whole_files import lock_taken
 
 PAPER = (0.7, 0.7, 0.7, 0.5)
 
@@ -245,11 +247,47 @@ def test_two_runs_do_not_fill_one_cache_at_once(build, tmp_path):
     build()
 
 
-def test_a_run_that_reads_a_cache_keeps_it_when_another_run_builds_anew(build):
+def test_a_run_that_reads_a_cache_keeps_it_when_another_run_builds_anew(build, tmp_path):
     mine, _, _ = build()
     kept = mine.outputs.clone()
     build(std=0.3)
     assert torch.equal(mine.outputs, kept)
+    for file in (tmp_path / "cache").iterdir():
+        file.unlink()
+    mine.load_ahead(torch.tensor([1, 0]))
+    assert torch.equal(mine(torch.tensor([1, 0])), kept[[1, 0]].float())
+
+
+def test_no_other_run_can_put_its_cache_in_place_before_this_one_has_mapped_its_own(build, monkeypatch):
+    read, held = DiskCache.read, []
+
+    def reading(cache):
+        with open(cache.lock_file) as file:
+            held.append(not lock_taken(file, fcntl.LOCK_EX))
+        return read(cache)
+
+    monkeypatch.setattr(DiskCache, "read", reading)
+    build()
+    build()
+    assert held == [True, True]
+
+
+def test_a_disk_without_locks_holds_a_cache(build, monkeypatch):
+    def unknown(file, kind):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", unknown)
+    _, computed, _ = build()
+    assert computed
+
+
+def test_a_folder_nobody_may_write_to_is_told(build, monkeypatch):
+    def refused(self, **options):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "mkdir", refused)
+    with pytest.raises(UserError, match=r"trunk_train.bin: cannot be written, permission denied"):
+        build()
 
 
 def test_a_cache_directory_that_is_a_file_is_named(tmp_path):

@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from sfrs.backbones import REGISTRY
 from sfrs.cli import app
 from sfrs.distributed import Processes, processes, running_together
+from sfrs.errors import UserError
 
 HERE = Path(__file__).parent
 RUNS = {
@@ -104,6 +105,9 @@ def test_two_processes_have_the_loss_curve_of_one(runs, name):
             assert mine.get(key) == other.get(key)
         for key in LOSSES:
             assert mine.get(key, 0) == pytest.approx(other.get(key, 0), rel=1e-5, abs=1e-7), other
+        if mine["kind"] == "step" and name != "resumed":  # images that both processes need count twice
+            per_tuple = [line["images_per_second"] / line["tuples_per_second"] for line in (mine, other)]
+            assert per_tuple[0] >= 0.999 * per_tuple[1]
     assert max(line.get("soft", 0) for line in ours) > 0.1
 
 
@@ -197,6 +201,23 @@ def test_one_process_needs_no_launcher():
         rows = torch.ones(3, 2)
         assert again.gather_rows(rows, 3) is rows
         assert again.broadcast_object("x") == "x"
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ({"WORLD_SIZE": "2"}, "RANK is None, expected a number.*with torchrun"),
+        ({"WORLD_SIZE": "two"}, "WORLD_SIZE is 'two'"),
+        ({"WORLD_SIZE": "2", "RANK": "0"}, "cannot join the other 1: .*MASTER_ADDR"),
+    ],
+)
+def test_an_environment_that_torchrun_did_not_set_is_told(monkeypatch, values, told):
+    for name in ("RANK", "MASTER_ADDR"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in values.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match=told):
+        processes.__wrapped__()
 
 
 def test_shares_are_contiguous_and_cover_everything():

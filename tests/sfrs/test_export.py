@@ -217,6 +217,11 @@ def test_describers_refuse_what_they_would_misread(describer, tiny_network):
         Describer(tiny_network, Whitening(torch.zeros(2, 7), torch.zeros(2)))
 
 
+def test_a_describer_is_where_its_network_is(tiny_network):
+    describer = Describer(tiny_network.to("meta"), Whitening(torch.zeros(2, 24), torch.zeros(2)))
+    assert describer(torch.zeros(1, 3, 48, 64, device="meta")).shape == (1, 2)
+
+
 def test_weights_too_large_for_onnx_are_refused_before_the_work(describer, tmp_path, monkeypatch):
     require_onnx()
     monkeypatch.setattr("sfrs.export.onnx_graph.LARGEST_FILE", 100)

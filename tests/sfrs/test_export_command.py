@@ -56,6 +56,8 @@ def test_of_a_run_the_last_generation_is_taken(run, tmp_path):
     ("arguments", "message"),
     [
         (("--out", "x.bin"), "expected a name that ends in .onnx, .pt2, .safetensors"),
+        (("--out", "../folder.onnx"), "folder.onnx: this is a folder; expected the name of a file"),
+        (("--out", "../tiny.safetensors/x.pt2"), "cannot be written, a file stands where a folder is needed"),
         (("--out", "x.pt2", "--size", "48"), "--size is '48'; expected dynamic, or HEIGHTxWIDTH"),
         (("--out", "x.pt2", "--size", "8x64"), "of at least 16x16"),
         (("--out", "x.pt2", "--check", "absent.jpg"), "absent.jpg: there is no such image file"),
@@ -68,6 +70,7 @@ def test_mistakes_are_explained_and_nothing_is_written(
     run, weights, arguments, message, tmp_path, monkeypatch
 ):
     (tmp_path / "here").mkdir()
+    (tmp_path / "folder.onnx").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     code, _, err = run("export", weights, *arguments)
     assert code == 2 and message in err

@@ -155,6 +155,8 @@ def edited(places: Places, how: str) -> Places:
         return with_images(places, positions=database.positions + [[0.0, 0.01]])
     if how == "another place":
         return with_images(places, place_ids=database.place_ids[::-1].copy())
+    if how == "another time":
+        return with_images(places, time_stamps=np.arange(len(database)))
     if how == "another order":
         order = np.roll(np.arange(len(database)), 1)
         return Places(places.name, places.split, database.subset(order), places.queries)
@@ -168,9 +170,10 @@ def edited(places: Places, how: str) -> Places:
         ("removed", "train database: 36 -> 35 images"),
         (
             "moved on the map",
-            "train images: as many, but with other names, positions or places, or in another",
+            "train images: as many, but with other names, positions, places or time stamps, or in another",
         ),
         ("another place", "train images: as many, but with other names"),
+        ("another time", "train images: as many, but with other names"),
         ("another order", "train images: as many, but with other names"),
         ("renamed", "train images: as many, but with other names"),
     ],

@@ -85,10 +85,13 @@ def test_a_run_interrupted_after_and_within_every_epoch_ends_with_the_same_bits(
     assert [g.epoch for g in resumed.generations] == [g.epoch for g in whole.generations]
 
 
-def test_resuming_a_finished_run_returns_its_result(places, tmp_path):
+def test_resuming_a_finished_run_returns_its_result_without_work(places, tmp_path, monkeypatch):
     config = tiny_config(generations=1, epochs=(1,))
     finished = train(config, *places, tmp_path / "run", network=network_of_seed())
+    metrics = (tmp_path / "run/metrics.jsonl").read_text()
+    monkeypatch.setattr("sfrs.generations.build_trunks", None)
     assert train(config, *places, tmp_path / "run", resume=True) == finished
+    assert (tmp_path / "run/metrics.jsonl").read_text() == metrics
 
 
 def test_a_run_that_took_over_generation_one_can_be_resumed(places, tmp_path):
@@ -127,6 +130,12 @@ def test_other_images_are_refused(places, tmp_path):
 def test_resuming_where_there_is_no_run_says_so(places, tmp_path):
     with pytest.raises(UserError, match=r"nowhere: there is no run here \(no config.json\)"):
         train(tiny_config(), *places, tmp_path / "nowhere", resume=True)
+
+
+def test_a_configuration_the_data_refuse_leaves_no_run_behind(places, tmp_path):
+    with pytest.raises(UserError, match="tuple_negatives is 1000, but query 0 has only"):
+        train(tiny_config(tuple_negatives=1000, negative_pool=1000), *places, tmp_path / "run")
+    assert not (tmp_path / "run/config.json").exists()
 
 
 def test_a_run_that_stopped_before_its_first_checkpoint_can_be_started_again(places, tmp_path):

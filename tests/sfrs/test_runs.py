@@ -10,6 +10,7 @@ from tiny_training import network_of_seed, tiny_config, tiny_places
 from sfrs.commands.runs import BLOCKS, sparkline
 from sfrs.errors import UserError
 from sfrs.generations import train
+from sfrs.plots import RunCurves, training_curves
 from sfrs.run_directory import RunDirectory
 from sfrs.runs import FINISHED, INTERRUPTED, RUNNING, Run, differences, find_runs, labels
 
@@ -185,6 +186,22 @@ def test_the_plot_has_a_line_per_run(tmp_path, run):
     assert not list(tmp_path.glob("*.partial"))
 
 
+def test_losses_of_a_first_epoch_are_drawn_before_it_has_ended(tmp_path):
+    values = [(0.1, 0.9), (0.2, 0.8), (0.3, 0.7)]
+    heights = []
+    for steps in ([], [values]):
+        curves = RunCurves({"hard": steps, "soft": []}, {"hard": [], "soft": []}, [], [])
+        training_curves({"run": curves}, tmp_path / "run.png")
+        heights.append(Image.open(tmp_path / "run.png").height)
+    assert heights[1] > heights[0]  # the losses have a panel of their own
+
+
+def test_names_of_runs_are_shown_as_they_are(tmp_path, run):
+    write_run(tmp_path / "a [red] :smile:", whole_run())
+    code, out, _ = run("runs", tmp_path)
+    assert code == 0 and "a [red] :smile:" in out
+
+
 def test_a_real_run_is_finished_and_drawn(tmp_path, run):
     places = tiny_places(tmp_path, "train", spots=8, seed=0), tiny_places(tmp_path, "val", spots=6, seed=1)
     config = tiny_config(epochs=(1, 1))
@@ -207,12 +224,15 @@ def test_a_real_run_is_finished_and_drawn(tmp_path, run):
         (["damaged"], "damaged/config.json: this is not the configuration of a run"),
         (["new", "--plot", "x.pdf"], "--plot is x.pdf, expected a name that ends in .png"),
         (["new", "--plot", "x.png"], "--plot: none of the runs has trained yet"),
+        (["old", "--plot", "x/x.png"], "x/x.png: cannot be written, a file stands where a folder is needed"),
     ],
 )
 def test_mistakes_are_told_in_words(tmp_path, run, monkeypatch, arguments, message):
     monkeypatch.chdir(tmp_path)
     if arguments != ["."]:
         write_run(tmp_path / "new", [])
+        write_run(tmp_path / "old", whole_run())
+        (tmp_path / "x").write_text("")
         (tmp_path / "damaged").mkdir()
         (tmp_path / "damaged/config.json").write_text('{"config": ')
     code, _, err = run("runs", *arguments)

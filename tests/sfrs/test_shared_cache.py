@@ -1,5 +1,6 @@
 """A trunk cache that several runs or processes share."""
 
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
 
@@ -49,8 +50,11 @@ def test_a_resumed_run_uses_its_cache_again_and_ends_with_the_same_bits(places, 
     watch = Stop()
     with pytest.raises(Interrupted):
         train(config, *places, tmp_path / "run", resume=True, progress=watch)
-    resumed = train(config, *places, tmp_path / "run", resume=True).network().state_dict()
-    assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
+    shutil.copytree(tmp_path / "run", tmp_path / "moved")
+    for folder, cache in (("run", "disk,jitter=2"), ("moved", "ram,jitter=2")):
+        elsewhere = config.changed(trunk_cache=cache)
+        resumed = train(elsewhere, *places, tmp_path / folder, resume=True).network().state_dict()
+        assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
     assert sum("is used again" in message for message in watch.messages) == 2
 
 

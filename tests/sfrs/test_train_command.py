@@ -1,6 +1,7 @@
 """``sfrs train`` on a tiny data set."""
 
 import json
+import shutil
 from dataclasses import fields
 
 import pytest
@@ -56,6 +57,19 @@ def test_resume_needs_the_run_only_and_refuses_changes(data, tmp_path):
     assert "learning_rate: 0.001 -> 0.5" in str(refused.exception)
 
 
+def test_resume_takes_validation_images_from_where_the_run_did_and_leaves_out_the_same(data, tmp_path):
+    other = shutil.copytree(data, tmp_path / "other")
+    shutil.rmtree(data / "images/val")
+    (data / "images/train/database/@500000@4100000@9@.png").write_text("no image")
+    where = ["--data", data, "--val-data", other, "--skip-bad-images"]
+    first = run(*where, "--out", tmp_path / "run", *FLAGS)
+    assert first.exit_code == 0, first.output
+    assert "Skipped" in first.output
+    again = run("--resume", tmp_path / "run")
+    assert again.exit_code == 0, again.output
+    assert "Skipped" in again.output
+
+
 def test_the_trunk_cache_says_its_size_and_is_used_again_by_another_run(data, tmp_path):
     cached = [
         "--trunk-cache",
@@ -89,6 +103,21 @@ def test_a_stopped_run_says_how_to_go_on(data, tmp_path, monkeypatch):
     assert "sfrs train --resume" in result.output
 
 
+@pytest.mark.parametrize("run_dir", ["file", "file/run"])
+def test_a_file_where_the_run_should_be_is_told(data, tmp_path, run_dir):
+    (tmp_path / "file").write_text("")
+    result = run("--data", data, "--out", tmp_path / run_dir, *FLAGS)
+    assert isinstance(result.exception, UserError), result.output
+    assert "cannot be written, a file stands where a folder is needed" in str(result.exception)
+
+
+@pytest.mark.parametrize("name", ["foo", "cuda:99"])
+def test_a_device_that_is_not_there_is_refused(data, tmp_path, name):
+    result = run("--data", data, "--out", tmp_path / "run", *FLAGS, "--device", name)
+    assert isinstance(result.exception, UserError), result.output
+    assert f"--device is '{name}', which torch cannot use" in str(result.exception)
+
+
 def test_every_configuration_field_is_a_flag_with_help():
     result = CliRunner().invoke(app, ["train", "--help"], env={"COLUMNS": "200", "TERM": "dumb"})
     assert result.exit_code == 0
@@ -106,6 +135,7 @@ def test_every_configuration_field_is_a_flag_with_help():
         (["--out", "x", "--data", "y", "--preset", "fast"], "preset is 'fast'"),
         (["--out", "x", "--data", "nowhere"], "nowhere: there is no such file or folder"),
         (["--resume", "nowhere"], "nowhere: there is no run here"),
+        (["--resume", __file__], "there is no run here"),
         (["--resume", "x", "--first-generation", "y"], "--resume takes everything from the run"),
     ],
 )

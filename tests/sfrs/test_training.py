@@ -383,6 +383,22 @@ def test_variants_can_share_generation_one(places, tmp_path):
         train(config.changed(generations=1), *places, tmp_path / "x", first_generation=tmp_path / "whole")
 
 
+def test_a_generation_one_that_is_not_finished_is_not_taken_over(places, tmp_path):
+    class Stop(Silent):
+        def epoch(self, *rest):
+            raise KeyboardInterrupt
+
+    config, other = tiny_config(epochs=(2, 1)), tmp_path / "other"
+    with pytest.raises(KeyboardInterrupt):
+        train(config, *places, other, network=network_of_seed(), progress=Stop())
+    assert (other / "generation_1/best.safetensors").exists()
+    for _ in range(2):
+        with pytest.raises(UserError, match="other: the run has not finished generation 1 yet"):
+            train(config, *places, tmp_path / "x", first_generation=other)
+        (other / "generation_1/best.safetensors").unlink(missing_ok=True)
+    assert not (tmp_path / "x/config.json").exists()
+
+
 def test_runs_can_share_trunk_outputs_and_the_global_generator_is_left_alone(places, tmp_path):
     config = tiny_config(generations=1, epochs=(1,))
     network = network_of_seed()

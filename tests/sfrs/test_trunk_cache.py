@@ -8,6 +8,7 @@ from tiny_training import SIZE, network_of_seed, tiny_config, tiny_places
 
 from sfrs.cache_plan import CachePlan
 from sfrs.cache_spec import CacheSpec
+from sfrs.distributed import Processes
 from sfrs.errors import UserError
 from sfrs.fresh_trunk import Draw, FreshTrunk
 from sfrs.frozen_trunk import FrozenTrunk
@@ -199,6 +200,15 @@ def test_more_than_the_memory_is_refused_before_it_is_taken(files, monkeypatch):
         UserError, match=r"GB are needed in the memory of cpu.*--cache-gigabytes or --trunk-cache disk"
     ):
         TrunkCache.build(network_of_seed(), files, SIZE)
+
+
+def test_processes_of_a_machine_share_its_memory(files, monkeypatch):
+    needed = TrunkCache.build(network_of_seed(), files, SIZE).bytes
+    monkeypatch.setattr("sfrs.cache_building._available_memory", lambda: 2 * needed)
+    two, three = (Processes(count=1, local_count=count) for count in (2, 3))
+    TrunkCache.build(network_of_seed(), files, SIZE, processes=two)
+    with pytest.raises(UserError, match="memory of cpu in each of 3 processes"):
+        TrunkCache.build(network_of_seed(), files, SIZE, processes=three)
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/meminfo"), reason="Linux tells the memory that is left")

@@ -107,7 +107,8 @@ def export(
     weights = weights_of(source)
     describer = load_describer(weights, whitening, whiten=not no_whitening)
     shape = parse_shape(size, describer)
-    messages.print(f"Writing {out} ({exports.FORMATS[name].title}) from {weights}")
+    text = f"Writing {out} ({exports.FORMATS[name].title}) from {weights}"
+    messages.print(text, highlight=False, markup=False, soft_wrap=True)
     with progress_tasks() as tasks:
         done = exports.export(
             describer,

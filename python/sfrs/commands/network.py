@@ -173,17 +173,9 @@ def parse_device(name: str) -> str:
     Raises:
         UserError: it has not.
     """
-    import torch
+    from sfrs.host import usable_device
 
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(
-            f"--device is {name!r}, which torch cannot use: {str(error).splitlines()[0]}"
-        ) from error
-    return name
+    return usable_device(name)
 
 
 def decoding_threads(threads: int | None) -> int:

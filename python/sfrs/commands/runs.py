@@ -71,7 +71,7 @@ def runs(
         _show(read, names, recall_at)
     if plot is not None:
         _draw(read, names, plot, recall_at)
-        messages.print(f"Plot: {plot}", highlight=False, soft_wrap=True)
+        messages.print(f"Plot: {plot}", highlight=False, soft_wrap=True, markup=False)
 
 
 def _facts(run: Run) -> dict[str, Any]:
@@ -97,7 +97,7 @@ def _facts(run: Run) -> dict[str, Any]:
 def _show(runs: Sequence[Run], names: Sequence[str], recall_at: int) -> None:
     from rich.console import Console
 
-    console = Console()
+    console = Console(markup=False, emoji=False)  # names of folders are text
     console.print(_states(runs, names))
     console.print(_bests(runs, names))
     if any(len(run.epochs) > 1 for run in runs) and "utf" in console.encoding:
@@ -107,6 +107,8 @@ def _show(runs: Sequence[Run], names: Sequence[str], recall_at: int) -> None:
 
 
 def _states(runs: Sequence[Run], names: Sequence[str]) -> Table:
+    from rich.text import Text
+
     from sfrs.runs import RUNNING
     from sfrs.terminal import duration
 
@@ -117,7 +119,7 @@ def _states(runs: Sequence[Run], names: Sequence[str]) -> Table:
         (generation, epoch), latest, seconds = run.position, run.latest, run.seconds
         table.add_row(
             name,
-            f"[green]{run.state}[/green]" if run.state == RUNNING else run.state,
+            Text(run.state, "green" if run.state == RUNNING else ""),
             f"{generation} of {run.generations}",
             f"{epoch} of {run.epochs_of(generation)}" if generation else "",
             f"{latest['total']:.4f}" if latest else "",

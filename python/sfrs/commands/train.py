@@ -114,13 +114,6 @@ def train(
             "--first-generation", metavar="RUN", help="Take generation 1 from RUN.", show_default=False
         ),
     ] = None,
-    val_data: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option("--val-data", help="Validation images, if not --data.", show_default=False),
-    ] = None,
-    skip_bad_images: Annotated[
-        bool, typer.Option("--skip-bad-images", help="Leave out images that cannot be read, and list them.")
-    ] = False,
     tensorboard: Annotated[
         bool, typer.Option("--tensorboard", help="Also write event files to RUN/tensorboard.")
     ] = False,
@@ -154,8 +147,8 @@ def train(
         with running_together() as processes:
             if tensorboard:
                 _require_tensorboard()
-            places = [load_places(config.data, "train"), load_places(val_data or config.data, "val")]
-            if skip_bad_images:
+            places = [load_places(config.data, "train"), load_places(config.val_data or config.data, "val")]
+            if config.skip_bad_images:
                 places = _without_bad_images(places, show=processes.is_main)
             with _watching(config, resume or out, tensorboard, processes.is_main) as progress:
                 result = run_training(
@@ -227,4 +220,5 @@ def _show(result: "RunResult") -> None:
         table.add_row(best.title, *(f"{100 * recall:.1f}" for recall in best.recalls.values()))
     console = Console()
     console.print(table)
-    console.print(f"The network of the last generation is {result.final.weights}", highlight=False)
+    last = f"The network of the last generation is {result.final.weights}"
+    console.print(last, highlight=False, markup=False, soft_wrap=True)

@@ -9,11 +9,13 @@ import torch
 
 from sfrs.describer import Describer
 from sfrs.descriptor import network_description
+from sfrs.errors import UserError
 from sfrs.export.compare import Agreement, compare
 from sfrs.export.formats import FORMATS, WHITENED, ExportError
 from sfrs.export.programs import versions
 from sfrs.export.shapes import ImageShape
 from sfrs.images import Progress
+from sfrs.whole_files import told
 
 
 @dataclass(frozen=True)
@@ -54,15 +56,19 @@ def export(
 
     Raises:
         ExportError: the file's descriptors are farther from the original's than the format's tolerance.
-        UserError: the format needs what is not installed.
+        UserError: the format needs what is not installed, or ``path`` is a folder.
+        WriteError: the disk is full, or another fault of it.
         BadImageError: a photo cannot be read.
     """
     path, kind = Path(path), FORMATS[format]
-    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_dir():
+        raise UserError(f"{path}: this is a folder; expected the name of a file to write")
     partial = path.with_name(f"{path.stem}.partial{kind.suffix}")  # torch insists on the suffix
     device = device if kind.on_device else "cpu"
     try:
-        kind.write(describer, partial, shape, describe_file(describer, shape, source), device)
+        with told(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            kind.write(describer, partial, shape, describe_file(describer, shape, source), device)
         agreement = _compare(describer, partial, format, shape, photos, device, progress)
         limit = kind.tolerance * (1.0 if describer.whitening is None else WHITENED)
         if not agreement.relative_error <= limit:
@@ -70,11 +76,13 @@ def export(
                 f"{path}: not written, its descriptors are not the network's: {agreement}; at most "
                 f"{limit:g} is expected of --format {format}."
             )
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(partial, path)
+        with told(path):
+            with partial.open("rb") as file:
+                os.fsync(file.fileno())
+            os.replace(partial, path)
     finally:
-        partial.unlink(missing_ok=True)
+        if partial.exists():
+            partial.unlink()
     return Exported(path, path.stat().st_size, agreement)
 
 

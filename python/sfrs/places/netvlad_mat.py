@@ -97,7 +97,7 @@ def read_mat(path: Path) -> tuple[Listed, Listed]:
         raise PlacesError(
             f"{path}: this is a MATLAB file of version 7.3. Save it in MATLAB with -v7 to read it here."
         ) from None
-    except (ValueError, TypeError, OSError, EOFError, MatReadError, zlib.error) as error:
+    except (ValueError, TypeError, LookupError, OSError, EOFError, MatReadError, zlib.error) as error:
         raise PlacesError(f"{path}: this MATLAB file cannot be read ({error}).") from error
     struct = content.get("dbStruct")
     if struct is None or struct.dtype.names is None or struct.size != 1 or len(struct.dtype.names) < 5:
