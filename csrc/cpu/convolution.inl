@@ -205,6 +205,8 @@ SFRS_INLINE void transform_filter(const float* g, float* packed, int64_t plane) 
 
 inline void pack_convolution(const ConvolutionWeight& f, const Parallel& parallel) {
   int64_t columns = round_up(f.out_channels, kPanel<float>), plane = columns * f.channels;
+  int64_t rest = packed_columns(f.out_channels) - columns;  // no kernel reads it; the tensor has it
+  __builtin_memset(f.packed + kWinograd * plane, 0, kWinograd * rest * f.channels * sizeof(float));
   parallel.each(columns / kPanel<float>, [&](int64_t panel) {
     for (int64_t c = 0; c < f.channels; ++c) {
       float* to = f.packed + (panel * f.channels + c) * kPanel<float>;
