@@ -4,6 +4,7 @@
 
 #include "cpu/kernels.h"
 #include "glue.h"
+#include "glue_convolution.h"
 
 STABLE_TORCH_LIBRARY(sfrs_ext, m) {
   // Either weight [K + G, D] or logits [B, P, K + G]. vlad [B, R, K, D]; saved_logits [B, P, K + G],
@@ -27,6 +28,10 @@ STABLE_TORCH_LIBRARY(sfrs_ext, m) {
   m.def(
       "region_similarity_backward(Tensor grad, Tensor query, Tensor quarters, Tensor similarity, "
       "Tensor dots, bool tf32, bool need_query, bool need_quarters) -> (Tensor dquery, Tensor dquarters)");
+  // CPU only. packed [16, O rounded up, C] is what conv3x3_weight makes of weight; opaque. See
+  // csrc/convolution.h.
+  m.def("conv3x3_weight(Tensor weight) -> Tensor");
+  m.def("conv3x3(Tensor x, Tensor weight, Tensor? bias, Tensor? packed, bool relu) -> Tensor");
 }
 
 namespace sfrs {
@@ -56,6 +61,10 @@ struct Cpu {
   void similarity_backward(const RegionSimilarityBackward& f) {
     cpu::kernels().similarity_backward(f, threads_of_torch());
   }
+  void pack_convolution(const ConvolutionWeight& f) {
+    cpu::kernels().pack_convolution(f, threads_of_torch());
+  }
+  void convolve(const Convolution& f) { cpu::kernels().convolve(f, threads_of_torch()); }
 };
 
 }  // namespace
@@ -66,6 +75,8 @@ STABLE_TORCH_LIBRARY_IMPL(sfrs_ext, CPU, m) {
   m.impl("aggregate_backward", TORCH_BOX(&sfrs::glue::aggregate_backward<sfrs::Cpu>));
   m.impl("region_similarity", TORCH_BOX(&sfrs::glue::region_similarity<sfrs::Cpu>));
   m.impl("region_similarity_backward", TORCH_BOX(&sfrs::glue::region_similarity_backward<sfrs::Cpu>));
+  m.impl("conv3x3_weight", TORCH_BOX(&sfrs::glue::conv3x3_weight<sfrs::Cpu>));
+  m.impl("conv3x3", TORCH_BOX(&sfrs::glue::conv3x3<sfrs::Cpu>));
 }
 
 // `import sfrs_ext._C` registers the operators; the module itself says what it was built for.

@@ -1,5 +1,6 @@
 """Fused NetVLAD aggregation and query-to-region similarity for PyTorch."""
 
+from ._convolution import conv3x3, conv3x3_weight
 from ._operators import netvlad, region_similarity, region_vlad
 from ._version import __version__
 from .reference import REGIONS
@@ -11,6 +12,8 @@ __all__ = [
     "REGIONS",
     "__version__",
     "accelerate",
+    "conv3x3",
+    "conv3x3_weight",
     "netvlad",
     "nn",
     "reference",

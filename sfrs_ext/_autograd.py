@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from . import _cuda  # noqa: F401  registers the operators
 from ._checks import accumulation_dtype
@@ -166,3 +167,14 @@ register("sfrs_ext::region_similarity_backward", _no_second_derivative)
 def will_differentiate(*tensors: Tensor | None) -> bool:
     """Whether the backward will want what the forward can save for it."""
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
+def refuse_tangents(operator: str, instead: str, *tensors: Tensor | None) -> None:
+    """The kernels drop tangents, and forward mode would take that for a derivative of zero."""
+    if torch.compiler.is_compiling() or forward_ad._current_level < 0:
+        return
+    if any(t is not None and forward_ad.unpack_dual(t).tangent is not None for t in tensors):
+        raise NotImplementedError(
+            f"{operator}: forward-mode differentiation (torch.func.jvp, torch.autograd.forward_ad) is not "
+            f"implemented; use {instead}"
+        )

@@ -153,3 +153,9 @@ def similarity(operator: str, query: Tensor, quarters: Tensor) -> None:
             f"{operator}: quarters is {shape_of(quarters)}, a list for each of {quarters.shape[0]} queries, "
             f"but query has {query.shape[0]} rows"
         )
+
+
+def convolution_weight(operator: str, weight: Tensor) -> None:
+    tensor(operator, "weight", weight)
+    fits = weight.dim() == 4 and tuple(weight.shape[2:]) == (3, 3)
+    shape(operator, "weight", weight, "[O, C, 3, 3]", fits, "")

@@ -2,10 +2,9 @@
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from . import _checks
-from ._autograd import ops, will_differentiate
+from ._autograd import ops, refuse_tangents, will_differentiate
 
 
 def _autocasts(x: Tensor) -> bool:
@@ -31,17 +30,6 @@ _matmul_may_round_to_tf32._dynamo_marked_constant = True
 
 def _tf32(x: Tensor) -> bool:
     return x.dtype == torch.float32 and x.device.type == "cuda" and _matmul_may_round_to_tf32()
-
-
-def _refuse_tangents(operator: str, *tensors: Tensor | None) -> None:
-    """The kernels drop tangents, and forward mode would take that for a derivative of zero."""
-    if torch.compiler.is_compiling() or forward_ad._current_level < 0:
-        return
-    if any(t is not None and forward_ad.unpack_dual(t).tangent is not None for t in tensors):
-        raise NotImplementedError(
-            f"{operator}: forward-mode differentiation (torch.func.jvp, torch.autograd.forward_ad) is not "
-            f"implemented; use sfrs_ext.reference.{operator}"
-        )
 
 
 def _aggregate(
@@ -130,7 +118,7 @@ def netvlad(
     x = _autocast(x)
     tensors = (weight, logits, centroids, bias, mask)
     _checks.aggregation("netvlad", x, *tensors, ghost_clusters, tokens=True)
-    _refuse_tangents("netvlad", x, *tensors)
+    refuse_tangents("netvlad", "sfrs_ext.reference.netvlad", x, *tensors)
     vlad = _aggregate(x, *tensors, 1, ghost_clusters, normalize_input, intra_norm, l2_norm)
     return vlad.flatten(1) if flatten else vlad.squeeze(1)
 
@@ -163,7 +151,7 @@ def region_vlad(
     x = _autocast(x)
     tensors = (weight, logits, centroids, bias, mask)
     _checks.aggregation("region_vlad", x, *tensors, ghost_clusters, tokens=False)
-    _refuse_tangents("region_vlad", x, *tensors)
+    refuse_tangents("region_vlad", "sfrs_ext.reference.region_vlad", x, *tensors)
     return _aggregate(x, *tensors, 4, ghost_clusters, normalize_input, False, False)
 
 
@@ -191,7 +179,7 @@ def region_similarity(query: Tensor, quarters: Tensor) -> Tensor:
         widest = torch.promote_types(query.dtype, quarters.dtype)
         query, quarters = query.to(widest), quarters.to(widest)
     _checks.similarity("region_similarity", query, quarters)
-    _refuse_tangents("region_similarity", query, quarters)
+    refuse_tangents("region_similarity", "sfrs_ext.reference.region_similarity", query, quarters)
     if query.dim() == 2:
         query = query.unflatten(1, quarters.shape[-2:])
     return ops.region_similarity(query, quarters, _tf32(query), will_differentiate(query, quarters))[0]

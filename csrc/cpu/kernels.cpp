@@ -23,6 +23,7 @@ namespace {
 #include "aggregate_backward.inl"
 #include "region_similarity.inl"
 #include "region_similarity_all_pairs.inl"
+#include "convolution.inl"
 // clang-format on
 
 // Calls f with a null pointer of the storage type.
@@ -70,6 +71,8 @@ const Kernels table = {
           similarity_lists_backward<S>(f, p);
       });
     },
+    &pack_convolution,
+    &convolve,
 };
 
 }  // namespace sfrs::cpu::SFRS_ISA

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "../aggregation.h"
+#include "../convolution.h"
 #include "../region_similarity.h"
 
 namespace sfrs::cpu {
@@ -12,6 +13,8 @@ struct Kernels {
   void (*aggregate_backward)(const AggregationBackward&, const Parallel&);
   void (*similarity_forward)(const RegionSimilarityForward&, const Parallel&);
   void (*similarity_backward)(const RegionSimilarityBackward&, const Parallel&);
+  void (*pack_convolution)(const ConvolutionWeight&, const Parallel&);
+  void (*convolve)(const Convolution&, const Parallel&);
 };
 
 // The table for this processor, or the one that the environment variable SFRS_CPU names; throws if there is

@@ -7,6 +7,10 @@
 #include <memory>
 #include <vector>
 
+namespace sfrs::cpu::portable {
+extern const Kernels table;
+}
+
 namespace sfrs::cpu::emulated {
 namespace {
 
@@ -41,6 +45,9 @@ const Kernels table = {
     },
     [](const RegionSimilarityBackward& f, const Parallel&) {
       cuda::similarity_backward(f, Device().machine());
-    }};
+    },
+    // CUDA has no convolution of its own.
+    [](const ConvolutionWeight& f, const Parallel& p) { portable::table.pack_convolution(f, p); },
+    [](const Convolution& f, const Parallel& p) { portable::table.convolve(f, p); }};
 
 }  // namespace sfrs::cpu::emulated

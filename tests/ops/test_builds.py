@@ -26,7 +26,7 @@ def python(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
 def pass_the_operator_tests(kernels: str, selection: str, **environment: str) -> None:
     check = f"from sfrs_ext import _C; assert _C.cpu_kernels() == {kernels!r}"
     assert python("-c", check, SFRS_CPU=kernels).returncode == 0
-    tests = ("tests/ops/test_aggregation.py", "tests/ops/test_region_similarity.py")
+    tests = [f"tests/ops/test_{name}.py" for name in ("aggregation", "region_similarity", "conv3x3")]
     options = ("-k", selection, "-p", "no:cacheprovider")
     done = python("-m", "pytest", *tests, *options, SFRS_CPU=kernels, **environment)
     assert done.returncode == 0, done.stdout[-3000:]
