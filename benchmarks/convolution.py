@@ -78,7 +78,7 @@ def table(recorded: dict) -> str:
     about = recorded["machine"]
     lines = [
         f"{about['cpu']}, {about['threads']} threads, {about['kernels']} kernels, torch {about['torch']}, "
-        f"commit {about['commit']}, {about['date']}: `{about['command']}`. Milliseconds per image of 240x320; "
+        f"commit {about['commit']}, {about['date']}: `{about['command']}`. Milliseconds per 240x320 image; "
         "errors against float64, relative to the largest output.",
         "",
         "| layers of VGG16 | channels | map | `conv3x3` | `torch` | | error | torch's |",
