@@ -3,7 +3,8 @@
 A tuple is 12 easy images (query, easiest positive, 10 negatives) and 11 difficult ones (the query again, up
 to 10 difficult positives). All 23 go through the student, trunk and head, and the 11 difficult ones through
 the teacher too: 34 passes. NetVLAD writes its residuals out, every image gets nine region descriptors, and
-in generation 1 teacher and soft loss are computed and weighted with 0. A step has one tuple.
+in generation 1 teacher and soft loss are computed and weighted with 0. A step has one tuple. Convolutions
+are torch's own.
 
 Sources: SFRS (ECCV 2020), section 3; SARE (ICCV 2019), equations 11 and 14; NetVLAD (CVPR 2016), equation 7.
 """
@@ -12,10 +13,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from benchmarks.peers import residual, residual_regions
 from sfrs.config import TrainConfig
+from sfrs.convolution import Convolution3x3
 from sfrs.descriptor import DescriptorNetwork
 
 REGIONS = 9
@@ -37,6 +39,17 @@ class ReferenceTuple:
     def passes(self) -> int:
         """Images that go through a whole network: the difficult ones through student and teacher."""
         return len(self.easy) + 2 * len(self.difficult)
+
+
+def with_torch_convolutions(network: DescriptorNetwork) -> DescriptorNetwork:
+    """``network`` itself, its parameters kept, with torch's own convolutions, which the paper's runs on."""
+    for module in network.modules():
+        for name, child in module.named_children():
+            if isinstance(child, Convolution3x3):
+                plain = nn.Conv2d(child.in_channels, child.out_channels, 3, padding=1, device="meta")
+                plain.weight, plain.bias = child.weight, child.bias
+                setattr(module, name, plain)
+    return network
 
 
 def region_descriptors(network: DescriptorNetwork, images: Tensor) -> Tensor:

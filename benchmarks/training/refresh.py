@@ -1,5 +1,6 @@
 """Refreshing the descriptors that tuples are mined from: the whole network, or from the trunk cache."""
 
+import copy
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
@@ -21,8 +22,9 @@ TOLERANCE = {"float32": 1e-4, "float16": 5e-3, "bfloat16": 5e-2}
 
 def reference_descriptors(job: Job, images: dict[int, Tensor]) -> Tensor:
     """All images through the whole network, a batch after the other."""
+    network = reference.with_torch_convolutions(copy.deepcopy(job.network))
     batches = torch.stack(list(images.values())).split(BATCH)
-    return torch.cat([reference.describe(job.network, batch) for batch in batches])
+    return torch.cat([reference.describe(network, batch) for batch in batches])
 
 
 def measure(job: Job, pool: ThreadPoolExecutor, *, images: int, rounds: int, most: float) -> dict:

@@ -61,8 +61,10 @@ class Theirs:
     def __init__(self, job: Job, number: int, pool: ThreadPoolExecutor, *, jitter: bool = True) -> None:
         self.job, self.number, self.pool, self.jitter = job, number, pool, jitter
         generation = job.generation(number)
-        self.student, self.optimizer = generation.student, generation.optimizer
-        self.teacher = job.teacher if number > 1 else copy.deepcopy(job.network).requires_grad_(False)
+        self.student = reference.with_torch_convolutions(generation.student)
+        self.optimizer = generation.optimizer
+        teacher = copy.deepcopy(job.teacher if number > 1 else job.network).requires_grad_(False)
+        self.teacher = reference.with_torch_convolutions(teacher)
         self.steps = 0
 
         first, queries = job.tuples[:1], len(job.places.queries)
