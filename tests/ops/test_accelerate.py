@@ -1,6 +1,7 @@
 """``sfrs_ext.accelerate`` changes how NetVLAD layers compute, and nothing else about a model."""
 
 import copy
+import gc
 import pickle
 
 import pytest
@@ -253,12 +254,17 @@ def test_a_wrapped_model_is_found_inside_its_wrapper(tmp_path):
     model, x = build("convolution")
     expected = step(copy.deepcopy(model), x)
     meeting = f"file://{tmp_path}/meeting"
+    wrapped = None
     torch.distributed.init_process_group("gloo", init_method=meeting, rank=0, world_size=1)
     try:
         wrapped = nn.parallel.DistributedDataParallel(model)
         assert sfrs_ext.accelerate(wrapped).replaced[0].paths == ("module",)
         after = step(wrapped, x)
     finally:
+        # The wrapper goes first: as the group's last owner it would join the group's threads while it holds
+        # the interpreter's lock, which they may be waiting for.
+        wrapped = None
+        gc.collect()
         torch.distributed.destroy_process_group()
     torch.testing.assert_close(after["result 0"], expected["result 0"])
     torch.testing.assert_close(model.conv.weight.grad, expected["gradient of conv.weight"])
