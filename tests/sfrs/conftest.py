@@ -8,6 +8,7 @@ import pytest
 import torch
 from browser import chromium
 from PIL import Image
+from tiny_training import tiny_places
 
 from sfrs.backbones import REGISTRY, build_backbone
 from sfrs.cli import app
@@ -41,6 +42,20 @@ def run(capsys) -> Callable[..., tuple[int, str, str]]:
         return leaving.value.code or 0, captured.out, " ".join(captured.err.split())
 
     return call
+
+
+@pytest.fixture(scope="module")
+def places(request, tmp_path_factory):
+    """Tiny places to train on and to validate on; a module's ``SPOTS`` says how many of each."""
+    train, val = getattr(request.module, "SPOTS", (10, 6))
+    folder = tmp_path_factory.mktemp("places")
+    return tiny_places(folder, "train", spots=train, seed=0), tiny_places(folder, "val", spots=val, seed=1)
+
+
+@pytest.fixture(scope="module")
+def files(places):
+    """The images that are trained on, queries first."""
+    return places[0].queries.files + places[0].database.files
 
 
 def picture(scene: int, height: int = 48, width: int = 64, noise: float = 0.0) -> Image.Image:

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny_training import SIZE, network_of_seed, tiny_config, tiny_places
+from tiny_training import SIZE, network_of_seed, tiny_config
 
 from sfrs.autocast import autocast, loss_scale
 from sfrs.backbones import build_backbone
@@ -16,6 +16,8 @@ from sfrs.training import sgd, train_epoch
 from sfrs.trunk_source import describe_trunk
 from sfrs.tuple_losses import Generation, tuple_losses
 
+SPOTS = (8, 6)
+
 HALF = ("bfloat16", "float16")
 TUPLES = Tuples(
     torch.tensor([4, 0]),
@@ -23,12 +25,6 @@ TUPLES = Tuples(
     torch.tensor([[1, 7, 20], [12, 23, 7]]),
     torch.tensor([[13, 12], [2, -1]]),
 )
-
-
-@pytest.fixture(scope="module")
-def places(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("places")
-    return tiny_places(folder, "train", spots=8, seed=0), tiny_places(folder, "val", spots=6, seed=1)
 
 
 @pytest.fixture

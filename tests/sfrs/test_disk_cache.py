@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_training import SIZE, network_of_seed, tiny_places
+from tiny_training import SIZE, network_of_seed
 
 from sfrs.disk_cache import DiskCache
 from sfrs.errors import UserError
@@ -22,17 +22,6 @@ from sfrs.trunk_cache import TrunkCache
 from sfrs.whole_files import lock_taken
 
 PAPER = (0.7, 0.7, 0.7, 0.5)
-
-
-@pytest.fixture(scope="module")
-def places(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("places")
-    return tiny_places(folder, "train", spots=10, seed=0), tiny_places(folder, "val", spots=6, seed=1)
-
-
-@pytest.fixture(scope="module")
-def files(places):
-    return places[0].queries.files + places[0].database.files
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_training import network_of_seed, tiny_config, tiny_places
+from tiny_training import network_of_seed, tiny_config
 
 from sfrs.checkpoint import load_checkpoint
 from sfrs.descriptor import save_network
@@ -23,6 +23,8 @@ from sfrs.places import Places
 from sfrs.progress import Silent
 from sfrs.run_directory import RunDirectory
 from sfrs.whole_files import WriteError, replaced
+
+SPOTS = (12, 8)
 
 DRIVER = Path(__file__).with_name("killed_training.py")
 ONE_EPOCH = dict(generations=1, epochs=(1,))
@@ -83,12 +85,6 @@ def test_a_full_disk_is_told_and_the_run_goes_on_when_there_is_room(outcome, how
     assert seen["partial"] == []
     assert seen["whole_lines"]
     assert_undisturbed(seen)
-
-
-@pytest.fixture(scope="module")
-def places(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("places")
-    return tiny_places(folder, "train", spots=12, seed=0), tiny_places(folder, "val", spots=8, seed=1)
 
 
 def last_weights(run):

@@ -18,13 +18,9 @@ from sfrs.errors import UserError
 from sfrs.generations import train
 from sfrs.progress import Silent
 
+SPOTS = (12, 8)
+
 TIMES = ("time", "tuples_per_second", "images_per_second", "peak_bytes")
-
-
-@pytest.fixture(scope="module")
-def places(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("places")
-    return tiny_places(folder, "train", spots=12, seed=0), tiny_places(folder, "val", spots=8, seed=1)
 
 
 class Interrupted(Exception):

@@ -6,7 +6,7 @@ from threading import Barrier
 
 import pytest
 import torch
-from tiny_training import SIZE, network_of_seed, tiny_config, tiny_places
+from tiny_training import SIZE, network_of_seed, tiny_config
 
 from sfrs.distributed import Processes
 from sfrs.generations import train
@@ -16,17 +16,6 @@ from sfrs.progress import Silent
 from sfrs.trunk_cache import TrunkCache
 
 PAPER = (0.7, 0.7, 0.7, 0.5)
-
-
-@pytest.fixture(scope="module")
-def places(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("places")
-    return tiny_places(folder, "train", spots=10, seed=0), tiny_places(folder, "val", spots=6, seed=1)
-
-
-@pytest.fixture(scope="module")
-def files(places):
-    return places[0].queries.files + places[0].database.files
 
 
 def test_a_resumed_run_uses_its_cache_again_and_ends_with_the_same_bits(places, tmp_path):

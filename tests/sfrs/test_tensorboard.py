@@ -4,18 +4,14 @@ import json
 import sys
 
 import pytest
-from tiny_training import network_of_seed, tiny_config, tiny_places
+from tiny_training import network_of_seed, tiny_config
 
 from sfrs.errors import UserError
 from sfrs.generations import train
 from sfrs.progress import Several, Silent
 from sfrs.run_directory import RunDirectory
 
-
-@pytest.fixture(scope="module")
-def places(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("places")
-    return tiny_places(folder, "train", spots=8, seed=0), tiny_places(folder, "val", spots=6, seed=1)
+SPOTS = (8, 6)
 
 
 class Stop(Exception):

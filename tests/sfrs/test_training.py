@@ -1,35 +1,23 @@
-"""Training steps and whole small runs."""
+"""Training steps and epochs."""
 
 import copy
-import json
-import math
 
-import numpy as np
 import pytest
 import torch
-from tiny_training import SIZE, network_of_seed, tiny_config, tiny_places
+from tiny_training import SIZE, network_of_seed, tiny_config
 
 import sfrs_ext
 from sfrs.checkpoint import load_momentum, momentum_state
-from sfrs.errors import UserError
-from sfrs.fresh_trunk import FreshTrunk
-from sfrs.generations import train
-from sfrs.jitter import ColorJitter
 from sfrs.losses import sare_ind, soft_loss
 from sfrs.mining import Miner, Tuples
 from sfrs.neighbourhood import Neighbourhood
-from sfrs.preparation import build_network, build_trunks, init_clusters
-from sfrs.progress import Silent
+from sfrs.preparation import init_clusters
 from sfrs.training import learning_rate, sgd, train_epoch
 from sfrs.trunk_cache import TrunkCache
-from sfrs.trunk_source import describe_trunk, step_number
+from sfrs.trunk_source import step_number
 from sfrs.tuple_losses import DivergedError, Generation, TrainingImages, tuple_losses
 
-
-@pytest.fixture(scope="module")
-def places(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("places")
-    return tiny_places(folder, "train", spots=16, seed=0), tiny_places(folder, "val", spots=8, seed=1)
+SPOTS = (16, 8)
 
 
 @pytest.fixture
@@ -300,204 +288,3 @@ def test_images_of_the_next_step_are_loaded_while_one_is_taken(places, images):
     assert loads == takes
     assert [kind for kind, *_ in told[:4]] == ["load", "load", "take", "load"]
     assert [step for _, step in takes] == [step_number(2, step) for step in range(1, 8)]
-
-
-def test_a_run_leaves_its_configuration_metrics_and_networks(places, tmp_path):
-    config = tiny_config(jitter=(0.4, 0.4, 0.4, 0.1))
-    result = train(config, *places, tmp_path / "run", network=network_of_seed())
-    stored = json.loads((tmp_path / "run/config.json").read_text())
-    assert stored["config"] == config.to_dict()
-    lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
-    epochs = [line for line in lines if line["kind"] == "epoch"]
-    assert [(line["generation"], line["epoch"]) for line in epochs] == [(1, 1), (1, 2), (2, 1), (2, 2)]
-    assert {line["kind"] for line in lines} == {"start", "initial", "step", "epoch"}
-    assert lines[0]["processes"] == 1 and all(line["time"] > 0 for line in lines)
-    assert all(line["images_per_second"] > 0 and line["peak_bytes"] > 1e6 for line in epochs)
-    assert all(math.isfinite(line["total"]) for line in epochs)
-    assert [line["soft"] > 0 for line in epochs] == [False, False, True, True]
-    for number, generation_result in enumerate(result.generations, start=1):
-        of_generation = [line for line in epochs if line["generation"] == number]
-        best = max(of_generation, key=lambda line: (line["recalls"]["5"], -line["epoch"]))
-        assert generation_result.epoch == best["epoch"]
-        assert generation_result.recalls == {int(n): r for n, r in best["recalls"].items()}
-        assert result.network(number).meta["generation"] == number
-    assert not list((tmp_path / "run").rglob("*.partial"))
-    assert (tmp_path / "run/recall.png").stat().st_size > 1000
-
-
-def test_a_generations_student_starts_from_the_initial_weights_and_its_teacher_is_the_best_before(
-    places, tmp_path, monkeypatch
-):
-    seen = {}
-
-    def spy(generation, epoch, *args, **kwargs):
-        if epoch == 1:
-            states = [generation.student.state_dict()]
-            states += [generation.teacher.state_dict()] if generation.teacher else []
-            seen[generation.number] = [{k: v.clone() for k, v in state.items()} for state in states]
-        return train_epoch(generation, epoch, *args, **kwargs)
-
-    monkeypatch.setattr("sfrs.generations.train_epoch", spy)
-    result = train(
-        tiny_config(generations=3, epochs=(2, 1)), *places, tmp_path / "run", network=network_of_seed()
-    )
-    initial = result.network(0).state_dict()
-    for number in (1, 2, 3):
-        assert all(torch.equal(value, initial[name]) for name, value in seen[number][0].items())
-    for number in (2, 3):
-        teacher = result.network(number - 1).state_dict()
-        assert all(torch.equal(value, teacher[name]) for name, value in seen[number][1].items())
-
-
-def test_kmeans_gives_the_initial_network_its_clusters_and_given_leaves_them(places, tmp_path):
-    network = network_of_seed()
-    one = dict(generations=1, epochs=(1,))
-    given = train(tiny_config(init="given", **one), *places, tmp_path / "given", network=network)
-    clustered = train(tiny_config(**one), *places, tmp_path / "kmeans", network=network)
-    assert torch.equal(given.network(0).vlad.centroids, network.vlad.centroids)
-    centres = clustered.network(0).vlad.centroids
-    assert not torch.equal(centres, network.vlad.centroids)
-    assert (centres.norm(dim=1) <= 1 + 1e-5).all()  # means of unit vectors
-
-
-def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not(places, tmp_path):
-    settings = dict(generations=1, epochs=(1,), jitter=(0.4, 0.4, 0.4, 0.1))
-    states = []
-    for name, seed, workers in (("a", 0, 1), ("b", 0, 4), ("c", 1, 1)):
-        config = tiny_config(seed=seed, workers=workers, **settings)
-        states.append(train(config, *places, tmp_path / name).network().state_dict())
-    assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
-    assert any(not torch.equal(value, states[2][name]) for name, value in states[0].items())
-
-
-def test_variants_can_share_generation_one(places, tmp_path):
-    config = tiny_config(epochs=(2, 1))
-    whole = train(config, *places, tmp_path / "whole", network=network_of_seed())
-    shared = train(config, *places, tmp_path / "shared", first_generation=tmp_path / "whole")
-    assert shared.generations[0].recalls == whole.generations[0].recalls
-    ours, theirs = shared.network().state_dict(), whole.network().state_dict()
-    assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
-    with pytest.raises(UserError, match="whole: the run was made with other images"):
-        train(config, places[1], places[0], tmp_path / "x", first_generation=tmp_path / "whole")
-    with pytest.raises(UserError, match="generations is 1"):
-        train(config.changed(generations=1), *places, tmp_path / "x", first_generation=tmp_path / "whole")
-
-
-def test_a_generation_one_that_is_not_finished_is_not_taken_over(places, tmp_path):
-    class Stop(Silent):
-        def epoch(self, *rest):
-            raise KeyboardInterrupt
-
-    config, other = tiny_config(epochs=(2, 1)), tmp_path / "other"
-    with pytest.raises(KeyboardInterrupt):
-        train(config, *places, other, network=network_of_seed(), progress=Stop())
-    assert (other / "generation_1/best.safetensors").exists()
-    for _ in range(2):
-        with pytest.raises(UserError, match="other: the run has not finished generation 1 yet"):
-            train(config, *places, tmp_path / "x", first_generation=other)
-        (other / "generation_1/best.safetensors").unlink(missing_ok=True)
-    assert not (tmp_path / "x/config.json").exists()
-
-
-def test_runs_can_share_trunk_outputs_and_the_global_generator_is_left_alone(places, tmp_path):
-    config = tiny_config(generations=1, epochs=(1,))
-    network = network_of_seed()
-    trunks = build_trunks(config, network, *places)
-    before = torch.get_rng_state()
-    shared = train(config, *places, tmp_path / "a", network=network, trunks=trunks)
-    assert torch.equal(before, torch.get_rng_state())
-    alone = train(config, *places, tmp_path / "b", network=network)
-    theirs = alone.network().state_dict()
-    assert all(torch.equal(value, theirs[name]) for name, value in shared.network().state_dict().items())
-
-
-def test_a_directory_that_holds_a_run_is_not_overwritten(places, tmp_path):
-    config = tiny_config(generations=1, epochs=(1,))
-    train(config, *places, tmp_path / "run", network=network_of_seed())
-    with pytest.raises(UserError, match="there is a run here already"):
-        train(config, *places, tmp_path / "run", network=network_of_seed())
-
-
-def test_progress_is_told_of_tasks_steps_and_epochs(places, tmp_path):
-    class Record(Silent):
-        def __init__(self):
-            self.tasks, self.steps, self.epochs = [], 0, []
-
-        def task(self, name):
-            self.tasks.append(name)
-            return super().task(name)
-
-        def step(self, *args):
-            self.steps += 1
-
-        def epoch(self, generation, epoch, report, recalls, best):
-            self.epochs.append((generation, epoch, best))
-
-    record = Record()
-    config = tiny_config(generations=1, epochs=(2,))
-    train(config, *places, tmp_path / "run", network=network_of_seed(), progress=record)
-    assert record.tasks[:2] == ["trunk outputs, train", "trunk outputs, val"]
-    assert record.steps == 2 * 5  # 16 queries in chunks of 7, 7 and 2, up to four to a step
-    assert [entry[:2] for entry in record.epochs] == [(1, 1), (1, 2)]
-    assert record.epochs[0][2] is True
-
-
-@pytest.mark.parametrize("cache", ["ram", "disk", "off"])
-def test_every_kind_of_trunk_cache_gives_the_trunks_outputs(places, tmp_path, cache):
-    config = tiny_config(trunk_cache=cache, cache_dtype="float32")
-    network = network_of_seed()
-    trunks = build_trunks(config, network, *places, directory=tmp_path)
-    numbers = torch.tensor([3, 0, 20])
-    files = places[0].queries.files + places[0].database.files
-    expected = FreshTrunk(network, [files[i] for i in numbers], SIZE)(torch.arange(3))
-    torch.testing.assert_close(trunks.train(numbers), expected)
-    assert trunks.train(numbers).dtype == torch.float32
-    assert (tmp_path / "trunk_train.bin").exists() == (cache == "disk")
-
-
-def test_a_trunk_cache_that_would_overflow_names_the_image(places):
-    network = network_of_seed()
-    network.backbone.std = (1e-6, 1e-6, 1e-6)
-    with pytest.raises(UserError, match=r"train_0_3\.png.*float16.*--cache-dtype float32"):
-        TrunkCache.build(network, places[0].queries.files, SIZE)
-
-
-def test_descriptors_from_the_cache_are_those_of_the_images(places):
-    from sfrs.descriptor import describe
-
-    network, files = network_of_seed(), places[0].database.files
-    cache = TrunkCache.build(network, files, SIZE, dtype=torch.float32)
-    described = describe_trunk(network, cache, torch.arange(len(files)), batch_size=5)
-    np.testing.assert_allclose(described.numpy(), describe(network, files, size=SIZE), atol=1e-6)
-
-
-def test_jitter_draws_do_not_depend_on_threads(places):
-    outputs = []
-    for threads in (0, 3):
-        jitter = ColorJitter(0.7, 0.7, 0.7, 0.5, seed=5)
-        source = FreshTrunk(
-            network_of_seed(), places[0].database.files, SIZE, jitter=jitter, threads=threads, batch_size=4
-        )
-        outputs.append(source(torch.arange(20)))
-    assert torch.equal(*outputs)
-    plain = FreshTrunk(network_of_seed(), places[0].database.files, SIZE)(torch.arange(20))
-    assert (plain - outputs[0]).abs().mean() > 0.05
-
-
-def test_a_network_that_is_not_the_configurations_is_refused(places, tmp_path):
-    with pytest.raises(UserError, match="clusters is 5, but the network given has 4"):
-        train(tiny_config(clusters=5), *places, tmp_path / "run", network=network_of_seed())
-    assert not (tmp_path / "run").exists()
-
-
-def test_build_network_refuses_weights_of_another_backbone(tmp_path):
-    from sfrs.descriptor import save_network
-
-    save_network(tmp_path / "w.safetensors", network_of_seed())
-    weights = str(tmp_path / "w.safetensors")
-    assert build_network(tiny_config(weights=weights)).backbone.name == "tiny"
-    assert build_network(tiny_config(weights=weights, clusters=7)).vlad.num_clusters == 7
-    with pytest.raises(UserError, match="backbone is vgg16, but the network given has tiny"):
-        build_network(tiny_config(weights=weights, backbone="vgg16"))
-    with pytest.raises(UserError, match="clusters is 7, but the network given has 4"):
-        build_network(tiny_config(weights=weights, clusters=7, init="given"))

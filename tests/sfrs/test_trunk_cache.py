@@ -4,7 +4,7 @@ import os
 
 import pytest
 import torch
-from tiny_training import SIZE, network_of_seed, tiny_config, tiny_places
+from tiny_training import SIZE, network_of_seed, tiny_config
 
 from sfrs.cache_plan import CachePlan
 from sfrs.cache_spec import CacheSpec
@@ -22,17 +22,6 @@ from sfrs.trunk_source import describe_trunk, step_number
 
 PAPER = (0.7, 0.7, 0.7, 0.5)
 ROW = 6 * 8 * 3  # numbers in a trunk output of the tiny backbone
-
-
-@pytest.fixture(scope="module")
-def places(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("places")
-    return tiny_places(folder, "train", spots=10, seed=0), tiny_places(folder, "val", spots=6, seed=1)
-
-
-@pytest.fixture(scope="module")
-def files(places):
-    return places[0].queries.files + places[0].database.files
 
 
 class Heard(Silent):
