@@ -60,8 +60,9 @@ cuda: build  ## the GPU library for every architecture: budget of registers, loa
 gpu:  ## all on a GPU, with the torch of $(PYTHON): build, tests, compute-sanitizer, benchmarks, profile
 	PYTHON=$(PYTHON) tests/cuda/gpu.sh
 
-bench: build  ## measure the operators against their peers, write benchmarks/results
+bench: build  ## measure the operators against their peers, write benchmarks/results: about 20 minutes
 	$(BIN)/python -m benchmarks.run
+	$(BIN)/python -m benchmarks.scaling
 	$(BIN)/python -m benchmarks.report
 
 report: build  ## the tables of README and docs from the recorded results

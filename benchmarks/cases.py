@@ -14,9 +14,27 @@ import sfrs_ext
 from sfrs_ext import reference
 
 from . import peers
+from .goals import Goals
 
 OURS = "sfrs_ext"
-Peer = Callable[[], list[Tensor]]
+Inputs = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Peer:
+    """One way to compute a case.
+
+    Attributes:
+        function: maps the inputs to the result.
+        compiled: runs through ``torch.compile``.
+        dtype: of the inputs it gets, where that is not the case's own.
+        prepare: what it makes of the inputs once, before any time is taken, and keeps: memory of its own.
+    """
+
+    function: Callable
+    compiled: bool = False
+    dtype: torch.dtype | None = None
+    prepare: Callable[[Inputs], Inputs] | None = None
 
 
 @dataclass(frozen=True)
@@ -27,50 +45,64 @@ class Case:
         name: as given to ``--case``.
         about: the computation and its shapes, for tables.
         inputs: builds the tensors from a generator.
-        compute: maps a peer's function and the inputs to results; run under ``torch.enable_grad`` or not.
-        functions: the peers, ours first. Names ending in "compile" go through ``torch.compile``.
+        compute: maps a peer's function and its inputs to results; with gradients or without.
+        peers: who computes it, ours first.
+        oracle: maps the inputs in float64 to the exact result.
         tolerance: largest error of any result, relative to the largest value, that the gate lets through.
         images: how many images one call handles; times are given per image.
         flops: floating-point operations of one call by the least known algorithm.
+        goals: what ours should reach beside the peers.
+        threads: how many, whatever the command says; None: as it says.
     """
 
     name: str
     about: str
-    inputs: Callable[[torch.Generator], dict[str, Tensor]]
-    compute: Callable[[Callable, dict[str, Tensor]], list[Tensor]]
-    functions: dict[str, Callable]
+    inputs: Callable[[torch.Generator], Inputs]
+    compute: Callable[[Callable, Inputs], list[Tensor]]
+    peers: dict[str, Peer]
     oracle: Callable
     tolerance: float
     images: int
     flops: float
     shapes: dict = field(default_factory=dict)
+    goals: Goals = Goals()
+    threads: int | None = None
 
 
-CASES: dict[str, Case] = {}
+@dataclass(frozen=True)
+class Sizes:
+    """Shapes of all cases: a conv5 map of a 480x640 image, a tuple's galleries, a re-ranking of all pairs."""
+
+    batch: int = 8
+    dim: int = 512
+    height: int = 30
+    width: int = 40
+    clusters: int = 64
+    galleries: int = 11
+    queries: int = 256
+    images: int = 2048
 
 
-def register(case: Case) -> None:
-    if case.name in CASES:
-        raise ValueError(f"two cases are called {case.name}")
-    CASES[case.name] = case
+TINY = Sizes(batch=2, dim=24, height=5, width=6, clusters=8, galleries=3, queries=5, images=7)
+"""For tests: every path of every case, in milliseconds."""
 
 
-def forward(function: Callable, inputs: dict[str, Tensor]) -> list[Tensor]:
+def forward(function: Callable, inputs: Inputs) -> list[Tensor]:
     with torch.no_grad():
         return [function(*inputs.values())]
 
 
-def forward_backward(function: Callable, inputs: dict[str, Tensor]) -> list[Tensor]:
+def forward_backward(function: Callable, inputs: Inputs) -> list[Tensor]:
     tensors = dict(inputs)
     grad = tensors.pop("grad")
     leaves = [t.detach().requires_grad_() for t in tensors.values()]
     out = function(*leaves)
-    out.backward(grad)
+    out.backward(grad.to(out.dtype))  # autocast chooses the type of the result
     return [out.detach(), *(t.grad for t in leaves)]
 
 
 def netvlad_inputs(batch, dim, height, width, clusters, dtype, layout, with_grad):
-    def build(g: torch.Generator) -> dict[str, Tensor]:
+    def build(g: torch.Generator) -> Inputs:
         x = torch.randn(batch, dim, height, width, generator=g).to(dtype)
         inputs = {
             "x": x.contiguous(memory_format=layout),
@@ -84,37 +116,44 @@ def netvlad_inputs(batch, dim, height, width, clusters, dtype, layout, with_grad
     return build
 
 
-def add_netvlad(
-    name, *, dtype=torch.float32, layout=torch.contiguous_format, batch=8, backward=False, slow=True
-):
-    dim, height, width, clusters = 512, 30, 40, 64
-    functions = {OURS: sfrs_ext.netvlad, "two-GEMM": peers.two_gemm, "two-GEMM torch.compile": peers.two_gemm}
-    if slow:
-        functions |= {"residual": peers.residual, "per-cluster loop": peers.cluster_loop}
-    gemm = 2.0 * batch * clusters * dim * height * width
-    register(
-        Case(
-            name=name,
-            about=f"netvlad {'forward + backward' if backward else 'forward'}, "
-            f"{batch}x{dim}x{height}x{width}, K = {clusters}, {str(dtype).removeprefix('torch.')}"
-            + (", channels_last" if layout == torch.channels_last else ""),
-            inputs=netvlad_inputs(batch, dim, height, width, clusters, dtype, layout, backward),
-            compute=forward_backward if backward else forward,
-            functions=functions,
-            oracle=reference.netvlad,
-            tolerance=2e-5 if dtype == torch.float32 else 4e-2,
-            images=batch,
-            flops=gemm * (6 if backward else 2),
-            shapes=dict(B=batch, D=dim, H=height, W=width, K=clusters, dtype=str(dtype)),
-        )
+def eager_and_compiled(name: str, function: Callable, dtype: torch.dtype | None = None) -> dict[str, Peer]:
+    return {
+        name: Peer(function, dtype=dtype),
+        f"{name} torch.compile": Peer(function, compiled=True, dtype=dtype),
+    }
+
+
+RESIDUAL_FORMS = {"residual": Peer(peers.residual), "per-cluster loop": Peer(peers.cluster_loop)}
+
+
+def netvlad_case(
+    name: str, sizes: Sizes, *, dtype=torch.float32, layout=torch.contiguous_format, batch: int | None = None,
+    backward: bool = False, forms: dict[str, Peer] | None = None, **options,
+) -> Case:  # fmt: skip
+    batch, dim, height, width, clusters = (
+        batch or sizes.batch, sizes.dim, sizes.height, sizes.width, sizes.clusters
+    )  # fmt: skip
+    contenders = {OURS: Peer(sfrs_ext.netvlad)} | eager_and_compiled("two-GEMM", peers.two_gemm)
+    if dtype == torch.bfloat16:
+        contenders |= eager_and_compiled("two-GEMM autocast", peers.two_gemm_autocast, torch.float32)
+    threads = options.get("threads")
+    return Case(
+        name=name,
+        about=f"netvlad {'forward + backward' if backward else 'forward'}, "
+        f"{batch}x{dim}x{height}x{width}, K = {clusters}, {str(dtype).removeprefix('torch.')}"
+        + (", channels_last" if layout == torch.channels_last else "")
+        + (f", {threads} thread" if threads else ""),
+        inputs=netvlad_inputs(batch, dim, height, width, clusters, dtype, layout, backward),
+        compute=forward_backward if backward else forward,
+        peers=contenders | (forms or {}),
+        oracle=reference.netvlad,
+        tolerance=2e-5 if dtype == torch.float32 else 4e-2,  # bfloat16 has 8 bits, its gradients 5 or 6
+        images=batch,
+        # Two products forward; backward needs four: dA, dX twice and dW.
+        flops=2.0 * batch * clusters * dim * height * width * (6 if backward else 2),
+        shapes=dict(B=batch, D=dim, H=height, W=width, K=clusters, dtype=str(dtype)),
+        **options,
     )
-
-
-add_netvlad("netvlad-forward")
-add_netvlad("netvlad-forward-backward", backward=True)
-add_netvlad("netvlad-forward-channels-last", layout=torch.channels_last, slow=False)
-add_netvlad("netvlad-forward-bfloat16", dtype=torch.bfloat16, slow=False)
-add_netvlad("netvlad-forward-one-image", batch=1, slow=False)
 
 
 def fused_step(query, gallery, weight, centroids):
@@ -132,10 +171,12 @@ def region_step(describe: Callable, describe_regions: Callable) -> Callable:
     return step
 
 
-def add_region_step(galleries: int = 11):
-    dim, height, width, clusters = 512, 30, 40, 64
+def region_step_case(sizes: Sizes, **options) -> Case:
+    dim, height, width, clusters, galleries = (
+        sizes.dim, sizes.height, sizes.width, sizes.clusters, sizes.galleries
+    )  # fmt: skip
 
-    def build(g: torch.Generator) -> dict[str, Tensor]:
+    def build(g: torch.Generator) -> Inputs:
         inputs = netvlad_inputs(
             galleries, dim, height, width, clusters, torch.float32, torch.contiguous_format, False
         )(g)
@@ -148,55 +189,80 @@ def add_region_step(galleries: int = 11):
         }
 
     two_gemm = region_step(peers.two_gemm, peers.two_gemm_regions)
-    register(
-        Case(
-            name="region-step",
-            about=f"1 query x {galleries} galleries x 9 regions, forward + backward, 512x30x40, K = 64, "
-            "float32",
-            inputs=build,
-            compute=forward_backward,
-            functions={
-                OURS: fused_step,
-                "two-GEMM": two_gemm,
-                "two-GEMM torch.compile": two_gemm,
-                "residual": region_step(peers.residual, peers.residual_regions),
-            },
-            oracle=two_gemm,
-            tolerance=1e-3,  # the gradient of the centroids cancels; all peers err by 2e-4 there
-            images=1,
-            flops=2.0 * (galleries + 1) * clusters * dim * height * width * 6,
-            shapes=dict(G=galleries, D=dim, H=height, W=width, K=clusters, dtype="torch.float32"),
-        )
+    return Case(
+        name="region-step",
+        about=f"1 query x {galleries} galleries x 9 regions, forward + backward, {dim}x{height}x{width}, "
+        f"K = {clusters}, float32",
+        inputs=build,
+        compute=forward_backward,
+        peers={
+            OURS: Peer(fused_step),
+            **eager_and_compiled("two-GEMM", two_gemm),
+            "residual": Peer(region_step(peers.residual, peers.residual_regions)),
+        },
+        oracle=two_gemm,
+        tolerance=1e-3,  # the gradient of the centroids cancels; all peers err by 2e-4 there
+        images=1,
+        flops=2.0 * (galleries + 1) * clusters * dim * height * width * 6,
+        shapes=dict(G=galleries, D=dim, H=height, W=width, K=clusters, dtype="torch.float32"),
+        **options,
     )
 
 
-add_region_step()
+def all_pairs_case(sizes: Sizes, **options) -> Case:
+    queries, images, clusters, dim = sizes.queries, sizes.images, sizes.clusters, sizes.dim
 
-
-def add_all_pairs(queries: int = 64, gallery: int = 256):
-    clusters, dim = 64, 512
-
-    def build(g: torch.Generator) -> dict[str, Tensor]:
+    def build(g: torch.Generator) -> Inputs:
         query = torch.randn(queries, clusters * dim, generator=g)
         return {
             "query": torch.nn.functional.normalize(query).view(queries, clusters, dim),
-            "quarters": torch.randn(gallery, 4, clusters, dim, generator=g),
+            "quarters": torch.randn(images, 4, clusters, dim, generator=g),
         }
 
-    register(
-        Case(
-            name="all-pairs",
-            about=f"region_similarity of {queries} queries x {gallery} images, K = 64, D = 512, float32",
-            inputs=build,
-            compute=forward,
-            functions={OURS: sfrs_ext.region_similarity, "nine descriptors, GEMM": peers.dense_regions},
-            oracle=peers.dense_regions,
-            tolerance=2e-5,
-            images=1,
-            flops=8.0 * queries * gallery * clusters * dim,
-            shapes=dict(Q=queries, N=gallery, K=clusters, D=dim, dtype="torch.float32"),
-        )
+    return Case(
+        name="all-pairs",
+        about=f"region_similarity of {queries} queries x {images} images, K = {clusters}, D = {dim}, float32",
+        inputs=build,
+        compute=forward,
+        peers={
+            OURS: Peer(sfrs_ext.region_similarity),
+            "nine descriptors, GEMM": Peer(peers.dense_regions),
+            "GEMM over kept descriptors": Peer(peers.kept_regions, prepare=peers.keep_regions),
+        },
+        oracle=peers.dense_regions_in_blocks,
+        tolerance=2e-5,
+        images=1,
+        flops=8.0 * queries * images * clusters * dim,
+        shapes=dict(Q=queries, N=images, K=clusters, D=dim, dtype="torch.float32"),
+        **options,
     )
 
 
-add_all_pairs()
+def registry(sizes: Sizes) -> dict[str, Case]:
+    """All cases by name, in the order of the tables."""
+    bfloat16 = dict(dtype=torch.bfloat16)
+    cases = [
+        netvlad_case(
+            "netvlad-forward", sizes, forms=RESIDUAL_FORMS,
+            goals=Goals(compiled=2.6, eager=3.3, peak_share=0.75),
+        ),
+        netvlad_case(
+            "netvlad-forward-backward", sizes, backward=True, forms=RESIDUAL_FORMS,
+            goals=Goals(compiled=3.0, eager=4.5),
+        ),
+        netvlad_case("netvlad-forward-channels-last", sizes, layout=torch.channels_last),
+        netvlad_case("netvlad-forward-bfloat16", sizes, **bfloat16, goals=Goals(compiled=1.8)),
+        netvlad_case(
+            "netvlad-forward-backward-bfloat16", sizes, **bfloat16, backward=True, goals=Goals(compiled=2.0)
+        ),
+        netvlad_case(
+            "netvlad-forward-one-image", sizes, batch=1, goals=Goals(time_of=("netvlad-forward", 1.10))
+        ),
+        netvlad_case("netvlad-forward-one-thread", sizes, threads=1, goals=Goals(eager=2.8)),
+        region_step_case(sizes, goals=Goals(compiled=3.5, eager=5.0, peak_bytes=100e6)),
+        all_pairs_case(sizes, goals=Goals(eager=2.0, memory=9.0)),
+    ]  # fmt: skip
+    return {case.name: case for case in cases}
+
+
+CASES = registry(Sizes())

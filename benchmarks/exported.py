@@ -8,6 +8,7 @@ there has no time. Times are CPU milliseconds of one thread per image, the forma
 import argparse
 import json
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -27,7 +28,7 @@ from sfrs.results import write_json
 from sfrs.whitening import Whitening
 
 from .pages import show
-from .run import RESULTS, machine
+from .run import RESULTS, command, machine
 
 ROOT = Path(__file__).resolve().parents[1]
 RECORDED = RESULTS / "exported.json"
@@ -66,7 +67,8 @@ def onnx_of_one_thread(path: Path) -> Callable[[Tensor], Tensor]:
     return lambda images: session.run(None, {"images": images.numpy()})
 
 
-def record(photos: list[Path]) -> dict:
+def record(photos: list[Path], given: str) -> dict:
+    """Differences and times of every format; ``given`` is the command, to be recorded."""
     torch.set_num_threads(1)
     describer = make_describer()
     functions: dict[str, Callable] = {"the network itself": describer}
@@ -78,7 +80,7 @@ def record(photos: list[Path]) -> dict:
             functions[name] = onnx_of_one_thread(path) if name == "onnx" else kind.open(path)
             results.append({"format": name, "title": kind.title, "bytes": done.bytes, **vars(done.agreement)})
         times = {batch: milliseconds(functions, made_up_images(batch, 240, 320)) for batch in BATCHES}
-    about = machine(1) | {"command": "python -m benchmarks.exported", "photographs": len(photos)}
+    about = machine(1) | {"command": given, "photographs": len(photos)}
     return {"machine": about, "results": results, "milliseconds": times}
 
 
@@ -119,7 +121,8 @@ def main() -> None:
     parser.add_argument("photos", type=Path, nargs="?", help="folder, of which 16 photographs are taken")
     folder = parser.parse_args().photos
     photos = image_files(folder) if folder else []
-    write_json(RECORDED, record(photos[:: max(1, -(-len(photos) // 16))]))
+    given = command("benchmarks.exported", sys.argv[1:])
+    write_json(RECORDED, record(photos[:: max(1, -(-len(photos) // 16))], given))
     text = table(json.loads(RECORDED.read_text("utf-8")))
     show(ROOT / "docs/export.md", "exported", text)
     print(text)

@@ -7,63 +7,104 @@ import json
 import statistics
 import sys
 import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
-from .cases import CASES, OURS, Case
+from .cases import CASES, OURS, Case, Inputs, Peer
 
-ROUNDS, FEWEST, MOST_SECONDS = 15, 5, 15.0
-
-
-def functions_of(case: Case) -> dict:
-    return {
-        name: torch.compile(function) if name.endswith("compile") else function
-        for name, function in case.functions.items()
-    }
+ROUNDS, FEWEST, MOST_SECONDS = 31, 3, 2.5  # seconds of one peer
+SLOW_SECONDS, SLOW_ROUNDS = 5.0, 2
+VANISHED = 1e-12
+"""Below it, in float64 beside the largest value, there is nothing but rounding."""
 
 
-def gate(case: Case, functions: dict, inputs: dict) -> dict[str, float]:
-    """Largest relative error of every peer against the float64 oracle.
+@dataclass(frozen=True)
+class Contender:
+    """A peer that is ready to run.
 
-    A peer that is not the same function leaves ``functions``, so that no time is taken of it; raises if it
+    Attributes:
+        kept: bytes that it made of the inputs and keeps between calls.
+    """
+
+    function: Callable
+    inputs: Inputs
+    kept: int = 0
+
+
+def contender(peer: Peer, inputs: Inputs) -> Contender:
+    if peer.dtype is not None:
+        inputs = {name: t.to(peer.dtype) for name, t in inputs.items()}
+    made = peer.prepare(inputs) if peer.prepare else inputs
+    given = {t.data_ptr() for t in inputs.values()}
+    kept = sum(t.nbytes for t in made.values() if t.data_ptr() not in given)
+    return Contender(torch.compile(peer.function) if peer.compiled else peer.function, made, kept)
+
+
+def relative_errors(results: list[Tensor], exact: list[Tensor]) -> list[float]:
+    """Largest difference of every tensor over its largest exact value.
+
+    A gradient that is zero but for the rounding of float64 (that of the weights with one position:
+    normalising each cluster takes its assignment away) is compared with the largest value of all.
+    """
+    largest = [e.abs().max().item() for e in exact]
+    sizes = [size if size > VANISHED * max(largest) else max(largest) for size in largest]
+    return [
+        ((r.double() - e).abs().max() / size).item() for r, e, size in zip(results, exact, sizes, strict=True)
+    ]
+
+
+def gate(case: Case, contenders: dict[str, Contender], inputs: Inputs) -> tuple[dict[str, float], int]:
+    """Largest relative error of every peer against the float64 oracle; bytes of inputs and results of a call.
+
+    A peer that is not the same function leaves ``contenders``, so that no time is taken of it; raises if it
     is ours.
     """
     exact = case.compute(case.oracle, {name: t.double() for name, t in inputs.items()})
-    errors = {}
-    for name, function in list(functions.items()):
-        results = case.compute(function, inputs)
-        errors[name] = max(
-            ((r.double() - e).abs().max() / e.abs().max()).item() for r, e in zip(results, exact, strict=True)
-        )
+    errors, moved = {}, 0
+    for name, one in list(contenders.items()):
+        results = case.compute(one.function, one.inputs)
+        if name == OURS:
+            moved = sum(t.nbytes for t in (*inputs.values(), *results))
+        errors[name] = max(relative_errors(results, exact))
         if errors[name] <= case.tolerance:
             continue
         message = f"REFUSED {case.name}: {name} errs by {errors[name]:.1e} of the largest value"
         if name == OURS:
             raise SystemExit(message)
         print(message, file=sys.stderr)
-        del functions[name]
-    return errors
+        del contenders[name]
+    return errors, moved
 
 
-def times(case: Case, functions: dict, inputs: dict) -> dict[str, list[float]]:
+def times(case: Case, contenders: dict[str, Contender]) -> dict[str, list[float]]:
     """Milliseconds per call; the peers take turns, so that they share the machine's moods."""
-    taken: dict[str, list[float]] = {name: [] for name in functions}
-    begin = time.perf_counter()
-    for round_ in range(ROUNDS):
-        for name, function in functions.items():
+    taken: dict[str, list[float]] = {name: [] for name in contenders}
+    while waiting := [name for name, values in taken.items() if not enough(values)]:
+        for name in waiting:
+            one = contenders[name]
             start = time.perf_counter()
-            case.compute(function, inputs)
+            case.compute(one.function, one.inputs)
             taken[name].append((time.perf_counter() - start) * 1e3)
-        if round_ + 1 >= FEWEST and time.perf_counter() - begin > MOST_SECONDS:
-            break
     return taken
 
 
-def peak_bytes(case: Case, function, inputs: dict) -> int | None:
-    """Growth of resident memory during one call, results included; None where Linux does not tell.
+def enough(values: list[float]) -> bool:
+    """Whether a peer of these milliseconds has had its turns: fewer, the longer they take."""
+    if len(values) < SLOW_ROUNDS:
+        return False
+    if min(values) > SLOW_SECONDS * 1e3:
+        return True
+    return len(values) >= ROUNDS or (len(values) >= FEWEST and sum(values) > MOST_SECONDS * 1e3)
 
-    Scratch that a first call leaves behind for the next ones is not in it.
+
+def peak_bytes(case: Case, one: Contender) -> int | None:
+    """Growth of resident memory during one call, results included, and what is kept between calls.
+
+    Scratch that a first call leaves behind for the next ones is not in it. None where Linux does not tell.
     """
     status, clear = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
@@ -77,38 +118,44 @@ def peak_bytes(case: Case, function, inputs: dict) -> int | None:
     except OSError:
         return None
     before = field("VmRSS")
-    results = case.compute(function, inputs)
+    results = case.compute(one.function, one.inputs)
     peak = field("VmHWM") - before
     del results
-    return max(peak, 0)
+    return max(peak, 0) + one.kept
 
 
-def prepare(name: str, threads: int):
+def prepare(case: Case, threads: int) -> tuple[dict[str, Contender], dict[str, float], int]:
     torch.set_num_threads(threads)
-    case = CASES[name]
     inputs = case.inputs(torch.Generator().manual_seed(0))
-    functions = functions_of(case)
-    return case, functions, inputs, gate(case, functions, inputs)
+    contenders = {name: contender(peer, inputs) for name, peer in case.peers.items()}
+    return contenders, *gate(case, contenders, inputs)
 
 
-def measure_time(name: str, threads: int) -> dict:
-    case, functions, inputs, errors = prepare(name, threads)
-    return {
-        peer: {
+def measure_time(case: Case, threads: int) -> dict:
+    contenders, errors, moved = prepare(case, threads)
+    peers = {
+        name: {
             "median_ms": statistics.median(values),
             "min_ms": min(values),
             "rounds": len(values),
-            "error": errors[peer],
+            "error": errors[name],
         }
-        for peer, values in times(case, functions, inputs).items()
+        for name, values in times(case, contenders).items()
     }
+    return {"bytes": moved, "peers": peers}
 
 
-def measure_memory(name: str, threads: int) -> dict:
-    case, functions, inputs, _ = prepare(name, threads)
-    return {peer: peak_bytes(case, function, inputs) for peer, function in functions.items()}
+def measure_memory(case: Case, threads: int) -> dict:
+    contenders, *_ = prepare(case, threads)
+    return {name: peak_bytes(case, one) for name, one in contenders.items()}
+
+
+def without_compiled(case: Case) -> Case:
+    """The case without the peers that take seconds to compile."""
+    return replace(case, peers={name: peer for name, peer in case.peers.items() if not peer.compiled})
 
 
 if __name__ == "__main__":
     case_name, thread_count, what = sys.argv[1:]
-    print(json.dumps({"time": measure_time, "memory": measure_memory}[what](case_name, int(thread_count))))
+    function = {"time": measure_time, "memory": measure_memory}[what]
+    print(json.dumps(function(CASES[case_name], int(thread_count))))

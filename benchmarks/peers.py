@@ -10,10 +10,19 @@ from torch import Tensor
 from sfrs_ext import reference
 from sfrs_ext.reference import REGIONS
 
+BLOCK = 64
+"""Gallery images whose region descriptors are made at a time, where not all are needed at once."""
+
 
 def two_gemm(x: Tensor, weight: Tensor, centroids: Tensor) -> Tensor:
     """Assignment and aggregation as one GEMM each: the fastest form in plain torch."""
     return reference.netvlad(x, weight, centroids)
+
+
+def two_gemm_autocast(x: Tensor, weight: Tensor, centroids: Tensor) -> Tensor:
+    """The same on float32 tensors, in bfloat16 where autocast chooses it."""
+    with torch.autocast("cpu", torch.bfloat16):
+        return two_gemm(x, weight, centroids)
 
 
 def residual(x: Tensor, weight: Tensor, centroids: Tensor) -> Tensor:
@@ -65,6 +74,25 @@ def two_gemm_regions(x: Tensor, weight: Tensor, centroids: Tensor) -> Tensor:
 
 
 def dense_regions(query: Tensor, quarters: Tensor) -> Tensor:
-    """Nine normalised descriptors per gallery image, then one GEMM with all queries."""
-    regions = reference.region_descriptors(quarters)
-    return (query.flatten(1) @ regions.flatten(2).flatten(0, 1).T).view(len(query), -1, 9)
+    """Nine normalised descriptors per gallery image, then one GEMM with all queries ``[Q, N, 9]``."""
+    return kept_regions(query, reference.region_descriptors(quarters))
+
+
+def kept_regions(query: Tensor, regions: Tensor) -> Tensor:
+    """The GEMM alone, over descriptors ``[N, 9, K, D]``; as a linear layer, MKL's fastest order."""
+    similarity = F.linear(regions.flatten(2).flatten(0, 1), query.flatten(1))  # [N * 9, Q]
+    return similarity.view(len(regions), 9, len(query)).permute(2, 0, 1)
+
+
+def keep_regions(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Inputs of `kept_regions`, made in blocks: the descriptors of a large gallery fill gigabytes."""
+    quarters = inputs["quarters"]
+    regions = quarters.new_empty(len(quarters), 9, *quarters.shape[2:])
+    for part, into in zip(quarters.split(BLOCK), regions.split(BLOCK), strict=True):
+        into.copy_(reference.region_descriptors(part))
+    return {"query": inputs["query"], "regions": regions}
+
+
+def dense_regions_in_blocks(query: Tensor, quarters: Tensor) -> Tensor:
+    """`dense_regions`, a block of gallery images at a time: the oracle, whose float64 fills twice as much."""
+    return torch.cat([dense_regions(query, part) for part in quarters.split(BLOCK)], dim=1)

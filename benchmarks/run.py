@@ -1,8 +1,11 @@
-"""``python -m benchmarks.run [--case NAME ...] [--threads N] [--out FILE]``.
+"""``python -m benchmarks.run [--case NAME ...] [--resume] [--threads N] [--out FILE]``.
 
 Every case runs in a process of its own, once with the default malloc and once with one that keeps the heap
 (page faults cost memory-hungry peers dearly, so the friendlier figure for them is shown too). No speed is
 printed for a case whose correctness gate is red, and the command fails.
+
+The file is written after every case. ``--resume`` measures what it still lacks, ``--case`` replaces single
+cases in it; both refuse a file of another machine, commit or number of threads.
 """
 
 import argparse
@@ -12,13 +15,16 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 import sfrs_ext
+from sfrs.results import write_json
 from sfrs_ext import _C
 
+from . import roof
 from .cases import CASES, OURS
 
 ROOT = Path(__file__).resolve().parent
@@ -28,6 +34,7 @@ MALLOC = {  # environment of a measuring process
     "keeps the heap": {"MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_": "8589934592"},
 }
 MALLOC_RETURNING = {"MALLOC_MMAP_THRESHOLD_": "65536"}  # every large buffer comes and goes by itself
+SAME = ("cpu", "cores", "threads", "kernels", "torch", "python", "commit")  # of results in one file
 
 
 def cpu_name() -> str:
@@ -50,9 +57,20 @@ def commit() -> str:
         return "unknown"
     if head.returncode:
         return "unknown"
-    kernels = [*git, "status", "--porcelain", "--", "../csrc", "../sfrs_ext", "../benchmarks/*.py"]
-    changed = subprocess.run(kernels, capture_output=True, text=True).stdout.strip()
-    return head.stdout.strip() + (" with changes" if changed else "")
+    measured = ("../csrc", "../sfrs_ext", "../benchmarks/*.py", "../benchmarks/*.cpp")
+    changed = subprocess.run([*git, "status", "--porcelain", "--", *measured], capture_output=True, text=True)
+    return head.stdout.strip() + (" with changes" if changed.stdout.strip() else "")
+
+
+def command(module: str, arguments: Sequence[str] = ()) -> str:
+    """The command as it was given; of a path that leads out of the repository only its last name."""
+
+    def shown(argument: str) -> str:
+        path = Path(argument)
+        outside = path.is_absolute() or ".." in path.parts
+        return path.resolve().name if outside else argument
+
+    return " ".join([f"python -m {module}", *map(shown, arguments)])
 
 
 def machine(threads: int) -> dict:
@@ -67,7 +85,6 @@ def machine(threads: int) -> dict:
         "platform": platform.platform(),
         "commit": commit(),
         "date": datetime.date.today().isoformat(),
-        "command": "python -m benchmarks.run " + " ".join(sys.argv[1:]),
     }
 
 
@@ -89,15 +106,18 @@ def in_process(case: str, threads: int, what: str, malloc: dict[str, str]) -> di
 
 def measure(name: str, threads: int) -> dict:
     case = CASES[name]
+    threads = case.threads or threads
+    timed = {label: in_process(name, threads, "time", malloc) for label, malloc in MALLOC.items()}
     return {
         "case": name,
         "about": case.about,
         "shapes": case.shapes,
         "images": case.images,
         "flops": case.flops,
+        "bytes": timed["default"]["bytes"],
         "threads": threads,
         "seed": 0,
-        "times": {label: in_process(name, threads, "time", malloc) for label, malloc in MALLOC.items()},
+        "times": {label: found["peers"] for label, found in timed.items()},
         "peak_bytes": in_process(name, threads, "memory", MALLOC_RETURNING),
     }
 
@@ -111,25 +131,47 @@ def show(result: dict) -> None:
             memory = "" if peak is None else f"{peak / 1e6:7.1f} MB"
             ratio = "" if peer == OURS else f"{r['median_ms'] / ours:.1f}x"
             time = f"{r['median_ms'] / result['images']:9.2f} ms"
-            print(f"  {peer:24} {time} {ratio:>7} {memory}   error {r['error']:.0e}")
+            print(f"  {peer:32} {time} {ratio:>7} {memory}   error {r['error']:.0e}", flush=True)
+
+
+def recorded_before(path: Path, about: dict) -> dict[str, dict]:
+    """Results by case of a file that was measured here, by this commit and as many threads."""
+    if not path.exists():
+        return {}
+    recorded = json.loads(path.read_text("utf-8"))
+    other = [key for key in SAME if recorded["machine"].get(key) != about[key]]
+    if other:
+        found = ", ".join(f"{key} {recorded['machine'].get(key)}, not {about[key]}" for key in other)
+        raise SystemExit(f"{path} was recorded with {found}; give --out another file or measure all cases")
+    return {result["case"]: result for result in recorded["results"]}
+
+
+def how(results: dict[str, dict], threads: int) -> str:
+    """The command that makes a file of these results."""
+    chosen = [] if results.keys() == CASES.keys() else [f"--case {name}" for name in results]
+    return command("benchmarks.run", [*chosen, f"--threads {threads}"])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description=__doc__)
     parser.add_argument("--case", action="append", choices=sorted(CASES), help="measure only these")
+    parser.add_argument("--resume", action="store_true", help="measure what the file lacks")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--out", type=Path, default=RESULTS / "cpu.json")
     arguments = parser.parse_args()
-    results = []
-    for case in arguments.case or CASES:
-        results.append(measure(case, arguments.threads))
-        show(results[-1])
-    arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    partial = arguments.out.with_suffix(".partial")
-    partial.write_text(
-        json.dumps({"machine": machine(arguments.threads), "results": results}, indent=1) + "\n"
-    )
-    os.replace(partial, arguments.out)
+    about = machine(arguments.threads)
+    adding = arguments.case or arguments.resume
+    done = recorded_before(arguments.out, about) if adding else {}
+    about["roof"] = roof.measure(arguments.threads)
+    print(roof.sentence(about["roof"], arguments.threads))
+    for name in arguments.case or CASES:
+        if arguments.resume and name in done:
+            continue
+        done[name] = measure(name, arguments.threads)
+        show(done[name])
+        results = {case: done[case] for case in CASES if case in done}
+        about["command"] = how(results, arguments.threads)
+        write_json(arguments.out, {"machine": about, "results": list(results.values())})
     print(f"\nwrote {arguments.out}")
 
 

@@ -1,0 +1,118 @@
+"""What the operators should reach, as data, and the table that holds a record against it."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Goals:
+    """Of one case; None: no such goal.
+
+    A comparison counts the fastest peer of its kind and, of the two mallocs, the one that is kinder to it.
+
+    Attributes:
+        compiled: how many times longer the fastest peer under ``torch.compile`` should take.
+        eager: the same of the fastest peer without it.
+        peak_share: share of the measured arithmetic peak.
+        peak_bytes: most growth of resident memory during a call.
+        time_of: a case and how many times its time per image may be taken.
+        memory: how many times the memory of the fastest eager peer.
+    """
+
+    compiled: float | None = None
+    eager: float | None = None
+    peak_share: float | None = None
+    peak_bytes: float | None = None
+    time_of: tuple[str, float] | None = None
+    memory: float | None = None
+
+
+@dataclass(frozen=True)
+class Row:
+    """A goal and what was measured; ``met`` is None if there is nothing to compare with."""
+
+    goal: str
+    measured: str
+    met: bool | None
+
+
+def milliseconds(result: dict, peer: str) -> list[float]:
+    """Median milliseconds per image of a peer, one per malloc."""
+    return [times[peer]["median_ms"] / result["images"] for times in result["times"].values()]
+
+
+def least_ratio(result: dict, ours: str, peer: str) -> float:
+    pairs = zip(milliseconds(result, peer), milliseconds(result, ours), strict=True)
+    return min(theirs / mine for theirs, mine in pairs)
+
+
+def peak_share(result: dict, ours: str, roof: dict | None) -> float | None:
+    """Of the arithmetic peak of as many threads; None where no roof of these was measured."""
+    peak = (roof or {}).get("flops_per_second", {}).get(str(result["threads"]))
+    if peak is None:
+        return None
+    return result["flops"] / result["images"] / (min(milliseconds(result, ours)) * 1e-3) / peak["best"]
+
+
+def fastest(result: dict, ours: str, *, compiled: bool) -> str | None:
+    """The peer of that kind that takes the least multiple of our time."""
+    names = [
+        name
+        for name in next(iter(result["times"].values()))
+        if name != ours and name.endswith("torch.compile") == compiled
+    ]
+    return min(names, key=lambda name: least_ratio(result, ours, name), default=None)
+
+
+def rows(goals: Goals, result: dict, ours: str, results: dict[str, dict], roof: dict | None) -> Iterator[Row]:
+    """Each goal of a case beside the record of it; ``results`` are all records by name."""
+    for kind in ("compiled", "eager"):
+        wanted = getattr(goals, kind)
+        if wanted is None:
+            continue
+        peer = fastest(result, ours, compiled=kind == "compiled")
+        goal = f"{wanted:g}x the fastest {kind} peer"
+        if peer is None:
+            yield Row(goal, f"no {kind} peer passed the gate", None)
+            continue
+        ratio = least_ratio(result, ours, peer)
+        yield Row(goal, f"{ratio:.2f}x ({peer})", ratio >= wanted)
+    if goals.peak_share is not None:
+        share = peak_share(result, ours, roof)
+        text = "no peak was measured" if share is None else f"{100 * share:.0f} %"
+        yield Row(
+            f"{100 * goals.peak_share:.0f} % of the peak",
+            text,
+            None if share is None else share >= goals.peak_share,
+        )
+    if goals.peak_bytes is not None:
+        peak = result["peak_bytes"][ours]
+        text = "not known here" if peak is None else f"{peak / 1e6:.0f} MB"
+        yield Row(
+            f"at most {goals.peak_bytes / 1e6:.0f} MB",
+            text,
+            None if peak is None else peak <= goals.peak_bytes,
+        )
+    if goals.time_of is not None:
+        yield _beside(goals.time_of, result, ours, results)
+    if goals.memory is not None:
+        yield _memory(goals.memory, result, ours)
+
+
+def _beside(goal: tuple[str, float], result: dict, ours: str, results: dict[str, dict]) -> Row:
+    other, most = goal
+    text = f"at most {most:g}x the time per image of {other}"
+    if other not in results:
+        return Row(text, f"{other} is not recorded", None)
+    pairs = zip(milliseconds(result, ours), milliseconds(results[other], ours), strict=True)
+    ratio = max(one / many for one, many in pairs)
+    return Row(text, f"{ratio:.2f}x", ratio <= most)
+
+
+def _memory(wanted: float, result: dict, ours: str) -> Row:
+    text = f"1/{wanted:g} of the memory of the fastest eager peer"
+    peer = fastest(result, ours, compiled=False)
+    mine, theirs = result["peak_bytes"][ours], result["peak_bytes"].get(peer)
+    if mine is None or theirs is None:
+        return Row(text, "not known here", None)
+    return Row(text, f"{mine / 1e6:.0f} of {theirs / 1e6:.0f} MB ({peer})", mine * wanted <= theirs)
