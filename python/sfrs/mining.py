@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from sfrs.config import TrainConfig
@@ -19,6 +18,8 @@ from sfrs.places import Ragged
 from sfrs.reranking import TILE_BYTES, largest, promoted, reranked_distances, tile_rows
 
 DIFFICULT = ("none", "promoted", "ranks")
+RANKS = 64
+"""For how many ranks random numbers are drawn at once."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ class Miner:
         Args:
             queries: rows of the query set that have a positive, int64 ``[b]``.
             query_descriptors: unit vectors ``[all queries, d]``. Rows of other queries are read by
-            re-ranking only.
+                re-ranking only.
             database_descriptors: unit vectors ``[database, d]``.
             difficult: ``promoted`` (by re-ranking the nearest positives), ``ranks`` (the positives of the
                 ranks ``config.soft_ranks``, by default the first), or ``none``.
@@ -110,27 +111,44 @@ class Miner:
         config = self.config
         first, last = config.soft_ranks or (1, config.difficult_positives)
         pool = max(config.positive_pool, last)
-        rows = tile_rows(database_descriptors, self.database_size, tile_bytes)
-        nearest, negatives = [], []
-        device = database_descriptors.device
-        allowed = self.database_size - self.excluded.counts[queries]
-        ranks = pool_ranks(allowed, config.negative_pool, config.tuple_negatives, self.generator)
-        for tile, ranks_of_tile in zip(queries.split(rows), ranks.split(rows), strict=True):
-            similarity = query_descriptors[tile.to(device)] @ database_descriptors.T  # [t, database]
-            nearest.append(_nearest(similarity, self.positives.padded(tile).to(device), pool).cpu())
-            row, image = (index.to(device) for index in self.excluded.entries(tile))
-            similarity[row, image] = -torch.inf
-            previous = self.previous_hardest[tile].to(device)
-            hardest = hardest_negatives(similarity, previous, ranks_of_tile.to(device)).cpu()
-            self.previous_hardest[tile] = hardest
-            negatives.append(hardest)
-        width = max(part.shape[1] for part in nearest)
-        nearest = torch.cat([F.pad(part, (0, width - part.shape[1]), value=-1) for part in nearest])
+        nearest, negatives = self._ranked(queries, query_descriptors, database_descriptors, pool, tile_bytes)
         if difficult == "promoted":
             chosen = self._promoted(queries, nearest, query_descriptors, database_descriptors, tile_bytes)
         else:
             chosen = nearest[:, first - 1 : last] if difficult == "ranks" else nearest[:, :0]
-        return Tuples(queries, nearest[:, 0], torch.cat(negatives), chosen)
+        return Tuples(queries, nearest[:, 0], negatives, chosen)
+
+    def _ranked(
+        self,
+        queries: Tensor,
+        query_descriptors: Tensor,
+        database_descriptors: Tensor,
+        pool: int,
+        tile_bytes: int,
+    ) -> tuple[Tensor, Tensor]:
+        """The nearest positives ``[b, at most pool]``, -1 padded, and the hardest negatives ``[b, N]``."""
+        config, device = self.config, database_descriptors.device
+        allowed = self.database_size - self.excluded.counts[queries]
+        ranks = pool_ranks(allowed, config.negative_pool, config.tuple_negatives, self.generator)
+        nearest = torch.full((len(queries), min(pool, int(self.positives.counts[queries].max()))), -1)
+        negatives = torch.empty_like(ranks)
+        row_bytes = self.database_size * database_descriptors.element_size()
+        rows = min(len(queries), tile_rows(database_descriptors, row_bytes, tile_bytes))
+        buffer = database_descriptors.new_empty(rows, self.database_size)
+        # A tile is sorted as deep as its deepest rank: queries of like depth stand together.
+        for tile in ranks[:, -1].argsort(stable=True).split(rows):
+            own = queries[tile]
+            similarity = torch.mm(
+                query_descriptors[own.to(device)], database_descriptors.T, out=buffer[: len(tile)]
+            )  # [t, database]
+            near = _nearest(similarity, self.positives.padded(own).to(device), pool).cpu()
+            nearest[tile, : near.shape[1]] = near
+            row, image = (index.to(device) for index in self.excluded.entries(own))
+            similarity[row, image] = -torch.inf
+            previous = self.previous_hardest[own].to(device)
+            negatives[tile] = hardest_negatives(similarity, previous, ranks[tile].to(device)).cpu()
+        self.previous_hardest[queries] = negatives
+        return nearest, negatives
 
     def _promoted(
         self,
@@ -182,16 +200,25 @@ def pool_ranks(negatives: Tensor, pool: int, count: int, generator: torch.Genera
     Returns:
         int64 ``[t, count]``, ascending.
     """
-    pools = negatives.clamp_max(max(pool, count))
-    ranks = torch.zeros(len(negatives), count + 1, dtype=torch.long)  # the last column takes the surplus
-    taken, rank = torch.zeros_like(negatives), 0
-    while (taken < count).any():
-        uniform = torch.rand(len(negatives), generator=generator, dtype=torch.float64)
-        take = uniform * (negatives - rank) < pools - taken
-        ranks.scatter_(1, taken.where(take, count).clamp_max(count)[:, None], rank)
-        taken += take
-        rank += 1
-    return ranks[:, :count]
+    left = negatives.clamp_max(max(pool, count)).double()  # of the pool, still to be drawn
+    wanted, drawn = left - count, []
+    while (left > wanted).any():
+        before, ranks = generator.get_state(), RANKS * len(drawn) + torch.arange(RANKS)[:, None]
+        uniform = torch.rand(RANKS, len(negatives), generator=generator, dtype=torch.float64)
+        taken = uniform.mul_((negatives - ranks).clamp_min_(0))
+        for chance in taken:
+            left -= chance.lt_(left)  # 1 where the rank is taken, else 0
+        drawn.append(taken > 0)
+    rank_of = torch.cat(drawn).T.contiguous()  # [t, ranks looked at]
+    row, rank = rank_of.nonzero(as_tuple=True)
+    number = rank_of.sum(dim=1)
+    first = number.cumsum(0) - number
+    lowest = rank[first[:, None] + torch.arange(count)]
+    # The generator goes on as if numbers had been drawn rank by rank, so RANKS changes no later draw.
+    generator.set_state(before)
+    needed = int(lowest.max()) + 1 - RANKS * (len(drawn) - 1)
+    torch.rand(needed, len(negatives), generator=generator, dtype=torch.float64)
+    return lowest
 
 
 def hardest_negatives(similarity: Tensor, previous: Tensor, ranks: Tensor) -> Tensor:
@@ -233,17 +260,12 @@ class _Lists:
         """Row (into ``queries``) and value of every listed image."""
         counts = self.counts[queries]
         rows = torch.arange(len(queries)).repeat_interleave(counts)
-        return rows, self.values[self.offsets[queries][rows] + self._columns(counts, rows)]
+        begins = self.offsets[queries] - (counts.cumsum(0) - counts)
+        return rows, self.values[begins[rows] + torch.arange(len(rows))]
 
     def padded(self, queries: Tensor) -> Tensor:
         """int64 ``[t, longest list]``, padded with -1."""
-        counts = self.counts[queries]
-        rows, values = self.entries(queries)
-        padded = torch.full((len(queries), int(counts.max())), -1)
-        padded[rows, self._columns(counts, rows)] = values
-        return padded
-
-    @staticmethod
-    def _columns(counts: Tensor, rows: Tensor) -> Tensor:
-        """Column of every listed image within its list."""
-        return torch.arange(len(rows)) - (counts.cumsum(0) - counts)[rows]
+        counts = self.counts[queries, None]
+        columns = torch.arange(int(counts.max()))
+        places = (self.offsets[queries, None] + columns).clamp_max(len(self.values) - 1)
+        return self.values[places].masked_fill_(columns >= counts, -1)

@@ -13,8 +13,11 @@ Choices, where implementations differ:
 - k2 = 1, the value SFRS uses: no averaging over neighbours (local query expansion).
 - The neighbourhood lists cover all images; sets, weights and distances are computed only for the asked pairs.
 
-Memory beyond inputs and outputs is bounded by ``tile_bytes``, up to a factor of about two.
+Memory beyond inputs and outputs is bounded by ``tile_bytes``, up to a factor of about two. On a CPU tiles are
+smaller: they stay in the cache, and the heap keeps them from one tile to the next.
 """
+
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +25,8 @@ from torch import Tensor
 
 TILE_BYTES = 256 * 2**20
 CACHED_BYTES = 8 * 2**20
+TWO_LEVELS = 32
+"""From this many columns for each one sought, `largest` looks for groups of groups."""
 
 
 def reranked_distances(
@@ -43,101 +48,126 @@ def reranked_distances(
     Returns:
         ``[b, C]`` in ``features``' dtype; infinite where the candidate is -1.
     """
-    neighbours, furthest = nearest_neighbours(features, k1, tile_bytes=tile_bytes)
-    asked, place = torch.cat((queries[:, None], candidates.clamp_min(0)), dim=1).unique(return_inverse=True)
-    members, weights = reciprocal_sets(features, asked, neighbours, furthest, tile_bytes=tile_bytes)
-    rows = max(
-        1,
-        tile_bytes
-        // (4 * features.element_size() * (len(features) + candidates.shape[1] * members.shape[1])),
-    )
-    jaccard = torch.cat([_jaccard(members, weights, tile, len(features)) for tile in place.split(rows)])
-    pairs = torch.cat(
-        [
-            _squared_distances(features, q, c, tile_bytes)
-            for q, c in zip(queries.split(rows), candidates.clamp_min(0).split(rows), strict=True)
-        ]
-    )
-    distance = (1 - lambda_value) * jaccard + lambda_value * pairs / furthest[queries][:, None]
+    neighbours = nearest_neighbours(features, k1, tile_bytes=tile_bytes)
+    present = candidates.clamp_min(0)
+    asked, place = torch.cat((queries[:, None], present), dim=1).unique(return_inverse=True)
+    members, weights = reciprocal_sets(features, asked, neighbours, tile_bytes=tile_bytes)
+    jaccard = _jaccard(members, weights, place, len(features), tile_bytes)
+    direct = _squared_distances(features, queries, present, tile_bytes)
+    distance = (1 - lambda_value) * jaccard + lambda_value * direct / neighbours.furthest[queries][:, None]
     return distance.masked_fill(candidates < 0, torch.inf)
 
 
-def nearest_neighbours(features: Tensor, k: int, *, tile_bytes: int = TILE_BYTES) -> tuple[Tensor, Tensor]:
-    """For each image itself and its k nearest others, and the squared distance to the furthest image.
+class Neighbours(NamedTuple):
+    """The nearest neighbours of all images.
 
-    Returns:
-        ``(neighbours int64 [n, min(k + 1, n)], furthest [n])``; an image is its own first neighbour.
+    Attributes:
+        images: int64 ``[n, min(k + 1, n)]``, nearest first; an image is its own first neighbour.
+        similarity: to each of them, infinite to itself, ``[n, min(k + 1, n)]``.
+        furthest: squared distance to the furthest image, ``[n]``.
     """
+
+    images: Tensor
+    similarity: Tensor
+    furthest: Tensor
+
+
+def nearest_neighbours(features: Tensor, k: int, *, tile_bytes: int = TILE_BYTES) -> Neighbours:
+    """For each image itself and its k nearest others, and the squared distance to the furthest image."""
     count = len(features)
-    rows = min(count, tile_rows(features, count, tile_bytes))
+    rows = min(count, tile_rows(features, count * features.element_size(), tile_bytes))
     tile = features.new_empty(rows, count)
-    neighbours, furthest = [], []
+    images, similarities, furthest = [], [], []
     for start in range(0, count, rows):
         part = features[start : start + rows]
         similarity = torch.mm(part, features.T, out=tile[: len(part)])
         furthest.append(2 - 2 * similarity.amin(dim=1))
-        diagonal = torch.arange(len(part), device=features.device)
-        similarity[diagonal, start + diagonal] = torch.inf
-        neighbours.append(largest(similarity, min(k + 1, count)))
-    return torch.cat(neighbours), torch.cat(furthest).clamp_min(torch.finfo(features.dtype).tiny)
+        similarity.diagonal(start).fill_(torch.inf)
+        images.append(largest(similarity, min(k + 1, count)))
+        similarities.append(similarity.gather(1, images[-1]))
+    least = torch.finfo(features.dtype).tiny
+    return Neighbours(torch.cat(images), torch.cat(similarities), torch.cat(furthest).clamp_min(least))
 
 
-def tile_rows(features: Tensor, width: int, tile_bytes: int) -> int:
-    """Rows of a tile ``[rows, width]``; on a CPU it stays in the cache from its product to its sorting."""
+def tile_rows(features: Tensor, row_bytes: int, tile_bytes: int) -> int:
+    """Rows of a tile on the device of ``features``; on a CPU the tile stays in the cache while it is used."""
     limit = min(tile_bytes, CACHED_BYTES) if features.device.type == "cpu" else tile_bytes
-    return max(1, limit // (width * features.element_size()))
+    return max(1, limit // row_bytes)
 
 
-def largest(values: Tensor, count: int) -> Tensor:
-    """Columns of the ``count`` largest values of each row, largest first: int64 ``[t, count]``.
+def largest(values: Tensor, count: int, *, order: bool = True) -> Tensor:
+    """Columns of the ``count`` largest values of each row: int64 ``[t, count]``, largest first if ``order``.
 
-    The largest ``count`` of a row stand in those ``count`` groups of columns whose own largest are largest,
-    so only these groups are sorted. About half the time of ``topk`` on a CPU.
+    The largest ``count`` of a row stand in those ``count`` groups of columns whose own largest are largest.
+    These groups are found in the same way, so that little of a row is ever sorted.
     """
-    group = max(1, round((values.shape[1] / max(1, count)) ** 0.5))
+    ratio = values.shape[1] / max(1, count)
+    group = round(ratio ** (1 / 3) if ratio > TWO_LEVELS else ratio**0.5)
     if group < 3:
-        return values.topk(count, dim=1).indices
+        return values.topk(count, dim=1, sorted=order).indices
     columns = values.shape[1] // group  # a group is the columns c, c + columns, c + 2 columns, ...
     whole = values[:, : group * columns].unflatten(1, (group, columns))
-    best = whole.amax(dim=1).topk(count, dim=1, sorted=False).indices
-    steps = columns * torch.arange(group, device=values.device)
-    rest = torch.arange(group * columns, values.shape[1], device=values.device).expand(len(values), -1)
-    candidates = torch.cat(((best[:, None] + steps[:, None]).flatten(1), rest), dim=1)
-    return candidates.gather(1, values.gather(1, candidates).topk(count, dim=1).indices)
+    best = largest(whole.amax(dim=1), count, order=False)
+    inside = whole.gather(2, best[:, None].expand(-1, group, -1)).flatten(1)
+    rest = values[:, group * columns :]
+    if rest.shape[1]:
+        inside = torch.cat((inside, rest), dim=1)
+    chosen = inside.topk(count, dim=1, sorted=order).indices
+    member = chosen // count  # of the group; that of a rest's column is beyond
+    from_group = best.gather(1, chosen - member * count) + columns * member
+    return from_group.where(member < group, chosen + group * (columns - count))
 
 
 def reciprocal_sets(
-    features: Tensor, images: Tensor, neighbours: Tensor, furthest: Tensor, *, tile_bytes: int = TILE_BYTES
+    features: Tensor, images: Tensor, neighbours: Neighbours, *, tile_bytes: int = TILE_BYTES
 ) -> tuple[Tensor, Tensor]:
     """The widened k-reciprocal sets of some images as padded rows.
 
     Args:
         images: rows of ``features``, int64 ``[m]``.
-        neighbours, furthest: from `nearest_neighbours`.
 
     Returns:
-        ``(members int64 [m, W], weights [m, W])``: members ascending, padded with n (of weight 0); weights
-        sum to 1.
+        ``(members int64 [m, W], weights [m, W])``: first the k1-reciprocal neighbours, nearest first, then
+        what the sets of others add, ascending; n (of weight 0) for none, anywhere; weights sum to 1.
     """
-    count, width = len(features), neighbours.shape[1]
-    half = round((width - 1) / 2) + 1
-    small = _reciprocal(neighbours[:, :half].contiguous(), torch.arange(count, device=images.device))
-    rows = max(1, tile_bytes // (8 * 4 * (width * half + width * width) + count))
-    members = []
-    for tile in images.split(rows):
-        core = _reciprocal(neighbours, tile)  # [t, k1 + 1], n where not reciprocal
-        in_core = torch.zeros(len(tile), count + 1, dtype=torch.bool, device=tile.device)
-        in_core.scatter_(1, core, True)[:, count] = False
-        near = small[core.clamp_max(count - 1)]  # [t, k1 + 1, half], the core's own smaller sets
-        shared = in_core.gather(1, near.flatten(1)).view_as(near).sum(dim=2)
-        accepted = (core < count) & (3 * shared > 2 * (near < count).sum(dim=2))
-        widened = near.masked_fill_(~accepted[:, :, None], count).flatten(1)
-        members.append(_distinct(torch.cat((core, widened), dim=1), count))
-    longest = max((m.shape[1] for m in members), default=0)
-    members = torch.cat([F.pad(m, (0, longest - m.shape[1]), value=count) for m in members])
-    distances = _squared_distances(features, images, members, tile_bytes)
-    weights = (-distances / furthest[images][:, None]).exp().masked_fill(members == count, 0)
+    count, width = len(features), neighbours.images.shape[1]
+    core = _reciprocal(neighbours.images, images, tile_bytes)
+    row, image = _added(neighbours, core, count, tile_bytes)
+    added = torch.bincount(row, minlength=len(images))
+    column = width + torch.arange(len(row), device=row.device) - (added.cumsum(0) - added)[row]
+    widest = int(added.max()) if len(images) else 0
+    members = F.pad(core, (0, widest), value=count)
+    members[row, column] = image
+    distances = F.pad((2 - 2 * neighbours.similarity[images]).clamp_min(0), (0, widest))
+    distances[row, column] = _squared_distances(features, images[row], image[:, None], tile_bytes)[:, 0]
+    weights = (-distances / neighbours.furthest[images][:, None]).exp().masked_fill(members == count, 0)
     return members, weights / weights.sum(dim=1, keepdim=True)
+
+
+def _added(neighbours: Neighbours, core: Tensor, count: int, tile_bytes: int) -> tuple[Tensor, Tensor]:
+    """What widening adds to the sets ``core [m, k1 + 1]``: (rows of ``core``, images), both ascending."""
+    half = round((core.shape[1] - 1) / 2) + 1
+    everyone = torch.arange(count, device=core.device)
+    small = _reciprocal(neighbours.images[:, :half].contiguous(), everyone, tile_bytes)
+    small = F.pad(small, (0, 0, 0, 1), value=count)  # no image has an empty set
+    sizes = (small < count).sum(dim=1)
+    row_bytes = count + 1 + 16 * core.shape[1] * half
+    rows = min(max(1, len(core)), tile_rows(neighbours.similarity, row_bytes, tile_bytes))
+    in_core = torch.zeros(rows, count + 1, dtype=torch.bool, device=core.device)
+    found_rows, found_images = [everyone[:0]], [everyone[:0]]
+    for start in range(0, len(core), rows):
+        own = core[start : start + rows]
+        inside = in_core[: len(own)].zero_().scatter_(1, own, True)
+        inside[:, count] = False
+        near = small.index_select(0, own.flatten()).view(len(own), -1, half)  # the sets of its members
+        shared = inside.gather(1, near.flatten(1)).view_as(near)
+        row, place = (3 * shared.sum(dim=2) > 2 * sizes[own]).nonzero(as_tuple=True)  # the accepted ones
+        image = near[row, place]  # [accepted, half]
+        keys = (row * (count + 1))[:, None] + image
+        once = keys[~shared[row, place] & (image < count)].unique()
+        found_rows.append(start + once // (count + 1))
+        found_images.append(once % (count + 1))
+    return torch.cat(found_rows), torch.cat(found_images)
 
 
 def promoted(distances: Tensor, count: int) -> Tensor:
@@ -158,47 +188,39 @@ def promoted(distances: Tensor, count: int) -> Tensor:
     return order.gather(1, choice).masked_fill(~kept.gather(1, choice), -1)
 
 
-def _reciprocal(neighbours: Tensor, images: Tensor) -> Tensor:
-    """The neighbours ``[t, k + 1]`` of ``images`` that have the image among their own; n for the others."""
-    own = neighbours[images]
-    mutual = (neighbours[own] == images[:, None, None]).any(dim=2)
-    return own.masked_fill(~mutual, len(neighbours))
-
-
-def _distinct(values: Tensor, blank: int) -> Tensor:
-    """Each row's distinct values, ascending, then ``blank`` (the largest value), cut to the longest row."""
-    values = values.to(torch.int32).sort(dim=1).values
-    repeated = torch.zeros_like(values, dtype=torch.bool)
-    repeated[:, 1:] = values[:, 1:] == values[:, :-1]
-    values = values.masked_fill_(repeated, blank)
-    longest = int((values < blank).sum(dim=1).max())
-    return values.sort(dim=1).values[:, :longest].long()
+def _reciprocal(neighbours: Tensor, images: Tensor, tile_bytes: int) -> Tensor:
+    """The neighbours ``[m, k + 1]`` of ``images`` that have the image among their own; n for the others."""
+    width, lists = neighbours.shape[1], neighbours.int()
+    rows = tile_rows(neighbours, 16 * width * width, tile_bytes)
+    kept = []
+    for tile in images.split(rows):
+        own = neighbours[tile]
+        theirs = lists.index_select(0, own.flatten()).view(-1, width, width)
+        mutual = (theirs == tile.int()[:, None, None]).any(dim=2)
+        kept.append(own.masked_fill_(~mutual, len(neighbours)))
+    return torch.cat(kept)
 
 
 def _squared_distances(features: Tensor, images: Tensor, others: Tensor, tile_bytes: int) -> Tensor:
-    """Between ``images [m]`` and their ``others [m, W]``: ``[m, W]``; others of n, at the end of a row, are
-    none, and what stands there has no meaning.
-
-    Only what a tile needs is read: rows of descriptors are long.
-    """
-    count = len(features)
-    lengths = (others < count).sum(dim=1)
-    order = lengths.argsort()
-    rows = max(1, tile_bytes // (max(1, others.shape[1]) * features.shape[1] * features.element_size()))
-    similarity = features.new_zeros(others.shape)
-    for tile, longest in zip(order.split(rows), lengths[order].split(rows), strict=True):
-        longest = int(longest[-1])
-        chosen = features[others[tile, :longest].clamp_max(count - 1)]
-        similarity[tile, :longest] = torch.bmm(chosen, features[images[tile]][:, :, None]).squeeze(2)
-    return (2 - 2 * similarity).clamp_min(0)
+    """Between ``images [m]`` and their ``others [m, W]``: ``[m, W]``."""
+    row_bytes = max(1, others.shape[1]) * features.shape[1] * features.element_size()
+    rows = tile_rows(features, row_bytes, tile_bytes)
+    similarity = [
+        torch.bmm(features[them], features[tile][:, :, None]).squeeze(2)
+        for tile, them in zip(images.split(rows), others.split(rows), strict=True)
+    ]
+    return (2 - 2 * torch.cat(similarity)).clamp_min(0)
 
 
-def _jaccard(members: Tensor, weights: Tensor, place: Tensor, count: int) -> Tensor:
-    """``[t, C]``; ``place [t, 1 + C]`` are the rows of a query and its candidates in ``members``."""
-    query, candidates = place[:, 0], place[:, 1:]
-    dense = weights.new_zeros(len(place), count + 1).scatter_(1, members[query], weights[query])
-    same = dense.gather(1, members[candidates].flatten(1)).view(*candidates.shape, -1)
-    overlap = torch.minimum(same, weights[candidates]).sum(
-        dim=2
-    )  # sum of minima; sum of maxima is 2 minus it
-    return 1 - overlap / (2 - overlap)
+def _jaccard(members: Tensor, weights: Tensor, place: Tensor, count: int, tile_bytes: int) -> Tensor:
+    """``[b, C]``; ``place [b, 1 + C]`` are the rows of a query and its candidates in ``members``."""
+    row_bytes = weights.element_size() * (count + 1 + 4 * place.shape[1] * members.shape[1])
+    rows = min(len(place), tile_rows(weights, row_bytes, tile_bytes))
+    dense, parts = weights.new_empty(rows, count + 1), []
+    for tile in place.split(rows):
+        query, candidates = tile[:, 0], tile[:, 1:]
+        whole = dense[: len(tile)].zero_().scatter_(1, members[query], weights[query])
+        same = whole.gather(1, members[candidates].flatten(1)).view(*candidates.shape, -1)
+        overlap = torch.minimum(same, weights[candidates]).sum(dim=2)  # of maxima: 2 minus that of minima
+        parts.append(1 - overlap / (2 - overlap))
+    return torch.cat(parts)

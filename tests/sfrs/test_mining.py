@@ -97,6 +97,22 @@ def test_the_pool_is_a_uniform_sample_without_replacement():
     assert squares < freedom + 5 * (2 * freedom) ** 0.5
 
 
+def test_the_ranks_are_those_of_selection_sampling_one_rank_after_the_other():
+    negatives, pool, count = torch.tensor([40, 400, 900, 2000]), 30, 10
+    drawing = torch.Generator().manual_seed(3)
+    ranks = pool_ranks(negatives, pool, count, drawing)
+    generator = torch.Generator().manual_seed(3)
+    expected = [[] for _ in negatives]
+    for rank in range(int(ranks.max()) + 1):
+        uniform = torch.rand(len(negatives), generator=generator, dtype=torch.float64)
+        for own, number, drawn in zip(expected, negatives.tolist(), uniform.tolist(), strict=True):
+            if drawn * max(number - rank, 0) < pool - len(own):
+                own.append(rank)
+    assert ranks.tolist() == [own[:count] for own in expected]
+    assert ranks.max() > 300
+    assert torch.equal(generator.get_state(), drawing.get_state())
+
+
 def test_a_pool_of_everything_holds_the_hardest_of_all_whatever_their_number():
     ranks = pool_ranks(torch.tensor([3, 8, 20]), 8, 3, torch.Generator().manual_seed(0))
     assert ranks[:2].tolist() == [[0, 1, 2]] * 2

@@ -75,11 +75,30 @@ def test_the_tile_size_changes_nothing():
 
 def test_an_image_is_its_own_first_neighbour_even_among_copies():
     features = torch.nn.functional.normalize(torch.ones(6, 4), dim=1)
-    neighbours, _ = nearest_neighbours(features, 3)
-    assert neighbours[:, 0].tolist() == list(range(6))
+    assert nearest_neighbours(features, 3).images[:, 0].tolist() == list(range(6))
 
 
-@pytest.mark.parametrize(("columns", "count"), [(1000, 21), (997, 10), (400, 100), (30, 30), (17, 1), (5, 0)])
+def test_neighbours_carry_their_similarity_and_the_furthest_distance():
+    features = clustered_features(40, 8, 4, seed=2)
+    found = nearest_neighbours(features, 5, tile_bytes=1000)
+    products = features @ features.T
+    torch.testing.assert_close(found.similarity[:, 1:], products.gather(1, found.images[:, 1:]))
+    torch.testing.assert_close(found.furthest, 2 - 2 * products.amin(dim=1))
+    others = products.fill_diagonal_(-1).topk(5, dim=1).values
+    torch.testing.assert_close(found.similarity[:, 1:], others)
+
+
+def test_an_only_image_is_its_own_neighbour_and_candidate():
+    features = torch.nn.functional.normalize(torch.ones(1, 4), dim=1)
+    distances = reranked_distances(features, torch.tensor([0]), torch.tensor([[0, -1]]), k1=3)
+    assert distances[0, 0] < 1e-6
+    assert distances[0, 1].isinf()
+
+
+SIZES = [(5003, 21), (2999, 7), (1000, 21), (997, 10), (400, 100), (30, 30), (17, 1), (5, 0)]
+
+
+@pytest.mark.parametrize(("columns", "count"), SIZES)
 def test_the_largest_are_those_that_a_full_sort_puts_first(columns, count):
     values = torch.rand(40, columns, generator=torch.Generator().manual_seed(columns))
     values[:, ::7] = -torch.inf  # negatives that are none
