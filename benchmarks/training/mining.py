@@ -6,13 +6,14 @@ import torch
 
 from sfrs.config import TrainConfig
 from sfrs.mining import Miner, Tuples
+from sfrs.reranking import TILE_BYTES, tile_rows
 
 from . import list_mining
 from .list_mining import ListTuple
 from .mining_problem import MiningProblem
 from .timing import seconds
 
-REFERENCE, OURS = "lists", "sfrs"
+REFERENCE, OURS, PRODUCT = "lists", "sfrs", "product"
 
 
 def by_lists(problem: MiningProblem, miner: Miner, pools: list[list[int]], rerank: bool) -> list[ListTuple]:
@@ -64,7 +65,11 @@ def gate(tuples: Tuples, lists: list[ListTuple], rerank: bool) -> dict[str, floa
 def measure(
     queries: int, database: int, dim: int, device: torch.device, *, seed: int, rounds: int, most: float
 ) -> dict:
-    """Seconds for all queries, without and with re-ranking; the lists are measured once, they take long."""
+    """Seconds for all queries, without and with re-ranking; the lists are measured once, they take long.
+
+    ``product`` is what no exact mining can do without: the products of the descriptors it compares, which are
+    all pairs of images for re-ranking.
+    """
     problem = MiningProblem.draw(queries, database, dim, seed)
     miner = Miner(problem.neighbourhood, TrainConfig(), seed=seed)
     on_device = problem.queries.to(device), problem.database.to(device)
@@ -77,10 +82,23 @@ def measure(
         results["agree"][name] = gate(
             miner.mine(miner.queries, *on_device, difficult=difficult), lists, rerank
         )
-        calls = {OURS: lambda difficult=difficult: miner.mine(miner.queries, *on_device, difficult=difficult)}
+        rows = torch.cat(on_device) if rerank else on_device[0]
+        columns = rows if rerank else on_device[1]
+        calls = {
+            OURS: lambda difficult=difficult: miner.mine(miner.queries, *on_device, difficult=difficult),
+            PRODUCT: lambda rows=rows, columns=columns: product(rows, columns),
+        }
         fast = seconds(calls, device, rounds=rounds, most=most)
         results["seconds"][name] = {REFERENCE: slow, **fast}
     return results
+
+
+def product(rows: torch.Tensor, columns: torch.Tensor) -> None:
+    """Products of descriptors and nothing else, in tiles as mining takes them."""
+    height = tile_rows(columns, len(columns) * columns.element_size(), TILE_BYTES)
+    tile = columns.new_empty(height, len(columns))
+    for part in rows.split(height):
+        torch.mm(part, columns.T, out=tile[: len(part)])
 
 
 def product_rate(dim: int, device: torch.device) -> float:
