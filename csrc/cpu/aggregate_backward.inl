@@ -65,17 +65,15 @@ class BackwardTile {
   using T = Acc<S>;
 
  public:
-  static int64_t bytes(const AggregationBackward& f, const Sizes<T>& n) {
+  static int64_t bytes(const Sizes<T>& n) {
     int64_t columns = n.cluster_columns + n.logit_columns, panels = round_up(n.dim, kPanel<T>);
-    return Scratch::bytes<T>(n.blocks * n.block) + 3 * Scratch::bytes<T>(n.tile + kLanes<T>) +
+    return Scratch::bytes<T>(n.packed()) + 2 * Scratch::bytes<T>(n.tile + kLanes<T>) +
            Scratch::bytes<T>(n.tile * n.cluster_columns) + Scratch::bytes<T>(n.tile * n.logit_columns) +
            Scratch::bytes<T>(n.clusters * n.dim) + Scratch::bytes<T>(n.cluster_columns * n.rows) +
            3 * Scratch::bytes<T>(n.cluster_columns) + Scratch::bytes<T>(n.logit_columns) +
-           (planes(f) ? Scratch::bytes<T>(n.tile * columns) + Scratch::bytes<T>(kTileRows * n.tile)
+           (n.planes ? Scratch::bytes<T>(n.tile * columns) + Scratch::bytes<T>(kTileRows * n.tile)
                       : Scratch::bytes<T>(panels * n.clusters) + Scratch::bytes<T>(kTileRows * panels));
   }
-  static bool planes(const AggregationBackward& f) { return f.x.stride_w == 1; }
-
   BackwardTile(const AggregationBackward& f, const Sizes<T>& n, const Assignment<T>& assignment,
                const T* weight_rows, const ParameterSums<T>& sums, Scratch& scratch)
       : f_(f),
@@ -83,9 +81,8 @@ class BackwardTile {
         assignment_(assignment),
         weight_rows_(weight_rows),
         sums_(sums),
-        packed_(scratch.zeros<T>(n.blocks * n.block)),
+        packed_(scratch.zeros<T>(n.packed())),
         squares_(scratch.take<T>(n.tile + kLanes<T>)),
-        row_(scratch.take<T>(n.tile + kLanes<T>)),
         along_(scratch.take<T>(n.tile + kLanes<T>)),
         products_(scratch.take<T>(n.tile * n.cluster_columns)),
         logits_(scratch.take<T>(n.tile * n.logit_columns)),
@@ -95,7 +92,7 @@ class BackwardTile {
         weights_(scratch.zeros<T>(n.cluster_columns)),
         da_(scratch.take<T>(n.cluster_columns)),
         dbias_(scratch.take<T>(n.logit_columns)) {
-    if (planes(f)) {
+    if (n.planes) {
       across_ = scratch.zeros<T>(n.tile * (n.cluster_columns + n.logit_columns));
       out_ = scratch.take<T>(kTileRows * n.tile);
     } else {
@@ -108,7 +105,7 @@ class BackwardTile {
   void begin_group(const Group& g) {
     vlad_gradient<S>(f_, n_, g, dv_);
     pack_transposed(dv_, n_.dim, n_.clusters, n_.dim, dv_columns_, n_.rows);
-    if (!planes(f_)) pack_rows(dv_, n_.clusters, n_.dim, dv_rows_);
+    if (!n_.planes) pack_rows(dv_, n_.clusters, n_.dim, dv_rows_);
     for (int64_t k = 0; k < n_.clusters; ++k) {
       weights_[k] = dv_centroid_[k] = 0;
       if (!f_.centroids) continue;
@@ -125,15 +122,12 @@ class BackwardTile {
 
   void run(const Group& g, int64_t begin, int64_t count, const Ahead& next) {
     if (count == 0) return;
-    if (planes(f_))
-      pack_planes<S>(f_.x, g, begin, count, packed_, n_.block, squares_, row_);
-    else
-      pack_tokens<S>(f_.x, g, begin, count, packed_, n_.block, squares_);
+    pack<S>(f_.x, g, begin, count, packed_, n_.step, squares_);
     multiply_features(n_, count, packed_, dv_columns_, n_.clusters, products_);
     assign(g, begin, count);
     if (f_.dweight) aggregate_features(n_, count, packed_, logits_, n_.logits, sums_.dweight, true, next);
     if (!f_.dx.data) return;
-    if (planes(f_))
+    if (n_.planes)
       write_planes(g, begin, count);
     else
       write_tokens(g, begin, count);
@@ -149,11 +143,6 @@ class BackwardTile {
       for (int64_t i = 0; i < s.count; ++i, ++p) assign_position(p, g.image * f_.x.positions() + s.index + i);
     // Tile by tile: a running sum over all positions would lose digits.
     for (int64_t k = 0; k < n_.logit_columns; ++k) sums_.dbias[k] += dbias_[k];
-    for (int64_t p = count; p < round_up(count, kTileRows); ++p) {
-      auto clear = [](T* at, int64_t) { store(at, Vec<T>{}); };
-      each_vector(n_.clusters, n_.tile, p, products_, clear);
-      each_vector(n_.logits, n_.tile, p, logits_, clear);
-    }
   }
 
   void assign_position(int64_t p, int64_t position) {
@@ -275,7 +264,7 @@ class BackwardTile {
   const Assignment<T>& assignment_;
   const T* weight_rows_;
   const ParameterSums<T>& sums_;
-  T *packed_, *squares_, *row_, *along_, *products_, *logits_, *dv_, *dv_columns_, *dv_centroid_, *weights_,
+  T *packed_, *squares_, *along_, *products_, *logits_, *dv_, *dv_columns_, *dv_centroid_, *weights_,
       *da_, *dbias_;
   T *across_ = nullptr, *dv_rows_ = nullptr, *out_ = nullptr;
 };
@@ -293,12 +282,12 @@ void aggregate_backward(const AggregationBackward& f, const Parallel& parallel) 
                  tasks * ParameterSums<T>::bytes(n));
   Assignment<T> assignment(f, n, shared);
   T* weight_rows = shared.take<T>(panel_rows);
-  if (f.weight && !BackwardTile<S>::planes(f)) pack_rows((const T*)f.weight, n.logits, n.dim, weight_rows);
+  if (f.weight && !n.planes) pack_rows((const T*)f.weight, n.logits, n.dim, weight_rows);
   ParameterSums<T>* sums = (ParameterSums<T>*)__builtin_alloca(tasks * sizeof(ParameterSums<T>));
   for (int64_t i = 0; i < tasks; ++i) sums[i] = ParameterSums<T>(n, shared);
 
   parallel.each(tasks, [&](int64_t task) {
-    Scratch scratch(BackwardTile<S>::bytes(f, n));
+    Scratch scratch(BackwardTile<S>::bytes(n));
     BackwardTile<S> tile(f, n, assignment, weight_rows, sums[task], scratch);
     int64_t begin = tiles * task / tasks, end = tiles * (task + 1) / tasks;
     for (int64_t t = begin; t < end; ++t) {

@@ -20,50 +20,59 @@ SFRS_INLINE int panel_vecs(int64_t column, int64_t columns) {
   return (int)smaller<int64_t>((columns - column + kLanes<T> - 1) / kLanes<T>, kTileVecs);
 }
 
+constexpr int kGiven = 0;  // as ARow or AInner: a_stride, which is known at run time only
+
 // c[6][nv * lanes] += a * b, summed over `outer` blocks of `inner` steps. Row r of a at step (o, i) lies
 // at a[o * a_outer + i * AInner + r * ARow]; b advances by b_row at every step.
 template <int NV, int ARow, int AInner, class T>
 SFRS_NOINLINE void multiply_tile(int64_t outer, int64_t inner, const T* a, int64_t a_outer, const T* b,
-                                 int64_t b_row, T* c, int64_t c_row, bool accumulate) {
-  Vec<T> acc[kTileRows][NV];
-#pragma GCC unroll 6
-  for (int r = 0; r < kTileRows; ++r) {
-#pragma GCC unroll 4
-    for (int v = 0; v < NV; ++v) acc[r][v] = accumulate ? load(c + r * c_row + v * kLanes<T>) : Vec<T>{};
-  }
-  for (int64_t o = 0; o < outer; ++o, a += a_outer) {
-    const T* at = a;
-    for (int64_t i = 0; i < inner; ++i, at += AInner, b += b_row) {
+                                 int64_t b_row, T* c, int64_t c_row, bool accumulate, int64_t a_stride) {
+  const int64_t a_row = ARow == kGiven ? a_stride : ARow, a_inner = AInner == kGiven ? a_stride : AInner;
+  const int64_t jump = a_outer - inner * a_inner;
+  Vec<T> acc[kTileRows][NV] = {};
+  for (int64_t rest = inner, steps = outer * inner; steps > 0; --steps, a += a_inner, b += b_row) {
       Vec<T> right[NV];
 #pragma GCC unroll 4
       for (int v = 0; v < NV; ++v) right[v] = load(b + v * kLanes<T>);
 #pragma GCC unroll 6
       for (int r = 0; r < kTileRows; ++r) {
-        Vec<T> left = splat(at[r * ARow]);
+        Vec<T> left = splat(a[r * a_row]);
 #pragma GCC unroll 4
         for (int v = 0; v < NV; ++v) acc[r][v] += left * right[v];
       }
-    }
+      if (--rest == 0) {
+        rest = inner;
+        a += jump;
+      }
   }
+  auto finish = [&](auto add) {
 #pragma GCC unroll 6
-  for (int r = 0; r < kTileRows; ++r) {
+    for (int r = 0; r < kTileRows; ++r) {
 #pragma GCC unroll 4
-    for (int v = 0; v < NV; ++v) store(c + r * c_row + v * kLanes<T>, acc[r][v]);
-  }
+      for (int v = 0; v < NV; ++v) {
+        T* to = c + r * c_row + v * kLanes<T>;
+        store(to, add.value ? load(to) + acc[r][v] : acc[r][v]);
+      }
+    }
+  };
+  accumulate ? finish(std::true_type()) : finish(std::false_type());
 }
 
 template <int ARow, int AInner, class T>
 SFRS_INLINE void multiply(int vecs, int64_t outer, int64_t inner, const T* a, int64_t a_outer, const T* b,
-                          int64_t b_row, T* c, int64_t c_row, bool accumulate) {
+                          int64_t b_row, T* c, int64_t c_row, bool accumulate, int64_t a_stride = 0) {
+  auto run = [&](auto nv) {
+    multiply_tile<nv.value, ARow, AInner>(outer, inner, a, a_outer, b, b_row, c, c_row, accumulate, a_stride);
+  };
   if constexpr (kTileVecs == 4) {
     if (vecs == 4)
-      return multiply_tile<4, ARow, AInner>(outer, inner, a, a_outer, b, b_row, c, c_row, accumulate);
+      return run(std::integral_constant<int, 4>());
     if (vecs == 3)
-      return multiply_tile<3, ARow, AInner>(outer, inner, a, a_outer, b, b_row, c, c_row, accumulate);
+      return run(std::integral_constant<int, 3>());
   }
   if (vecs == 2)
-    return multiply_tile<2, ARow, AInner>(outer, inner, a, a_outer, b, b_row, c, c_row, accumulate);
-  return multiply_tile<1, ARow, AInner>(outer, inner, a, a_outer, b, b_row, c, c_row, accumulate);
+    return run(std::integral_constant<int, 2>());
+  return run(std::integral_constant<int, 1>());
 }
 
 // dst, [columns, rows] row-major with leading dimension ld, transposed into panels [rows][columns].
