@@ -20,13 +20,13 @@ struct Sizes {
         planes(f.x.stride_w == 1) {
     // Multiples of 48: whole blocks of 6 and whole vectors of 16. A tile, the weights and the sums share L2.
     int64_t fitting = 100 * 1024 / (int64_t)sizeof(T) / larger<int64_t>(dim, 1);
-    tile = larger<int64_t>(48, smaller<int64_t>(192, fitting / 48 * 48));
+    tile = larger<int64_t>(48, smaller(kLargestTile, fitting / 48 * 48));
     tile = smaller(tile, round_up(larger<int64_t>(f.x.positions(), 1), 48));
     // An odd number of cache lines: rows of an even one would meet in few sets of L1.
     constexpr int64_t line = 64 / sizeof(T);
     step = (tile / line | 1) * line;
   }
-  int64_t packed() const { return larger(round_up(dim, kLanes<T>), rows) * step; }
+  int64_t packed() const { return larger(round_up(dim, kLanes<T>), rows) * step + kLanes<T>; }
 };
 
 // Steps of the long dimension after which a panel of the right side still fits L1 beside the left one.
@@ -43,9 +43,8 @@ SFRS_INLINE void multiply_features(const Sizes<T>& n, int64_t count, const T* pa
     for (int64_t c = 0; c < columns; c += kPanel<T>) {
       const T* panel = right + c * n.rows + d * kPanel<T>;
       for (int64_t p = 0; p < count; p += kTileRows)
-        multiply<1, kGiven>(panel_vecs<T>(c, columns), 1, depth, packed + d * n.step + p, 0, panel,
-                            kPanel<T>, products + c * n.tile + p * kPanel<T>, kPanel<T>, d > 0,
-                            n.step);
+        multiply<1, kGiven>(panel_vecs<T>(c, columns), 1, depth, packed + d * n.step + p, 0, panel, kPanel<T>,
+                            products + c * n.tile + p * kPanel<T>, kPanel<T>, d > 0, n.step);
     }
   }
 }
@@ -112,7 +111,7 @@ struct Assignment {
   Assignment(const Aggregation& f, const Sizes<T>& n, Scratch& scratch) {
     T* panels = scratch.zeros<T>(n.logit_columns * n.rows);
     T* padded = scratch.take<T>(n.logit_columns);
-    if (f.weight) pack_transposed((const T*)f.weight, n.dim, n.logits, n.dim, panels, n.rows);
+    if (f.weight) rows_to_panels((const T*)f.weight, n.dim, n.logits, n.dim, panels, n.rows);
     for (int64_t k = 0; k < n.logit_columns; ++k)
       padded[k] = k >= n.logits ? (T)-__builtin_inf() : f.bias ? ((const T*)f.bias)[k] : 0;
     weight = panels;
@@ -173,11 +172,9 @@ class ForwardTile {
 
  private:
   void assign(const Group& g, int64_t begin, int64_t count, const Accumulator<T>& sum) {
-    Segments segments(f_.x, g, begin, count);
-    Segment s;
-    for (int64_t p = 0; segments.next(&s);)
-      for (int64_t i = 0; i < s.count; ++i, ++p) {
-        int64_t position = g.image * f_.x.positions() + s.index + i;
+    for (const Segment& s : Segments(f_.x, g, begin, count))
+      for (int64_t i = 0; i < s.count; ++i) {
+        int64_t p = s.at + i, position = g.image * f_.x.positions() + s.index + i;
         T inv = f_.normalize_input ? inverse_norm(squares_[p]) : 1;
         if (f_.saved_inv_norm) ((T*)f_.saved_inv_norm)[position] = inv;
         if (f_.logits_given)
@@ -213,11 +210,10 @@ SFRS_INLINE void finish_group(const AggregationForward& f, const Sizes<T>& n, co
   S* out = (S*)f.vlad + (g.image * f.regions + g.region) * n.clusters * n.dim;
   T* saved = f.saved_scale ? (T*)f.saved_scale + g.image * (n.clusters + 1) : nullptr;
   T total = 0;
+  panels_to_rows(sum.sums, n.rows, n.clusters, n.dim, rows, n.dim);
   for (int64_t k = 0; k < n.clusters; ++k) {
-    const T* column = sum.sums + k / kPanel<T> * kPanel<T> * n.rows + k % kPanel<T>;
     const T* centroid = f.centroids ? (const T*)f.centroids + k * n.dim : nullptr;
     T* row = rows + k * n.dim;
-    for (int64_t d = 0; d < n.dim; ++d) row[d] = column[d * kPanel<T>];
     if (centroid)
       for (int64_t d = 0; d < n.dim; ++d) row[d] -= sum.weights[k] * centroid[d];
     T square = (T)accurate_dot(row, row, n.dim);

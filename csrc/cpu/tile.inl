@@ -8,6 +8,7 @@ struct Group {
 };
 
 struct Segment {
+  int64_t at;      // of the first position, within the tile
   int64_t offset;  // elements from the image's first, at d = 0
   int64_t index;   // h * W + w of the first position
   int64_t count;
@@ -56,27 +57,28 @@ struct Geometry {
   }
 };
 
+constexpr int64_t kLargestTile = 192;
+
 // The row segments of positions [begin, begin + count) of a group.
-struct Segments {
-  const FeatureMap& x;
-  const Group& g;
-  int64_t position, end;
-
-  Segments(const FeatureMap& map, const Group& group, int64_t begin, int64_t count)
-      : x(map), g(group), position(begin), end(begin + count) {}
-
-  bool next(Segment* s) {
-    if (position >= end) return false;
-    int64_t h = g.h0 + position / g.width, w = g.w0 + position % g.width;
-    s->offset = h * x.stride_h + w * x.stride_w;
-    s->index = h * x.width + w;
-    s->count = smaller(g.w0 + g.width - w, end - position);
-    // Rows that touch are one segment.
-    while (g.width == x.width && x.stride_h == x.width * x.stride_w && position + s->count < end)
-      s->count = smaller(s->count + g.width, end - position);
-    position += s->count;
-    return true;
+class Segments {
+ public:
+  Segments(const FeatureMap& x, const Group& g, int64_t begin, int64_t count) {
+    bool touch = g.width == x.width && x.stride_h == x.width * x.stride_w;  // all rows are one segment
+    for (int64_t position = begin, stop = begin + count; position < stop;) {
+      int64_t h = g.h0 + position / g.width, w = g.w0 + position % g.width;
+      int64_t most = touch ? count : g.w0 + g.width - w;
+      Segment s = {position - begin, h * x.stride_h + w * x.stride_w, h * x.width + w,
+                   smaller(most, stop - position)};
+      position += s.count;
+      list_[size_++] = s;
+    }
   }
+  const Segment* begin() const { return list_; }
+  const Segment* end() const { return list_ + size_; }
+
+ private:
+  int64_t size_ = 0;
+  Segment list_[kLargestTile];
 };
 
 template <class S>
@@ -91,9 +93,8 @@ class Ahead {
   Ahead() = default;
   Ahead(const FeatureMap& x, int64_t element, const Group& g, int64_t begin, int64_t count)
       : planes_(x.stride_w == 1 ? x.dim : 0), stride_(x.stride_d * element) {
-    Segments segments(x, g, begin, count);
-    Segment s;
-    while (rows_ < kMostRows && segments.next(&s)) {
+    for (const Segment& s : Segments(x, g, begin, count)) {
+      if (rows_ == kMostRows) break;
       row_[rows_] = (char*)x.data + (g.image * x.stride_b + s.offset) * element;
       bytes_[rows_++] = s.count * element;
     }
@@ -157,35 +158,31 @@ SFRS_NOINLINE void pack_part(const S* from, int64_t stride, int64_t dim, int64_t
 }
 
 template <class S, class T = Acc<S>>
-SFRS_NOINLINE void pack_planes(const FeatureMap& x, const Group& g, int64_t begin, int64_t count,
-                               T* packed, int64_t step, T* squares) {
-  constexpr int lanes = kLanes<T>;
-  Segments segments(x, g, begin, count);
-  Segment s;
-  for (int64_t p = 0; segments.next(&s); p += s.count) {
+SFRS_NOINLINE void pack_planes(const FeatureMap& x, const Group& g, int64_t begin, int64_t count, T* packed,
+                               int64_t step, T* squares) {
+  constexpr int64_t lanes = kLanes<T>;
+  for (const Segment& s : Segments(x, g, begin, count)) {
     const S* from = image_of<S>(x, g) + s.offset;
-    auto vectors = [&](auto n, int64_t at, int64_t last) {
-      pack_vectors<n.value>(from + at, x.stride_d, x.dim, last, packed + p + at, step, squares + p + at);
-    };
     if (s.count < lanes) {
-      pack_part(from, x.stride_d, x.dim, s.count, packed + p, step, squares + p);
+      pack_part(from, x.stride_d, x.dim, s.count, packed + s.at, step, squares + s.at);
       continue;
     }
-    int64_t at = 0, left = s.count;
-    for (; left > 6 * lanes; at += 6 * lanes, left -= 6 * lanes)
-      vectors(std::integral_constant<int, 6>(), at, 5 * lanes);
-    // The rest as one to six vectors that end with the segment; the last overlaps the one before it.
-    if (left < lanes) {
-      at = s.count - lanes;
-      left = lanes;
-    }
-    switch ((left + lanes - 1) / lanes) {
-      case 1: vectors(std::integral_constant<int, 1>(), at, left - lanes); break;
-      case 2: vectors(std::integral_constant<int, 2>(), at, left - lanes); break;
-      case 3: vectors(std::integral_constant<int, 3>(), at, left - lanes); break;
-      case 4: vectors(std::integral_constant<int, 4>(), at, left - lanes); break;
-      case 5: vectors(std::integral_constant<int, 5>(), at, left - lanes); break;
-      default: vectors(std::integral_constant<int, 6>(), at, left - lanes);
+    auto vectors = [&](auto n, int64_t at, int64_t last) {
+      int64_t to = s.at + at;
+      pack_vectors<n.value>(from + at, x.stride_d, x.dim, last, packed + to, step, squares + to);
+    };
+    int64_t at = 0;
+    for (; at + 6 * lanes < s.count; at += 6 * lanes) vectors(Count<6>(), at, 5 * lanes);
+    // One to six vectors that end with the segment.
+    at = smaller(at, s.count - lanes);
+    int64_t last = s.count - at - lanes;
+    switch ((last + lanes - 1) / lanes) {
+      case 0: vectors(Count<1>(), at, last); break;
+      case 1: vectors(Count<2>(), at, last); break;
+      case 2: vectors(Count<3>(), at, last); break;
+      case 3: vectors(Count<4>(), at, last); break;
+      case 4: vectors(Count<5>(), at, last); break;
+      default: vectors(Count<6>(), at, last);
     }
   }
 }

@@ -151,6 +151,8 @@ SFRS_INLINE V max_or_nan(V a, V b) {  // NaN in either wins
   return a == a ? m : a;
 }
 
+template <int N>
+using Count = std::integral_constant<int, N>;
 template <int... I>
 struct Ints {};
 template <int N, int... I>
