@@ -65,17 +65,15 @@ class BackwardTile {
   using T = Acc<S>;
 
  public:
-  static int64_t bytes(const AggregationBackward& f, const Sizes<T>& n) {
+  static int64_t bytes(const Sizes<T>& n) {
     int64_t columns = n.cluster_columns + n.logit_columns, panels = round_up(n.dim, kPanel<T>);
-    return Scratch::bytes<T>(n.blocks * n.block) + 3 * Scratch::bytes<T>(n.tile + kLanes<T>) +
+    return Scratch::bytes<T>(n.packed()) + 2 * Scratch::bytes<T>(n.tile + kLanes<T>) +
            Scratch::bytes<T>(n.tile * n.cluster_columns) + Scratch::bytes<T>(n.tile * n.logit_columns) +
-           Scratch::bytes<T>(n.clusters * n.dim) + Scratch::bytes<T>(n.cluster_columns * n.rows) +
+           Scratch::bytes<T>(n.clusters * n.dim) + Scratch::bytes<T>(columns * n.rows) +
            3 * Scratch::bytes<T>(n.cluster_columns) + Scratch::bytes<T>(n.logit_columns) +
-           (planes(f) ? Scratch::bytes<T>(n.tile * columns) + Scratch::bytes<T>(kTileRows * n.tile)
-                      : Scratch::bytes<T>(panels * n.clusters) + Scratch::bytes<T>(kTileRows * panels));
+           (n.planes ? Scratch::bytes<T>(n.tile * columns) + Scratch::bytes<T>(kTileRows * n.tile + kLanes<T>)
+                     : Scratch::bytes<T>(panels * n.clusters) + Scratch::bytes<T>(kTileRows * panels));
   }
-  static bool planes(const AggregationBackward& f) { return f.x.stride_w == 1; }
-
   BackwardTile(const AggregationBackward& f, const Sizes<T>& n, const Assignment<T>& assignment,
                const T* weight_rows, const ParameterSums<T>& sums, Scratch& scratch)
       : f_(f),
@@ -83,21 +81,22 @@ class BackwardTile {
         assignment_(assignment),
         weight_rows_(weight_rows),
         sums_(sums),
-        packed_(scratch.zeros<T>(n.blocks * n.block)),
+        packed_(scratch.zeros<T>(n.packed())),
         squares_(scratch.take<T>(n.tile + kLanes<T>)),
-        row_(scratch.take<T>(n.tile + kLanes<T>)),
         along_(scratch.take<T>(n.tile + kLanes<T>)),
         products_(scratch.take<T>(n.tile * n.cluster_columns)),
         logits_(scratch.take<T>(n.tile * n.logit_columns)),
         dv_(scratch.take<T>(n.clusters * n.dim)),
-        dv_columns_(scratch.zeros<T>(n.cluster_columns * n.rows)),
+        dv_columns_(scratch.zeros<T>((n.cluster_columns + n.logit_columns) * n.rows)),
         dv_centroid_(scratch.zeros<T>(n.cluster_columns)),
         weights_(scratch.zeros<T>(n.cluster_columns)),
         da_(scratch.take<T>(n.cluster_columns)),
         dbias_(scratch.take<T>(n.logit_columns)) {
-    if (planes(f)) {
+    if (n.planes) {
+      __builtin_memcpy(dv_columns_ + n.cluster_columns * n.rows, assignment.weight,
+                       n.logit_columns * n.rows * sizeof(T));
       across_ = scratch.zeros<T>(n.tile * (n.cluster_columns + n.logit_columns));
-      out_ = scratch.take<T>(kTileRows * n.tile);
+      out_ = scratch.take<T>(kTileRows * n.tile + kLanes<T>);
     } else {
       int64_t panels = round_up(n.dim, kPanel<T>);
       dv_rows_ = scratch.take<T>(panels * n.clusters);
@@ -107,8 +106,8 @@ class BackwardTile {
 
   void begin_group(const Group& g) {
     vlad_gradient<S>(f_, n_, g, dv_);
-    pack_transposed(dv_, n_.dim, n_.clusters, n_.dim, dv_columns_, n_.rows);
-    if (!planes(f_)) pack_rows(dv_, n_.clusters, n_.dim, dv_rows_);
+    rows_to_panels(dv_, n_.dim, n_.clusters, n_.dim, dv_columns_, n_.rows);
+    if (!n_.planes) pack_rows(dv_, n_.clusters, n_.dim, dv_rows_);
     for (int64_t k = 0; k < n_.clusters; ++k) {
       weights_[k] = dv_centroid_[k] = 0;
       if (!f_.centroids) continue;
@@ -125,15 +124,12 @@ class BackwardTile {
 
   void run(const Group& g, int64_t begin, int64_t count, const Ahead& next) {
     if (count == 0) return;
-    if (planes(f_))
-      pack_planes<S>(f_.x, g, begin, count, packed_, n_.block, squares_, row_);
-    else
-      pack_tokens<S>(f_.x, g, begin, count, packed_, n_.block, squares_);
+    pack<S>(f_.x, g, begin, count, packed_, n_.step, squares_);
     multiply_features(n_, count, packed_, dv_columns_, n_.clusters, products_);
     assign(g, begin, count);
     if (f_.dweight) aggregate_features(n_, count, packed_, logits_, n_.logits, sums_.dweight, true, next);
     if (!f_.dx.data) return;
-    if (planes(f_))
+    if (n_.planes)
       write_planes(g, begin, count);
     else
       write_tokens(g, begin, count);
@@ -143,17 +139,11 @@ class BackwardTile {
   // products_: m a / |x| for dV;  logits_: dl / |x| for W and dW;  along_: what of x leaves dx.
   void assign(const Group& g, int64_t begin, int64_t count) {
     for (int64_t k = 0; k < n_.logit_columns; ++k) dbias_[k] = 0;
-    Segments segments(f_.x, g, begin, count);
-    Segment s;
-    for (int64_t p = 0; segments.next(&s);)
-      for (int64_t i = 0; i < s.count; ++i, ++p) assign_position(p, g.image * f_.x.positions() + s.index + i);
+    for (const Segment& s : Segments(f_.x, g, begin, count))
+      for (int64_t i = 0; i < s.count; ++i)
+        assign_position(s.at + i, g.image * f_.x.positions() + s.index + i);
     // Tile by tile: a running sum over all positions would lose digits.
     for (int64_t k = 0; k < n_.logit_columns; ++k) sums_.dbias[k] += dbias_[k];
-    for (int64_t p = count; p < round_up(count, kTileRows); ++p) {
-      auto clear = [](T* at, int64_t) { store(at, Vec<T>{}); };
-      each_vector(n_.clusters, n_.tile, p, products_, clear);
-      each_vector(n_.logits, n_.tile, p, logits_, clear);
-    }
   }
 
   void assign_position(int64_t p, int64_t position) {
@@ -208,38 +198,32 @@ class BackwardTile {
 
   // Rows = d, vectors over positions: both assignment gradients are turned over first.
   void write_planes(const Group& g, int64_t begin, int64_t count) {
-    auto turn = [&](const T* panels, int64_t columns, T* to) {
-      for (int64_t k = 0; k < columns; ++k) {
-        const T* from = panels + k / kPanel<T> * kPanel<T> * n_.tile + k % kPanel<T>;
-        for (int64_t p = 0; p < count; ++p) to[k * n_.tile + p] = from[p * kPanel<T>];
-      }
-    };
     T* across_logits = across_ + n_.clusters * n_.tile;
-    turn(products_, n_.clusters, across_);
-    if (!f_.logits_given) turn(logits_, n_.logits, across_logits);
+    panels_to_rows(products_, n_.tile, n_.clusters, count, across_, n_.tile);
+    if (!f_.logits_given) panels_to_rows(logits_, n_.tile, n_.logits, count, across_logits, n_.tile);
+    // W stands behind dV: where dV fills its panels, both products are one.
+    int64_t second = f_.logits_given ? 0 : n_.logits, first = n_.clusters;
+    if (n_.clusters == n_.cluster_columns) first += std::exchange(second, 0);
     int64_t panels = (count + kPanel<T> - 1) / kPanel<T>;
-    Ahead x_rows(f_.x, sizeof(S), g, begin, count), dx_rows(f_.dx, sizeof(S), g, begin, count);
+    Segments segments(f_.x, g, begin, count);
+    Ahead rows(f_.dx, sizeof(S), g, begin, count);
     for (int64_t d = 0; d < n_.dim; d += kTileRows) {
       for (int64_t p = 0; p < count; p += kPanel<T>) {
-        x_rows.fetch(d, p / kPanel<T>, panels);
-        dx_rows.template fetch<true>(d, p / kPanel<T>, panels);
+        rows.template fetch<true>(d, p / kPanel<T>, panels);
         int vecs = panel_vecs<T>(p, count);
-        multiply_columns(vecs, n_.clusters, dv_columns_ + d * kPanel<T>, n_.rows, across_ + p, n_.tile,
-                         out_ + p, n_.tile, false);
-        if (f_.logits_given) continue;
-        multiply_columns(vecs, n_.logits, assignment_.weight + d * kPanel<T>, n_.rows, across_logits + p,
-                         n_.tile, out_ + p, n_.tile, true);
+        multiply_columns(vecs, first, dv_columns_ + d * kPanel<T>, n_.rows, across_ + p, n_.tile, out_ + p,
+                         n_.tile, false);
+        if (second)
+          multiply_columns(vecs, second, assignment_.weight + d * kPanel<T>, n_.rows, across_logits + p,
+                           n_.tile, out_ + p, n_.tile, true);
       }
       for (int64_t r = 0; r < smaller<int64_t>(kTileRows, n_.dim - d); ++r) {
-        const S* x = image_of<S>(f_.x, g) + (d + r) * f_.x.stride_d;
+        const T *x = packed_ + (d + r) * n_.step, *product = out_ + r * n_.tile;
         S* dx = image_of<S>(f_.dx, g) + (d + r) * f_.dx.stride_d;
-        Segments segments(f_.x, g, begin, count);
-        Segment s;
-        for (int64_t p = 0; segments.next(&s); p += s.count)
+        for (const Segment& s : segments)
           for (int64_t i = 0; i < s.count; i += kLanes<T>) {
-            int64_t at = overlapped<T>(i, s.count), left = s.count - at;
-            Vec<T> product = load_n(out_ + r * n_.tile + p + at, left), along = load_n(along_ + p + at, left);
-            store_n(dx + s.index + at, product - along * load_n(x + s.offset + at, left), left);
+            int64_t at = overlapped<T>(i, s.count), p = s.at + at;
+            store_n(dx + s.index + at, load(product + p) - load(along_ + p) * load(x + p), s.count - at);
           }
       }
     }
@@ -275,8 +259,8 @@ class BackwardTile {
   const Assignment<T>& assignment_;
   const T* weight_rows_;
   const ParameterSums<T>& sums_;
-  T *packed_, *squares_, *row_, *along_, *products_, *logits_, *dv_, *dv_columns_, *dv_centroid_, *weights_,
-      *da_, *dbias_;
+  T *packed_, *squares_, *along_, *products_, *logits_, *dv_, *dv_columns_, *dv_centroid_, *weights_, *da_,
+      *dbias_;
   T *across_ = nullptr, *dv_rows_ = nullptr, *out_ = nullptr;
 };
 
@@ -293,12 +277,12 @@ void aggregate_backward(const AggregationBackward& f, const Parallel& parallel) 
                  tasks * ParameterSums<T>::bytes(n));
   Assignment<T> assignment(f, n, shared);
   T* weight_rows = shared.take<T>(panel_rows);
-  if (f.weight && !BackwardTile<S>::planes(f)) pack_rows((const T*)f.weight, n.logits, n.dim, weight_rows);
+  if (f.weight && !n.planes) pack_rows((const T*)f.weight, n.logits, n.dim, weight_rows);
   ParameterSums<T>* sums = (ParameterSums<T>*)__builtin_alloca(tasks * sizeof(ParameterSums<T>));
   for (int64_t i = 0; i < tasks; ++i) sums[i] = ParameterSums<T>(n, shared);
 
   parallel.each(tasks, [&](int64_t task) {
-    Scratch scratch(BackwardTile<S>::bytes(f, n));
+    Scratch scratch(BackwardTile<S>::bytes(n));
     BackwardTile<S> tile(f, n, assignment, weight_rows, sums[task], scratch);
     int64_t begin = tiles * task / tasks, end = tiles * (task + 1) / tasks;
     for (int64_t t = begin; t < end; ++t) {

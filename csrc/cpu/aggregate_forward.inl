@@ -1,4 +1,4 @@
-// NetVLAD aggregation, forward. Idea: a tile of positions is packed once (converted, squared for the
+// NetVLAD aggregation, forward. Idea: a tile of positions is copied once (converted, squared for the
 // norms) and stays in L2; the logits (product 1), the softmax and the aggregation (product 2) read it
 // there, so x is read once and assignments never leave the core. Vectors run over clusters, so the
 // logits come out as the rows that product 2 wants. The norm of x is applied to logits and assignments.
@@ -7,7 +7,8 @@
 
 template <class T>
 struct Sizes {
-  int64_t dim, rows, clusters, logits, cluster_columns, logit_columns, tile, blocks, block;
+  int64_t dim, rows, clusters, logits, cluster_columns, logit_columns, tile, step;
+  bool planes;
 
   explicit Sizes(const Aggregation& f)
       : dim(f.x.dim),
@@ -15,47 +16,49 @@ struct Sizes {
         clusters(f.clusters),
         logits(f.logits()),
         cluster_columns(round_up(clusters, kPanel<T>)),
-        logit_columns(round_up(logits, kPanel<T>)) {
+        logit_columns(round_up(logits, kPanel<T>)),
+        planes(f.x.stride_w == 1) {
     // Multiples of 48: whole blocks of 6 and whole vectors of 16. A tile, the weights and the sums share L2.
     int64_t fitting = 100 * 1024 / (int64_t)sizeof(T) / larger<int64_t>(dim, 1);
-    tile = larger<int64_t>(48, smaller<int64_t>(192, fitting / 48 * 48));
+    tile = larger<int64_t>(48, smaller(kLargestTile, fitting / 48 * 48));
     tile = smaller(tile, round_up(larger<int64_t>(f.x.positions(), 1), 48));
-    blocks = tile / kTileRows;
-    block = larger(round_up(dim, kLanes<T>), rows) * kTileRows + kBlockPad;
+    // An odd number of cache lines: rows of an even one would meet in few sets of L1.
+    constexpr int64_t line = 64 / sizeof(T);
+    step = (tile / line | 1) * line;
   }
+  int64_t packed() const { return larger(round_up(dim, kLanes<T>), rows) * step + kLanes<T>; }
 };
 
 // Steps of the long dimension after which a panel of the right side still fits L1 beside the left one.
 template <class T>
 constexpr int64_t kDepth = 16 * 1024 / (kPanel<T> * (int64_t)sizeof(T));
 
-// products[p][column] = sum_d packed[d][p] * right[d][column], both in panels.
+// products[p][column] = sum_d tile[d][p] * right[d][column], both in panels.
 template <class T>
 SFRS_INLINE void multiply_features(const Sizes<T>& n, int64_t count, const T* packed, const T* right,
                                    int64_t columns, T* products) {
-  for (int64_t d = 0; d < n.dim; d += kDepth<T>) {
-    int64_t depth = smaller<int64_t>(kDepth<T>, n.dim - d);
+  constexpr int64_t most = kDepth<T> / 2;  // a step of the left side takes a cache line, not six values
+  for (int64_t d = 0; d < n.dim; d += most) {
+    int64_t depth = smaller<int64_t>(most, n.dim - d);
     for (int64_t c = 0; c < columns; c += kPanel<T>) {
       const T* panel = right + c * n.rows + d * kPanel<T>;
       for (int64_t p = 0; p < count; p += kTileRows)
-        multiply<1, kTileRows>(panel_vecs<T>(c, columns), 1, depth,
-                               packed + p / kTileRows * n.block + d * kTileRows, 0, panel, kPanel<T>,
-                               products + c * n.tile + p * kPanel<T>, kPanel<T>, d > 0);
+        multiply<1, kGiven>(panel_vecs<T>(c, columns), 1, depth, packed + d * n.step + p, 0, panel, kPanel<T>,
+                            products + c * n.tile + p * kPanel<T>, kPanel<T>, d > 0, n.step);
     }
   }
 }
 
-// sums[d][column] += sum_p packed[d][p] * right[p][column], both in panels; `next` is fetched meanwhile.
+// sums[d][column] += sum_p tile[d][p] * right[p][column], both in panels; `next` is fetched meanwhile.
 template <class T>
 SFRS_INLINE void aggregate_features(const Sizes<T>& n, int64_t count, const T* packed, const T* right,
                                     int64_t columns, T* sums, bool accumulate, const Ahead& next) {
-  int64_t blocks = (count + kTileRows - 1) / kTileRows, panels = (columns + kPanel<T> - 1) / kPanel<T>;
+  int64_t panels = (columns + kPanel<T> - 1) / kPanel<T>;
   for (int64_t d = 0; d < n.dim; d += kTileRows) {
     for (int64_t c = 0; c < columns; c += kPanel<T>) {
       next.fetch(d, c / kPanel<T>, panels);
-      multiply<kTileRows, 1>(panel_vecs<T>(c, columns), blocks, kTileRows, packed + d * kTileRows, n.block,
-                             right + c * n.tile, kPanel<T>, sums + c * n.rows + d * kPanel<T>, kPanel<T>,
-                             accumulate);
+      multiply<kGiven, 1>(panel_vecs<T>(c, columns), 1, count, packed + d * n.step, 0, right + c * n.tile,
+                          kPanel<T>, sums + c * n.rows + d * kPanel<T>, kPanel<T>, accumulate, n.step);
     }
   }
 }
@@ -108,7 +111,7 @@ struct Assignment {
   Assignment(const Aggregation& f, const Sizes<T>& n, Scratch& scratch) {
     T* panels = scratch.zeros<T>(n.logit_columns * n.rows);
     T* padded = scratch.take<T>(n.logit_columns);
-    if (f.weight) pack_transposed((const T*)f.weight, n.dim, n.logits, n.dim, panels, n.rows);
+    if (f.weight) rows_to_panels((const T*)f.weight, n.dim, n.logits, n.dim, panels, n.rows);
     for (int64_t k = 0; k < n.logit_columns; ++k)
       padded[k] = k >= n.logits ? (T)-__builtin_inf() : f.bias ? ((const T*)f.bias)[k] : 0;
     weight = panels;
@@ -142,7 +145,7 @@ class ForwardTile {
 
  public:
   static int64_t bytes(const Sizes<T>& n) {
-    return Scratch::bytes<T>(n.blocks * n.block) + 2 * Scratch::bytes<T>(n.tile + kLanes<T>) +
+    return Scratch::bytes<T>(n.packed()) + Scratch::bytes<T>(n.tile + kLanes<T>) +
            Scratch::bytes<T>(n.tile * n.logit_columns);
   }
   ForwardTile(const AggregationForward& f, const Sizes<T>& n, const Assignment<T>& assignment,
@@ -150,9 +153,8 @@ class ForwardTile {
       : f_(f),
         n_(n),
         assignment_(assignment),
-        packed_(scratch.zeros<T>(n.blocks * n.block)),
+        packed_(scratch.zeros<T>(n.packed())),
         squares_(scratch.take<T>(n.tile + kLanes<T>)),
-        row_(scratch.take<T>(n.tile + kLanes<T>)),
         logits_(scratch.take<T>(n.tile * n.logit_columns)) {}
 
   void run(const Group& g, int64_t begin, int64_t count, const Accumulator<T>& sum, bool first,
@@ -162,11 +164,7 @@ class ForwardTile {
       if (count == 0) __builtin_memset(sum.sums, 0, n_.cluster_columns * n_.rows * sizeof(T));
     }
     if (count == 0) return;
-    for (int64_t p = 0; p < n_.tile + kLanes<T>; ++p) squares_[p] = 0;
-    if (f_.x.stride_w == 1)
-      pack_planes<S>(f_.x, g, begin, count, packed_, n_.block, squares_, row_);
-    else
-      pack_tokens<S>(f_.x, g, begin, count, packed_, n_.block, squares_);
+    pack<S>(f_.x, g, begin, count, packed_, n_.step, squares_);
     if (!f_.logits_given) multiply_features(n_, count, packed_, assignment_.weight, n_.logits, logits_);
     assign(g, begin, count, sum);
     aggregate_features(n_, count, packed_, logits_, n_.clusters, sum.sums, !first, next);
@@ -174,11 +172,9 @@ class ForwardTile {
 
  private:
   void assign(const Group& g, int64_t begin, int64_t count, const Accumulator<T>& sum) {
-    Segments segments(f_.x, g, begin, count);
-    Segment s;
-    for (int64_t p = 0; segments.next(&s);)
-      for (int64_t i = 0; i < s.count; ++i, ++p) {
-        int64_t position = g.image * f_.x.positions() + s.index + i;
+    for (const Segment& s : Segments(f_.x, g, begin, count))
+      for (int64_t i = 0; i < s.count; ++i) {
+        int64_t p = s.at + i, position = g.image * f_.x.positions() + s.index + i;
         T inv = f_.normalize_input ? inverse_norm(squares_[p]) : 1;
         if (f_.saved_inv_norm) ((T*)f_.saved_inv_norm)[position] = inv;
         if (f_.logits_given)
@@ -193,8 +189,6 @@ class ForwardTile {
           store(at, a * inv);
         });
       }
-    for (int64_t p = count; p < round_up(count, kTileRows); ++p)
-      each_vector(n_.clusters, n_.tile, p, logits_, [](T* at, int64_t) { store(at, Vec<T>{}); });
   }
   void save_logits(int64_t p, int64_t position, T inv) {
     if (!f_.saved_logits) return;
@@ -206,7 +200,7 @@ class ForwardTile {
   const AggregationForward& f_;
   const Sizes<T>& n_;
   const Assignment<T>& assignment_;
-  T *packed_, *squares_, *row_, *logits_;
+  T *packed_, *squares_, *logits_;
 };
 
 // Subtracts the centroids, normalises and writes the result of one group. `rows` is scratch of K * D.
@@ -216,11 +210,10 @@ SFRS_INLINE void finish_group(const AggregationForward& f, const Sizes<T>& n, co
   S* out = (S*)f.vlad + (g.image * f.regions + g.region) * n.clusters * n.dim;
   T* saved = f.saved_scale ? (T*)f.saved_scale + g.image * (n.clusters + 1) : nullptr;
   T total = 0;
+  panels_to_rows(sum.sums, n.rows, n.clusters, n.dim, rows, n.dim);
   for (int64_t k = 0; k < n.clusters; ++k) {
-    const T* column = sum.sums + k / kPanel<T> * kPanel<T> * n.rows + k % kPanel<T>;
     const T* centroid = f.centroids ? (const T*)f.centroids + k * n.dim : nullptr;
     T* row = rows + k * n.dim;
-    for (int64_t d = 0; d < n.dim; ++d) row[d] = column[d * kPanel<T>];
     if (centroid)
       for (int64_t d = 0; d < n.dim; ++d) row[d] -= sum.weights[k] * centroid[d];
     T square = (T)accurate_dot(row, row, n.dim);

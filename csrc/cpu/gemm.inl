@@ -20,60 +20,95 @@ SFRS_INLINE int panel_vecs(int64_t column, int64_t columns) {
   return (int)smaller<int64_t>((columns - column + kLanes<T> - 1) / kLanes<T>, kTileVecs);
 }
 
+constexpr int kGiven = 0;  // as ARow or AInner: a_stride, which is known at run time only
+
 // c[6][nv * lanes] += a * b, summed over `outer` blocks of `inner` steps. Row r of a at step (o, i) lies
 // at a[o * a_outer + i * AInner + r * ARow]; b advances by b_row at every step.
 template <int NV, int ARow, int AInner, class T>
 SFRS_NOINLINE void multiply_tile(int64_t outer, int64_t inner, const T* a, int64_t a_outer, const T* b,
-                                 int64_t b_row, T* c, int64_t c_row, bool accumulate) {
-  Vec<T> acc[kTileRows][NV];
+                                 int64_t b_row, T* c, int64_t c_row, bool accumulate, int64_t a_stride) {
+  const int64_t a_row = ARow == kGiven ? a_stride : ARow, a_inner = AInner == kGiven ? a_stride : AInner;
+  const int64_t jump = a_outer - inner * a_inner;
+  Vec<T> acc[kTileRows][NV] = {};
+  for (int64_t rest = inner, steps = outer * inner; steps > 0; --steps, a += a_inner, b += b_row) {
+    Vec<T> right[NV];
+#pragma GCC unroll 4
+    for (int v = 0; v < NV; ++v) right[v] = load(b + v * kLanes<T>);
 #pragma GCC unroll 6
-  for (int r = 0; r < kTileRows; ++r) {
+    for (int r = 0; r < kTileRows; ++r) {
+      Vec<T> left = splat(a[r * a_row]);
 #pragma GCC unroll 4
-    for (int v = 0; v < NV; ++v) acc[r][v] = accumulate ? load(c + r * c_row + v * kLanes<T>) : Vec<T>{};
-  }
-  for (int64_t o = 0; o < outer; ++o, a += a_outer) {
-    const T* at = a;
-    for (int64_t i = 0; i < inner; ++i, at += AInner, b += b_row) {
-      Vec<T> right[NV];
-#pragma GCC unroll 4
-      for (int v = 0; v < NV; ++v) right[v] = load(b + v * kLanes<T>);
-#pragma GCC unroll 6
-      for (int r = 0; r < kTileRows; ++r) {
-        Vec<T> left = splat(at[r * ARow]);
-#pragma GCC unroll 4
-        for (int v = 0; v < NV; ++v) acc[r][v] += left * right[v];
-      }
+      for (int v = 0; v < NV; ++v) acc[r][v] += left * right[v];
+    }
+    if (--rest == 0) {
+      rest = inner;
+      a += jump;
     }
   }
+  auto finish = [&](auto add) {
 #pragma GCC unroll 6
-  for (int r = 0; r < kTileRows; ++r) {
+    for (int r = 0; r < kTileRows; ++r) {
 #pragma GCC unroll 4
-    for (int v = 0; v < NV; ++v) store(c + r * c_row + v * kLanes<T>, acc[r][v]);
-  }
+      for (int v = 0; v < NV; ++v) {
+        T* to = c + r * c_row + v * kLanes<T>;
+        store(to, add.value ? load(to) + acc[r][v] : acc[r][v]);
+      }
+    }
+  };
+  accumulate ? finish(std::true_type()) : finish(std::false_type());
 }
 
 template <int ARow, int AInner, class T>
 SFRS_INLINE void multiply(int vecs, int64_t outer, int64_t inner, const T* a, int64_t a_outer, const T* b,
-                          int64_t b_row, T* c, int64_t c_row, bool accumulate) {
+                          int64_t b_row, T* c, int64_t c_row, bool accumulate, int64_t a_stride = 0) {
+  auto run = [&](auto nv) {
+    multiply_tile<nv.value, ARow, AInner>(outer, inner, a, a_outer, b, b_row, c, c_row, accumulate, a_stride);
+  };
   if constexpr (kTileVecs == 4) {
-    if (vecs == 4)
-      return multiply_tile<4, ARow, AInner>(outer, inner, a, a_outer, b, b_row, c, c_row, accumulate);
-    if (vecs == 3)
-      return multiply_tile<3, ARow, AInner>(outer, inner, a, a_outer, b, b_row, c, c_row, accumulate);
+    if (vecs == 4) return run(Count<4>());
+    if (vecs == 3) return run(Count<3>());
   }
-  if (vecs == 2)
-    return multiply_tile<2, ARow, AInner>(outer, inner, a, a_outer, b, b_row, c, c_row, accumulate);
-  return multiply_tile<1, ARow, AInner>(outer, inner, a, a_outer, b, b_row, c, c_row, accumulate);
+  if (vecs == 2) return run(Count<2>());
+  return run(Count<1>());
 }
 
-// dst, [columns, rows] row-major with leading dimension ld, transposed into panels [rows][columns].
-// dst's padding (rows up to panel_rows, columns up to the panel) is left as it is.
-template <class T, class S>
-SFRS_INLINE void pack_transposed(const S* src, int64_t ld, int64_t columns, int64_t rows, T* dst,
-                                 int64_t panel_rows) {
-  for (int64_t c = 0; c < columns; ++c) {
-    const S* from = src + c * ld;
-    T* to = dst + c / kPanel<T> * panel_rows * kPanel<T> + c % kPanel<T>;
-    for (int64_t r = 0; r < rows; ++r) to[r * kPanel<T>] = from[r];
+// Between panels and rows, square by square: rows[column * ld + row] <-> element (row, column) in panels that
+// are panel_rows long. Neither the panels' padding nor what lies behind a row is touched.
+template <bool kToPanels, class T, class S>
+SFRS_NOINLINE void turn(T* panels, int64_t panel_rows, S* rows, int64_t ld, int64_t columns, int64_t count) {
+  constexpr int lanes = kLanes<T>;
+  for (int64_t c = 0; c < columns; c += lanes) {
+    T* panel = panels + c / kPanel<T> * panel_rows * kPanel<T> + c % kPanel<T>;
+    int64_t wide = smaller<int64_t>(lanes, columns - c), r = 0;
+    for (; wide == lanes && r + lanes <= count; r += lanes) {
+      S* side = rows + c * ld + r;
+      T* top = panel + r * kPanel<T>;
+      Vec<T> square[lanes];
+#pragma GCC unroll 16
+      for (int i = 0; i < lanes; ++i) square[i] = kToPanels ? load(side + i * ld) : load(top + i * kPanel<T>);
+      transpose<T>(square);
+#pragma GCC unroll 16
+      for (int i = 0; i < lanes; ++i)
+        kToPanels ? store(top + i * kPanel<T>, square[i]) : store(side + i * ld, square[i]);
+    }
+    for (; r < count; ++r)
+      for (int64_t i = 0; i < wide; ++i) {
+        S* side = rows + (c + i) * ld + r;
+        T* top = panel + r * kPanel<T> + i;
+        if constexpr (kToPanels)
+          *top = load_one(side);
+        else
+          store_one(side, *top);
+      }
   }
+}
+template <class S, class T>
+SFRS_INLINE void rows_to_panels(const S* rows, int64_t ld, int64_t columns, int64_t count, T* panels,
+                                int64_t panel_rows) {
+  turn<true>(panels, panel_rows, const_cast<S*>(rows), ld, columns, count);
+}
+template <class T>
+SFRS_INLINE void panels_to_rows(const T* panels, int64_t panel_rows, int64_t columns, int64_t count, T* rows,
+                                int64_t ld) {
+  turn<false>(const_cast<T*>(panels), panel_rows, rows, ld, columns, count);
 }

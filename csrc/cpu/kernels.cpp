@@ -4,6 +4,7 @@
 #include "kernels.h"
 
 #include <type_traits>
+#include <utility>
 
 #include "scratch.h"
 

@@ -24,13 +24,11 @@ template <class S, class T>
 SFRS_INLINE void pack_gallery(const RegionSimilarity& f, const PairSizes<T>& n, int64_t block, int64_t k,
                               T* panels) {
   const S* first = (const S*)f.quarters + block * kLanes<T> * kQuarters * n.clusters * n.dim + k * n.dim;
-  for (int i = 0; i < kQuarters; ++i)
-    for (int64_t l = 0; l < n.images(block); ++l) {
-      const S* from = first + (l * kQuarters + i) * n.clusters * n.dim;
-      int64_t column = i * kLanes<T> + l;
-      T* to = panels + column / kPanel<T> * n.dim * kPanel<T> + column % kPanel<T>;
-      for (int64_t d = 0; d < n.dim; ++d) to[d * kPanel<T>] = load_one(from + d);
-    }
+  for (int i = 0; i < kQuarters; ++i) {
+    int64_t column = i * kLanes<T>;
+    rows_to_panels(first + i * n.clusters * n.dim, kQuarters * n.clusters * n.dim, n.images(block), n.dim,
+                   panels + column / kPanel<T> * n.dim * kPanel<T> + column % kPanel<T>, n.dim);
+  }
 }
 
 template <class T>

@@ -1,8 +1,5 @@
-// A tile: up to Geometry::tile positions of one group (an image, or a quarter of one), packed for the
-// products. Blocks of six positions lie side by side: element (d, p) is at block(p / 6) + d * 6 + p % 6.
-// Both products read it so: over d for the logits (rows = positions), over p for the aggregation (rows = d).
-
-constexpr int64_t kBlockPad = 48;  // sets apart in L1 what would otherwise lie 4 KiB apart
+// A tile: up to Geometry::tile positions of one group (an image, or a quarter of one), copied to where both
+// products find it in cache: over d for the logits (rows = positions), over p for the aggregation (rows = d).
 
 // Positions [h0, h1) x [w0, w1) of one image, row by row.
 struct Group {
@@ -11,6 +8,7 @@ struct Group {
 };
 
 struct Segment {
+  int64_t at;      // of the first position, within the tile
   int64_t offset;  // elements from the image's first, at d = 0
   int64_t index;   // h * W + w of the first position
   int64_t count;
@@ -59,27 +57,28 @@ struct Geometry {
   }
 };
 
+constexpr int64_t kLargestTile = 192;
+
 // The row segments of positions [begin, begin + count) of a group.
-struct Segments {
-  const FeatureMap& x;
-  const Group& g;
-  int64_t position, end;
-
-  Segments(const FeatureMap& map, const Group& group, int64_t begin, int64_t count)
-      : x(map), g(group), position(begin), end(begin + count) {}
-
-  bool next(Segment* s) {
-    if (position >= end) return false;
-    int64_t h = g.h0 + position / g.width, w = g.w0 + position % g.width;
-    s->offset = h * x.stride_h + w * x.stride_w;
-    s->index = h * x.width + w;
-    s->count = smaller(g.w0 + g.width - w, end - position);
-    // Rows that touch are one segment.
-    while (g.width == x.width && x.stride_h == x.width * x.stride_w && position + s->count < end)
-      s->count = smaller(s->count + g.width, end - position);
-    position += s->count;
-    return true;
+class Segments {
+ public:
+  Segments(const FeatureMap& x, const Group& g, int64_t begin, int64_t count) {
+    bool touch = g.width == x.width && x.stride_h == x.width * x.stride_w;  // all rows are one segment
+    for (int64_t position = begin, stop = begin + count; position < stop;) {
+      int64_t h = g.h0 + position / g.width, w = g.w0 + position % g.width;
+      int64_t most = touch ? count : g.w0 + g.width - w;
+      Segment s = {position - begin, h * x.stride_h + w * x.stride_w, h * x.width + w,
+                   smaller(most, stop - position)};
+      position += s.count;
+      list_[size_++] = s;
+    }
   }
+  const Segment* begin() const { return list_; }
+  const Segment* end() const { return list_ + size_; }
+
+ private:
+  int64_t size_ = 0;
+  Segment list_[kLargestTile];
 };
 
 template <class S>
@@ -94,9 +93,8 @@ class Ahead {
   Ahead() = default;
   Ahead(const FeatureMap& x, int64_t element, const Group& g, int64_t begin, int64_t count)
       : planes_(x.stride_w == 1 ? x.dim : 0), stride_(x.stride_d * element) {
-    Segments segments(x, g, begin, count);
-    Segment s;
-    while (rows_ < kMostRows && segments.next(&s)) {
+    for (const Segment& s : Segments(x, g, begin, count)) {
+      if (rows_ == kMostRows) break;
       row_[rows_] = (char*)x.data + (g.image * x.stride_b + s.offset) * element;
       bytes_[rows_++] = s.count * element;
     }
@@ -128,61 +126,64 @@ SFRS_INLINE Ahead ahead_of(const FeatureMap& x, int64_t element, const Geometry&
   return Ahead(x, element, g, position, count);
 }
 
-// Packs a tile and adds the squares of every position to squares[tile], which begins as zero. `row` is
-// scratch of one tile plus a vector, and at least two values more.
-template <class S, class T = Acc<S>>
-SFRS_INLINE void pack_planes(const FeatureMap& x, const Group& g, int64_t begin, int64_t count, T* packed,
-                             int64_t block, T* squares, T* row) {
-  const S* image = image_of<S>(x, g);
-  int64_t padded = round_up(count, kTileRows);
-  for (int64_t p = count; p < padded; ++p) row[p] = 0;
-  for (int64_t d = 0; d < x.dim; ++d) {
-    const S* plane = image + d * x.stride_d;
-    Segments segments(x, g, begin, count);
-    Segment s;
-    for (int64_t p = 0; segments.next(&s); p += s.count) {
-      const S* from = plane + s.offset;
-      for (int64_t i = 0; i < s.count; i += kLanes<T>) {
-        int64_t at = overlapped<T>(i, s.count);
-        store_n(row + p + at, load_n(from + at, s.count - at), s.count - at);
-      }
+// N vectors of positions of all planes, the last one at `last`, and the squares of each position.
+template <int N, class S, class T = Acc<S>>
+SFRS_INLINE void pack_vectors(const S* from, int64_t stride, int64_t dim, int64_t last, T* to, int64_t step,
+                              T* squares) {
+  Vec<T> sums[N] = {};
+  for (int64_t d = 0; d < dim; ++d, from += stride, to += step) {
+#pragma GCC unroll 6
+    for (int i = 0; i < N; ++i) {
+      int64_t at = i + 1 < N ? i * kLanes<T> : last;
+      Vec<T> v = load(from + at);
+      sums[i] += v * v;
+      store(to + at, v);
     }
-    for (int64_t p = 0; p < padded; p += kLanes<T>) {
-      Vec<T> v = load(row + p);
-      store(squares + p, load(squares + p) + v * v);
-    }
-    // Eight values for six: the two behind are the next plane's, or padding, and are written after.
-    T* to = packed + d * kTileRows;
-    for (int64_t p = 0; p < padded; p += kTileRows, to += block) __builtin_memcpy(to, row + p, 8 * sizeof(T));
   }
+#pragma GCC unroll 6
+  for (int i = 0; i < N; ++i) store(squares + (i + 1 < N ? i * kLanes<T> : last), sums[i]);
 }
 
-template <class T>
-SFRS_INLINE void store_transposed(const Vec<T>* rows, T* to) {
-  for (int i = 0; i < kLanes<T>; ++i)
-    for (int r = 0; r < kTileRows; ++r) to[i * kTileRows + r] = rows[r][i];
+// Fewer positions than a vector holds.
+template <class S, class T = Acc<S>>
+SFRS_NOINLINE void pack_part(const S* from, int64_t stride, int64_t dim, int64_t count, T* to, int64_t step,
+                             T* squares) {
+  Vec<T> sum = {};
+  for (int64_t d = 0; d < dim; ++d, from += stride, to += step) {
+    Vec<T> v = load_part(from, count);
+    sum += v * v;
+    store_part(to, v, count);
+  }
+  store_part(squares, sum, count);
 }
-typedef float F4 __attribute__((vector_size(16)));
-typedef float F2 __attribute__((vector_size(8)));
-SFRS_INLINE void store_transposed(const Vec<float>* rows, float* to) {
-  // 4 x 4 transposes of rows 0..3 and 4 x 2 of rows 4, 5.
-  float lanes[kTileRows][kLanes<float>];
-  for (int r = 0; r < kTileRows; ++r) store(lanes[r], rows[r]);
-#pragma GCC unroll 4
-  for (int i = 0; i < kLanes<float>; i += 4, to += 4 * kTileRows) {
-    F4 a = load_bits<F4>(lanes[0] + i), b = load_bits<F4>(lanes[1] + i), c = load_bits<F4>(lanes[2] + i),
-       d = load_bits<F4>(lanes[3] + i), e = load_bits<F4>(lanes[4] + i), f = load_bits<F4>(lanes[5] + i);
-    F4 ab = __builtin_shufflevector(a, b, 0, 4, 1, 5), AB = __builtin_shufflevector(a, b, 2, 6, 3, 7);
-    F4 cd = __builtin_shufflevector(c, d, 0, 4, 1, 5), CD = __builtin_shufflevector(c, d, 2, 6, 3, 7);
-    F4 ef = __builtin_shufflevector(e, f, 0, 4, 1, 5), EF = __builtin_shufflevector(e, f, 2, 6, 3, 7);
-    store_bits(to, __builtin_shufflevector(ab, cd, 0, 1, 4, 5));
-    store_bits(to + 4, __builtin_shufflevector(ef, ef, 0, 1));
-    store_bits(to + 6, __builtin_shufflevector(ab, cd, 2, 3, 6, 7));
-    store_bits(to + 10, __builtin_shufflevector(ef, ef, 2, 3));
-    store_bits(to + 12, __builtin_shufflevector(AB, CD, 0, 1, 4, 5));
-    store_bits(to + 16, __builtin_shufflevector(EF, EF, 0, 1));
-    store_bits(to + 18, __builtin_shufflevector(AB, CD, 2, 3, 6, 7));
-    store_bits(to + 22, __builtin_shufflevector(EF, EF, 2, 3));
+
+template <class S, class T = Acc<S>>
+SFRS_NOINLINE void pack_planes(const FeatureMap& x, const Group& g, int64_t begin, int64_t count, T* packed,
+                               int64_t step, T* squares) {
+  constexpr int64_t lanes = kLanes<T>;
+  for (const Segment& s : Segments(x, g, begin, count)) {
+    const S* from = image_of<S>(x, g) + s.offset;
+    if (s.count < lanes) {
+      pack_part(from, x.stride_d, x.dim, s.count, packed + s.at, step, squares + s.at);
+      continue;
+    }
+    auto vectors = [&](auto n, int64_t at, int64_t last) {
+      int64_t to = s.at + at;
+      pack_vectors<n.value>(from + at, x.stride_d, x.dim, last, packed + to, step, squares + to);
+    };
+    int64_t at = 0;
+    for (; at + 6 * lanes < s.count; at += 6 * lanes) vectors(Count<6>(), at, 5 * lanes);
+    // One to six vectors that end with the segment.
+    at = smaller(at, s.count - lanes);
+    int64_t last = s.count - at - lanes;
+    switch ((last + lanes - 1) / lanes) {
+      case 0: vectors(Count<1>(), at, last); break;
+      case 1: vectors(Count<2>(), at, last); break;
+      case 2: vectors(Count<3>(), at, last); break;
+      case 3: vectors(Count<4>(), at, last); break;
+      case 4: vectors(Count<5>(), at, last); break;
+      default: vectors(Count<6>(), at, last);
+    }
   }
 }
 
@@ -195,26 +196,39 @@ SFRS_INLINE void locate(const FeatureMap& x, const Group& g, int64_t position, i
 }
 
 template <class S, class T = Acc<S>>
-SFRS_INLINE void pack_tokens(const FeatureMap& x, const Group& g, int64_t begin, int64_t count, T* packed,
-                             int64_t block, T* squares) {
+SFRS_NOINLINE void pack_tokens(const FeatureMap& x, const Group& g, int64_t begin, int64_t count, T* packed,
+                               int64_t step, T* squares) {
+  constexpr int lanes = kLanes<T>;
   const S* image = image_of<S>(x, g);
-  for (int64_t p = 0; p < count; p += kTileRows, packed += block) {
-    const S* from[kTileRows];
-    int64_t rows = smaller<int64_t>(count - p, kTileRows), index;
-    for (int64_t r = 0; r < rows; ++r) {
-      int64_t offset;
-      locate(x, g, begin + p + r, &offset, &index);
-      from[r] = image + offset;
+  for (int64_t p = 0; p < count; p += lanes) {
+    const S* from[lanes];
+    for (int64_t i = 0; i < lanes; ++i) {  // behind the last position it stands again
+      int64_t offset, index;
+      locate(x, g, begin + smaller(p + i, count - 1), &offset, &index);
+      from[i] = image + offset;
     }
-    Vec<T> sums[kTileRows] = {}, lanes[kTileRows] = {};
-    for (int64_t d = 0; d < x.dim; d += kLanes<T>) {
-      for (int64_t r = 0; r < rows; ++r) {
-        lanes[r] = load_n(from[r] + d, x.dim - d);
-        sums[r] += lanes[r] * lanes[r];
+    Vec<T> sum = {};
+    for (int64_t d = 0; d < x.dim; d += lanes) {
+      Vec<T> rows[lanes];
+#pragma GCC unroll 16
+      for (int i = 0; i < lanes; ++i) rows[i] = load_n(from[i] + d, x.dim - d);
+      transpose<T>(rows);
+#pragma GCC unroll 16
+      for (int i = 0; i < lanes; ++i) {
+        sum += rows[i] * rows[i];
+        store(packed + (d + i) * step + p, rows[i]);
       }
-      // The last vector may write into the block's padding, which holds a vector of six rows.
-      store_transposed(lanes, packed + d * kTileRows);
     }
-    for (int64_t r = 0; r < kTileRows; ++r) squares[p + r] = sum_lanes<T>(sums[r]);
+    store(squares + p, sum);
   }
+}
+
+// Copies a tile, element (d, p) to packed[d * step + p], and the square of every position's norm to squares.
+template <class S, class T = Acc<S>>
+SFRS_INLINE void pack(const FeatureMap& x, const Group& g, int64_t begin, int64_t count, T* packed,
+                      int64_t step, T* squares) {
+  if (x.stride_w == 1)
+    pack_planes<S>(x, g, begin, count, packed, step, squares);
+  else
+    pack_tokens<S>(x, g, begin, count, packed, step, squares);
 }

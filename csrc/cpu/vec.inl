@@ -151,6 +151,8 @@ SFRS_INLINE V max_or_nan(V a, V b) {  // NaN in either wins
   return a == a ? m : a;
 }
 
+template <int N>
+using Count = std::integral_constant<int, N>;
 template <int... I>
 struct Ints {};
 template <int N, int... I>
@@ -179,6 +181,23 @@ SFRS_INLINE T sum_lanes(Vec<T> v) {
 template <class T>
 SFRS_INLINE T max_lanes(Vec<T> v) {
   return reduce<T>(v, [](auto a, auto b) { return max_or_nan(a, b); });
+}
+
+// Exchanges what lies outside the diagonal of every 2 x 2 of blocks of H lanes.
+template <int H, class V, int... I>
+SFRS_INLINE void exchange(V& a, V& b, Ints<I...>) {
+  constexpr int n = sizeof...(I);
+  V low = __builtin_shufflevector(a, b, (I & H ? I - H + n : I)...);
+  b = __builtin_shufflevector(a, b, (I & H ? I + n : I + H)...);
+  a = low;
+}
+// Turns a square of lanes by lanes.
+template <class T, int H = kLanes<T> / 2>
+SFRS_INLINE void transpose(Vec<T>* rows) {
+#pragma GCC unroll 16
+  for (int i = 0; i < kLanes<T>; ++i)
+    if (!(i & H)) exchange<H>(rows[i], rows[i + H], typename CountTo<kLanes<T>>::type());
+  if constexpr (H > 1) transpose<T, H / 2>(rows);
 }
 
 // The two halves of a vector in double: dot products of long vectors keep their digits that way.
