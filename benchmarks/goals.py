@@ -47,11 +47,13 @@ def least_ratio(result: dict, ours: str, peer: str) -> float:
 
 
 def peak_share(result: dict, ours: str, roof: dict | None) -> float | None:
-    """Of the arithmetic peak of as many threads; None where no roof of these was measured."""
+    """Of the arithmetic peak of as many threads, best call beside best repetition: what other work on the
+    machine takes away, it takes from both. None where no roof of as many threads was measured."""
     peak = (roof or {}).get("flops_per_second", {}).get(str(result["threads"]))
     if peak is None:
         return None
-    return result["flops"] / result["images"] / (min(milliseconds(result, ours)) * 1e-3) / peak["best"]
+    best = min(times[ours]["min_ms"] for times in result["times"].values())
+    return result["flops"] / (best * 1e-3) / peak["best"]
 
 
 def fastest(result: dict, ours: str, *, compiled: bool) -> str | None:
