@@ -1,0 +1,177 @@
+// Where the CPU aggregation's time goes: its steps one by one, on one thread, image after image of a batch
+// that does not fit L2. Compiled together with the kernels by kernel_steps.py. Usage: kernel_steps
+// planes|tokens REPETITIONS. Prints one line per step: seconds per image of the best repetition, operations
+// of its products, name.
+
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+#include <functional>
+#include <random>
+#include <vector>
+
+#include "kernels.cpp"
+
+using namespace sfrs;
+using namespace sfrs::cpu::SFRS_ISA;
+
+namespace {
+
+constexpr int64_t kBatch = 8, kDim = 512, kHeight = 30, kWidth = 40, kClusters = 64;
+constexpr int64_t kPositions = kHeight * kWidth;
+constexpr double kProduct = 2.0 * kClusters * kDim * kPositions;  // operations per image
+
+std::vector<float> normal(int64_t count, float deviation) {
+  static std::mt19937 random(0);
+  std::normal_distribution<float> draw(0, deviation);
+  std::vector<float> values(count);
+  for (float& value : values) value = draw(random);
+  return values;
+}
+
+const Parallel kAlone{1, [](int64_t tasks, void (*task)(void*, int64_t), void* context) {
+                        for (int64_t i = 0; i < tasks; ++i) task(context, i);
+                      }};
+
+class Steps {
+ public:
+  Steps(bool planes, int repetitions) : repetitions_(repetitions) {
+    AggregationForward& f = forward_;
+    f.x = {x_.data(), DType::f32, kBatch, kDim, kHeight, kWidth, kDim * kPositions, 0, 0, 0};
+    f.x.stride_d = planes ? kPositions : 1;
+    f.x.stride_w = planes ? 1 : kDim;
+    f.x.stride_h = kWidth * f.x.stride_w;
+    f.clusters = kClusters;
+    f.regions = 1;
+    f.weight = weight_.data();
+    f.centroids = centroids_.data();
+    f.normalize_input = f.intra_norm = f.l2_norm = true;
+    f.vlad = vlad_.data();
+    f.saved_logits = logits_.data();
+    f.saved_inv_norm = inv_norm_.data();
+    f.saved_scale = scale_.data();
+    aggregate_forward<float>(f, kAlone);
+
+    AggregationBackward& b = backward_;
+    static_cast<Aggregation&>(b) = f;
+    b.grad = grad_.data();
+    b.vlad = f.vlad;
+    b.saved_logits = f.saved_logits;
+    b.saved_inv_norm = f.saved_inv_norm;
+    b.saved_scale = f.saved_scale;
+    b.dx = f.x;
+    b.dx.data = dx_.data();
+    b.dweight = dweight_.data();
+    b.dcentroids = dcentroids_.data();
+  }
+
+  void measure_forward() {
+    AggregationForward f = forward_;
+    f.saved_logits = f.saved_inv_norm = f.saved_scale = nullptr;
+    Sizes<float> n(f);
+    Geometry geometry(f.x, 1, n.tile);
+    Scratch scratch(64 << 20);
+    Assignment<float> assignment(f, n, scratch);
+    ForwardTile<float> tile(f, n, assignment, scratch);
+    Accumulator<float> sum(n, scratch);
+    float *packed = scratch.zeros<float>(n.packed()), *squares = scratch.zeros<float>(n.tile + kLanes<float>);
+    float *products = scratch.zeros<float>(n.tile * n.logit_columns),
+          *rows = scratch.take<float>(kClusters * kDim);
+    auto next = [&](int64_t t) {
+      return ahead_of(f.x, sizeof(float), geometry, t + 1, geometry.tiles(kBatch));
+    };
+
+    tiles("forward: copy the tile, sum squares", 0, geometry,
+          [&](const Group& g, int64_t p, int64_t count, int64_t) {
+            pack<float>(f.x, g, p, count, packed, n.step, squares);
+          });
+    tiles("forward: product 1, logits", kProduct, geometry,
+          [&](const Group&, int64_t, int64_t count, int64_t) {
+            multiply_features(n, count, packed, assignment.weight, n.logits, products);
+          });
+    tiles("forward: softmax", 0, geometry, [&](const Group&, int64_t, int64_t count, int64_t) {
+      for (int64_t p = 0; p < count; ++p) softmax_row(n, p, 1.0f, assignment.bias, products);
+    });
+    tiles("forward: product 2, sums", kProduct, geometry,
+          [&](const Group&, int64_t, int64_t count, int64_t t) {
+            aggregate_features(n, count, packed, products, n.clusters, sum.sums, true, next(t));
+          });
+    best("forward: centroids and norms", 0,
+         [&](int64_t) { finish_group<float>(f, n, geometry.parts[0], sum, rows); });
+    tiles("forward: all", 2 * kProduct, geometry, [&](const Group& g, int64_t p, int64_t count, int64_t t) {
+      tile.run(g, p, count, sum, p == 0, next(t));
+      if (p + count == kPositions) finish_group<float>(f, n, g, sum, rows);
+    });
+  }
+
+  void measure_backward() {
+    const AggregationBackward& b = backward_;
+    Sizes<float> n(b);
+    Geometry geometry(b.x, 1, n.tile);
+    Scratch scratch(64 << 20);
+    Assignment<float> assignment(b, n, scratch);
+    float* weight_rows = scratch.take<float>(round_up(kDim, kPanel<float>) * kClusters);
+    if (!n.planes) pack_rows(weight_.data(), kClusters, kDim, weight_rows);
+    ParameterSums<float> sums(n, scratch);
+    BackwardTile<float> tile(b, n, assignment, weight_rows, sums, scratch);
+    auto next = [&](int64_t t) {
+      return ahead_of(b.x, sizeof(float), geometry, t + 1, geometry.tiles(kBatch));
+    };
+
+    best("backward: through the norms, centroids", 0, [&](int64_t image) {
+      Group g = geometry.parts[0];
+      g.image = image;
+      tile.begin_group(g);
+      tile.end_group();
+    });
+    tiles("backward: all", 4 * kProduct, geometry, [&](const Group& g, int64_t p, int64_t count, int64_t t) {
+      if (p == 0) tile.begin_group(g);
+      tile.run(g, p, count, next(t));
+      if (p + count == kPositions) tile.end_group();
+    });
+  }
+
+ private:
+  template <class F>
+  void best(const char* name, double operations, const F& of_image) {
+    double least = 1e9;
+    for (int r = 0; r < repetitions_; ++r) {
+      auto begin = std::chrono::steady_clock::now();
+      of_image(r % kBatch);
+      std::chrono::duration<double> taken = std::chrono::steady_clock::now() - begin;
+      least = taken.count() < least ? taken.count() : least;
+    }
+    std::printf("%.9f %.0f %s\n", least, operations, name);
+  }
+  // body(group, first position, count, number of the tile) for the tiles of an image.
+  template <class F>
+  void tiles(const char* name, double operations, const Geometry& geometry, const F& body) {
+    best(name, operations, [&](int64_t image) {
+      for (int64_t t = geometry.tiles(image); t < geometry.tiles(image + 1); ++t) {
+        int64_t within, position, count;
+        Group g = geometry.group(t, &within);
+        geometry.range(g, within, &position, &count);
+        body(g, position, count, t);
+      }
+    });
+  }
+
+  int repetitions_;
+  std::vector<float> x_ = normal(kBatch * kDim * kPositions, 1), weight_ = normal(kClusters * kDim, 0.3f),
+                     centroids_ = normal(kClusters * kDim, 0.05f),
+                     grad_ = normal(kBatch * kClusters * kDim, 1);
+  std::vector<float> vlad_ = grad_, dx_ = x_, dweight_ = weight_, dcentroids_ = weight_;
+  std::vector<float> logits_ = normal(kBatch * kPositions * kClusters, 0),
+                     inv_norm_ = normal(kBatch * kPositions, 0), scale_ = normal(kBatch * (kClusters + 1), 0);
+  AggregationForward forward_{};
+  AggregationBackward backward_{};
+};
+
+}  // namespace
+
+int main(int count, char** arguments) {
+  if (count != 3) return 2;
+  Steps steps(arguments[1][0] == 'p', std::atoi(arguments[2]));
+  steps.measure_forward();
+  steps.measure_backward();
+}

@@ -1,0 +1,95 @@
+"""``python -m benchmarks.kernel_steps``: what each step of the CPU aggregation costs.
+
+Compiles ``kernel_steps.cpp`` with the kernels that this processor gets and runs its steps one by one, on one
+thread and a map of each layout; the best of many repetitions counts, since other work on the machine only
+adds. Writes benchmarks/results/kernel-steps.json; `python -m benchmarks.report` puts it into
+docs/performance.md.
+"""
+
+import argparse
+import json
+import subprocess
+import tempfile
+from pathlib import Path
+
+from sfrs.results import write_json
+from sfrs_ext import _C
+
+from . import roof
+from .run import RESULTS, machine
+
+SOURCE = Path(__file__).with_suffix(".cpp")
+KERNELS = SOURCE.parents[1] / "csrc/cpu"
+COMPILE = {  # as CMakeLists.txt builds them
+    "portable": ("-DSFRS_VECTOR_BYTES=16",),
+    "avx2": ("-DSFRS_VECTOR_BYTES=32", "-march=x86-64-v3"),
+    "avx512": ("-DSFRS_VECTOR_BYTES=64", "-march=x86-64-v4"),
+}
+LAYOUTS = ("planes", "tokens")
+
+
+def measure(repetitions: int) -> dict[str, list[dict]]:
+    """Layout -> steps in order: name, seconds per image, operations of its products."""
+    name = _C.cpu_kernels()
+    with tempfile.TemporaryDirectory() as folder:
+        program = Path(folder) / "kernel_steps"
+        flags = (
+            "-std=c++17",
+            "-O3",
+            f"-DSFRS_ISA={name}",
+            *COMPILE[name],
+            f"-I{KERNELS}",
+            f"-I{KERNELS.parent}",
+        )
+        subprocess.run(["c++", *flags, SOURCE, "-o", program], check=True)
+        steps = {}
+        for layout in LAYOUTS:
+            done = subprocess.run(
+                [program, layout, str(repetitions)], capture_output=True, text=True, check=True
+            )
+            lines = (line.split(" ", 2) for line in done.stdout.splitlines())
+            steps[layout] = [
+                {"step": step, "seconds": float(seconds), "flops": float(flops)}
+                for seconds, flops, step in lines
+            ]
+    return steps
+
+
+def table(recorded: dict) -> str:
+    """One row per step, both layouts side by side."""
+    about, peak = recorded["machine"], recorded["peak"]
+    lines = [
+        f"{about['cpu']}, one thread, {about['kernels']} kernels, commit {about['commit']}, {about['date']}: "
+        f"`{about['command']}`. Map of 512x30x40, K = 64, float32; milliseconds per image, best of "
+        f"{recorded['repetitions']}, and the share of the arithmetic peak of one thread "
+        f"({peak / 1e9:.0f} GFLOP/s). Steps are measured alone, so they do not quite add up.",
+        "",
+        "| step | planes (NCHW) | | tokens (channels_last) | |",
+        "|---|---|---|---|---|",
+    ]
+    for pair in zip(*(recorded["steps"][layout] for layout in LAYOUTS), strict=True):
+        cells = []
+        for step in pair:
+            share = f"{100 * step['flops'] / step['seconds'] / peak:.0f} %" if step["flops"] else ""
+            cells += [f"{1e3 * step['seconds']:.3f}", share]
+        lines.append(f"| {pair[0]['step']} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.kernel_steps", description=__doc__)
+    parser.add_argument("--repetitions", type=int, default=800)
+    parser.add_argument("--out", type=Path, default=RESULTS / "kernel-steps.json")
+    options = parser.parse_args()
+    roofs = roof.measure(1)
+    if "missing" in roofs:
+        raise SystemExit(roofs["missing"])
+    about = machine(1) | {"command": "python -m benchmarks.kernel_steps"}
+    recorded = {"machine": about, "peak": roofs["flops_per_second"]["1"]["best"]}
+    recorded |= {"repetitions": options.repetitions, "steps": measure(options.repetitions)}
+    print(table(recorded))
+    write_json(options.out, json.loads(json.dumps(recorded)))
+
+
+if __name__ == "__main__":
+    main()
