@@ -84,7 +84,10 @@ def goals_table(recorded: dict) -> str:
     ]
     if "flops_per_second" in (measured or {}):
         lines += ["![Roofline of this machine, ours and the fastest peer](plots/roofline.png)", ""]
-    lines += ["| computation | goal | measured | met | of the float32 peak, best call |", "|---|---|---|---|---|"]
+    lines += [
+        "| computation | goal | measured | met | of the float32 peak, best call |",
+        "|---|---|---|---|---|",
+    ]
     for name, case in CASES.items():
         result = results.get(name)
         if result is None or result["shapes"] != case.shapes:

@@ -5,6 +5,7 @@
 #include "cpu/kernels.h"
 #include "glue.h"
 #include "glue_convolution.h"
+#include "glue_nearest.h"
 
 STABLE_TORCH_LIBRARY(sfrs_ext, m) {
   // Either weight [K + G, D] or logits [B, P, K + G]. vlad [B, R, K, D]; saved_logits [B, P, K + G],
@@ -32,6 +33,8 @@ STABLE_TORCH_LIBRARY(sfrs_ext, m) {
   // csrc/convolution.h.
   m.def("conv3x3_weight(Tensor weight) -> Tensor");
   m.def("conv3x3(Tensor x, Tensor weight, Tensor? bias, Tensor? packed, bool relu) -> Tensor");
+  // CPU only. index -1 and similarity -infinity where there are fewer than k numbers. See csrc/nearest.h.
+  m.def("nearest(Tensor x, Tensor y, int k, bool own) -> (Tensor similarity, Tensor index, Tensor least)");
 }
 
 namespace sfrs {
@@ -65,6 +68,7 @@ struct Cpu {
     cpu::kernels().pack_convolution(f, threads_of_torch());
   }
   void convolve(const Convolution& f) { cpu::kernels().convolve(f, threads_of_torch()); }
+  void nearest(const Nearest& f) { cpu::kernels().nearest(f, threads_of_torch()); }
 };
 
 }  // namespace
@@ -77,6 +81,7 @@ STABLE_TORCH_LIBRARY_IMPL(sfrs_ext, CPU, m) {
   m.impl("region_similarity_backward", TORCH_BOX(&sfrs::glue::region_similarity_backward<sfrs::Cpu>));
   m.impl("conv3x3_weight", TORCH_BOX(&sfrs::glue::conv3x3_weight<sfrs::Cpu>));
   m.impl("conv3x3", TORCH_BOX(&sfrs::glue::conv3x3<sfrs::Cpu>));
+  m.impl("nearest", TORCH_BOX(&sfrs::glue::nearest<sfrs::Cpu>));
 }
 
 // `import sfrs_ext._C` registers the operators; the module itself says what it was built for.

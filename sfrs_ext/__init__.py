@@ -1,6 +1,7 @@
-"""Fused NetVLAD aggregation and query-to-region similarity for PyTorch."""
+"""Fused NetVLAD aggregation, query-to-region similarity and nearest neighbours for PyTorch."""
 
 from ._convolution import conv3x3, conv3x3_weight
+from ._nearest import Nearest, nearest
 from ._operators import netvlad, region_similarity, region_vlad
 from ._version import __version__
 from .reference import REGIONS
@@ -9,11 +10,13 @@ from . import nn, reference  # isort: skip  (nn calls the operators above)
 from .compat import accelerate, restore  # isort: skip
 
 __all__ = [
+    "Nearest",
     "REGIONS",
     "__version__",
     "accelerate",
     "conv3x3",
     "conv3x3_weight",
+    "nearest",
     "netvlad",
     "nn",
     "reference",

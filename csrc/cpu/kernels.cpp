@@ -3,6 +3,7 @@
 
 #include "kernels.h"
 
+#include <algorithm>
 #include <type_traits>
 #include <utility>
 
@@ -25,6 +26,7 @@ namespace {
 #include "region_similarity.inl"
 #include "region_similarity_all_pairs.inl"
 #include "convolution.inl"
+#include "nearest.inl"
 // clang-format on
 
 // Calls f with a null pointer of the storage type.
@@ -74,6 +76,7 @@ const Kernels table = {
     },
     &pack_convolution,
     &convolve,
+    &nearest,
 };
 
 }  // namespace sfrs::cpu::SFRS_ISA

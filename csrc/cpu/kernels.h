@@ -3,6 +3,7 @@
 
 #include "../aggregation.h"
 #include "../convolution.h"
+#include "../nearest.h"
 #include "../region_similarity.h"
 
 namespace sfrs::cpu {
@@ -15,6 +16,7 @@ struct Kernels {
   void (*similarity_backward)(const RegionSimilarityBackward&, const Parallel&);
   void (*pack_convolution)(const ConvolutionWeight&, const Parallel&);
   void (*convolve)(const Convolution&, const Parallel&);
+  void (*nearest)(const Nearest&, const Parallel&);
 };
 
 // The table for this processor, or the one that the environment variable SFRS_CPU names; throws if there is

@@ -183,6 +183,13 @@ SFRS_INLINE T max_lanes(Vec<T> v) {
   return reduce<T>(v, [](auto a, auto b) { return max_or_nan(a, b); });
 }
 
+// Whether a comparison holds in any lane.
+template <class M>
+SFRS_INLINE bool any(M mask) {
+  typedef uint64_t Words __attribute__((vector_size(sizeof(M))));
+  return reduce<uint64_t>((Words)mask, [](auto a, auto b) { return a | b; }) != 0;
+}
+
 // Exchanges what lies outside the diagonal of every 2 x 2 of blocks of H lanes.
 template <int H, class V, int... I>
 SFRS_INLINE void exchange(V& a, V& b, Ints<I...>) {

@@ -23,6 +23,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+import sfrs_ext
+
 TILE_BYTES = 256 * 2**20
 CACHED_BYTES = 8 * 2**20
 TWO_LEVELS = 32
@@ -48,7 +50,7 @@ def reranked_distances(
     Returns:
         ``[b, C]`` in ``features``' dtype; infinite where the candidate is -1.
     """
-    neighbours = nearest_neighbours(features, k1, tile_bytes=tile_bytes)
+    neighbours = nearest_neighbours(features, k1)
     present = candidates.clamp_min(0)
     asked, place = torch.cat((queries[:, None], present), dim=1).unique(return_inverse=True)
     members, weights = reciprocal_sets(features, asked, neighbours, tile_bytes=tile_bytes)
@@ -72,21 +74,11 @@ class Neighbours(NamedTuple):
     furthest: Tensor
 
 
-def nearest_neighbours(features: Tensor, k: int, *, tile_bytes: int = TILE_BYTES) -> Neighbours:
+def nearest_neighbours(features: Tensor, k: int) -> Neighbours:
     """For each image itself and its k nearest others, and the squared distance to the furthest image."""
-    count = len(features)
-    rows = min(count, tile_rows(features, count * features.element_size(), tile_bytes))
-    tile = features.new_empty(rows, count)
-    images, similarities, furthest = [], [], []
-    for start in range(0, count, rows):
-        part = features[start : start + rows]
-        similarity = torch.mm(part, features.T, out=tile[: len(part)])
-        furthest.append(2 - 2 * similarity.amin(dim=1))
-        similarity.diagonal(start).fill_(torch.inf)
-        images.append(largest(similarity, min(k + 1, count)))
-        similarities.append(similarity.gather(1, images[-1]))
+    found = sfrs_ext.nearest(features, features, min(k + 1, len(features)), own=True)
     least = torch.finfo(features.dtype).tiny
-    return Neighbours(torch.cat(images), torch.cat(similarities), torch.cat(furthest).clamp_min(least))
+    return Neighbours(found.index, found.similarity, (2 - 2 * found.least).clamp_min(least))
 
 
 def tile_rows(features: Tensor, row_bytes: int, tile_bytes: int) -> int:

@@ -15,8 +15,8 @@ import torch
 
 ROOT = Path(__file__).parents[2]
 OPERATORS = ("aggregate", "aggregate_backward", "region_similarity", "region_similarity_backward")
-CPU_ONLY = ("conv3x3", "conv3x3_weight")
-"""On a GPU `sfrs_ext.conv3x3` is torch's own convolution."""
+CPU_ONLY = ("conv3x3", "conv3x3_weight", "nearest")
+"""On a GPU these are torch's own convolution and product."""
 FOLDER = Path(os.environ.get("SFRS_CUDA_LIBRARY", ROOT / "sfrs_ext"))
 LIBRARY = next(FOLDER.glob(f"_C_cuda.*{sys.version_info.major}{sys.version_info.minor}-*.so"), None)
 pytestmark = pytest.mark.skipif(LIBRARY is None, reason=f"no GPU library in {FOLDER}: `make cuda` makes one")

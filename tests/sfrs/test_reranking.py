@@ -80,7 +80,7 @@ def test_an_image_is_its_own_first_neighbour_even_among_copies():
 
 def test_neighbours_carry_their_similarity_and_the_furthest_distance():
     features = clustered_features(40, 8, 4, seed=2)
-    found = nearest_neighbours(features, 5, tile_bytes=1000)
+    found = nearest_neighbours(features, 5)
     products = features @ features.T
     torch.testing.assert_close(found.similarity[:, 1:], products.gather(1, found.images[:, 1:]))
     torch.testing.assert_close(found.furthest, 2 - 2 * products.amin(dim=1))

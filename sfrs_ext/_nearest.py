@@ -1,0 +1,105 @@
+"""Exact nearest neighbours by inner product, without the matrix of all products."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import _checks
+from ._autograd import ops
+
+TILE_BYTES = 64 * 2**20
+"""Of products at a time where there is no kernel."""
+
+
+class Nearest(NamedTuple):
+    """What :func:`nearest` returns.
+
+    Attributes:
+        similarity: the largest inner products, ``[M, k]``, largest first.
+        index: the rows of ``y`` that they belong to, int64 ``[M, k]``.
+        least: the smallest inner product of each row of ``x``, ``[M]``.
+    """
+
+    similarity: Tensor
+    index: Tensor
+    least: Tensor
+
+
+@torch.library.register_fake("sfrs_ext::nearest")
+def _(x, y, k, own):
+    rows = x.shape[0]
+    return x.new_empty(rows, k), x.new_empty(rows, k, dtype=torch.int64), x.new_empty(rows)
+
+
+def _check(x: Tensor, y: Tensor, k: int, own: bool) -> None:
+    operator = "nearest"
+    for name, value in (("x", x), ("y", y)):
+        _checks.tensor(operator, name, value)
+        _checks.storage(operator, name, value)
+        _checks.shape(operator, name, value, "rows [., D]", value.dim() == 2, "")
+    _checks.same_device(operator, "y", y, "x", x)
+    if y.dtype != x.dtype:
+        raise TypeError(f"{operator}: y is {y.dtype}, but x is {x.dtype}")
+    if y.shape[1] != x.shape[1]:
+        raise ValueError(f"{operator}: y is {_checks.shape_of(y)}, but x has D = {x.shape[1]}")
+    if own and len(y) != len(x):
+        raise ValueError(
+            f"{operator}: own needs x and y to be the same rows, but they have {len(x)} and {len(y)}"
+        )
+    if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= len(y):
+        raise ValueError(f"{operator}: k is {k!r}, but must be in 1 .. {len(y)}, the rows of y")
+
+
+def nearest(x: Tensor, y: Tensor, k: int, *, own: bool = False) -> Nearest:
+    """For every row of ``x`` the k rows of ``y`` with the largest inner products.
+
+    Exact. On a CPU in float32 each tile of products is looked through while it is in the cache, so that
+    the matrix of all products never exists; elsewhere torch's product and ``topk`` go tile by tile. For
+    unit vectors these are the nearest neighbours in Euclidean and cosine distance.
+
+    Args:
+        x: ``[M, D]``. float32, float64, bfloat16 or float16.
+        y: ``[N, D]``, in the dtype and on the device of ``x``; at least one row.
+        k: 1 .. N.
+        own: ``y`` is ``x``: a row comes first among its own neighbours, with an infinite product, and does
+            not count for ``least``.
+
+    Returns:
+        `Nearest`: among equal products the lower index comes first (on a CPU in float32; elsewhere as
+        ``topk`` finds them). The same bits with any number of threads. Not differentiable.
+
+    Raises:
+        TypeError: a dtype does not fit.
+        ValueError: a shape, a device or ``k`` does not fit; or products are not numbers.
+    """
+    _check(x, y, k, own)
+    x, y = x.detach(), y.detach()
+    found = Nearest(*ops.nearest(x, y, k, own)) if _has_kernel(x) else _by_topk(x, y, k, own)
+    if not torch.compiler.is_compiling() and (found.index < 0).any():
+        row = int((found.index < 0).any(dim=1).nonzero()[0])
+        raise ValueError(
+            f"nearest: row {row} of x has fewer than k = {k} products that are numbers above -inf"
+        )
+    return found
+
+
+def _has_kernel(x: Tensor) -> bool:
+    return x.device.type == "cpu" and x.dtype == torch.float32
+
+
+def _by_topk(x: Tensor, y: Tensor, k: int, own: bool) -> Nearest:
+    rows = max(1, TILE_BYTES // (len(y) * x.element_size()))
+    parts = []
+    for start in range(0, len(x), rows):
+        products = x[start : start + rows] @ y.T
+        if own:
+            products.diagonal(start).fill_(torch.inf)
+        least = products.amin(dim=1)
+        ranked = products.nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf).topk(k, dim=1)
+        index = ranked.indices.masked_fill(ranked.values == -torch.inf, -1)
+        parts.append((ranked.values, index, least))
+    if not parts:
+        empty = x.new_empty(0, k)
+        return Nearest(empty, empty.long(), x.new_empty(0))
+    return Nearest(*(torch.cat(part) for part in zip(*parts, strict=True)))

@@ -1,0 +1,124 @@
+"""Nearest neighbours agree with a sorted matrix of all products in float64."""
+
+import pytest
+import torch
+from torch import Tensor
+
+import sfrs_ext
+
+SIZES = ((1, 1, 1), (5, 7, 3), (6, 16, 1), (49, 33, 64), (100, 1000, 65), (3, 2000, 130))
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+
+
+def exact(rows: int, dim: int, seed: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Small whole numbers, whose products are exact in every dtype, with many ties."""
+    return torch.randint(-3, 4, (rows, dim), generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_agrees_with_a_stable_sort_of_all_products(size):
+    rows, gallery, dim = size
+    x, y = exact(rows, dim, 0), exact(gallery, dim, 1)
+    products = x.double() @ y.double().T
+    ranked = products.sort(dim=1, descending=True, stable=True)
+    for k in sorted({1, min(2, gallery), min(21, gallery), gallery}):
+        found = sfrs_ext.nearest(x, y, k)
+        assert torch.equal(found.index, ranked.indices[:, :k])
+        assert torch.equal(found.similarity.double(), ranked.values[:, :k])
+        assert torch.equal(found.least.double(), products.amin(dim=1))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_every_dtype_finds_the_same_products(dtype):
+    x, y = exact(20, 8, 2, dtype), exact(300, 8, 3, dtype)
+    found = sfrs_ext.nearest(x, y, 9)
+    products = x.double() @ y.double().T
+    assert torch.equal(found.similarity.double(), products.topk(9).values)
+    assert torch.equal(products.gather(1, found.index), found.similarity.double())
+    assert found.similarity.dtype == dtype and found.index.dtype == torch.int64
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.float64), ids=str)
+def test_a_row_comes_first_among_its_own_even_among_copies(dtype):
+    x = exact(1, 5, 4, dtype).repeat(40, 1)
+    found = sfrs_ext.nearest(x, x, 3, own=True)
+    assert found.index[:, 0].tolist() == list(range(40))
+    assert found.similarity[:, 0].isinf().all() and found.similarity[:, 1:].isfinite().all()
+    assert torch.equal(found.least, (x * x).sum(dim=1))
+    alone = sfrs_ext.nearest(x[:1], x[:1], 1, own=True)
+    assert alone.index.tolist() == [[0]] and alone.least.tolist() == [torch.inf]
+
+
+def test_a_gallery_of_several_chunks_is_searched_whole():
+    """More than the 4 MB of the gallery that stand in panels at a time."""
+    y = torch.nn.functional.normalize(
+        torch.randn(700, 4096, generator=torch.Generator().manual_seed(5)), dim=1
+    )
+    x = y[::50] + 0.001
+    found = sfrs_ext.nearest(x, y, 2)
+    assert found.index[:, 0].tolist() == list(range(0, 700, 50))
+    torch.testing.assert_close(
+        found.least.double(), (x.double() @ y.double().T).amin(dim=1), rtol=0, atol=1e-6
+    )
+
+
+def test_threads_change_no_bit():
+    x = torch.randn(150, 64, generator=torch.Generator().manual_seed(6))
+    before = torch.get_num_threads()
+    results = []
+    for threads in (1, 3):
+        torch.set_num_threads(threads)
+        try:
+            results.append(sfrs_ext.nearest(x, x, 11, own=True))
+        finally:
+            torch.set_num_threads(before)
+    assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.float64), ids=str)
+def test_what_is_no_number_is_no_neighbour(dtype):
+    x, y = torch.ones(3, 2, dtype=dtype), torch.ones(4, 2, dtype=dtype)
+    y[1] = torch.nan
+    assert sfrs_ext.nearest(x, y, 3).index.sort(dim=1).values.tolist() == [[0, 2, 3]] * 3
+    x[2, 0] = torch.nan
+    with pytest.raises(ValueError, match="row 2 of x has fewer than k = 2"):
+        sfrs_ext.nearest(x, y, 2)
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.float64), ids=str)
+def test_no_rows_have_no_neighbours(dtype):
+    found = sfrs_ext.nearest(torch.ones(0, 2, dtype=dtype), torch.ones(4, 2, dtype=dtype), 2)
+    assert [tuple(part.shape) for part in found] == [(0, 2), (0, 2), (0,)]
+
+
+def test_rows_may_be_strided_and_need_no_gradient():
+    x = exact(9, 12, 7).requires_grad_()
+    found = sfrs_ext.nearest(x[:, ::2], x[:, ::2], 2)
+    again = sfrs_ext.nearest(x[:, ::2].contiguous(), x[:, ::2].contiguous(), 2)
+    assert torch.equal(found.index, again.index) and not found.similarity.requires_grad
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"x": [1.0]}, TypeError, "x must be a torch.Tensor, but is list"),
+        ({"x": torch.ones(3)}, ValueError, r"x is \[3\], but must be rows \[., D\]"),
+        ({"y": torch.ones(4, 3)}, ValueError, r"y is \[4, 3\], but x has D = 2"),
+        ({"y": torch.ones(4, 2).double()}, TypeError, "y is torch.float64, but x is torch.float32"),
+        ({"x": torch.ones(3, 2).int()}, TypeError, "x must be float32, float64, bfloat16 or float16"),
+        ({"k": 0}, ValueError, r"k is 0, but must be in 1 \.\. 4"),
+        ({"k": 5}, ValueError, r"k is 5, but must be in 1 \.\. 4"),
+        ({"k": 2.0}, ValueError, r"k is 2\.0"),
+        ({"own": True}, ValueError, "the same rows, but they have 3 and 4"),
+    ],
+)
+def test_errors_name_the_argument(change, error, message):
+    arguments = {"x": torch.ones(3, 2), "y": torch.ones(4, 2), "k": 2} | change
+    with pytest.raises(error, match=message):
+        sfrs_ext.nearest(**arguments)
+
+
+def test_compiles_without_a_graph_break():
+    x = exact(12, 8, 8)
+    compiled = torch.compile(lambda a: sfrs_ext.nearest(a, a, 3).index, backend="eager", fullgraph=True)
+    assert torch.equal(compiled(x), sfrs_ext.nearest(x, x, 3).index)
