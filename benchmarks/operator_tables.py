@@ -85,19 +85,19 @@ def goals_table(recorded: dict) -> str:
     if "flops_per_second" in (measured or {}):
         lines += ["![Roofline of this machine, ours and the fastest peer](plots/roofline.png)", ""]
     lines += [
-        "| computation | goal | measured | met | of the float32 peak, best call |",
-        "|---|---|---|---|---|",
+        "| computation | goal | measured | met | at the peak it were | of the float32 peak, best call |",
+        "|---|---|---|---|---|---|",
     ]
     for name, case in CASES.items():
         result = results.get(name)
         if result is None or result["shapes"] != case.shapes:
-            lines.append(f"| {case.about} | | not recorded yet | | |")
+            lines.append(f"| {case.about} | | not recorded yet | | | |")
             continue
         share = goals.peak_share(result, OURS, measured)
         of_peak = "" if share is None else f"{100 * share:.0f} %"
         about = case.about
         for row in list(goals.rows(case.goals, result, OURS, results, measured)) or [goals.Row("", "", None)]:
             met = {True: "yes", False: "**no**", None: ""}[row.met]
-            lines.append(f"| {about} | {row.goal} | {row.measured} | {met} | {of_peak} |")
+            lines.append(f"| {about} | {row.goal} | {row.measured} | {met} | {row.limit} | {of_peak} |")
             about = of_peak = ""
     return "\n".join(lines)
