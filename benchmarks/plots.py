@@ -165,7 +165,7 @@ def roofline(recorded: dict) -> Figure | None:
     listed = "\n".join(f"{number}  {result['about']}" for number, result in enumerate(results, 1))
     legend.text(0.02, 1, listed, va="top", fontsize=7.5, linespacing=1.4, transform=legend.transAxes)
     legend.set_axis_off()
-    axes.legend(loc="lower right", frameon=False)
+    axes.legend(loc="lower left", frameon=False)
     return figure
 
 
@@ -183,13 +183,15 @@ def draw_roofs(axes, roof: dict, threads: str, limits: tuple[float, float]) -> N
         place = limits[0] if by == threads else right_of_roofs
         axes.annotate(text, (place, peak), (4, 3), textcoords="offset points", fontsize=7.5)
     peak = roof["flops_per_second"][threads]["best"]
-    for level, by_threads in roof["bytes_per_second"].items():
+    for number, (level, by_threads) in enumerate(roof["bytes_per_second"].items()):
         bandwidth = by_threads[threads]["best"]
         ridge = peak / bandwidth
         axes.plot((ridge / 64, ridge), (peak / 64e9, peak / 1e9), color=INK, linewidth=1)
+        below = 1.6 * 2**number  # one label below the other, each at its line
         axes.annotate(
-            f"{level} {bandwidth / 1e9:.0f} GB/s", (ridge / 1.6, peak / 1.6e9), (4, -2),
+            f"{level} {bandwidth / 1e9:.0f} GB/s", (ridge / below, peak / below / 1e9), (5, -3),
             textcoords="offset points", va="top", fontsize=7.5,
+            bbox=dict(facecolor="white", edgecolor="none", pad=1),
         )  # fmt: skip
     axes.set_xlim(*limits)
 
