@@ -112,3 +112,13 @@ SFRS_INLINE void panels_to_rows(const T* panels, int64_t panel_rows, int64_t col
                                 int64_t ld) {
   turn<false>(const_cast<T*>(panels), panel_rows, rows, ld, columns, count);
 }
+
+// Rows as the left side of a product, in blocks of six: [row / 6][d][6]. Rows behind the last are left as
+// they are.
+template <class S, class T>
+SFRS_INLINE void rows_to_blocks(const S* rows, int64_t ld, int64_t count, int64_t dim, T* blocks) {
+  for (int64_t r = 0; r < count; ++r) {
+    T* to = blocks + r / kTileRows * kTileRows * dim + r % kTileRows;
+    for (int64_t d = 0; d < dim; ++d) to[d * kTileRows] = load_one(rows + r * ld + d);
+  }
+}

@@ -65,15 +65,6 @@ struct NearestSizes {
   int64_t panel() const { return larger<int64_t>(dim, 1) * kPanel<float>; }
 };
 
-// Rows [begin, begin + count) of x in blocks of six: [row / 6][d][6]; rows behind the last are zero.
-SFRS_INLINE void pack_nearest_rows(const Nearest& f, int64_t begin, int64_t count, float* packed) {
-  for (int64_t r = 0; r < round_up(count, kTileRows); ++r) {
-    const float* from = f.x + (begin + r) * f.dim;
-    float* to = packed + r / kTileRows * kTileRows * f.dim + r % kTileRows;
-    for (int64_t d = 0; d < f.dim; ++d) to[d * kTileRows] = r < count ? from[d] : 0;
-  }
-}
-
 // Panels whose products are looked through together, so that the search for a maximum in a vector pays.
 constexpr int kNearestPanels = 4;
 
@@ -141,8 +132,8 @@ void nearest(const Nearest& f, const Parallel& parallel) {
     parallel.each(n.blocks, [&](int64_t block) {
       int64_t begin = block * kNearestRows, count = smaller(kNearestRows, n.rows - begin);
       Scratch scratch(Scratch::bytes<float>(kNearestRows * n.dim));
-      float* packed = scratch.take<float>(kNearestRows * n.dim);
-      pack_nearest_rows(f, begin, count, packed);
+      float* packed = scratch.zeros<float>(kNearestRows * n.dim);
+      rows_to_blocks(f.x + begin * n.dim, n.dim, count, n.dim, packed);
       nearest_of_block(f, n, first, columns, chunk, begin, count, packed, best + begin, least + begin);
     });
   }

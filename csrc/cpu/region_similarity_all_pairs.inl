@@ -57,14 +57,10 @@ SFRS_INLINE Vec<T> inverse_norms(Vec<T> squares) {
   return squares;
 }
 
-// Queries of one cluster as blocks of six rows: [q / 6][d][6].
+// Queries of one cluster.
 template <class S, class T>
 SFRS_INLINE void pack_queries(const RegionSimilarity& f, const PairSizes<T>& n, int64_t k, T* packed) {
-  for (int64_t q = 0; q < n.queries; ++q) {
-    const S* from = (const S*)f.query + (q * n.clusters + k) * n.dim;
-    T* to = packed + q / kTileRows * kTileRows * n.dim + q % kTileRows;
-    for (int64_t d = 0; d < n.dim; ++d) to[d * kTileRows] = load_one(from + d);
-  }
+  rows_to_blocks((const S*)f.query + k * n.dim, n.clusters * n.dim, n.queries, n.dim, packed);
 }
 
 // dots[q][column] = <u_q, V_column>, in panels of query_rows.
