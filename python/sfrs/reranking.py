@@ -13,8 +13,9 @@ Choices, where implementations differ:
 - k2 = 1, the value SFRS uses: no averaging over neighbours (local query expansion).
 - The neighbourhood lists cover all images; sets, weights and distances are computed only for the asked pairs.
 
-Memory beyond inputs and outputs is bounded by ``tile_bytes``, up to a factor of about two. On a CPU tiles are
-smaller: they stay in the cache, and the heap keeps them from one tile to the next.
+Memory beyond inputs and outputs is bounded by ``tile_bytes``, up to a factor of about two, beside what
+`sfrs_ext.nearest` takes for the neighbourhood lists. On a CPU tiles are smaller: they stay in the cache, and
+the heap keeps them from one tile to the next.
 """
 
 from typing import NamedTuple
