@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -146,6 +147,15 @@ def outcome(data, tmp_path_factory):
     return json.loads(done.stdout), folder
 
 
+def failures_told(seen) -> int:
+    """How often the command said why it failed.
+
+    The C++ of torch.distributed may log a trace besides, with "c10::Error::Error(" in it: here process 0
+    keeps the store, elsewhere torchrun, and whoever asks it after process 0 has left finds it gone.
+    """
+    return len(re.findall(r"^Error: ", "\n".join(seen["printed"]), re.MULTILINE))
+
+
 def test_results_are_put_together_in_order(outcome):
     seen = outcome[0]["collect"]
     assert seen["codes"] == [0, 0, 0], seen["printed"]
@@ -167,7 +177,7 @@ def test_results_are_put_together_in_order(outcome):
 def test_processes_that_were_started_otherwise_are_refused_once(outcome):
     seen = outcome[0]["disagree"]
     printed = " ".join("".join(seen["printed"]).split())
-    assert printed.count("Error:") == 1 and "Traceback" not in printed
+    assert failures_told(seen) == 1 and "Traceback" not in printed
     assert "process 1 has other configuration than process 0" in printed
     assert sorted(seen["codes"]) == [1, 2]
     assert not (outcome[1] / "disagree").exists()
@@ -177,7 +187,7 @@ def test_the_others_end_when_a_process_is_killed(outcome):
     seen = outcome[0]["die_in_training"]
     printed = " ".join(seen["printed"][0].split())
     assert seen["codes"] == [2, -9]
-    assert printed.count("Error:") == 1 and "Traceback" not in printed
+    assert failures_told(seen) == 1 and "Traceback" not in printed
     assert "process 0 of 2 waits in vain for another process of the run, which has been killed" in printed
 
 
@@ -185,7 +195,7 @@ def test_a_loss_that_is_not_finite_in_one_process_stops_all_and_is_told_once(out
     seen, folder = outcome[0]["diverge"], outcome[1]
     printed = " ".join("".join(seen["printed"]).split())
     assert sorted(seen["codes"]) == [1, 2], printed
-    assert printed.count("Error:") == 1 and "Traceback" not in printed
+    assert failures_told(seen) == 1 and "Traceback" not in printed
     assert "training diverged: the hard loss of the tuple of query" in printed
     last = metrics(folder / "diverge")[-1]
     assert (last["kind"], last["done"]) == ("step", 7)
