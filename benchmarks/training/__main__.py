@@ -105,8 +105,8 @@ def measured(options: argparse.Namespace) -> dict:
             for dim in options.dim or DIMS
         ]
     if "epoch" in options.part:
-        rate = mining.product_rate(counting.PITTSBURGH.dim, device)
-        results["epoch"] = counting.count(results["step"], results["refresh"], results["mining"][0], rate)
+        rates = [rate(counting.PITTSBURGH.dim, device) for rate in (mining.product_rate, mining.search_rate)]
+        results["epoch"] = counting.count(results["step"], results["refresh"], results["mining"][0], *rates)
     return results
 
 

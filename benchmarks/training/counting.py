@@ -36,7 +36,14 @@ WAYS = {REFERENCE: REFERENCE, FRESH: "float16", CACHED: "float16"}
 """How tuples are trained -> how descriptors are refreshed."""
 
 
-def count(steps: list[dict], refresh: dict, mining: dict, rate: float, job: Pittsburgh = PITTSBURGH) -> dict:
+def count(
+    steps: list[dict],
+    refresh: dict,
+    mining: dict,
+    product_rate: float,
+    search_rate: float,
+    job: Pittsburgh = PITTSBURGH,
+) -> dict:
     """Seconds of an epoch of generation 2 by parts, and of the run's generations, for each way.
 
     A refresh reads photographs in the reference procedure only; the loading is added as measured. Building a
@@ -44,7 +51,7 @@ def count(steps: list[dict], refresh: dict, mining: dict, rate: float, job: Pitt
     its share of it. The reference procedure's mining is counted as lists of 1,000 queries against 10,000.
 
     Args:
-        rate: of `mining.product_rate`.
+        product_rate, search_rate: of `mining`; the search is what re-ranking takes here.
     """
     per_image, loading = refresh["seconds_per_image"], refresh["loading_seconds_per_image"]
     epochs = sum(job.epochs)
@@ -58,6 +65,7 @@ def count(steps: list[dict], refresh: dict, mining: dict, rate: float, job: Pitt
         parts = {}
         for number, result in enumerate(steps, start=1):
             rerank = number > 1
+            rate = search_rate if rerank and way != REFERENCE else product_rate
             seconds = mining["seconds"]["with re-ranking" if rerank else "without re-ranking"][peer]
             parts[number] = {
                 "steps": job.queries * result["seconds_per_tuple"][way],

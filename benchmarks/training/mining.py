@@ -4,6 +4,7 @@ import time
 
 import torch
 
+import sfrs_ext
 from sfrs.config import TrainConfig
 from sfrs.mining import Miner, Tuples
 from sfrs.reranking import TILE_BYTES, tile_rows
@@ -101,7 +102,17 @@ def product(rows: torch.Tensor, columns: torch.Tensor) -> None:
         torch.mm(part, columns.T, out=tile[: len(part)])
 
 
+def search_rate(dim: int, device: torch.device) -> float:
+    """Floating-point operations of all products of descriptors, per second of the neighbours' search.
+
+    Each product is counted for both of its images, as one that computes the whole matrix would.
+    """
+    rows = torch.randn(3072, dim, device=device)
+    search = {"": lambda: sfrs_ext.nearest(rows, rows, TrainConfig().rerank_neighbours + 1, own=True)}
+    return 2 * len(rows) ** 2 * dim / seconds(search, device, rounds=3, most=15)[""]
+
+
 def product_rate(dim: int, device: torch.device) -> float:
-    """Floating-point operations per second of a product of descriptors, which both sides need."""
+    """Floating-point operations per second of a product of descriptors."""
     rows = torch.randn(512, dim, device=device)
     return 2 * len(rows) ** 2 * dim / seconds({"": lambda: rows @ rows.T}, device, rounds=3, most=10)[""]

@@ -4,8 +4,10 @@
 #include "kernels.h"
 
 #include <algorithm>
+#include <functional>
 #include <type_traits>
 #include <utility>
+#include <vector>
 
 #include "scratch.h"
 
@@ -26,6 +28,7 @@ namespace {
 #include "region_similarity.inl"
 #include "region_similarity_all_pairs.inl"
 #include "convolution.inl"
+#include "candidates.inl"
 #include "nearest.inl"
 // clang-format on
 

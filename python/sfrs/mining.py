@@ -1,8 +1,8 @@
 """Mining: from descriptors and positions to training tuples.
 
 A tuple is a query, its easiest positive, its hardest negatives and, for the soft loss, its difficult
-positives (SFRS, section 3.1; NetVLAD, section 5 for the negatives). All work is on tiles of queries against
-the whole database as tensor operations; every random choice comes from the miner's one generator.
+positives (SFRS, section 3.1; NetVLAD, section 5 for the negatives). All work is on tiles of queries as tensor
+operations; every random choice comes from the miner's one generator.
 """
 
 from dataclasses import dataclass
@@ -11,11 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+import sfrs_ext
 from sfrs.config import TrainConfig
 from sfrs.errors import UserError
 from sfrs.neighbourhood import Neighbourhood
 from sfrs.places import Ragged
-from sfrs.reranking import TILE_BYTES, largest, promoted, reranked_distances, tile_rows
+from sfrs.reranking import TILE_BYTES, promoted, reranked_distances, similarities, tile_rows
 
 DIFFICULT = ("none", "promoted", "ranks")
 RANKS = 64
@@ -127,28 +128,70 @@ class Miner:
         tile_bytes: int,
     ) -> tuple[Tensor, Tensor]:
         """The nearest positives ``[b, at most pool]``, -1 padded, and the hardest negatives ``[b, N]``."""
-        config, device = self.config, database_descriptors.device
+        config = self.config
         allowed = self.database_size - self.excluded.counts[queries]
         ranks = pool_ranks(allowed, config.negative_pool, config.tuple_negatives, self.generator)
         nearest = torch.full((len(queries), min(pool, int(self.positives.counts[queries].max()))), -1)
         negatives = torch.empty_like(ranks)
-        row_bytes = self.database_size * database_descriptors.element_size()
-        rows = min(len(queries), tile_rows(database_descriptors, row_bytes, tile_bytes))
-        buffer = database_descriptors.new_empty(rows, self.database_size)
-        # A tile is sorted as deep as its deepest rank: queries of like depth stand together.
-        for tile in ranks[:, -1].argsort(stable=True).split(rows):
+        # A tile is searched as deep as its deepest rank: queries of like depth stand together.
+        depth = ranks[:, -1] + self.excluded.counts[queries]
+        rows = tile_rows(database_descriptors, self.database_size, tile_bytes)
+        for tile in depth.argsort(stable=True).split(rows):
             own = queries[tile]
-            similarity = torch.mm(
-                query_descriptors[own.to(device)], database_descriptors.T, out=buffer[: len(tile)]
-            )  # [t, database]
-            near = _nearest(similarity, self.positives.padded(own).to(device), pool).cpu()
+            near = self._nearest_positives(own, query_descriptors, database_descriptors, pool, tile_bytes)
             nearest[tile, : near.shape[1]] = near
-            row, image = (index.to(device) for index in self.excluded.entries(own))
-            similarity[row, image] = -torch.inf
-            previous = self.previous_hardest[own].to(device)
-            negatives[tile] = hardest_negatives(similarity, previous, ranks[tile].to(device)).cpu()
+            negatives[tile] = self._hardest_negatives(
+                own, query_descriptors, database_descriptors, ranks[tile], tile_bytes
+            )
         self.previous_hardest[queries] = negatives
         return nearest, negatives
+
+    def _nearest_positives(
+        self,
+        queries: Tensor,
+        query_descriptors: Tensor,
+        database_descriptors: Tensor,
+        count: int,
+        tile_bytes: int,
+    ) -> Tensor:
+        """``[t, at most count]``, most similar first, -1 padded."""
+        listed, device = self.positives.padded(queries), database_descriptors.device
+        scores = similarities(
+            query_descriptors,
+            queries.to(device),
+            database_descriptors,
+            listed.clamp_min(0).to(device),
+            tile_bytes,
+        )
+        scores = scores.cpu().masked_fill(listed < 0, -torch.inf)
+        order = scores.sort(dim=1, descending=True, stable=True).indices[:, :count]
+        return listed.gather(1, order)
+
+    def _hardest_negatives(
+        self,
+        queries: Tensor,
+        query_descriptors: Tensor,
+        database_descriptors: Tensor,
+        ranks: Tensor,
+        tile_bytes: int,
+    ) -> Tensor:
+        """Of the pools whose hardest have the given ``ranks``, and of the previous hardest: ``[t, N]``."""
+        size, device = self.database_size, database_descriptors.device
+        depth = int(ranks.max()) + 1 + int(self.excluded.counts[queries].max())
+        rows = queries.to(device)
+        found = sfrs_ext.nearest(query_descriptors[rows], database_descriptors, min(depth, size))
+        near = torch.zeros(len(queries), size, dtype=torch.bool, device=device)
+        row, image = (index.to(device) for index in self.excluded.entries(queries))
+        near[row, image] = True
+        number = (~near.gather(1, found.index)).cumsum(dim=1)  # of negatives so far
+        column = torch.searchsorted(number, ranks.to(device) + 1)
+        previous = self.previous_hardest[queries].to(device)
+        return hardest_negatives(
+            found.index.gather(1, column),
+            found.similarity.gather(1, column),
+            previous,
+            similarities(query_descriptors, rows, database_descriptors, previous.clamp_min(0), tile_bytes),
+        ).cpu()
 
     def _promoted(
         self,
@@ -221,31 +264,22 @@ def pool_ranks(negatives: Tensor, pool: int, count: int, generator: torch.Genera
     return lowest
 
 
-def hardest_negatives(similarity: Tensor, previous: Tensor, ranks: Tensor) -> Tensor:
+def hardest_negatives(
+    drawn: Tensor, drawn_similarity: Tensor, previous: Tensor, previous_similarity: Tensor
+) -> Tensor:
     """The hardest of a random pool of negatives and of the previous hardest.
 
     Args:
-        similarity: ``[t, n]``, ``-inf`` where an image is no negative.
-        previous: int64 ``[t, N]``, the hardest of last time, -1 for none.
-        ranks: int64 ``[t, count]``, of the hardest of the pool, from `pool_ranks`.
+        drawn: int64 ``[t, N]``, the hardest of the pool, hardest first; their similarity to the query.
+        previous: int64 ``[t, N]``, the hardest of last time, -1 for none; their similarity.
 
     Returns:
-        int64 ``[t, count]``, most similar first.
+        int64 ``[t, N]``, most similar first.
     """
-    hardest = largest(similarity, int(ranks.max()) + 1)
-    drawn = hardest.gather(1, ranks)
-    unknown = (previous < 0) | (previous[:, :, None] == drawn[:, None, :]).any(dim=2)
-    both = torch.cat((drawn, previous.clamp_min(0)), dim=1)
-    scores = similarity.gather(1, both)
-    scores[:, drawn.shape[1] :].masked_fill_(unknown, -torch.inf)
-    return both.gather(1, scores.topk(ranks.shape[1], dim=1).indices)
-
-
-def _nearest(similarity: Tensor, listed: Tensor, count: int) -> Tensor:
-    """The images ``listed [t, L]`` (-1: none), most similar first: ``[t, min(count, L)]``, -1 padded."""
-    scores = similarity.gather(1, listed.clamp_min(0)).masked_fill(listed < 0, -torch.inf)
-    order = scores.sort(dim=1, descending=True, stable=True).indices[:, :count]
-    return listed.gather(1, order)
+    known = (previous < 0) | (previous[:, :, None] == drawn[:, None, :]).any(dim=2)
+    both = torch.cat((drawn, previous), dim=1)
+    scores = torch.cat((drawn_similarity, previous_similarity.masked_fill(known, -torch.inf)), dim=1)
+    return both.gather(1, scores.topk(drawn.shape[1], dim=1).indices)
 
 
 class _Lists:

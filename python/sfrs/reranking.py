@@ -28,8 +28,6 @@ import sfrs_ext
 
 TILE_BYTES = 256 * 2**20
 CACHED_BYTES = 8 * 2**20
-TWO_LEVELS = 32
-"""From this many columns for each one sought, `largest` looks for groups of groups."""
 
 
 def reranked_distances(
@@ -86,29 +84,6 @@ def tile_rows(features: Tensor, row_bytes: int, tile_bytes: int) -> int:
     """Rows of a tile on the device of ``features``; on a CPU the tile stays in the cache while it is used."""
     limit = min(tile_bytes, CACHED_BYTES) if features.device.type == "cpu" else tile_bytes
     return max(1, limit // row_bytes)
-
-
-def largest(values: Tensor, count: int, *, order: bool = True) -> Tensor:
-    """Columns of the ``count`` largest values of each row: int64 ``[t, count]``, largest first if ``order``.
-
-    The largest ``count`` of a row stand in those ``count`` groups of columns whose own largest are largest.
-    These groups are found in the same way, so that little of a row is ever sorted.
-    """
-    ratio = values.shape[1] / max(1, count)
-    group = round(ratio ** (1 / 3) if ratio > TWO_LEVELS else ratio**0.5)
-    if group < 3:
-        return values.topk(count, dim=1, sorted=order).indices
-    columns = values.shape[1] // group  # a group is the columns c, c + columns, c + 2 columns, ...
-    whole = values[:, : group * columns].unflatten(1, (group, columns))
-    best = largest(whole.amax(dim=1), count, order=False)
-    inside = whole.gather(2, best[:, None].expand(-1, group, -1)).flatten(1)
-    rest = values[:, group * columns :]
-    if rest.shape[1]:
-        inside = torch.cat((inside, rest), dim=1)
-    chosen = inside.topk(count, dim=1, sorted=order).indices
-    member = chosen // count  # of the group; that of a rest's column is beyond
-    from_group = best.gather(1, chosen - member * count) + columns * member
-    return from_group.where(member < group, chosen + group * (columns - count))
 
 
 def reciprocal_sets(
@@ -194,15 +169,20 @@ def _reciprocal(neighbours: Tensor, images: Tensor, tile_bytes: int) -> Tensor:
     return torch.cat(kept)
 
 
+def similarities(x: Tensor, rows: Tensor, y: Tensor, listed: Tensor, tile_bytes: int = TILE_BYTES) -> Tensor:
+    """Inner products of ``rows [m]`` of ``x`` with the rows ``listed [m, L]`` of ``y``: ``[m, L]``."""
+    tile = tile_rows(y, max(1, listed.shape[1]) * y.shape[1] * y.element_size(), tile_bytes)
+    parts = []
+    for own, them in zip(rows.split(tile), listed.split(tile), strict=True):
+        # On a CPU far faster than y[them].
+        others = y.index_select(0, them.flatten()).view(*them.shape, y.shape[1])
+        parts.append(torch.bmm(x[own][:, None], others.transpose(1, 2)).squeeze(1))
+    return torch.cat(parts)
+
+
 def _squared_distances(features: Tensor, images: Tensor, others: Tensor, tile_bytes: int) -> Tensor:
     """Between ``images [m]`` and their ``others [m, W]``: ``[m, W]``."""
-    row_bytes = max(1, others.shape[1]) * features.shape[1] * features.element_size()
-    rows = tile_rows(features, row_bytes, tile_bytes)
-    similarity = [
-        torch.bmm(features[them], features[tile][:, :, None]).squeeze(2)
-        for tile, them in zip(images.split(rows), others.split(rows), strict=True)
-    ]
-    return (2 - 2 * torch.cat(similarity)).clamp_min(0)
+    return (2 - 2 * similarities(features, images, features, others, tile_bytes)).clamp_min(0)
 
 
 def _jaccard(members: Tensor, weights: Tensor, place: Tensor, count: int, tile_bytes: int) -> Tensor:

@@ -1,12 +1,14 @@
 """Nearest neighbours agree with a sorted matrix of all products in float64."""
 
+from contextlib import contextmanager
+
 import pytest
 import torch
 from torch import Tensor
 
 import sfrs_ext
 
-SIZES = ((1, 1, 1), (5, 7, 3), (6, 16, 1), (49, 33, 64), (100, 1000, 65), (3, 2000, 130))
+SIZES = ((1, 1, 1), (5, 7, 3), (6, 16, 1), (49, 33, 64), (100, 1000, 65), (3, 2000, 130), (50, 1300, 600))
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
@@ -49,8 +51,23 @@ def test_a_row_comes_first_among_its_own_even_among_copies(dtype):
     assert alone.index.tolist() == [[0]] and alone.least.tolist() == [torch.inf]
 
 
+@pytest.mark.parametrize("rows", (2, 191, 192, 193, 700, 1700))
+@pytest.mark.parametrize("threads", (1, 3))
+def test_rows_among_themselves_are_ranked_as_among_any_others(rows, threads):
+    """Each product is computed once, for both rows; ties are many, and come in any order."""
+    x = exact(rows, 6, rows)
+    products = x.double() @ x.double().T
+    ranked = products.clone().fill_diagonal_(torch.inf).sort(dim=1, descending=True, stable=True)
+    with threads_of_torch(threads):
+        for k in sorted({1, min(21, rows), min(150, rows)}):
+            found = sfrs_ext.nearest(x, x, k, own=True)
+            assert torch.equal(found.index, ranked.indices[:, :k])
+            assert torch.equal(found.similarity.double(), ranked.values[:, :k])
+            assert torch.equal(found.least.double(), products.fill_diagonal_(torch.inf).amin(dim=1))
+
+
 def test_a_gallery_of_several_chunks_is_searched_whole():
-    """More than the 4 MB of the gallery that stand in panels at a time."""
+    """More columns than stand in panels at a time, and more dimensions than a slice."""
     y = torch.nn.functional.normalize(
         torch.randn(700, 4096, generator=torch.Generator().manual_seed(5)), dim=1
     )
@@ -62,16 +79,42 @@ def test_a_gallery_of_several_chunks_is_searched_whole():
     )
 
 
-def test_threads_change_no_bit():
-    x = torch.randn(150, 64, generator=torch.Generator().manual_seed(6))
+@pytest.mark.parametrize("misleading", ("highest", "lowest", "rising", "falling", "equal"))
+def test_a_gallery_in_an_order_that_misleads_is_searched_as_any_other(misleading):
+    """A bound from evenly spaced rows that are the best of all, of which there are too few, and the like."""
+    size, step = 2560, 10  # ten rows for each that the bound is taken from
+    values = torch.rand(size, generator=torch.Generator().manual_seed(8))
+    if misleading in ("highest", "lowest"):
+        values[::step] += 2 if misleading == "highest" else -2
+    elif misleading == "equal":
+        values = torch.ones(size)
+    else:
+        values = values.sort(descending=misleading == "falling").values
+    x, y = torch.tensor([[1.0], [2.0]]), values[:, None]
+    for k in (1, 40, 300):
+        found = sfrs_ext.nearest(x, y, k)
+        ranked = values.sort(descending=True, stable=True)
+        assert torch.equal(found.index, ranked.indices[:k].expand(2, k))
+        assert torch.equal(found.similarity, x * ranked.values[:k])
+
+
+@contextmanager
+def threads_of_torch(count: int):
     before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("own", (False, True))
+def test_threads_change_no_bit(own):
+    x = torch.randn(1500, 64, generator=torch.Generator().manual_seed(6))
     results = []
     for threads in (1, 3):
-        torch.set_num_threads(threads)
-        try:
-            results.append(sfrs_ext.nearest(x, x, 11, own=True))
-        finally:
-            torch.set_num_threads(before)
+        with threads_of_torch(threads):
+            results.append(sfrs_ext.nearest(x, x, 11, own=own))
     assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
 
 

@@ -64,11 +64,11 @@ def test_with_a_pool_of_everything_negatives_are_the_hardest_of_all_that_are_far
 
 
 def test_negatives_come_from_the_pool_and_the_previous_hardest_only():
-    similarity = torch.arange(50.0).repeat(200, 1)  # image 49 is the hardest
-    similarity[:, 49] = -torch.inf
-    previous = torch.tensor([[48, 3]]).repeat(200, 1)
+    images, previous = torch.arange(50), torch.tensor([[48, 3]]).repeat(200, 1)  # image 49 is the hardest
+    allowed = images[:49].flip(0)  # in the order of their similarity
     ranks = pool_ranks(torch.full((200,), 49), 10, 2, torch.Generator().manual_seed(0))
-    found = hardest_negatives(similarity, previous, ranks)
+    drawn = allowed[ranks]
+    found = hardest_negatives(drawn, drawn.float(), previous, previous.float())
     assert (found[:, 0] == 48).all()
     # The second is the hardest of a pool of 10 of the 49 allowed: 47 with probability 10/49 or 9/48.
     assert 0.1 < (found[:, 1] == 47).float().mean() < 0.35
@@ -76,10 +76,11 @@ def test_negatives_come_from_the_pool_and_the_previous_hardest_only():
 
 
 def test_the_hardest_of_a_pool_is_never_named_twice():
-    similarity = torch.tensor([[5.0, 4.0, 3.0, 2.0, 1.0]])
-    ranks = torch.tensor([[0, 2, 3]])
+    drawn, similarity = torch.tensor([[0, 2, 3]]), torch.tensor([5.0, 4.0, 3.0, 2.0, 1.0])
     for previous, expected in (([0, 2, 4], [0, 2, 3]), ([1, -1, -1], [0, 1, 2]), ([-1, -1, -1], [0, 2, 3])):
-        assert hardest_negatives(similarity, torch.tensor([previous]), ranks).tolist() == [expected]
+        previous = torch.tensor([previous])
+        found = hardest_negatives(drawn, similarity[drawn], previous, similarity[previous])
+        assert found.tolist() == [expected]
 
 
 def test_the_pool_is_a_uniform_sample_without_replacement():

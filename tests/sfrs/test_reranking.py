@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from sfrs.reranking import largest, nearest_neighbours, promoted, reranked_distances
+from sfrs.reranking import nearest_neighbours, promoted, reranked_distances
 
 
 def oracle(features, query, candidates, k1, lambda_value):
@@ -93,18 +93,6 @@ def test_an_only_image_is_its_own_neighbour_and_candidate():
     distances = reranked_distances(features, torch.tensor([0]), torch.tensor([[0, -1]]), k1=3)
     assert distances[0, 0] < 1e-6
     assert distances[0, 1].isinf()
-
-
-SIZES = [(5003, 21), (2999, 7), (1000, 21), (997, 10), (400, 100), (30, 30), (17, 1), (5, 0)]
-
-
-@pytest.mark.parametrize(("columns", "count"), SIZES)
-def test_the_largest_are_those_that_a_full_sort_puts_first(columns, count):
-    values = torch.rand(40, columns, generator=torch.Generator().manual_seed(columns))
-    values[:, ::7] = -torch.inf  # negatives that are none
-    assert torch.equal(
-        values.gather(1, largest(values, count)), values.sort(dim=1, descending=True).values[:, :count]
-    )
 
 
 def test_promotion_takes_those_that_rose_most_first_then_those_that_stayed():
