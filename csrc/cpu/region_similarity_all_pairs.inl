@@ -63,60 +63,120 @@ SFRS_INLINE void pack_queries(const RegionSimilarity& f, const PairSizes<T>& n, 
   rows_to_blocks((const S*)f.query + k * n.dim, n.clusters * n.dim, n.queries, n.dim, packed);
 }
 
-// dots[q][column] = <u_q, V_column>, in panels of query_rows.
+// dots[q][column] = <u_q, V_column> of some blocks' columns, in panels of query_rows. A few rows of queries
+// stay in L2 while all panels pass, since those of all clusters come from memory.
 template <class T>
-SFRS_INLINE void pair_dots(const PairSizes<T>& n, const T* queries, const T* panels, T* dots) {
+SFRS_INLINE void pair_dots(const PairSizes<T>& n, const T* queries, int64_t columns, const T* panels,
+                           T* dots) {
+  constexpr int64_t rows = 8 * kTileRows;
   for (int64_t d = 0; d < n.dim; d += kDepth<T>) {
     int64_t depth = smaller<int64_t>(kDepth<T>, n.dim - d);
-    for (int64_t c = 0; c < n.columns; c += kPanel<T>)
-      for (int64_t q = 0; q < n.queries; q += kTileRows)
-        multiply<1, kTileRows>(kTileVecs, 1, depth, queries + q * n.dim + d * kTileRows, 0,
-                               panels + c * n.dim + d * kPanel<T>, kPanel<T>,
-                               dots + c * n.query_rows + q * kPanel<T>, kPanel<T>, d > 0);
+    for (int64_t first = 0; first < n.queries; first += rows)
+      for (int64_t c = 0; c < columns; c += kPanel<T>)
+        for (int64_t q = first; q < smaller(first + rows, n.queries); q += kTileRows)
+          multiply<1, kTileRows>(kTileVecs, 1, depth, queries + q * n.dim + d * kTileRows, 0,
+                                 panels + c * n.dim + d * kPanel<T>, kPanel<T>,
+                                 dots + c * n.query_rows + q * kPanel<T>, kPanel<T>, d > 0);
   }
 }
+
+// The similarities of gallery blocks that are worked on together, summed over the clusters.
+template <class S>
+class PairsOfBlocks {
+  using T = Acc<S>;
+
+ public:
+  static int64_t bytes(const PairSizes<T>& n, int64_t blocks) {
+    return Scratch::bytes<T>(blocks * n.dim * n.columns) +
+           Scratch::bytes<T>(blocks * n.query_rows * n.columns) + Scratch::bytes<T>(blocks * sum_size(n)) +
+           Scratch::bytes<T>(2 * blocks * kRegions * kLanes<T>);
+  }
+  PairsOfBlocks(const RegionSimilarityForward& f, const PairSizes<T>& n, int64_t first, int64_t blocks,
+                Scratch& scratch)
+      : f_(f),
+        n_(n),
+        first_(first),
+        blocks_(blocks),
+        panels_(scratch.zeros<T>(blocks * n.dim * n.columns)),
+        dots_(scratch.take<T>(blocks * n.query_rows * n.columns)),
+        sums_(scratch.zeros<T>(blocks * sum_size(n))),
+        inverse_(scratch.zeros<T>(2 * blocks * kRegions * kLanes<T>)),
+        total_(inverse_ + blocks * kRegions * kLanes<T>) {}
+
+  void add_cluster(int64_t k, const T* queries) {
+    for (int64_t b = 0; b < blocks_; ++b) {
+      T* panels = panels_ + b * n_.dim * n_.columns;
+      pack_gallery<S>(f_, n_, first_ + b, k, panels);
+      Vec<T> squares[kRegions];
+      region_squares(n_, panels, squares);
+      for (int r = 0; r < kRegions; ++r) {
+        Vec<T> inverse = inverse_norms<T>(squares[r]);
+        T *at = of_region(inverse_, b, r), *total = of_region(total_, b, r);
+        store(at, inverse);
+        store(total, load(total) + squares[r] * inverse * inverse);
+      }
+    }
+    pair_dots(n_, queries, blocks_ * n_.columns, panels_, dots_);
+    for (int64_t b = 0; b < blocks_; ++b) add_regions(b);
+  }
+  void write() {
+    for (int64_t b = 0; b < blocks_; ++b) {
+      Vec<T> inverse[kRegions];
+      for (int r = 0; r < kRegions; ++r) inverse[r] = inverse_norms<T>(load(of_region(total_, b, r)));
+      const T* sums = sums_ + b * sum_size(n_);
+      int64_t images = n_.images(first_ + b), image = (first_ + b) * kLanes<T>;
+      for (int64_t q = 0; q < n_.queries; ++q)
+        for (int64_t l = 0; l < images; ++l)
+          for (int r = 0; r < kRegions; ++r)
+            ((T*)f_.similarity)[(q * n_.gallery + image + l) * kRegions + r] =
+                sums[(q * kRegions + r) * kLanes<T> + l] * inverse[r][l];
+    }
+  }
+
+ private:
+  static int64_t sum_size(const PairSizes<T>& n) { return n.queries * kRegions * kLanes<T>; }
+  T* of_region(T* values, int64_t block, int region) const {
+    return values + (block * kRegions + region) * kLanes<T>;
+  }
+  void add_regions(int64_t b) {
+    const T* dots = dots_ + b * n_.query_rows * n_.columns;
+    Vec<T> inverse[kRegions];
+    for (int r = 0; r < kRegions; ++r) inverse[r] = load(of_region(inverse_, b, r));
+    for (int64_t q = 0; q < n_.queries; ++q) {
+      Vec<T> d[kQuarters];
+      for (int i = 0; i < kQuarters; ++i) d[i] = gallery_vector(dots, n_.query_rows, q, i);
+      T* sum = sums_ + b * sum_size(n_) + q * kRegions * kLanes<T>;
+#pragma GCC unroll 9
+      for (int r = 0; r < kRegions; ++r)
+        store(sum + r * kLanes<T>, load(sum + r * kLanes<T>) + region_sum(r, d) * inverse[r]);
+    }
+  }
+
+  const RegionSimilarityForward& f_;
+  const PairSizes<T>& n_;
+  int64_t first_, blocks_;
+  T *panels_, *dots_, *sums_, *inverse_, *total_;
+};
+
+// Blocks that share what is read of the queries, if enough tasks are left for all threads.
+constexpr int64_t kBlocksTogether = 4;
 
 template <class S>
 void similarity_all_pairs_forward(const RegionSimilarityForward& f, const Parallel& parallel) {
   using T = Acc<S>;
   PairSizes<T> n(f);
-  int64_t query_size = n.query_rows * n.dim, sum_size = n.queries * kRegions * kLanes<T>;
+  int64_t query_size = n.query_rows * n.dim;
+  int64_t together = smaller(kBlocksTogether, n.blocks / (4 * parallel.threads) + 1);
   Scratch shared(Scratch::bytes<T>(n.clusters * query_size));
   T* queries = shared.zeros<T>(n.clusters * query_size);
   parallel.each(n.clusters, [&](int64_t k) { pack_queries<S>(f, n, k, queries + k * query_size); });
 
-  parallel.each(n.blocks, [&](int64_t block) {
-    Scratch scratch(Scratch::bytes<T>(n.dim * n.columns) + Scratch::bytes<T>(n.query_rows * n.columns) +
-                    Scratch::bytes<T>(sum_size));
-    T* panels = scratch.zeros<T>(n.dim * n.columns);
-    T* dots = scratch.take<T>(n.query_rows * n.columns);
-    T* sums = scratch.zeros<T>(sum_size);
-    Vec<T> total[kRegions] = {};
-    for (int64_t k = 0; k < n.clusters; ++k) {
-      pack_gallery<S>(f, n, block, k, panels);
-      Vec<T> inverse[kRegions];
-      region_squares(n, panels, inverse);
-      for (int r = 0; r < kRegions; ++r) {
-        Vec<T> square = inverse[r];
-        inverse[r] = inverse_norms<T>(square);
-        total[r] += square * inverse[r] * inverse[r];
-      }
-      pair_dots(n, queries + k * query_size, panels, dots);
-      for (int64_t q = 0; q < n.queries; ++q) {
-        Vec<T> d[kQuarters];
-        for (int i = 0; i < kQuarters; ++i) d[i] = gallery_vector(dots, n.query_rows, q, i);
-        T* sum = sums + q * kRegions * kLanes<T>;
-#pragma GCC unroll 9
-        for (int r = 0; r < kRegions; ++r)
-          store(sum + r * kLanes<T>, load(sum + r * kLanes<T>) + region_sum(r, d) * inverse[r]);
-      }
-    }
-    for (int r = 0; r < kRegions; ++r) total[r] = inverse_norms<T>(total[r]);
-    for (int64_t q = 0; q < n.queries; ++q)
-      for (int64_t l = 0; l < n.images(block); ++l)
-        for (int r = 0; r < kRegions; ++r)
-          ((T*)f.similarity)[(q * n.gallery + block * kLanes<T> + l) * kRegions + r] =
-              sums[(q * kRegions + r) * kLanes<T> + l] * total[r][l];
+  parallel.each((n.blocks + together - 1) / together, [&](int64_t task) {
+    int64_t first = task * together, blocks = smaller(together, n.blocks - first);
+    Scratch scratch(PairsOfBlocks<S>::bytes(n, blocks));
+    PairsOfBlocks<S> pairs(f, n, first, blocks, scratch);
+    for (int64_t k = 0; k < n.clusters; ++k) pairs.add_cluster(k, queries + k * query_size);
+    pairs.write();
   });
 }
 
@@ -196,7 +256,7 @@ class AllPairsCluster {
     for (int64_t column = 0; column < n_.columns; ++column)
       if (column % kLanes<T> < n_.images(block))
         copy_row(quarter(f_.quarters, block, column), gallery_rows_ + column * n_.dim_columns);
-    pair_dots(n_, queries_, panels_, dots_);
+    pair_dots(n_, queries_, n_.columns, panels_, dots_);
     Vec<T> c[kRegions];
     weigh(gradient, c);
     if (f_.dquery) add_queries();
