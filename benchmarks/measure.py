@@ -81,14 +81,15 @@ def gate(case: Case, contenders: dict[str, Contender], inputs: Inputs) -> tuple[
 
 
 def times(case: Case, contenders: dict[str, Contender]) -> dict[str, list[float]]:
-    """Milliseconds per call; the peers take turns, so that they share the machine's moods."""
+    """Milliseconds of a call, or the mean of `calls`; peers take turns, to share the machine's moods."""
     taken: dict[str, list[float]] = {name: [] for name in contenders}
     while waiting := [name for name, values in taken.items() if not enough(values)]:
         for name in waiting:
             one = contenders[name]
             start = time.perf_counter()
-            case.compute(one.function, one.inputs)
-            taken[name].append((time.perf_counter() - start) * 1e3)
+            for _ in range(case.calls):
+                case.compute(one.function, one.inputs)
+            taken[name].append((time.perf_counter() - start) * 1e3 / case.calls)
     return taken
 
 
