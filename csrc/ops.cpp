@@ -34,7 +34,9 @@ STABLE_TORCH_LIBRARY(sfrs_ext, m) {
   m.def("conv3x3_weight(Tensor weight) -> Tensor");
   m.def("conv3x3(Tensor x, Tensor weight, Tensor? bias, Tensor? packed, bool relu) -> Tensor");
   // CPU only. index -1 and similarity -infinity where there are fewer than k numbers. See csrc/nearest.h.
-  m.def("nearest(Tensor x, Tensor y, int k, bool own) -> (Tensor similarity, Tensor index, Tensor least)");
+  m.def(
+      "nearest(Tensor x, Tensor y, int k, bool own, Tensor? offsets, Tensor? excluded) -> (Tensor "
+      "similarity, Tensor index, Tensor least)");
 }
 
 namespace sfrs {

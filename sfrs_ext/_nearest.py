@@ -27,7 +27,7 @@ class Nearest(NamedTuple):
 
 
 @torch.library.register_fake("sfrs_ext::nearest")
-def _(x, y, k, own):
+def _(x, y, k, own, offsets, excluded):
     rows = x.shape[0]
     return x.new_empty(rows, k), x.new_empty(rows, k, dtype=torch.int64), x.new_empty(rows)
 
@@ -51,7 +51,37 @@ def _check(x: Tensor, y: Tensor, k: int, own: bool) -> None:
         raise ValueError(f"{operator}: k is {k!r}, but must be in 1 .. {len(y)}, the rows of y")
 
 
-def nearest(x: Tensor, y: Tensor, k: int, *, own: bool = False) -> Nearest:
+def _check_excluded(x: Tensor, y: Tensor, own: bool, offsets: Tensor, rows: Tensor) -> None:
+    operator = "nearest"
+    if own:
+        raise ValueError(f"{operator}: excluded and own do not go together")
+    for name, value in (("the offsets of excluded", offsets), ("the rows of excluded", rows)):
+        _checks.tensor(operator, name, value)
+        _checks.same_device(operator, name, value, "x", x)
+        if value.dtype != torch.int64 or value.dim() != 1:
+            raise TypeError(
+                f"{operator}: {name} are {value.dtype} {_checks.shape_of(value)}, but must be int64 [.]"
+            )
+    if len(offsets) != len(x) + 1:
+        raise ValueError(f"{operator}: excluded has {len(offsets)} offsets, but x has {len(x)} rows and one more")
+    if torch.compiler.is_compiling():
+        return
+    if offsets[0] != 0 or offsets[-1] != len(rows) or (offsets.diff() < 0).any():
+        raise ValueError(f"{operator}: the offsets of excluded do not rise from 0 to its {len(rows)} rows")
+    rises = rows.diff() > 0
+    begins = offsets[1:-1]
+    rises[begins[(begins > 0) & (begins < len(rows))] - 1] = True  # from one list to the next it need not
+    if not rises.all():
+        raise ValueError(f"{operator}: the rows of excluded do not ascend for each row of x")
+    if len(rows) and not 0 <= rows.min() <= rows.max() < len(y):
+        raise ValueError(
+            f"{operator}: excluded names rows {rows.min()} to {rows.max()} of y, which has {len(y)}"
+        )
+
+
+def nearest(
+    x: Tensor, y: Tensor, k: int, *, own: bool = False, excluded: tuple[Tensor, Tensor] | None = None
+) -> Nearest:
     """For every row of ``x`` the k rows of ``y`` with the largest inner products.
 
     Exact. On a CPU in float32 each tile of products is looked through while it is in the cache, so that
@@ -64,6 +94,9 @@ def nearest(x: Tensor, y: Tensor, k: int, *, own: bool = False) -> Nearest:
         k: 1 .. N.
         own: ``y`` is ``x``: a row comes first among its own neighbours, with an infinite product, and does
             not count for ``least``.
+        excluded: rows of ``y`` that are no neighbours of a row of ``x``, and do not count for ``least``, as
+            images of its own place are no negatives: ``(offsets [M + 1], rows)``, both int64 on the device of
+            ``x``; of row i of ``x`` they are ``rows[offsets[i] : offsets[i + 1]]``, ascending.
 
     Returns:
         `Nearest`: among equal products the lower index comes first (on a CPU in float32; elsewhere as
@@ -71,11 +104,14 @@ def nearest(x: Tensor, y: Tensor, k: int, *, own: bool = False) -> Nearest:
 
     Raises:
         TypeError: a dtype does not fit.
-        ValueError: a shape, a device or ``k`` does not fit; or products are not numbers.
+        ValueError: a shape, a device or ``k`` does not fit; lists in ``excluded`` are none; or a row has fewer
+            than ``k`` products that are numbers.
     """
     _check(x, y, k, own)
+    if excluded is not None:
+        _check_excluded(x, y, own, *excluded)
     x, y = x.detach(), y.detach()
-    found = Nearest(*ops.nearest(x, y, k, own)) if _has_kernel(x) else _by_topk(x, y, k, own)
+    found = _by_kernel(x, y, k, own, excluded) if _has_kernel(x) else _by_topk(x, y, k, own, excluded)
     if not torch.compiler.is_compiling() and (found.index < 0).any():
         row = int((found.index < 0).any(dim=1).nonzero()[0])
         raise ValueError(
@@ -88,14 +124,23 @@ def _has_kernel(x: Tensor) -> bool:
     return x.device.type == "cpu" and x.dtype == torch.float32
 
 
-def _by_topk(x: Tensor, y: Tensor, k: int, own: bool) -> Nearest:
+def _by_kernel(x: Tensor, y: Tensor, k: int, own: bool, excluded: tuple[Tensor, Tensor] | None) -> Nearest:
+    return Nearest(*ops.nearest(x, y, k, own, *(excluded or (None, None))))
+
+
+def _by_topk(x: Tensor, y: Tensor, k: int, own: bool, excluded: tuple[Tensor, Tensor] | None) -> Nearest:
     rows = max(1, TILE_BYTES // (len(y) * x.element_size()))
     parts = []
     for start in range(0, len(x), rows):
         products = x[start : start + rows] @ y.T
         if own:
             products.diagonal(start).fill_(torch.inf)
+        barred = _barred(excluded, start, products) if excluded is not None else None
+        if barred is not None:
+            products[barred] = torch.inf  # not the least
         least = products.amin(dim=1)
+        if barred is not None:
+            products[barred] = -torch.inf  # and none of the largest
         ranked = products.nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf).topk(k, dim=1)
         index = ranked.indices.masked_fill(ranked.values == -torch.inf, -1)
         parts.append((ranked.values, index, least))
@@ -103,3 +148,11 @@ def _by_topk(x: Tensor, y: Tensor, k: int, own: bool) -> Nearest:
         empty = x.new_empty(0, k)
         return Nearest(empty, empty.long(), x.new_empty(0))
     return Nearest(*(torch.cat(part) for part in zip(*parts, strict=True)))
+
+
+def _barred(excluded: tuple[Tensor, Tensor], start: int, products: Tensor) -> tuple[Tensor, Tensor]:
+    """Row and column of each excluded product of a tile that begins with row ``start``."""
+    offsets, rows = excluded
+    ends = offsets[start : start + len(products) + 1]
+    row = torch.arange(len(products), device=products.device).repeat_interleave(ends.diff())
+    return row, rows[ends[0] : ends[-1]]

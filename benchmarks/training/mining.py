@@ -15,6 +15,8 @@ from .mining_problem import MiningProblem
 from .timing import seconds
 
 REFERENCE, OURS, PRODUCT = "lists", "sfrs", "product"
+ROUNDS = 15
+"""At least so many calls, which are short."""
 
 
 def by_lists(problem: MiningProblem, miner: Miner, pools: list[list[int]], rerank: bool) -> list[ListTuple]:
@@ -89,7 +91,7 @@ def measure(
             OURS: lambda difficult=difficult: miner.mine(miner.queries, *on_device, difficult=difficult),
             PRODUCT: lambda rows=rows, columns=columns: product(rows, columns),
         }
-        fast = seconds(calls, device, rounds=rounds, most=most)
+        fast = seconds(calls, device, rounds=max(rounds, ROUNDS), most=most)
         results["seconds"][name] = {REFERENCE: slow, **fast}
     return results
 

@@ -100,11 +100,18 @@ SFRS_INLINE void look_through(const Nearest& f, BestOfRows& best, int64_t begin,
                               int64_t panels_first, bool both) {
   constexpr int64_t lanes = kLanes<float>;
   alignas(64) float products[kNearestRows * kNearestColumns];
+  const int64_t* excluded[kNearestRows];  // the next one of each row
+  for (int64_t i = 0; f.offsets && i < count; ++i)
+    excluded[i] =
+        std::lower_bound(f.excluded + f.offsets[begin + i], f.excluded + f.offsets[begin + i + 1], first);
   for (int64_t c = first, end = first + columns; c < end; c += kNearestColumns) {
     int64_t found = smaller(kNearestColumns, end - c);
     multiply_block(f, count, packed, found, panels + panels_of(f, c - panels_first), products);
     for (int64_t i = 0; i < count; ++i) {
       float* row = products + i * kNearestColumns;
+      for (; f.offsets && excluded[i] < f.excluded + f.offsets[begin + i + 1] && *excluded[i] < c + found;
+           ++excluded[i])
+        row[*excluded[i] - c] = __builtin_nanf("");
       for (int64_t j = found; j < round_up(found, lanes); ++j) row[j] = __builtin_nanf("");  // exceeds none
       if (f.own && begin + i >= c && begin + i < c + found) row[begin + i - c] = __builtin_inff();
       look_along_row(best, begin + i, row, c, found);
@@ -164,8 +171,8 @@ SFRS_INLINE void seed_bounds(const Nearest& f, const Parallel& parallel, BestOfR
                              const std::vector<RowBlock>& blocks) {
   Scratch shared(Scratch::bytes<float>(panels_of(f, kSeedColumns)));
   float* panels = shared.take<float>(panels_of(f, kSeedColumns));
-  rows_to_panels(f.y, f.gallery / kSeedColumns * f.dim, kSeedColumns, f.dim, panels, f.dim);
-  int64_t rank = seed_rank(f);
+  int64_t rank = seed_rank(f), step = f.gallery / kSeedColumns;
+  rows_to_panels(f.y, step * f.dim, kSeedColumns, f.dim, panels, f.dim);
   parallel.each(blocks.size(), [&](int64_t block) {
     auto [begin, count] = blocks[block];
     NearestScratch scratch(f, 0);
@@ -180,6 +187,9 @@ SFRS_INLINE void seed_bounds(const Nearest& f, const Parallel& parallel, BestOfR
         float value = products[c / kNearestColumns][i * kNearestColumns + c % kNearestColumns];
         sample[c] = value == value ? value : -__builtin_inff();
       }
+      for (int64_t e = f.offsets ? f.offsets[begin + i] : 0; f.offsets && e < f.offsets[begin + i + 1]; ++e)
+        if (f.excluded[e] % step == 0 && f.excluded[e] / step < kSeedColumns)
+          sample[f.excluded[e] / step] = -__builtin_inff();
       std::nth_element(sample, sample + rank, sample + kSeedColumns, std::greater<float>());
       best.bound[begin + i] = sample[rank];
     }

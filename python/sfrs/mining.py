@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 import sfrs_ext
@@ -16,7 +17,7 @@ from sfrs.config import TrainConfig
 from sfrs.errors import UserError
 from sfrs.neighbourhood import Neighbourhood
 from sfrs.places import Ragged
-from sfrs.reranking import TILE_BYTES, promoted, reranked_distances, similarities, tile_rows
+from sfrs.reranking import TILE_BYTES, promoted, reranked_distances, similarities
 
 DIFFICULT = ("none", "promoted", "ranks")
 RANKS = 64
@@ -133,10 +134,8 @@ class Miner:
         ranks = pool_ranks(allowed, config.negative_pool, config.tuple_negatives, self.generator)
         nearest = torch.full((len(queries), min(pool, int(self.positives.counts[queries].max()))), -1)
         negatives = torch.empty_like(ranks)
-        # A tile is searched as deep as its deepest rank: queries of like depth stand together.
-        depth = ranks[:, -1] + self.excluded.counts[queries]
-        rows = tile_rows(database_descriptors, self.database_size, tile_bytes)
-        for tile in depth.argsort(stable=True).split(rows):
+        rows = max(1, tile_bytes // (query_descriptors.shape[1] * query_descriptors.element_size()))
+        for tile in torch.arange(len(queries)).split(rows):
             own = queries[tile]
             near = self._nearest_positives(own, query_descriptors, database_descriptors, pool, tile_bytes)
             nearest[tile, : near.shape[1]] = near
@@ -176,19 +175,18 @@ class Miner:
         tile_bytes: int,
     ) -> Tensor:
         """Of the pools whose hardest have the given ``ranks``, and of the previous hardest: ``[t, N]``."""
-        size, device = self.database_size, database_descriptors.device
-        depth = int(ranks.max()) + 1 + int(self.excluded.counts[queries].max())
-        rows = queries.to(device)
-        found = sfrs_ext.nearest(query_descriptors[rows], database_descriptors, min(depth, size))
-        near = torch.zeros(len(queries), size, dtype=torch.bool, device=device)
-        row, image = (index.to(device) for index in self.excluded.entries(queries))
-        near[row, image] = True
-        number = (~near.gather(1, found.index)).cumsum(dim=1)  # of negatives so far
-        column = torch.searchsorted(number, ranks.to(device) + 1)
+        device = database_descriptors.device
+        rows, ranks = queries.to(device), ranks.to(device)
+        found = sfrs_ext.nearest(
+            query_descriptors[rows],
+            database_descriptors,
+            int(ranks.max()) + 1,
+            excluded=tuple(part.to(device) for part in self.excluded.of(queries)),
+        )
         previous = self.previous_hardest[queries].to(device)
         return hardest_negatives(
-            found.index.gather(1, column),
-            found.similarity.gather(1, column),
+            found.index.gather(1, ranks),
+            found.similarity.gather(1, ranks),
             previous,
             similarities(query_descriptors, rows, database_descriptors, previous.clamp_min(0), tile_bytes),
         ).cpu()
@@ -290,12 +288,11 @@ class _Lists:
         self.offsets = torch.from_numpy(np.ascontiguousarray(lists.offsets)).long()
         self.counts = self.offsets.diff()
 
-    def entries(self, queries: Tensor) -> tuple[Tensor, Tensor]:
-        """Row (into ``queries``) and value of every listed image."""
-        counts = self.counts[queries]
-        rows = torch.arange(len(queries)).repeat_interleave(counts)
-        begins = self.offsets[queries] - (counts.cumsum(0) - counts)
-        return rows, self.values[begins[rows] + torch.arange(len(rows))]
+    def of(self, queries: Tensor) -> tuple[Tensor, Tensor]:
+        """The lists of ``queries`` one after the other: offsets ``[t + 1]`` and values."""
+        offsets = F.pad(self.counts[queries].cumsum(0), (1, 0))
+        shift = (self.offsets[queries] - offsets[:-1]).repeat_interleave(self.counts[queries])
+        return offsets, self.values[shift + torch.arange(len(shift))]
 
     def padded(self, queries: Tensor) -> Tensor:
         """int64 ``[t, longest list]``, padded with -1."""

@@ -98,6 +98,41 @@ def test_a_gallery_in_an_order_that_misleads_is_searched_as_any_other(misleading
         assert torch.equal(found.similarity, x * ranked.values[:k])
 
 
+def lists_of(barred: Tensor) -> tuple[Tensor, Tensor]:
+    """As `excluded` takes it what is true in each row."""
+    return torch.nn.functional.pad(barred.sum(dim=1).cumsum(0), (1, 0)), barred.nonzero()[:, 1]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("gallery", (40, 1300))
+@pytest.mark.parametrize("which", ("none", "some", "best"))
+def test_what_is_excluded_is_no_neighbour_and_not_the_least(dtype, gallery, which):
+    x, y = exact(60, 8, 9, dtype), exact(gallery, 8, 10, dtype)
+    products = x.double() @ y.double().T
+    if which == "best":  # and the bound is not to be taken from them
+        barred = products >= products.topk(20, dim=1).values[:, -1:]
+    else:
+        barred = torch.rand(60, gallery, generator=torch.Generator().manual_seed(11)) < 0.3
+        barred[::4] = False
+        if which == "none":
+            barred[:] = False
+    products[barred] = -torch.inf
+    k = min(15, int((~barred).sum(dim=1).min()))
+    found = sfrs_ext.nearest(x, y, k, excluded=lists_of(barred))
+    assert torch.equal(found.similarity.double(), products.topk(k).values)
+    assert torch.equal(products.gather(1, found.index), found.similarity.double())
+    products[barred] = torch.inf
+    assert torch.equal(found.least.double(), products.amin(dim=1))
+
+
+def test_without_enough_rows_that_are_not_excluded_there_is_an_error():
+    barred = torch.zeros(3, 5, dtype=torch.bool)
+    barred[1, 1:] = True
+    assert sfrs_ext.nearest(torch.ones(3, 2), torch.ones(5, 2), 1, excluded=lists_of(barred)).index[1] == 0
+    with pytest.raises(ValueError, match="row 1 of x has fewer than k = 2"):
+        sfrs_ext.nearest(torch.ones(3, 2), torch.ones(5, 2), 2, excluded=lists_of(barred))
+
+
 @contextmanager
 def threads_of_torch(count: int):
     before = torch.get_num_threads()
@@ -141,6 +176,10 @@ def test_rows_may_be_strided_and_need_no_gradient():
     assert torch.equal(found.index, again.index) and not found.similarity.requires_grad
 
 
+def lists(*offsets: int, rows: list[int] | None = None) -> tuple[Tensor, Tensor]:
+    return torch.tensor(offsets), torch.tensor(rows or [], dtype=torch.int64)
+
+
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
@@ -153,6 +192,12 @@ def test_rows_may_be_strided_and_need_no_gradient():
         ({"k": 5}, ValueError, r"k is 5, but must be in 1 \.\. 4"),
         ({"k": 2.0}, ValueError, r"k is 2\.0"),
         ({"own": True}, ValueError, "the same rows, but they have 3 and 4"),
+        ({"y": torch.ones(3, 2), "own": True, "excluded": lists(0, 0, 0, 0)}, ValueError, "do not go together"),
+        ({"excluded": lists(0, 1, 1, rows=[0])}, ValueError, "has 3 offsets, but x has 3 rows"),
+        ({"excluded": lists(0, 1, 1, 1, rows=[4])}, ValueError, "names rows 4 to 4 of y, which has 4"),
+        ({"excluded": lists(0, 1, 1, 2, rows=[0])}, ValueError, "do not rise from 0 to its 1 rows"),
+        ({"excluded": lists(0, 0, 0, 2, rows=[1, 1])}, ValueError, "do not ascend for each row"),
+        ({"excluded": (torch.zeros(4), torch.zeros(0))}, TypeError, r"offsets of excluded are torch.float32 \[4\]"),
     ],
 )
 def test_errors_name_the_argument(change, error, message):

@@ -276,7 +276,7 @@ def drawn_pools(miner, state, queries, database):
     ranks = pool_ranks(counts, config.negative_pool, config.tuple_negatives, generator).tolist()
     pools = []
     for query, drawn in zip(miner.queries.tolist(), ranks, strict=True):
-        _, near = excluded.entries(torch.tensor([query]))
+        _, near = excluded.of(torch.tensor([query]))
         order = (database @ queries[query]).argsort(descending=True)
         negatives = order[~torch.isin(order, near)].tolist()
         rest = random.Random(query).sample(negatives[drawn[-1] + 1 :], config.negative_pool - len(drawn))
