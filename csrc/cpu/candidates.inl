@@ -20,7 +20,8 @@ SFRS_INLINE float value_of(Candidate candidate) {
 SFRS_INLINE int64_t index_of(Candidate candidate) { return ~(uint32_t)candidate; }
 
 // The candidates of all rows, and for each row a bound that at least k of them exceed: nothing that does not
-// exceed it is among the k best, whatever the order in which products come.
+// exceed it is among the k best, whatever the order in which products come. A bound that is set from outside
+// is a guess, which `restart` takes back where it was too high.
 class BestOfRows {
  public:
   float *bound, *least;  // a vector is read from any row on

@@ -8,11 +8,10 @@ constexpr int64_t kNearestRows = 8 * kTileRows;  // and columns whose products a
 constexpr int64_t kNearestColumns = 64;
 constexpr int64_t kSquare = 192;  // a multiple of both
 constexpr int64_t kSlice = 256;   // of D: what a tile reads of it stays in L1
-constexpr int64_t kMostBytes = 16 << 20;
-constexpr int64_t kChunkBytes = 256 << 10;  // of y in panels at a time, to stay in L2 if it can
 
-// Columns of y in panels at a time; enough that the rows, which are packed for each chunk, pay for it, but no
-// more memory than the rest of a task needs.
+// Columns of y in panels at a time: those that fit a part of L2, but enough to pay for the rows, which are
+// packed for each chunk, as long as that takes little memory.
+constexpr int64_t kChunkBytes = 256 << 10, kMostBytes = 16 << 20;
 SFRS_INLINE int64_t chunk_columns(const Nearest& f) {
   int64_t column = sizeof(float) * larger<int64_t>(f.dim, 1);
   int64_t fitting = larger<int64_t>(kChunkBytes / column, smaller<int64_t>(512, kMostBytes / column));
@@ -111,7 +110,7 @@ SFRS_INLINE void look_through(const Nearest& f, BestOfRows& best, int64_t begin,
       float* row = products + i * kNearestColumns;
       for (; f.offsets && excluded[i] < f.excluded + f.offsets[begin + i + 1] && *excluded[i] < c + found;
            ++excluded[i])
-        row[*excluded[i] - c] = __builtin_nanf("");
+        if (*excluded[i] >= c) row[*excluded[i] - c] = __builtin_nanf("");
       for (int64_t j = found; j < round_up(found, lanes); ++j) row[j] = __builtin_nanf("");  // exceeds none
       if (f.own && begin + i >= c && begin + i < c + found) row[begin + i - c] = __builtin_inff();
       look_along_row(best, begin + i, row, c, found);
@@ -188,7 +187,7 @@ SFRS_INLINE void seed_bounds(const Nearest& f, const Parallel& parallel, BestOfR
         sample[c] = value == value ? value : -__builtin_inff();
       }
       for (int64_t e = f.offsets ? f.offsets[begin + i] : 0; f.offsets && e < f.offsets[begin + i + 1]; ++e)
-        if (f.excluded[e] % step == 0 && f.excluded[e] / step < kSeedColumns)
+        if (f.excluded[e] >= 0 && f.excluded[e] % step == 0 && f.excluded[e] / step < kSeedColumns)
           sample[f.excluded[e] / step] = -__builtin_inff();
       std::nth_element(sample, sample + rank, sample + kSeedColumns, std::greater<float>());
       best.bound[begin + i] = sample[rank];
@@ -214,6 +213,7 @@ SFRS_INLINE void nearest_of_others(const Nearest& f, const Parallel& parallel, B
 // the squares on its diagonal.
 SFRS_NOINLINE void nearest_of_ranges(const Nearest& f, BestOfRows& best, int64_t a, int64_t a_end, int64_t b,
                                      int64_t b_end) {
+  if (a >= a_end) return;
   int64_t chunk = smaller(chunk_columns(f), round_up(b_end - b, kSquare));
   NearestScratch scratch(f, chunk);
   for (int64_t first = b; first < b_end; first += chunk) {

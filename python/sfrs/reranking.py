@@ -28,6 +28,8 @@ import sfrs_ext
 
 TILE_BYTES = 256 * 2**20
 CACHED_BYTES = 8 * 2**20
+GATHERED_BYTES = 2**20
+"""Of rows that are gathered on a CPU and used once: what the heap keeps from one tile to the next."""
 
 
 def reranked_distances(
@@ -171,7 +173,8 @@ def _reciprocal(neighbours: Tensor, images: Tensor, tile_bytes: int) -> Tensor:
 
 def similarities(x: Tensor, rows: Tensor, y: Tensor, listed: Tensor, tile_bytes: int = TILE_BYTES) -> Tensor:
     """Inner products of ``rows [m]`` of ``x`` with the rows ``listed [m, L]`` of ``y``: ``[m, L]``."""
-    tile = tile_rows(y, max(1, listed.shape[1]) * y.shape[1] * y.element_size(), tile_bytes)
+    row_bytes = max(1, listed.shape[1]) * y.shape[1] * y.element_size()
+    tile = tile_rows(y, row_bytes, min(tile_bytes, GATHERED_BYTES) if y.device.type == "cpu" else tile_bytes)
     parts = []
     for own, them in zip(rows.split(tile), listed.split(tile), strict=True):
         # On a CPU far faster than y[them].

@@ -192,12 +192,20 @@ def lists(*offsets: int, rows: list[int] | None = None) -> tuple[Tensor, Tensor]
         ({"k": 5}, ValueError, r"k is 5, but must be in 1 \.\. 4"),
         ({"k": 2.0}, ValueError, r"k is 2\.0"),
         ({"own": True}, ValueError, "the same rows, but they have 3 and 4"),
-        ({"y": torch.ones(3, 2), "own": True, "excluded": lists(0, 0, 0, 0)}, ValueError, "do not go together"),
+        (
+            {"y": torch.ones(3, 2), "own": True, "excluded": lists(0, 0, 0, 0)},
+            ValueError,
+            "do not go together",
+        ),
         ({"excluded": lists(0, 1, 1, rows=[0])}, ValueError, "has 3 offsets, but x has 3 rows"),
         ({"excluded": lists(0, 1, 1, 1, rows=[4])}, ValueError, "names rows 4 to 4 of y, which has 4"),
         ({"excluded": lists(0, 1, 1, 2, rows=[0])}, ValueError, "do not rise from 0 to its 1 rows"),
         ({"excluded": lists(0, 0, 0, 2, rows=[1, 1])}, ValueError, "do not ascend for each row"),
-        ({"excluded": (torch.zeros(4), torch.zeros(0))}, TypeError, r"offsets of excluded are torch.float32 \[4\]"),
+        (
+            {"excluded": (torch.zeros(4), torch.zeros(0))},
+            TypeError,
+            r"offsets of excluded are torch.float32 \[4\]",
+        ),
     ],
 )
 def test_errors_name_the_argument(change, error, message):
