@@ -63,7 +63,7 @@ def _check_excluded(x: Tensor, y: Tensor, own: bool, offsets: Tensor, rows: Tens
                 f"{operator}: {name} are {value.dtype} {_checks.shape_of(value)}, but must be int64 [.]"
             )
     if len(offsets) != len(x) + 1:
-        raise ValueError(f"{operator}: excluded has {len(offsets)} offsets, but x has {len(x)} rows and one more")
+        raise ValueError(f"{operator}: excluded has {len(offsets)} offsets, but must have {len(x) + 1}")
     if torch.compiler.is_compiling():
         return
     if offsets[0] != 0 or offsets[-1] != len(rows) or (offsets.diff() < 0).any():
@@ -104,8 +104,8 @@ def nearest(
 
     Raises:
         TypeError: a dtype does not fit.
-        ValueError: a shape, a device or ``k`` does not fit; lists in ``excluded`` are none; or a row has fewer
-            than ``k`` products that are numbers.
+        ValueError: a shape, a device or ``k`` does not fit; what is excluded is no lists of rows; or a row
+            has fewer than ``k`` products that are numbers.
     """
     _check(x, y, k, own)
     if excluded is not None:

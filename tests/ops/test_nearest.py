@@ -197,7 +197,11 @@ def lists(*offsets: int, rows: list[int] | None = None) -> tuple[Tensor, Tensor]
             ValueError,
             "do not go together",
         ),
-        ({"excluded": lists(0, 1, 1, rows=[0])}, ValueError, "has 3 offsets, but x has 3 rows"),
+        (
+            {"excluded": lists(0, 1, 1, rows=[0])},
+            ValueError,
+            "has 3 offsets, but must have 4",
+        ),
         ({"excluded": lists(0, 1, 1, 1, rows=[4])}, ValueError, "names rows 4 to 4 of y, which has 4"),
         ({"excluded": lists(0, 1, 1, 2, rows=[0])}, ValueError, "do not rise from 0 to its 1 rows"),
         ({"excluded": lists(0, 0, 0, 2, rows=[1, 1])}, ValueError, "do not ascend for each row"),
