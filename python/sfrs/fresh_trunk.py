@@ -1,7 +1,7 @@
 """Trunk outputs computed from the image files whenever asked, loaded ahead in threads."""
 
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sfrs.descriptor import DescriptorNetwork
 from sfrs.frozen_trunk import FrozenTrunk
-from sfrs.images import load_image
+from sfrs.images import load_image, loading_threads
 from sfrs.jitter import ColorJitter
 
 AHEAD = 4
@@ -59,7 +59,7 @@ class FreshTrunk:
         self.device = self.trunk.device
         self.files, self.size, self.jitter = tuple(files), size, jitter
         self.batch_size = batch_size or (2 if self.device.type == "cpu" else 32)
-        self.pool = ThreadPoolExecutor(threads) if threads else None
+        self.pool = loading_threads(threads) if threads else None
         self.ahead: dict[tuple[Draw, ...], dict[int, Future]] = {}
 
     def __len__(self) -> int:
