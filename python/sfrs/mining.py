@@ -183,13 +183,11 @@ class Miner:
             int(ranks.max()) + 1,
             excluded=tuple(part.to(device) for part in self.excluded.of(queries)),
         )
-        previous = self.previous_hardest[queries].to(device)
-        return hardest_negatives(
-            found.index.gather(1, ranks),
-            found.similarity.gather(1, ranks),
-            previous,
-            similarities(query_descriptors, rows, database_descriptors, previous.clamp_min(0), tile_bytes),
-        ).cpu()
+        drawn, previous = found.index.gather(1, ranks), self.previous_hardest[queries].to(device)
+        # All by the same arithmetic, so that rounding does not decide between images that are alike.
+        both = torch.cat((drawn, previous.clamp_min(0)), dim=1)
+        scores = similarities(query_descriptors, rows, database_descriptors, both, tile_bytes)
+        return hardest_negatives(drawn, previous, scores).cpu()
 
     def _promoted(
         self,
@@ -262,22 +260,23 @@ def pool_ranks(negatives: Tensor, pool: int, count: int, generator: torch.Genera
     return lowest
 
 
-def hardest_negatives(
-    drawn: Tensor, drawn_similarity: Tensor, previous: Tensor, previous_similarity: Tensor
-) -> Tensor:
+def hardest_negatives(drawn: Tensor, previous: Tensor, similarity: Tensor) -> Tensor:
     """The hardest of a random pool of negatives and of the previous hardest.
 
     Args:
-        drawn: int64 ``[t, N]``, the hardest of the pool, hardest first; their similarity to the query.
-        previous: int64 ``[t, N]``, the hardest of last time, -1 for none; their similarity.
+        drawn: int64 ``[t, N]``, the hardest of the pool, hardest first.
+        previous: int64 ``[t, N]``, the hardest of last time, -1 for none.
+        similarity: ``[t, 2 N]``, of the query to ``drawn`` and then to ``previous``; any number for none.
 
     Returns:
-        int64 ``[t, N]``, most similar first.
+        int64 ``[t, N]``, most similar first; of equal ones those that were drawn come first.
     """
     known = (previous < 0) | (previous[:, :, None] == drawn[:, None, :]).any(dim=2)
     both = torch.cat((drawn, previous), dim=1)
-    scores = torch.cat((drawn_similarity, previous_similarity.masked_fill(known, -torch.inf)), dim=1)
-    return both.gather(1, scores.topk(drawn.shape[1], dim=1).indices)
+    barred = torch.cat((torch.zeros_like(known), known), dim=1)
+    scores = similarity.masked_fill(barred, -torch.inf)
+    order = scores.sort(dim=1, descending=True, stable=True).indices
+    return both.gather(1, order[:, : drawn.shape[1]])
 
 
 class _Lists:

@@ -68,7 +68,7 @@ def test_negatives_come_from_the_pool_and_the_previous_hardest_only():
     allowed = images[:49].flip(0)  # in the order of their similarity
     ranks = pool_ranks(torch.full((200,), 49), 10, 2, torch.Generator().manual_seed(0))
     drawn = allowed[ranks]
-    found = hardest_negatives(drawn, drawn.float(), previous, previous.float())
+    found = hardest_negatives(drawn, previous, torch.cat((drawn, previous), dim=1).float())
     assert (found[:, 0] == 48).all()
     # The second is the hardest of a pool of 10 of the 49 allowed: 47 with probability 10/49 or 9/48.
     assert 0.1 < (found[:, 1] == 47).float().mean() < 0.35
@@ -79,7 +79,7 @@ def test_the_hardest_of_a_pool_is_never_named_twice():
     drawn, similarity = torch.tensor([[0, 2, 3]]), torch.tensor([5.0, 4.0, 3.0, 2.0, 1.0])
     for previous, expected in (([0, 2, 4], [0, 2, 3]), ([1, -1, -1], [0, 1, 2]), ([-1, -1, -1], [0, 2, 3])):
         previous = torch.tensor([previous])
-        found = hardest_negatives(drawn, similarity[drawn], previous, similarity[previous])
+        found = hardest_negatives(drawn, previous, similarity[torch.cat((drawn, previous), dim=1)])
         assert found.tolist() == [expected]
 
 
