@@ -125,6 +125,16 @@ def test_what_is_excluded_is_no_neighbour_and_not_the_least(dtype, gallery, whic
     assert torch.equal(found.least.double(), products.amin(dim=1))
 
 
+def test_where_there_is_no_kernel_lists_are_cut_as_the_tiles_are(monkeypatch):
+    monkeypatch.setattr("sfrs_ext._nearest.TILE_BYTES", 7 * 40 * 8)  # tiles of seven rows
+    x, y = exact(60, 8, 12, torch.float64), exact(40, 8, 13, torch.float64)
+    barred = torch.rand(60, 40, generator=torch.Generator().manual_seed(14)) < 0.4
+    found = sfrs_ext.nearest(x, y, 5, excluded=lists_of(barred))
+    products = (x @ y.T).masked_fill(barred, -torch.inf)
+    assert torch.equal(found.similarity, products.topk(5).values)
+    assert torch.equal(found.least, products.masked_fill(barred, torch.inf).amin(dim=1))
+
+
 def test_without_enough_rows_that_are_not_excluded_there_is_an_error():
     barred = torch.zeros(3, 5, dtype=torch.bool)
     barred[1, 1:] = True
