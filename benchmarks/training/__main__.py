@@ -18,8 +18,8 @@ import torch
 
 from benchmarks.run import RESULTS, machine
 from sfrs.config import TrainConfig
-from sfrs.images import loading_threads
 from sfrs.results import write_json
+from sfrs.threads import single_threads
 
 from . import counting, mining, refresh, steps
 from .job import Job, build_job
@@ -92,7 +92,7 @@ def measured(options: argparse.Namespace) -> dict:
     """The results of every part."""
     results: dict = {}
     device, often = torch.device(options.device), {"rounds": options.rounds, "most": options.seconds}
-    with tempfile.TemporaryDirectory() as folder, loading_threads(max(1, options.threads)) as pool:
+    with tempfile.TemporaryDirectory() as folder, single_threads(max(1, options.threads)) as pool:
         if {"step", "refresh"} & set(options.part):
             job: Job = build_job(Path(folder), configuration(options), options.tuples)
         if "step" in options.part:

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from sfrs.descriptor import DescriptorNetwork
 from sfrs.frozen_trunk import FrozenTrunk
-from sfrs.images import load_image, loading_threads
+from sfrs.images import load_image
 from sfrs.jitter import ColorJitter
+from sfrs.threads import single_threads
 
 AHEAD = 4
 """Calls whose images are loaded ahead, at most."""
@@ -59,7 +60,7 @@ class FreshTrunk:
         self.device = self.trunk.device
         self.files, self.size, self.jitter = tuple(files), size, jitter
         self.batch_size = batch_size or (2 if self.device.type == "cpu" else 32)
-        self.pool = loading_threads(threads) if threads else None
+        self.pool = single_threads(threads) if threads else None
         self.ahead: dict[tuple[Draw, ...], dict[int, Future]] = {}
 
     def __len__(self) -> int:

@@ -2,10 +2,8 @@
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from threading import Barrier
 
 import numpy as np
 import torch
@@ -13,6 +11,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from sfrs.errors import UserError
+from sfrs.threads import single_threads
 
 Size = tuple[int, int] | int | None
 """(height, width), the length of the shorter side, or None to keep each image's own size; in pixels."""
@@ -150,7 +149,7 @@ def _in_order(function: Callable, items: Sequence, threads: int, ahead: int) -> 
     if threads == 0:
         yield from map(function, items)
         return
-    with loading_threads(threads) as pool:
+    with single_threads(threads) as pool:
         waiting: deque = deque()
         try:
             for item in items:
@@ -162,25 +161,3 @@ def _in_order(function: Callable, items: Sequence, threads: int, ahead: int) -> 
         finally:
             for future in waiting:
                 future.cancel()
-
-
-def loading_threads(count: int) -> ThreadPoolExecutor:
-    """A pool whose threads compute one by one.
-
-    A thread that calls torch gets a team of OpenMP threads of its own, and with more threads in teams than
-    there are cores every parallel computation of the process waits for its team to wake: mining took half as
-    long again.
-    """
-    computing, begun = torch.get_num_threads(), Barrier(count + 1)
-
-    def begin() -> None:
-        torch.set_num_threads(1)
-        torch.get_num_threads()  # torch takes a thread's number over when it is first asked for
-        begun.wait()
-
-    pool = ThreadPoolExecutor(count, thread_name_prefix="sfrs-load", initializer=begin)
-    for _ in range(count):  # a thread begins with its first task
-        pool.submit(int)
-    begun.wait()
-    torch.set_num_threads(computing)  # what threads that come later are given
-    return pool

@@ -1,11 +1,9 @@
-from concurrent.futures import ThreadPoolExecutor
-
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from sfrs.images import BadImageError, ImageFiles, batches, check_images, load_image, loading_threads
+from sfrs.images import BadImageError, ImageFiles, batches, check_images, load_image
 
 
 def cut_off(path) -> None:
@@ -119,15 +117,3 @@ def test_batches_read_only_a_little_ahead(make_image):
     images = Counting([make_image("a.png")] * 50)
     next(batches(images, 2, threads=2))
     assert len(loaded) <= 2 + 2 * 2 + 1
-
-
-def test_threads_that_load_compute_one_by_one_and_leave_the_others_theirs():
-    before = torch.get_num_threads()
-    torch.set_num_threads(3)
-    try:
-        with loading_threads(2) as pool:
-            assert list(pool.map(lambda _: torch.get_num_threads(), range(4))) == [1] * 4
-        with ThreadPoolExecutor(1) as later:
-            assert later.submit(torch.get_num_threads).result() == torch.get_num_threads() == 3
-    finally:
-        torch.set_num_threads(before)

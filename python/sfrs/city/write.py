@@ -11,7 +11,6 @@ import json
 import os
 import shutil
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from sfrs.city.scene import Scene, build_scene
 from sfrs.city.utm import to_latlon
 from sfrs.city.views import CONDITIONS, Drive, Views, Visit, drive, visit
 from sfrs.errors import UserError
+from sfrs.threads import single_threads
 
 RENDERER = 1  # raised whenever the same seed gives other pictures
 IMAGE_SIZE = (128, 160)  # height, width
@@ -146,21 +146,16 @@ def write_views(scene: Scene, views: Views, paths: list[Path], done: Callable[[i
     The pictures do not depend on the number of threads: batches are cut by position alone. `done(n)` is
     called as n more are written.
     """
-    threads = torch.get_num_threads()
 
     def batch(first: int) -> int:
-        torch.set_num_threads(1)  # of this thread: the batches themselves run side by side
         pictures = render(scene, views[np.arange(first, min(first + BATCH, len(views)))], IMAGE_SIZE)
         for picture, path in zip(pictures, paths[first : first + BATCH], strict=True):
             Image.fromarray(picture).save(path, quality=92)
         return len(pictures)
 
-    try:
-        with ThreadPoolExecutor(threads) as pool:
-            for count in pool.map(batch, range(0, len(views), BATCH)):
-                done(count)
-    finally:
-        torch.set_num_threads(threads)
+    with single_threads(torch.get_num_threads()) as pool:
+        for count in pool.map(batch, range(0, len(views), BATCH)):
+            done(count)
 
 
 def _write_split(config: CityConfig, split: str, root: Path, tasks: Tasks) -> None:
