@@ -55,9 +55,23 @@ struct ParameterSums {
            Scratch::bytes<T>(n.logit_columns);
   }
   ParameterSums(const Sizes<T>& n, Scratch& scratch)
-      : dweight(scratch.zeros<T>(n.logit_columns * n.rows)),
-        dcentroids(scratch.zeros<T>(n.clusters * n.dim)),
-        dbias(scratch.zeros<T>(n.logit_columns)) {}
+      : dweight(scratch.take<T>(n.logit_columns * n.rows)),
+        dcentroids(scratch.take<T>(n.clusters * n.dim)),
+        dbias(scratch.take<T>(n.logit_columns)) {}
+  void clear(const Sizes<T>& n) const {
+    __builtin_memset(dweight, 0, n.logit_columns * n.rows * sizeof(T));
+    __builtin_memset(dcentroids, 0, n.clusters * n.dim * sizeof(T));
+    __builtin_memset(dbias, 0, n.logit_columns * sizeof(T));
+  }
+  // Clusters [begin, end), of one vector that begins at `begin`.
+  void add(const Sizes<T>& n, const ParameterSums& other, int64_t begin, int64_t end) const {
+    int64_t at = panel_offset<T>(begin, n.rows);
+    for (int64_t d = 0; d < n.dim; ++d, at += kPanel<T>)
+      store(dweight + at, load(dweight + at) + load(other.dweight + at));
+    store(dbias + begin, load(dbias + begin) + load(other.dbias + begin));
+    for (int64_t i = begin * n.dim; i < smaller(end, n.clusters) * n.dim; ++i)
+      dcentroids[i] += other.dcentroids[i];
+  }
 };
 
 template <class S>
@@ -122,7 +136,9 @@ class BackwardTile {
         sums_.dcentroids[k * n_.dim + d] -= weights_[k] * dv_[k * n_.dim + d];
   }
 
-  void run(const Group& g, int64_t begin, int64_t count, const Ahead& next) {
+  void run(const Tile& t, const Ahead& next) {
+    const Group& g = t.group;
+    int64_t begin = t.begin, count = t.count;
     if (count == 0) return;
     pack<S>(f_.x, g, begin, count, packed_, n_.step, squares_);
     multiply_features(n_, count, packed_, dv_columns_, n_.clusters, products_);
@@ -209,7 +225,7 @@ class BackwardTile {
     Ahead rows(f_.dx, sizeof(S), g, begin, count);
     for (int64_t d = 0; d < n_.dim; d += kTileRows) {
       for (int64_t p = 0; p < count; p += kPanel<T>) {
-        rows.template fetch<true>(d, p / kPanel<T>, panels);
+        rows.template fetch<true>(d, kTileRows, p / kPanel<T>, panels);
         int vecs = panel_vecs<T>(p, count);
         multiply_columns(vecs, first, dv_columns_ + d * kPanel<T>, n_.rows, across_ + p, n_.tile, out_ + p,
                          n_.tile, false);
@@ -269,8 +285,7 @@ void aggregate_backward(const AggregationBackward& f, const Parallel& parallel) 
   using T = Acc<S>;
   Sizes<T> n(f);
   Geometry geometry(f.x, f.regions, n.tile);
-  int64_t tiles = geometry.tiles(f.x.batch),
-          tasks = larger<int64_t>(smaller<int64_t>(parallel.threads, tiles), 1);
+  int64_t units = geometry.units(f.x.batch), tasks = geometry.tasks(f.x.batch, parallel.threads);
   int64_t panel_rows = round_up(n.dim, kPanel<T>) * n.logits;
 
   Scratch shared(Assignment<T>::bytes(n) + Scratch::bytes<T>(panel_rows) +
@@ -283,31 +298,30 @@ void aggregate_backward(const AggregationBackward& f, const Parallel& parallel) 
 
   parallel.each(tasks, [&](int64_t task) {
     Scratch scratch(BackwardTile<S>::bytes(n));
-    BackwardTile<S> tile(f, n, assignment, weight_rows, sums[task], scratch);
-    int64_t begin = tiles * task / tasks, end = tiles * (task + 1) / tasks;
-    for (int64_t t = begin; t < end; ++t) {
-      int64_t within, position, count;
-      Group g = geometry.group(t, &within);
-      geometry.range(g, within, &position, &count);
-      if (t == begin || within == 0) tile.begin_group(g);
-      tile.run(g, position, count, ahead_of(f.x, sizeof(S), geometry, t + 1, end));
-      if (t + 1 == end || within + 1 == geometry.tiles_of(g)) tile.end_group();
+    BackwardTile<S> work(f, n, assignment, weight_rows, sums[task], scratch);
+    sums[task].clear(n);
+    int64_t begin = units * task / tasks, end = units * (task + 1) / tasks;
+    for (int64_t unit = begin; unit < end;) {
+      Tile t = geometry.at(unit, begin, end);
+      if (t.opens) work.begin_group(t.group);
+      work.run(t, ahead_of(f.x, sizeof(S), geometry, t, begin, end));
+      if (t.closes) work.end_group();
+      unit = t.next;
     }
   });
 
   // Sums over tasks in task order: the same bits in every run with this number of threads.
-  parallel.each(n.logits, [&](int64_t k) {
-    auto total = [&](T* ParameterSums<T>::* part, int64_t at) {
-      T sum = 0;
-      for (int64_t i = 0; i < tasks; ++i) sum += (sums[i].*part)[at];
-      return sum;
-    };
-    if (f.dbias) ((T*)f.dbias)[k] = total(&ParameterSums<T>::dbias, k);
-    for (int64_t d = 0; d < n.dim; ++d) {
-      int64_t at = k / kPanel<T> * kPanel<T> * n.rows + d * kPanel<T> + k % kPanel<T>;
-      if (f.dweight) ((T*)f.dweight)[k * n.dim + d] = total(&ParameterSums<T>::dweight, at);
-      if (f.dcentroids && k < n.clusters)
-        ((T*)f.dcentroids)[k * n.dim + d] = total(&ParameterSums<T>::dcentroids, k * n.dim + d);
-    }
+  parallel.each((n.logits + kLanes<T> - 1) / kLanes<T>, [&](int64_t i) {
+    int64_t begin = i * kLanes<T>, end = smaller<int64_t>(begin + kLanes<T>, n.logits);
+    int64_t kept = larger<int64_t>(smaller(end, n.clusters) - begin, 0);
+    const ParameterSums<T>& sum = sums[0];
+    for (int64_t task = 1; task < tasks; ++task) sum.add(n, sums[task], begin, end);
+    if (f.dweight)
+      panels_to_rows(sum.dweight + panel_offset<T>(begin, n.rows), n.rows, end - begin, n.dim,
+                     (T*)f.dweight + begin * n.dim, n.dim);
+    if (f.dcentroids)
+      __builtin_memcpy((T*)f.dcentroids + begin * n.dim, sum.dcentroids + begin * n.dim,
+                       kept * n.dim * sizeof(T));
+    if (f.dbias) __builtin_memcpy((T*)f.dbias + begin, sum.dbias + begin, (end - begin) * sizeof(T));
   });
 }

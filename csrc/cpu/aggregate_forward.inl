@@ -38,27 +38,27 @@ template <class T>
 SFRS_INLINE void multiply_features(const Sizes<T>& n, int64_t count, const T* packed, const T* right,
                                    int64_t columns, T* products) {
   constexpr int64_t most = kDepth<T> / 2;  // a step of the left side takes a cache line, not six values
-  for (int64_t d = 0; d < n.dim; d += most) {
-    int64_t depth = smaller<int64_t>(most, n.dim - d);
-    for (int64_t c = 0; c < columns; c += kPanel<T>) {
-      const T* panel = right + c * n.rows + d * kPanel<T>;
-      for (int64_t p = 0; p < count; p += kTileRows)
-        multiply<1, kGiven>(panel_vecs<T>(c, columns), 1, depth, packed + d * n.step + p, 0, panel, kPanel<T>,
-                            products + c * n.tile + p * kPanel<T>, kPanel<T>, d > 0, n.step);
-    }
-  }
+  Tiles blocks = {(count + kTileRows - 1) / kTileRows, kTileRows, 0, kTileRows * kPanel<T>};
+  for (int64_t d = 0; d < n.dim; d += most)
+    for (int64_t c = 0; c < columns; c += kPanel<T>)
+      multiply<1, kGiven>(panel_vecs<T>(c, columns), 1, smaller<int64_t>(most, n.dim - d),
+                          packed + d * n.step, 0, right + c * n.rows + d * kPanel<T>, kPanel<T>,
+                          products + c * n.tile, kPanel<T>, d > 0, n.step, blocks);
 }
 
 // sums[d][column] += sum_p tile[d][p] * right[p][column], both in panels; `next` is fetched meanwhile.
 template <class T>
 SFRS_INLINE void aggregate_features(const Sizes<T>& n, int64_t count, const T* packed, const T* right,
                                     int64_t columns, T* sums, bool accumulate, const Ahead& next) {
+  constexpr int64_t most = 8 * kTileRows;  // rows of the tile that stay in L1 while the panels pass
   int64_t panels = (columns + kPanel<T> - 1) / kPanel<T>;
-  for (int64_t d = 0; d < n.dim; d += kTileRows) {
+  for (int64_t d = 0; d < n.dim; d += most) {
+    Tiles blocks = {smaller(most, n.rows - d) / kTileRows, kTileRows * n.step, 0, kTileRows * kPanel<T>};
     for (int64_t c = 0; c < columns; c += kPanel<T>) {
-      next.fetch(d, c / kPanel<T>, panels);
+      next.fetch(d, most, c / kPanel<T>, panels);
       multiply<kGiven, 1>(panel_vecs<T>(c, columns), 1, count, packed + d * n.step, 0, right + c * n.tile,
-                          kPanel<T>, sums + c * n.rows + d * kPanel<T>, kPanel<T>, accumulate, n.step);
+                          kPanel<T>, sums + c * n.rows + d * kPanel<T>, kPanel<T>, accumulate, n.step,
+                          blocks);
     }
   }
 }
@@ -129,13 +129,16 @@ struct Accumulator {
   }
   Accumulator(const Sizes<T>& n, Scratch& scratch)
       : sums(scratch.take<T>(n.cluster_columns * n.rows)), weights(scratch.take<T>(n.cluster_columns)) {}
-  void copy(const Sizes<T>& n, const Accumulator& from) {
-    __builtin_memcpy(sums, from.sums, n.cluster_columns * n.rows * sizeof(T));
-    __builtin_memcpy(weights, from.weights, n.cluster_columns * sizeof(T));
+  void clear(const Sizes<T>& n) const {
+    __builtin_memset(sums, 0, n.cluster_columns * n.rows * sizeof(T));
+    __builtin_memset(weights, 0, n.cluster_columns * sizeof(T));
   }
-  void add(const Sizes<T>& n, const Accumulator& other) {
-    for (int64_t i = 0; i < n.cluster_columns * n.rows; ++i) sums[i] += other.sums[i];
-    for (int64_t k = 0; k < n.cluster_columns; ++k) weights[k] += other.weights[k];
+  // The vector of clusters that begins at k.
+  void add(const Sizes<T>& n, const Accumulator& other, int64_t k) const {
+    int64_t at = panel_offset<T>(k, n.rows);
+    for (int64_t d = 0; d < n.dim; ++d, at += kPanel<T>)
+      store(sums + at, load(sums + at) + load(other.sums + at));
+    store(weights + k, load(weights + k) + load(other.weights + k));
   }
 };
 
@@ -157,17 +160,13 @@ class ForwardTile {
         squares_(scratch.take<T>(n.tile + kLanes<T>)),
         logits_(scratch.take<T>(n.tile * n.logit_columns)) {}
 
-  void run(const Group& g, int64_t begin, int64_t count, const Accumulator<T>& sum, bool first,
-           const Ahead& next) {
-    if (first) {
-      for (int64_t k = 0; k < n_.cluster_columns; ++k) sum.weights[k] = 0;
-      if (count == 0) __builtin_memset(sum.sums, 0, n_.cluster_columns * n_.rows * sizeof(T));
-    }
-    if (count == 0) return;
-    pack<S>(f_.x, g, begin, count, packed_, n_.step, squares_);
-    if (!f_.logits_given) multiply_features(n_, count, packed_, assignment_.weight, n_.logits, logits_);
-    assign(g, begin, count, sum);
-    aggregate_features(n_, count, packed_, logits_, n_.clusters, sum.sums, !first, next);
+  void run(const Tile& t, const Accumulator<T>& sum, const Ahead& next) {
+    if (t.count == 0) return sum.clear(n_);
+    if (t.opens) __builtin_memset(sum.weights, 0, n_.cluster_columns * sizeof(T));
+    pack<S>(f_.x, t.group, t.begin, t.count, packed_, n_.step, squares_);
+    if (!f_.logits_given) multiply_features(n_, t.count, packed_, assignment_.weight, n_.logits, logits_);
+    assign(t.group, t.begin, t.count, sum);
+    aggregate_features(n_, t.count, packed_, logits_, n_.clusters, sum.sums, !t.opens, next);
   }
 
  private:
@@ -203,33 +202,55 @@ class ForwardTile {
   T *packed_, *squares_, *logits_;
 };
 
-// Subtracts the centroids, normalises and writes the result of one group. `rows` is scratch of K * D.
+// From the sums of one group to its result, in two steps, as clusters can be finished one by one but the norm
+// of the descriptor needs all of them. `rows` is scratch of K * D, `squares` of K.
 template <class S, class T = Acc<S>>
-SFRS_INLINE void finish_group(const AggregationForward& f, const Sizes<T>& n, const Group& g,
-                              const Accumulator<T>& sum, T* rows) {
-  S* out = (S*)f.vlad + (g.image * f.regions + g.region) * n.clusters * n.dim;
-  T* saved = f.saved_scale ? (T*)f.saved_scale + g.image * (n.clusters + 1) : nullptr;
-  T total = 0;
-  panels_to_rows(sum.sums, n.rows, n.clusters, n.dim, rows, n.dim);
-  for (int64_t k = 0; k < n.clusters; ++k) {
-    const T* centroid = f.centroids ? (const T*)f.centroids + k * n.dim : nullptr;
-    T* row = rows + k * n.dim;
-    if (centroid)
-      for (int64_t d = 0; d < n.dim; ++d) row[d] -= sum.weights[k] * centroid[d];
-    T square = (T)accurate_dot(row, row, n.dim);
-    T scale = f.intra_norm ? inverse_norm(square) : 1;
-    if (saved) saved[k] = scale;
-    total += square * scale * scale;
-    if (f.intra_norm)
-      for (int64_t d = 0; d < n.dim; ++d) row[d] *= scale;
+class Finish {
+ public:
+  Finish(const AggregationForward& f, const Sizes<T>& n, const Group& g, T* rows, T* squares)
+      : f_(f),
+        n_(n),
+        rows_(rows),
+        squares_(squares),
+        out_((S*)f.vlad + (g.image * f.regions + g.region) * n.clusters * n.dim),
+        scale_(f.saved_scale ? (T*)f.saved_scale + g.image * (n.clusters + 1) : nullptr) {}
+
+  // Clusters [begin, end): turns them over, subtracts the centroids and normalises each; begin is a vector's.
+  void clusters(const Accumulator<T>& sum, int64_t begin, int64_t end) const {
+    panels_to_rows(sum.sums + panel_offset<T>(begin, n_.rows), n_.rows, end - begin, n_.dim,
+                   rows_ + begin * n_.dim, n_.dim);
+    for (int64_t k = begin; k < end; ++k) {
+      T* row = rows_ + k * n_.dim;
+      if (f_.centroids) {
+        const T* centroid = (const T*)f_.centroids + k * n_.dim;
+        for (int64_t d = 0; d < n_.dim; ++d) row[d] -= sum.weights[k] * centroid[d];
+      }
+      T square = (T)accurate_dot(row, row, n_.dim), scale = f_.intra_norm ? inverse_norm(square) : 1;
+      if (scale_) scale_[k] = scale;
+      squares_[k] = square * scale * scale;
+      if (f_.intra_norm)
+        for (int64_t d = 0; d < n_.dim; ++d) row[d] *= scale;
+    }
   }
-  T scale = f.l2_norm ? inverse_norm(total) : 1;
-  if (saved) saved[n.clusters] = scale;
-  for (int64_t i = 0; i < n.clusters * n.dim; i += kLanes<T>) {
-    int64_t left = n.clusters * n.dim - i;
-    store_n(out + i, load_n(rows + i, left) * scale, left);
+  // Once all clusters are done: normalises the descriptor and writes clusters [begin, end) of it.
+  void write(int64_t begin, int64_t end) const {
+    T total = 0;
+    for (int64_t k = 0; k < n_.clusters; ++k) total += squares_[k];
+    T scale = f_.l2_norm ? inverse_norm(total) : 1;
+    if (scale_ && begin == 0) scale_[n_.clusters] = scale;
+    for (int64_t i = begin * n_.dim; i < end * n_.dim; i += kLanes<T>) {
+      int64_t left = end * n_.dim - i;
+      store_n(out_ + i, load_n(rows_ + i, left) * scale, left);
+    }
   }
-}
+
+ private:
+  const AggregationForward& f_;
+  const Sizes<T>& n_;
+  T *rows_, *squares_;
+  S* out_;
+  T* scale_;
+};
 
 template <class S>
 void aggregate_forward(const AggregationForward& f, const Parallel& parallel) {
@@ -237,45 +258,62 @@ void aggregate_forward(const AggregationForward& f, const Parallel& parallel) {
   if (f.x.batch == 0) return;
   Sizes<T> n(f);
   Geometry geometry(f.x, f.regions, n.tile);
-  int64_t tiles = geometry.tiles(f.x.batch), tasks = smaller<int64_t>(parallel.threads, tiles);
-  auto first_of = [&](int64_t task) { return tiles * task / tasks; };
+  int64_t units = geometry.units(f.x.batch), tasks = geometry.tasks(f.x.batch, parallel.threads);
+  auto first_of = [&](int64_t task) { return units * task / tasks; };
 
-  // A task owns consecutive tiles. Groups that cross a boundary between tasks are left in slots: slot
-  // 2 i + 1 holds what task i began, slot 2 i what it went on with; they are added in that order.
-  Scratch shared(Assignment<T>::bytes(n) + 2 * tasks * Accumulator<T>::bytes(n));
+  // A group that crosses a boundary between tasks is left in slots: slot 2 i + 1 holds what task i began,
+  // slot 2 i what it went on with; they are added in that order.
+  int64_t row_bytes = Scratch::bytes<T>(n.clusters * n.dim) + Scratch::bytes<T>(n.clusters);
+  Scratch shared(Assignment<T>::bytes(n) + 2 * tasks * Accumulator<T>::bytes(n) + (tasks - 1) * row_bytes);
   Assignment<T> assignment(f, n, shared);
   Accumulator<T>* slots = (Accumulator<T>*)__builtin_alloca(2 * tasks * sizeof(Accumulator<T>));
   for (int64_t i = 0; i < 2 * tasks; ++i) slots[i] = Accumulator<T>(n, shared);
 
-  int64_t row_bytes = Scratch::bytes<T>(n.clusters * n.dim);
   parallel.each(tasks, [&](int64_t task) {
     Scratch scratch(ForwardTile<S>::bytes(n) + Accumulator<T>::bytes(n) + row_bytes);
-    ForwardTile<S> tile(f, n, assignment, scratch);
-    Accumulator<T> sum(n, scratch);
-    T* rows = scratch.take<T>(n.clusters * n.dim);
+    ForwardTile<S> work(f, n, assignment, scratch);
+    Accumulator<T> complete(n, scratch);
+    T *rows = scratch.take<T>(n.clusters * n.dim), *squares = scratch.take<T>(n.clusters);
     int64_t begin = first_of(task), end = first_of(task + 1);
-    for (int64_t t = begin; t < end; ++t) {
-      int64_t within, position, count;
-      Group g = geometry.group(t, &within);
-      geometry.range(g, within, &position, &count);
-      tile.run(g, position, count, sum, t == begin || within == 0,
-               ahead_of(f.x, sizeof(S), geometry, t + 1, end));
-      bool began = t - within >= begin, complete = within + 1 == geometry.tiles_of(g);
-      if (began && complete)
-        finish_group<S>(f, n, g, sum, rows);
-      else if (complete || t + 1 == end)
-        slots[2 * task + began].copy(n, sum);
+    for (int64_t unit = begin; unit < end;) {
+      Tile t = geometry.at(unit, begin, end);
+      const Accumulator<T>& sum = t.whole ? complete : slots[2 * task + t.from_start];
+      work.run(t, sum, ahead_of(f.x, sizeof(S), geometry, t, begin, end));
+      unit = t.next;
+      if (!t.whole || !t.closes) continue;
+      Finish<S> finish(f, n, t.group, rows, squares);
+      finish.clusters(sum, 0, n.clusters);
+      finish.write(0, n.clusters);
     }
   });
 
-  parallel.each(tasks - 1, [&](int64_t task) {  // the group that task began and did not complete
-    int64_t within, next = task + 1;
-    Group g = geometry.group(first_of(next), &within);
-    if (within == 0 || first_of(next) - within < first_of(task)) return;
-    int64_t end = first_of(next) - within + geometry.tiles_of(g);
-    Accumulator<T>& sum = slots[2 * task + 1];
-    for (; next < tasks && first_of(next) < end; ++next) sum.add(n, slots[2 * next]);
-    Scratch scratch(row_bytes);
-    finish_group<S>(f, n, g, sum, scratch.take<T>(n.clusters * n.dim));
+  // The groups in slots: all threads share the vectors of their clusters.
+  struct Split {
+    Finish<S> finish;
+    int64_t first, behind;  // the tasks that have a part
+  };
+  std::vector<Split> splits;
+  for (int64_t task = 0; task + 1 < tasks; ++task) {
+    int64_t boundary = first_of(task + 1);
+    Tile t = geometry.at(boundary, 0, units);
+    int64_t first = boundary - t.begin / kTileRows, behind = task + 2;
+    if (first == boundary || first < first_of(task))
+      continue;  // whole on both sides, or begun before this task
+    while (first_of(behind) < first + geometry.units_of(t.group)) ++behind;
+    T *rows = shared.take<T>(n.clusters * n.dim), *squares = shared.take<T>(n.clusters);
+    splits.push_back({Finish<S>(f, n, t.group, rows, squares), task, behind});
+  }
+  int64_t vectors = (n.clusters + kLanes<T> - 1) / kLanes<T>;
+  auto share_out = [&](auto body) {
+    parallel.each(splits.size() * vectors, [&](int64_t i) {
+      int64_t k = i % vectors * kLanes<T>;
+      body(splits[i / vectors], k, smaller<int64_t>(k + kLanes<T>, n.clusters));
+    });
+  };
+  share_out([&](const Split& s, int64_t begin, int64_t end) {
+    const Accumulator<T>& sum = slots[2 * s.first + 1];
+    for (int64_t task = s.first + 1; task < s.behind; ++task) sum.add(n, slots[2 * task], begin);
+    s.finish.clusters(sum, begin, end);
   });
+  share_out([](const Split& s, int64_t begin, int64_t end) { s.finish.write(begin, end); });
 }

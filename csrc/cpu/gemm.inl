@@ -20,49 +20,88 @@ SFRS_INLINE int panel_vecs(int64_t column, int64_t columns) {
   return (int)smaller<int64_t>((columns - column + kLanes<T> - 1) / kLanes<T>, kTileVecs);
 }
 
+// Where column `column` of a matrix in panels of `rows` rows begins.
+template <class T>
+SFRS_INLINE int64_t panel_offset(int64_t column, int64_t rows) {
+  return column / kPanel<T> * rows * kPanel<T> + column % kPanel<T>;
+}
+
 constexpr int kGiven = 0;  // as ARow or AInner: a_stride, which is known at run time only
+
+constexpr int kUnrolled =
+    2;  // beside a neighbour on the same core instructions count, not only multiply-adds
+
+// The same pointer. Addresses that the compiler knows to be related get a register each if a loop is
+// unrolled, more than there are.
+template <class T>
+SFRS_INLINE T* opaque(T* p) {
+  asm("" : "+r"(p));
+  return p;
+}
+
+// A row of tiles that one call computes: how far a, b and c move on from one to the next.
+struct Tiles {
+  int64_t count = 1, a = 0, b = 0, c = 0;
+};
 
 // c[6][nv * lanes] += a * b, summed over `outer` blocks of `inner` steps. Row r of a at step (o, i) lies
 // at a[o * a_outer + i * AInner + r * ARow]; b advances by b_row at every step.
 template <int NV, int ARow, int AInner, class T>
-SFRS_NOINLINE void multiply_tile(int64_t outer, int64_t inner, const T* a, int64_t a_outer, const T* b,
-                                 int64_t b_row, T* c, int64_t c_row, bool accumulate, int64_t a_stride) {
+SFRS_NOINLINE void multiply_tiles(Tiles tiles, int64_t outer, int64_t inner, const T* a, int64_t a_outer,
+                                  const T* b, int64_t b_row, T* c, int64_t c_row, bool accumulate,
+                                  int64_t a_stride) {
   const int64_t a_row = ARow == kGiven ? a_stride : ARow, a_inner = AInner == kGiven ? a_stride : AInner;
-  const int64_t jump = a_outer - inner * a_inner;
-  Vec<T> acc[kTileRows][NV] = {};
-  for (int64_t rest = inner, steps = outer * inner; steps > 0; --steps, a += a_inner, b += b_row) {
-    Vec<T> right[NV];
+  const int64_t jump = a_outer - inner * a_inner, blocks = (ARow > 1 ? outer : 1) * (inner / kUnrolled);
+  for (; tiles.count > 0; --tiles.count, a += tiles.a, b += tiles.b, c += tiles.c) {
+    const T *left = a, *right = b;
+    Vec<T> acc[kTileRows][NV] = {};
+    auto steps = [&](auto count) {
 #pragma GCC unroll 4
-    for (int v = 0; v < NV; ++v) right[v] = load(b + v * kLanes<T>);
+      for (int i = 0; i < count.value; ++i) {
+        Vec<T> columns[NV];
+#pragma GCC unroll 4
+        for (int v = 0; v < NV; ++v) columns[v] = load(right + v * kLanes<T>);
+        const T* half = left + 3 * a_row;
+        if (ARow == kGiven) half = opaque(half);
 #pragma GCC unroll 6
-    for (int r = 0; r < kTileRows; ++r) {
-      Vec<T> left = splat(a[r * a_row]);
+        for (int r = 0; r < kTileRows; ++r) {
+          Vec<T> row = splat(r < 3 ? left[r * a_row] : half[(r - 3) * a_row]);
 #pragma GCC unroll 4
-      for (int v = 0; v < NV; ++v) acc[r][v] += left * right[v];
-    }
-    if (--rest == 0) {
-      rest = inner;
-      a += jump;
-    }
-  }
-  auto finish = [&](auto add) {
-#pragma GCC unroll 6
-    for (int r = 0; r < kTileRows; ++r) {
-#pragma GCC unroll 4
-      for (int v = 0; v < NV; ++v) {
-        T* to = c + r * c_row + v * kLanes<T>;
-        store(to, add.value ? load(to) + acc[r][v] : acc[r][v]);
+          for (int v = 0; v < NV; ++v) acc[r][v] += row * columns[v];
+        }
+        left = opaque(left + a_inner);
+        right = opaque(right + b_row);
+      }
+    };
+    for (int64_t rest = inner, n = blocks; n > 0; --n) {
+      steps(Count<kUnrolled>());
+      if (ARow > 1 && (rest -= kUnrolled) == 0) {
+        rest = inner;
+        left += jump;
       }
     }
-  };
-  accumulate ? finish(std::true_type()) : finish(std::false_type());
+    for (int64_t n = inner % kUnrolled; n > 0; --n) steps(Count<1>());
+    auto finish = [&](auto add) {
+#pragma GCC unroll 6
+      for (int r = 0; r < kTileRows; ++r) {
+#pragma GCC unroll 4
+        for (int v = 0; v < NV; ++v) {
+          T* to = c + r * c_row + v * kLanes<T>;
+          store(to, add.value ? load(to) + acc[r][v] : acc[r][v]);
+        }
+      }
+    };
+    accumulate ? finish(std::true_type()) : finish(std::false_type());
+  }
 }
 
 template <int ARow, int AInner, class T>
 SFRS_INLINE void multiply(int vecs, int64_t outer, int64_t inner, const T* a, int64_t a_outer, const T* b,
-                          int64_t b_row, T* c, int64_t c_row, bool accumulate, int64_t a_stride = 0) {
+                          int64_t b_row, T* c, int64_t c_row, bool accumulate, int64_t a_stride = 0,
+                          Tiles tiles = {}) {
   auto run = [&](auto nv) {
-    multiply_tile<nv.value, ARow, AInner>(outer, inner, a, a_outer, b, b_row, c, c_row, accumulate, a_stride);
+    multiply_tiles<nv.value, ARow, AInner>(tiles, outer, inner, a, a_outer, b, b_row, c, c_row, accumulate,
+                                           a_stride);
   };
   if constexpr (kTileVecs == 4) {
     if (vecs == 4) return run(Count<4>());
@@ -78,7 +117,7 @@ template <bool kToPanels, class T, class S>
 SFRS_NOINLINE void turn(T* panels, int64_t panel_rows, S* rows, int64_t ld, int64_t columns, int64_t count) {
   constexpr int lanes = kLanes<T>;
   for (int64_t c = 0; c < columns; c += lanes) {
-    T* panel = panels + c / kPanel<T> * panel_rows * kPanel<T> + c % kPanel<T>;
+    T* panel = panels + panel_offset<T>(c, panel_rows);
     int64_t wide = smaller<int64_t>(lanes, columns - c), r = 0;
     for (; wide == lanes && r + lanes <= count; r += lanes) {
       S* side = rows + c * ld + r;

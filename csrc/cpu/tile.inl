@@ -14,16 +14,29 @@ struct Segment {
   int64_t count;
 };
 
-// How the work falls into groups and tiles; tiles are numbered through all groups.
+// Positions [begin, begin + count) of a group: what one step of a task works on.
+struct Tile {
+  Group group;
+  int64_t begin, count;
+  int64_t next;        // the unit behind it
+  bool opens, closes;  // the first, the last of the task's part of the group
+  bool from_start;     // that part begins with the group
+  bool whole;          // and is all of it
+};
+
+// How the work falls into groups and units of six positions, which are numbered through all groups. Tasks own
+// consecutive units: shares of tiles would leave one of two threads 13 of the 25 tiles of a single image.
 struct Geometry {
-  int64_t regions, height, width, tile;
-  int64_t first_tile[5];  // of each region, within an image
+  int64_t regions, tile;
+  int64_t tiles = 0;      // of an image
+  int64_t first_unit[5];  // of each region, within an image
   Group parts[4];         // image = 0
 
   Geometry(const FeatureMap& x, int64_t region_count, int64_t tile_size)
-      : regions(region_count), height(x.height), width(x.width), tile(tile_size) {
+      : regions(region_count), tile(tile_size) {
+    int64_t height = x.height, width = x.width;
     int64_t row = regions == 1 ? 0 : height / 2, column = regions == 1 ? 0 : width / 2;
-    first_tile[0] = 0;
+    first_unit[0] = 0;
     for (int64_t r = 0; r < regions; ++r) {
       bool bottom = regions == 1 || r >= 2, right = regions == 1 || r % 2;
       Group& part = parts[r];
@@ -33,27 +46,37 @@ struct Geometry {
       part.w0 = right ? column : 0;
       part.width = right ? width - column : column;
       part.count = part.width * (bottom ? height - row : row);
-      // An empty group has one empty tile, so that its result is written like any other.
-      first_tile[r + 1] = first_tile[r] + larger<int64_t>((part.count + tile - 1) / tile, 1);
+      // An empty group has one empty unit, so that its result is written like any other.
+      first_unit[r + 1] = first_unit[r] + larger<int64_t>((part.count + kTileRows - 1) / kTileRows, 1);
+      tiles += larger<int64_t>((part.count + tile - 1) / tile, 1);
     }
   }
 
-  int64_t tiles(int64_t batch) const { return batch * first_tile[regions]; }
-  Group group(int64_t tile_index, int64_t* tile_in_group) const {
-    int64_t image = tile_index / first_tile[regions], t = tile_index % first_tile[regions], r = 0;
-    while (t >= first_tile[r + 1]) ++r;
-    *tile_in_group = t - first_tile[r];
-    Group g = parts[r];
-    g.image = image;
-    return g;
+  int64_t units(int64_t batch) const { return batch * first_unit[regions]; }
+  int64_t units_of(const Group& g) const { return first_unit[g.region + 1] - first_unit[g.region]; }
+  int64_t tasks(int64_t batch, int64_t threads) const {
+    return larger<int64_t>(smaller(threads, batch * tiles), 1);
   }
-  int64_t tiles_of(const Group& g) const { return first_tile[g.region + 1] - first_tile[g.region]; }
 
-  // Equal shares of a group instead of full tiles and a rest; multiples of 6.
-  void range(const Group& g, int64_t tile_in_group, int64_t* begin, int64_t* count) const {
-    int64_t share = round_up((g.count + tiles_of(g) - 1) / tiles_of(g), kTileRows);
-    *begin = smaller(tile_in_group * share, g.count);
-    *count = smaller(share, g.count - *begin);
+  // The tile that begins at `unit`, of the task that owns units [begin, end). Its part of a group falls into
+  // equal shares, instead of full tiles and a rest.
+  Tile at(int64_t unit, int64_t begin, int64_t end) const {
+    int64_t image = unit / first_unit[regions], base = image * first_unit[regions], r = 0;
+    while (unit - base >= first_unit[r + 1]) ++r;
+    Tile t;
+    t.group = parts[r];
+    t.group.image = image;
+    int64_t first = base + first_unit[r], behind = base + first_unit[r + 1];
+    int64_t from = larger(begin, first), to = smaller(end, behind), most = tile / kTileRows;
+    int64_t shares = (to - from + most - 1) / most, share = (to - from + shares - 1) / shares;
+    t.next = smaller(unit + share, to);
+    t.begin = (unit - first) * kTileRows;
+    t.count = smaller((t.next - first) * kTileRows, t.group.count) - t.begin;
+    t.opens = unit == from;
+    t.closes = t.next == to;
+    t.from_start = from == first;
+    t.whole = t.from_start && to == behind;
+    return t;
   }
 };
 
@@ -99,12 +122,12 @@ class Ahead {
       bytes_[rows_++] = s.count * element;
     }
   }
-  // A share of planes [d, d + 6), into L2, or into L1 and to be written if kWrite. Shares, since the
+  // A share of planes [d, d + count), into L2, or into L1 and to be written if kWrite. Shares, since the
   // processor stalls when too many lines are on their way.
   template <bool kWrite = false>
-  SFRS_INLINE void fetch(int64_t d, int64_t share, int64_t shares) const {
-    int64_t end = smaller(planes_, d + kTileRows * (share + 1) / shares);
-    for (d += kTileRows * share / shares; d < end; ++d)
+  SFRS_INLINE void fetch(int64_t d, int64_t count, int64_t share, int64_t shares) const {
+    int64_t end = smaller(planes_, d + count * (share + 1) / shares);
+    for (d += count * share / shares; d < end; ++d)
       for (int64_t r = 0; r < rows_; ++r)
         for (int64_t at = 0; at < bytes_[r] + 63; at += 64)
           __builtin_prefetch(row_[r] + d * stride_ + smaller(at, bytes_[r] - 1), kWrite, kWrite ? 3 : 2);
@@ -117,13 +140,12 @@ class Ahead {
   int64_t bytes_[kMostRows];
 };
 
-SFRS_INLINE Ahead ahead_of(const FeatureMap& x, int64_t element, const Geometry& geometry, int64_t tile,
-                           int64_t end) {
-  if (tile >= end) return Ahead();
-  int64_t within, position, count;
-  Group g = geometry.group(tile, &within);
-  geometry.range(g, within, &position, &count);
-  return Ahead(x, element, g, position, count);
+// What follows a tile of the task that owns units [begin, end).
+SFRS_INLINE Ahead ahead_of(const FeatureMap& x, int64_t element, const Geometry& geometry, const Tile& tile,
+                           int64_t begin, int64_t end) {
+  if (tile.next >= end) return Ahead();
+  Tile next = geometry.at(tile.next, begin, end);
+  return Ahead(x, element, next.group, next.begin, next.count);
 }
 
 // N vectors of positions of all planes, the last one at `last`, and the squares of each position.
