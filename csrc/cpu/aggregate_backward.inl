@@ -85,8 +85,9 @@ class BackwardTile {
            Scratch::bytes<T>(n.tile * n.cluster_columns) + Scratch::bytes<T>(n.tile * n.logit_columns) +
            Scratch::bytes<T>(n.clusters * n.dim) + Scratch::bytes<T>(columns * n.rows) +
            3 * Scratch::bytes<T>(n.cluster_columns) + Scratch::bytes<T>(n.logit_columns) +
-           (n.planes ? Scratch::bytes<T>(n.tile * columns) + Scratch::bytes<T>(kTileRows * n.tile + kLanes<T>)
-                     : Scratch::bytes<T>(panels * n.clusters) + Scratch::bytes<T>(kTileRows * panels));
+           (n.planes
+                ? Scratch::bytes<T>(n.tile * columns) + Scratch::bytes<T>(kBlockRows * n.tile + kLanes<T>)
+                : Scratch::bytes<T>(panels * n.clusters) + Scratch::bytes<T>(kTileRows * panels));
   }
   BackwardTile(const AggregationBackward& f, const Sizes<T>& n, const Assignment<T>& assignment,
                const T* weight_rows, const ParameterSums<T>& sums, Scratch& scratch)
@@ -110,7 +111,7 @@ class BackwardTile {
       __builtin_memcpy(dv_columns_ + n.cluster_columns * n.rows, assignment.weight,
                        n.logit_columns * n.rows * sizeof(T));
       across_ = scratch.zeros<T>(n.tile * (n.cluster_columns + n.logit_columns));
-      out_ = scratch.take<T>(kTileRows * n.tile + kLanes<T>);
+      out_ = scratch.take<T>(kBlockRows * n.tile + kLanes<T>);
     } else {
       int64_t panels = round_up(n.dim, kPanel<T>);
       dv_rows_ = scratch.take<T>(panels * n.clusters);
@@ -203,13 +204,15 @@ class BackwardTile {
 
   // c[6][vecs] (+)= sum over columns j < count of a[r][j] b[j], a in panels whose rows are a_rows long.
   static void multiply_columns(int vecs, int64_t count, const T* a, int64_t a_rows, const T* b, int64_t b_row,
-                               T* c, int64_t c_row, bool accumulate) {
+                               T* c, int64_t c_row, bool accumulate, int64_t blocks = 1) {
     int64_t full = count / kPanel<T>, rest = count % kPanel<T>;
+    Tiles tiles = {blocks, kTileRows * kPanel<T>, 0, kTileRows * c_row};
     if (full)
-      multiply<kPanel<T>, 1>(vecs, full, kPanel<T>, a, a_rows * kPanel<T>, b, b_row, c, c_row, accumulate);
+      multiply<kPanel<T>, 1>(vecs, full, kPanel<T>, a, a_rows * kPanel<T>, b, b_row, c, c_row, accumulate, 0,
+                             tiles);
     if (rest)
       multiply<kPanel<T>, 1>(vecs, 1, rest, a + full * a_rows * kPanel<T>, 0, b + full * kPanel<T> * b_row,
-                             b_row, c, c_row, accumulate || full);
+                             b_row, c, c_row, accumulate || full, 0, tiles);
   }
 
   // Rows = d, vectors over positions: both assignment gradients are turned over first.
@@ -223,17 +226,18 @@ class BackwardTile {
     int64_t panels = (count + kPanel<T> - 1) / kPanel<T>;
     Segments segments(f_.x, g, begin, count);
     Ahead rows(f_.dx, sizeof(S), g, begin, count);
-    for (int64_t d = 0; d < n_.dim; d += kTileRows) {
+    for (int64_t d = 0; d < n_.dim; d += kBlockRows) {
+      int64_t blocks = smaller(kBlockRows, n_.rows - d) / kTileRows;
       for (int64_t p = 0; p < count; p += kPanel<T>) {
-        rows.template fetch<true>(d, kTileRows, p / kPanel<T>, panels);
+        rows.template fetch<true>(d, kBlockRows, p / kPanel<T>, panels);
         int vecs = panel_vecs<T>(p, count);
         multiply_columns(vecs, first, dv_columns_ + d * kPanel<T>, n_.rows, across_ + p, n_.tile, out_ + p,
-                         n_.tile, false);
+                         n_.tile, false, blocks);
         if (second)
           multiply_columns(vecs, second, assignment_.weight + d * kPanel<T>, n_.rows, across_logits + p,
-                           n_.tile, out_ + p, n_.tile, true);
+                           n_.tile, out_ + p, n_.tile, true, blocks);
       }
-      for (int64_t r = 0; r < smaller<int64_t>(kTileRows, n_.dim - d); ++r) {
+      for (int64_t r = 0; r < smaller(kBlockRows, n_.dim - d); ++r) {
         const T *x = packed_ + (d + r) * n_.step, *product = out_ + r * n_.tile;
         S* dx = image_of<S>(f_.dx, g) + (d + r) * f_.dx.stride_d;
         for (const Segment& s : segments)

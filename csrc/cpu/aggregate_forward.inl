@@ -33,6 +33,9 @@ struct Sizes {
 template <class T>
 constexpr int64_t kDepth = 16 * 1024 / (kPanel<T> * (int64_t)sizeof(T));
 
+// Rows of a product that one panel of the right side serves before the next one comes to L1.
+constexpr int64_t kBlockRows = 8 * kTileRows;
+
 // products[p][column] = sum_d tile[d][p] * right[d][column], both in panels.
 template <class T>
 SFRS_INLINE void multiply_features(const Sizes<T>& n, int64_t count, const T* packed, const T* right,
@@ -50,12 +53,12 @@ SFRS_INLINE void multiply_features(const Sizes<T>& n, int64_t count, const T* pa
 template <class T>
 SFRS_INLINE void aggregate_features(const Sizes<T>& n, int64_t count, const T* packed, const T* right,
                                     int64_t columns, T* sums, bool accumulate, const Ahead& next) {
-  constexpr int64_t most = 8 * kTileRows;  // rows of the tile that stay in L1 while the panels pass
   int64_t panels = (columns + kPanel<T> - 1) / kPanel<T>;
-  for (int64_t d = 0; d < n.dim; d += most) {
-    Tiles blocks = {smaller(most, n.rows - d) / kTileRows, kTileRows * n.step, 0, kTileRows * kPanel<T>};
+  for (int64_t d = 0; d < n.dim; d += kBlockRows) {
+    Tiles blocks = {smaller(kBlockRows, n.rows - d) / kTileRows, kTileRows * n.step, 0,
+                    kTileRows * kPanel<T>};
     for (int64_t c = 0; c < columns; c += kPanel<T>) {
-      next.fetch(d, most, c / kPanel<T>, panels);
+      next.fetch(d, kBlockRows, c / kPanel<T>, panels);
       multiply<kGiven, 1>(panel_vecs<T>(c, columns), 1, count, packed + d * n.step, 0, right + c * n.tile,
                           kPanel<T>, sums + c * n.rows + d * kPanel<T>, kPanel<T>, accumulate, n.step,
                           blocks);
@@ -210,9 +213,10 @@ class Finish {
   Finish(const AggregationForward& f, const Sizes<T>& n, const Group& g, T* rows, T* squares)
       : f_(f),
         n_(n),
-        rows_(rows),
+        normalized_(f.intra_norm || f.l2_norm),
         squares_(squares),
         out_((S*)f.vlad + (g.image * f.regions + g.region) * n.clusters * n.dim),
+        rows_(std::is_same_v<S, T> && !normalized_ ? (T*)out_ : rows),
         scale_(f.saved_scale ? (T*)f.saved_scale + g.image * (n.clusters + 1) : nullptr) {}
 
   // Clusters [begin, end): turns them over, subtracts the centroids and normalises each; begin is a vector's.
@@ -225,7 +229,8 @@ class Finish {
         const T* centroid = (const T*)f_.centroids + k * n_.dim;
         for (int64_t d = 0; d < n_.dim; ++d) row[d] -= sum.weights[k] * centroid[d];
       }
-      T square = (T)accurate_dot(row, row, n_.dim), scale = f_.intra_norm ? inverse_norm(square) : 1;
+      T square = normalized_ ? (T)accurate_dot(row, row, n_.dim) : 0;
+      T scale = f_.intra_norm ? inverse_norm(square) : 1;
       if (scale_) scale_[k] = scale;
       squares_[k] = square * scale * scale;
       if (f_.intra_norm)
@@ -238,6 +243,7 @@ class Finish {
     for (int64_t k = 0; k < n_.clusters; ++k) total += squares_[k];
     T scale = f_.l2_norm ? inverse_norm(total) : 1;
     if (scale_ && begin == 0) scale_[n_.clusters] = scale;
+    if ((void*)rows_ == out_) return;
     for (int64_t i = begin * n_.dim; i < end * n_.dim; i += kLanes<T>) {
       int64_t left = end * n_.dim - i;
       store_n(out_ + i, load_n(rows_ + i, left) * scale, left);
@@ -247,8 +253,10 @@ class Finish {
  private:
   const AggregationForward& f_;
   const Sizes<T>& n_;
-  T *rows_, *squares_;
+  bool normalized_;
+  T* squares_;
   S* out_;
+  T* rows_;  // the result itself, if that is all
   T* scale_;
 };
 
