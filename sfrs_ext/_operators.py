@@ -52,7 +52,9 @@ def _aggregate(
     if mask is not None:
         mask = mask.reshape(mask.shape[0], x.shape[2] * x.shape[3])
     acc = _checks.accumulation_dtype(x.dtype)
-    tensors = tuple(t if t is None else t.to(acc) for t in (weight, logits, centroids, bias, mask))
+    tensors = tuple(
+        t if t is None or t.dtype == acc else t.to(acc) for t in (weight, logits, centroids, bias, mask)
+    )
     options = (regions, ghost_clusters, normalize_input, intra_norm, l2_norm, _tf32(x))
     return ops.aggregate(x, *tensors, *options, will_differentiate(x, *tensors))[0]
 

@@ -104,9 +104,10 @@ def test_a_single_wanted_gradient_is_the_same_as_among_all(operator, wanted, dev
 
 
 @pytest.mark.parametrize("operator", OPERATORS)
-@pytest.mark.parametrize("threads", (1, 2, 3))
-def test_two_runs_give_the_same_bits(operator, threads):
-    problem = Problem.make(SHAPES[8], torch.float32)
+@pytest.mark.parametrize("threads", (1, 2, 3, 5, 16))
+@pytest.mark.parametrize("shape", (SHAPES[0], SHAPES[8]), ids=str)
+def test_any_number_of_threads_agrees_and_gives_the_same_bits_twice(operator, shape, threads):
+    problem = Problem.make(shape, torch.float32)
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(threads)
