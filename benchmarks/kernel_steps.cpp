@@ -72,35 +72,33 @@ class Steps {
     Geometry geometry(f.x, 1, n.tile);
     Scratch scratch(64 << 20);
     Assignment<float> assignment(f, n, scratch);
-    ForwardTile<float> tile(f, n, assignment, scratch);
+    ForwardTile<float> work(f, n, assignment, scratch);
     Accumulator<float> sum(n, scratch);
     float *packed = scratch.zeros<float>(n.packed()), *squares = scratch.zeros<float>(n.tile + kLanes<float>);
     float *products = scratch.zeros<float>(n.tile * n.logit_columns),
-          *rows = scratch.take<float>(kClusters * kDim);
-    auto next = [&](int64_t t) {
-      return ahead_of(f.x, sizeof(float), geometry, t + 1, geometry.tiles(kBatch));
+          *rows = scratch.take<float>(kClusters * kDim), *norms = scratch.take<float>(kClusters);
+    auto next = [&](const Tile& t) { return ahead_of(f.x, sizeof(float), geometry, t, 0, units(geometry)); };
+    auto finish = [&](const Group& g) {
+      Finish<float> of_group(f, n, g, rows, norms);
+      of_group.clusters(sum, 0, kClusters);
+      of_group.write(0, kClusters);
     };
 
     tiles("forward: copy the tile, sum squares", 0, geometry,
-          [&](const Group& g, int64_t p, int64_t count, int64_t) {
-            pack<float>(f.x, g, p, count, packed, n.step, squares);
-          });
-    tiles("forward: product 1, logits", kProduct, geometry,
-          [&](const Group&, int64_t, int64_t count, int64_t) {
-            multiply_features(n, count, packed, assignment.weight, n.logits, products);
-          });
-    tiles("forward: softmax", 0, geometry, [&](const Group&, int64_t, int64_t count, int64_t) {
-      for (int64_t p = 0; p < count; ++p) softmax_row(n, p, 1.0f, assignment.bias, products);
+          [&](const Tile& t) { pack<float>(f.x, t.group, t.begin, t.count, packed, n.step, squares); });
+    tiles("forward: product 1, logits", kProduct, geometry, [&](const Tile& t) {
+      multiply_features(n, t.count, packed, assignment.weight, n.logits, products);
     });
-    tiles("forward: product 2, sums", kProduct, geometry,
-          [&](const Group&, int64_t, int64_t count, int64_t t) {
-            aggregate_features(n, count, packed, products, n.clusters, sum.sums, true, next(t));
-          });
-    best("forward: centroids and norms", 0,
-         [&](int64_t) { finish_group<float>(f, n, geometry.parts[0], sum, rows); });
-    tiles("forward: all", 2 * kProduct, geometry, [&](const Group& g, int64_t p, int64_t count, int64_t t) {
-      tile.run(g, p, count, sum, p == 0, next(t));
-      if (p + count == kPositions) finish_group<float>(f, n, g, sum, rows);
+    tiles("forward: softmax", 0, geometry, [&](const Tile& t) {
+      for (int64_t p = 0; p < t.count; ++p) softmax_row(n, p, 1.0f, assignment.bias, products);
+    });
+    tiles("forward: product 2, sums", kProduct, geometry, [&](const Tile& t) {
+      aggregate_features(n, t.count, packed, products, n.clusters, sum.sums, true, next(t));
+    });
+    best("forward: centroids and norms", 0, [&](int64_t) { finish(geometry.parts[0]); });
+    tiles("forward: all", 2 * kProduct, geometry, [&](const Tile& t) {
+      work.run(t, sum, next(t));
+      if (t.closes) finish(t.group);
     });
   }
 
@@ -113,21 +111,19 @@ class Steps {
     float* weight_rows = scratch.take<float>(round_up(kDim, kPanel<float>) * kClusters);
     if (!n.planes) pack_rows(weight_.data(), kClusters, kDim, weight_rows);
     ParameterSums<float> sums(n, scratch);
-    BackwardTile<float> tile(b, n, assignment, weight_rows, sums, scratch);
-    auto next = [&](int64_t t) {
-      return ahead_of(b.x, sizeof(float), geometry, t + 1, geometry.tiles(kBatch));
-    };
+    sums.clear(n);
+    BackwardTile<float> work(b, n, assignment, weight_rows, sums, scratch);
 
     best("backward: through the norms, centroids", 0, [&](int64_t image) {
       Group g = geometry.parts[0];
       g.image = image;
-      tile.begin_group(g);
-      tile.end_group();
+      work.begin_group(g);
+      work.end_group();
     });
-    tiles("backward: all", 4 * kProduct, geometry, [&](const Group& g, int64_t p, int64_t count, int64_t t) {
-      if (p == 0) tile.begin_group(g);
-      tile.run(g, p, count, next(t));
-      if (p + count == kPositions) tile.end_group();
+    tiles("backward: all", 4 * kProduct, geometry, [&](const Tile& t) {
+      if (t.opens) work.begin_group(t.group);
+      work.run(t, ahead_of(b.x, sizeof(float), geometry, t, 0, units(geometry)));
+      if (t.closes) work.end_group();
     });
   }
 
@@ -143,15 +139,15 @@ class Steps {
     }
     std::printf("%.9f %.0f %s\n", least, operations, name);
   }
-  // body(group, first position, count, number of the tile) for the tiles of an image.
+  static int64_t units(const Geometry& geometry) { return geometry.units(kBatch); }
+  // body(tile) for the tiles of an image.
   template <class F>
   void tiles(const char* name, double operations, const Geometry& geometry, const F& body) {
     best(name, operations, [&](int64_t image) {
-      for (int64_t t = geometry.tiles(image); t < geometry.tiles(image + 1); ++t) {
-        int64_t within, position, count;
-        Group g = geometry.group(t, &within);
-        geometry.range(g, within, &position, &count);
-        body(g, position, count, t);
+      for (int64_t unit = geometry.units(image); unit < geometry.units(image + 1);) {
+        Tile t = geometry.at(unit, 0, units(geometry));
+        body(t);
+        unit = t.next;
       }
     });
   }

@@ -92,23 +92,22 @@ SFRS_NOINLINE void transform_patch(const WinogradBlock& block, const float* cons
 SFRS_INLINE void multiply_planes(const WinogradBlock& block, const float* u, const float* packed, float* m) {
   constexpr int64_t step = kDepth<float>;
   static_assert(step % kChunk == 0 && kWidestPanel % kPanel<float> == 0);
+  Tiles tiles = {block.rows / kTileRows, kTileRows * kChunk, 0, kTileRows * kPanel<float>};
   for (int k = 0; k < kWinograd; ++k) {
     const float* right = packed + k * block.columns * block.channels;
     for (int64_t c = 0; c < block.channels; c += step) {
       int64_t depth = smaller(step, block.channels - c), whole = depth / kChunk * kChunk;
       for (int64_t o = 0; o < block.columns; o += kPanel<float>) {
         const float* panel = right + o * block.channels + c * kPanel<float>;
-        for (int64_t r = 0; r < block.rows; r += kTileRows) {
-          const float* left = u + k * block.u_plane + c * block.rows + r * kChunk;
-          float* out = m + k * block.m_plane + o * block.rows + r * kPanel<float>;
-          if (whole)
-            multiply<kChunk, 1>(kTileVecs, whole / kChunk, kChunk, left, block.rows * kChunk, panel,
-                                kPanel<float>, out, kPanel<float>, c > 0);
-          if (depth > whole)
-            multiply<kChunk, 1>(kTileVecs, 1, depth - whole, left + whole * block.rows, 0,
-                                panel + whole * kPanel<float>, kPanel<float>, out, kPanel<float>,
-                                c + whole > 0);
-        }
+        const float* left = u + k * block.u_plane + c * block.rows;
+        float* out = m + k * block.m_plane + o * block.rows;
+        if (whole)
+          multiply<kChunk, 1>(kTileVecs, whole / kChunk, kChunk, left, block.rows * kChunk, panel,
+                              kPanel<float>, out, kPanel<float>, c > 0, 0, tiles);
+        if (depth > whole)
+          multiply<kChunk, 1>(kTileVecs, 1, depth - whole, left + whole * block.rows, 0,
+                              panel + whole * kPanel<float>, kPanel<float>, out, kPanel<float>, c + whole > 0,
+                              0, tiles);
       }
     }
   }

@@ -30,14 +30,14 @@ SFRS_INLINE void pack_columns(const Nearest& f, int64_t first, int64_t columns, 
 SFRS_INLINE void multiply_block(const Nearest& f, int64_t count, const float* packed, int64_t columns,
                                 const float* panels, float* products) {
   constexpr int64_t wide = kPanel<float>;
+  Tiles blocks = {(count + kTileRows - 1) / kTileRows, kTileRows * f.dim, 0, kTileRows * kNearestColumns};
   int64_t d = 0;
   do {
     int64_t depth = smaller(kSlice, f.dim - d);
     for (int64_t c = 0; c < columns; c += wide)
-      for (int64_t r = 0; r < count; r += kTileRows)
-        multiply<1, kTileRows>(kTileVecs, 1, depth, packed + r * f.dim + d * kTileRows, 0,
-                               panels + c / wide * panel_size(f) + d * wide, wide,
-                               products + r * kNearestColumns + c, kNearestColumns, d > 0);
+      multiply<1, kTileRows>(kTileVecs, 1, depth, packed + d * kTileRows, 0,
+                             panels + c / wide * panel_size(f) + d * wide, wide, products + c,
+                             kNearestColumns, d > 0, 0, blocks);
     d += depth;
   } while (d < f.dim);
 }

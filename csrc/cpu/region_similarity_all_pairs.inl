@@ -71,12 +71,14 @@ SFRS_INLINE void pair_dots(const PairSizes<T>& n, const T* queries, int64_t colu
   constexpr int64_t rows = 8 * kTileRows;
   for (int64_t d = 0; d < n.dim; d += kDepth<T>) {
     int64_t depth = smaller<int64_t>(kDepth<T>, n.dim - d);
-    for (int64_t first = 0; first < n.queries; first += rows)
+    for (int64_t q = 0; q < n.queries; q += rows) {
+      Tiles blocks = {(smaller(rows, n.queries - q) + kTileRows - 1) / kTileRows, kTileRows * n.dim, 0,
+                      kTileRows * kPanel<T>};
       for (int64_t c = 0; c < columns; c += kPanel<T>)
-        for (int64_t q = first; q < smaller(first + rows, n.queries); q += kTileRows)
-          multiply<1, kTileRows>(kTileVecs, 1, depth, queries + q * n.dim + d * kTileRows, 0,
-                                 panels + c * n.dim + d * kPanel<T>, kPanel<T>,
-                                 dots + c * n.query_rows + q * kPanel<T>, kPanel<T>, d > 0);
+        multiply<1, kTileRows>(kTileVecs, 1, depth, queries + q * n.dim + d * kTileRows, 0,
+                               panels + c * n.dim + d * kPanel<T>, kPanel<T>,
+                               dots + c * n.query_rows + q * kPanel<T>, kPanel<T>, d > 0, 0, blocks);
+    }
   }
 }
 
