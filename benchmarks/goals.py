@@ -72,8 +72,8 @@ def fastest(result: dict, ours: str, *, compiled: bool) -> str | None:
     return min(names, key=lambda name: least_ratio(result, ours, name), default=None)
 
 
-def rows(goals: Goals, result: dict, ours: str, results: dict[str, dict], roof: dict | None) -> Iterator[Row]:
-    """Each goal of a case beside the record of it; ``results`` are all records by name."""
+def rows(goals: Goals, result: dict, ours: str, roof: dict | None) -> Iterator[Row]:
+    """Each goal of a case beside the record of it."""
     for kind in ("compiled", "eager"):
         wanted = getattr(goals, kind)
         if wanted is None:
@@ -104,18 +104,18 @@ def rows(goals: Goals, result: dict, ours: str, results: dict[str, dict], roof: 
             None if peak is None else peak <= goals.peak_bytes,
         )
     if goals.time_of is not None:
-        yield _beside(goals.time_of, result, ours, results)
+        yield _beside(goals.time_of, result, ours)
     if goals.memory is not None:
         yield _memory(goals.memory, result, ours)
 
 
-def _beside(goal: tuple[str, float], result: dict, ours: str, results: dict[str, dict]) -> Row:
+def _beside(goal: tuple[str, float], result: dict, ours: str) -> Row:
     other, most = goal
     text = f"at most {most:g}x the time per image of {other}"
-    if other not in results:
-        return Row(text, f"{other} is not recorded", None)
-    pairs = zip(milliseconds(result, ours), milliseconds(results[other], ours), strict=True)
-    ratio = max(one / many for one, many in pairs)
+    if "beside" not in result:
+        return Row(text, "not measured in turns with it", None)
+    others = (found["median_ms_per_image"] for found in result["beside"].values())
+    ratio = max(one / many for one, many in zip(milliseconds(result, ours), others, strict=True))
     return Row(text, f"{ratio:.2f}x", ratio <= most)
 
 

@@ -80,16 +80,24 @@ def gate(case: Case, contenders: dict[str, Contender], inputs: Inputs) -> tuple[
     return errors, moved
 
 
-def times(case: Case, contenders: dict[str, Contender]) -> dict[str, list[float]]:
-    """Milliseconds of a call, or the mean of `calls`; peers take turns, to share the machine's moods."""
-    taken: dict[str, list[float]] = {name: [] for name in contenders}
+def turn(case: Case, one: Contender) -> Callable[[], float]:
+    """Takes the time of one turn of a peer: milliseconds per call."""
+
+    def milliseconds() -> float:
+        start = time.perf_counter()
+        for _ in range(case.calls):
+            case.compute(one.function, one.inputs)
+        return (time.perf_counter() - start) * 1e3 / case.calls
+
+    return milliseconds
+
+
+def times(turns: dict[str, Callable[[], float]]) -> dict[str, list[float]]:
+    """Milliseconds per call; peers take turns, to share the machine's moods."""
+    taken: dict[str, list[float]] = {name: [] for name in turns}
     while waiting := [name for name, values in taken.items() if not enough(values)]:
         for name in waiting:
-            one = contenders[name]
-            start = time.perf_counter()
-            for _ in range(case.calls):
-                case.compute(one.function, one.inputs)
-            taken[name].append((time.perf_counter() - start) * 1e3 / case.calls)
+            taken[name].append(turns[name]())
     return taken
 
 
@@ -133,17 +141,30 @@ def prepare(case: Case, threads: int) -> tuple[dict[str, Contender], dict[str, f
 
 
 def measure_time(case: Case, threads: int) -> dict:
+    """Times of all peers; in turns with them, of ours in the case whose time per image is this one's goal."""
     contenders, errors, moved = prepare(case, threads)
-    peers = {
+    turns = {name: turn(case, one) for name, one in contenders.items()}
+    beside = CASES[case.goals.time_of[0]] if case.goals.time_of else None
+    if beside:
+        alone = replace(beside, peers={OURS: beside.peers[OURS]})
+        (turns[beside.name],) = (turn(alone, one) for one in prepare(alone, threads)[0].values())
+    taken = times(turns)
+    found = {"bytes": moved}
+    if beside:
+        found["beside"] = {
+            "case": beside.name,
+            "median_ms_per_image": statistics.median(taken.pop(beside.name)) / beside.images,
+        }
+    found["peers"] = {
         name: {
             "median_ms": statistics.median(values),
             "min_ms": min(values),
             "rounds": len(values),
             "error": errors[name],
         }
-        for name, values in times(case, contenders).items()
+        for name, values in taken.items()
     }
-    return {"bytes": moved, "peers": peers}
+    return found
 
 
 def measure_memory(case: Case, threads: int) -> dict:

@@ -96,7 +96,7 @@ def goals_table(recorded: dict) -> str:
         share = goals.peak_share(result, OURS, measured)
         of_peak = "" if share is None else f"{100 * share:.0f} %"
         about = case.about
-        for row in list(goals.rows(case.goals, result, OURS, results, measured)) or [goals.Row("", "", None)]:
+        for row in list(goals.rows(case.goals, result, OURS, measured)) or [goals.Row("", "", None)]:
             met = {True: "yes", False: "**no**", None: ""}[row.met]
             lines.append(f"| {about} | {row.goal} | {row.measured} | {met} | {row.limit} | {of_peak} |")
             about = of_peak = ""

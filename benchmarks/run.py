@@ -108,6 +108,7 @@ def measure(name: str, threads: int) -> dict:
     case = CASES[name]
     threads = case.threads or threads
     timed = {label: in_process(name, threads, "time", malloc) for label, malloc in MALLOC.items()}
+    beside = {label: found["beside"] for label, found in timed.items() if "beside" in found}
     return {
         "case": name,
         "about": case.about,
@@ -119,7 +120,7 @@ def measure(name: str, threads: int) -> dict:
         "seed": 0,
         "times": {label: found["peers"] for label, found in timed.items()},
         "peak_bytes": in_process(name, threads, "memory", MALLOC_RETURNING),
-    }
+    } | ({"beside": beside} if beside else {})
 
 
 def show(result: dict) -> None:

@@ -305,8 +305,8 @@ void aggregate_forward(const AggregationForward& f, const Parallel& parallel) {
     int64_t boundary = first_of(task + 1);
     Tile t = geometry.at(boundary, 0, units);
     int64_t first = boundary - t.begin / kTileRows, behind = task + 2;
-    if (first == boundary || first < first_of(task))
-      continue;  // whole on both sides, or begun before this task
+    // Nothing is split here, or an earlier task began it.
+    if (first == boundary || first < first_of(task)) continue;
     while (first_of(behind) < first + geometry.units_of(t.group)) ++behind;
     T *rows = shared.take<T>(n.clusters * n.dim), *squares = shared.take<T>(n.clusters);
     splits.push_back({Finish<S>(f, n, t.group, rows, squares), task, behind});

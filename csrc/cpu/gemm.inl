@@ -28,8 +28,8 @@ SFRS_INLINE int64_t panel_offset(int64_t column, int64_t rows) {
 
 constexpr int kGiven = 0;  // as ARow or AInner: a_stride, which is known at run time only
 
-constexpr int kUnrolled =
-    2;  // beside a neighbour on the same core instructions count, not only multiply-adds
+// Steps per turn of the loop: beside a neighbour on the same core instructions count, not only multiply-adds.
+constexpr int kUnrolled = 2;
 
 // The same pointer. Addresses that the compiler knows to be related get a register each if a loop is
 // unrolled, more than there are.

@@ -142,7 +142,7 @@ def test_goals_count_the_fastest_peer_and_the_kinder_malloc():
     kinder["two-GEMM"]["median_ms"] = 31.0
     result["times"]["keeps the heap"] = kinder
     wanted = Goals(compiled=2.6, eager=3.0, peak_share=0.5, peak_bytes=9e6, memory=9.0)
-    rows = list(goals.rows(wanted, result, OURS, {}, ROOF))
+    rows = list(goals.rows(wanted, result, OURS, ROOF))
     assert [(row.measured, row.met) for row in rows] == [
         ("2.50x (two-GEMM torch.compile)", False),
         ("3.10x (two-GEMM)", True),
@@ -158,9 +158,17 @@ def test_a_goal_without_a_measurement_is_neither_met_nor_missed():
     for times in result["times"].values():
         del times["two-GEMM torch.compile"]
     wanted = Goals(compiled=2.6, peak_share=0.5, time_of=("region-step", 1.1))
-    assert [row.met for row in goals.rows(wanted, result, OURS, {}, {"missing": "no compiler"})] == [None] * 3
-    one, eight = result_of("netvlad-forward-one-image", ours=1.2), result_of("netvlad-forward", ours=8.0)
-    (row,) = goals.rows(Goals(time_of=("netvlad-forward", 1.1)), one, OURS, {"netvlad-forward": eight}, None)
+    assert [row.met for row in goals.rows(wanted, result, OURS, {"missing": "no compiler"})] == [None] * 3
+
+
+def test_one_image_is_measured_in_turns_with_the_batch_it_is_compared_with():
+    case = SMALL["netvlad-forward-one-image"]
+    found = measure_time(case, 1)
+    assert found["beside"]["case"] == "netvlad-forward" and found["beside"]["median_ms_per_image"] > 0
+    assert found["peers"].keys() == case.peers.keys()
+    result = result_of(case.name, ours=1.2)
+    result["beside"] = {malloc: {"median_ms_per_image": 1.0} for malloc in result["times"]}
+    (row,) = goals.rows(case.goals, result, OURS, None)
     assert (row.measured, row.met) == ("1.20x", False)
 
 
