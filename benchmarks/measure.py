@@ -147,7 +147,7 @@ def measure_time(case: Case, threads: int) -> dict:
     beside = CASES[case.goals.time_of[0]] if case.goals.time_of else None
     if beside:
         alone = replace(beside, peers={OURS: beside.peers[OURS]})
-        (turns[beside.name],) = (turn(alone, one) for one in prepare(alone, threads)[0].values())
+        turns[beside.name] = turn(alone, prepare(alone, threads)[0][OURS])
     taken = times(turns)
     found = {"bytes": moved}
     if beside:

@@ -52,6 +52,7 @@ def _aggregate(
     if mask is not None:
         mask = mask.reshape(mask.shape[0], x.shape[2] * x.shape[3])
     acc = _checks.accumulation_dtype(x.dtype)
+    # Where nothing changes, to() returns the same tensor, microseconds later.
     tensors = tuple(
         t if t is None or t.dtype == acc else t.to(acc) for t in (weight, logits, centroids, bias, mask)
     )
