@@ -15,15 +15,14 @@ import numpy as np
 import torch
 
 from benchmarks.pages import show
+from benchmarks.record import machine, write_json
 from benchmarks.reranking import BEST, NETWORKS, ROOT, SEEDS
-from benchmarks.run import machine
 from sfrs.descriptor import load_network
 from sfrs.images import Size
 from sfrs.kept_quarters import KeptQuarters, describe_with_quarters, temporary_quarters
 from sfrs.location import CONSIDERED, RADIUS, REGION_TEMPERATURE, TEMPERATURE, estimate
 from sfrs.places import ImageSet, load_places
 from sfrs.region_reranking import DEPTH, rerank
-from sfrs.results import write_json
 from sfrs.search import search
 from sfrs.terminal import messages, progress_tasks
 

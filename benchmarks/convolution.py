@@ -17,10 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import sfrs_ext
-from sfrs.results import write_json
 
 from .pages import show
-from .run import RESULTS, machine
+from .record import RESULTS, machine, write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 RECORDED = RESULTS / "convolution.json"

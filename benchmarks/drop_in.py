@@ -21,11 +21,11 @@ import torch
 from torch import Tensor, nn
 
 import sfrs_ext
-from sfrs.results import write_json
 
 from .foreign_layers import CASES, Case
 from .pages import show
-from .run import MALLOC, RESULTS, machine
+from .record import RESULTS, machine, write_json
+from .run import MALLOC
 
 ROOT = Path(__file__).resolve().parents[1]
 RECORDED = RESULTS / "drop-in.json"

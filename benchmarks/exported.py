@@ -24,11 +24,10 @@ from sfrs.descriptor import DescriptorNetwork
 from sfrs.export import FORMATS, ImageShape, export
 from sfrs.export.shapes import made_up_images
 from sfrs.places.folder import image_files
-from sfrs.results import write_json
 from sfrs.whitening import Whitening
 
 from .pages import show
-from .run import RESULTS, command, machine
+from .record import RESULTS, command, machine, write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 RECORDED = RESULTS / "exported.json"

@@ -27,7 +27,6 @@ from sfrs.paired_test import mcnemar
 from sfrs.places import Places, load_places
 from sfrs.preparation import Trunks, build_trunks
 from sfrs.progress import TrainingProgress
-from sfrs.results import write_json
 from sfrs.run_directory import RunDirectory
 from sfrs.search import search
 from sfrs.training import StepReport
@@ -35,7 +34,7 @@ from sfrs.trunk_cache import CachePlan, TrunkCache
 from sfrs.trunk_source import describe_trunk
 
 from .pages import show
-from .run import RESULTS, machine
+from .record import RESULTS, machine, write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 RECORDED = RESULTS / "jitter.json"

@@ -12,11 +12,10 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from sfrs.results import write_json
 from sfrs_ext import _C
 
 from . import roof
-from .run import RESULTS, machine
+from .record import RESULTS, machine, write_json
 
 SOURCE = Path(__file__).with_suffix(".cpp")
 KERNELS = SOURCE.parents[1] / "csrc/cpu"

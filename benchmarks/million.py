@@ -35,10 +35,9 @@ from sfrs.index.derive import derive
 from sfrs.index.rows import RowFile
 from sfrs.index.settings import new_settings
 from sfrs.index.store import Store
-from sfrs.results import write_json
 
 from .pages import show
-from .run import RESULTS, machine
+from .record import RESULTS, machine, write_json
 
 EXPONENT, MEAN_SHARE = 0.87, 0.25
 VIEWS, VIEW_SHARE, QUERY_SHARE = 8, 0.6, (0.1, 0.5)

@@ -1,7 +1,8 @@
 """Recorded figures in Markdown pages, between the comments ``MARK: begin`` and ``MARK: end``."""
 
-import os
 from pathlib import Path
+
+from .record import write_text
 
 
 def with_text(page: str, mark: str, text: str) -> str:
@@ -19,6 +20,4 @@ def show(page: Path, mark: str, text: str, *, check: bool = False) -> None:
     if check and new != old:
         raise SystemExit(f"{page.name} does not show the recorded results ({mark}); run `make report`")
     if not check:
-        partial = page.with_suffix(".partial")
-        partial.write_text(new, encoding="utf-8")
-        os.replace(partial, page)
+        write_text(page, new)

@@ -8,12 +8,11 @@ a measurement in benchmarks/results/nvidia-h200.json stands beside it. ``--check
 import argparse
 import json
 import math
-import os
 from dataclasses import dataclass
 
 from .cases import OURS
 from .gpu.cases import PRECISIONS, Case, Sizes, registry
-from .run import RESULTS
+from .record import RESULTS, write_text
 
 # ---- the device
 SMS = 132  # datasheet, H200 SXM
@@ -222,9 +221,7 @@ def main() -> None:
         if target.read_text() != text:
             raise SystemExit(f"{target.name} is not what the model says; run `python -m benchmarks.predict`")
         return
-    partial = target.with_suffix(".partial")
-    partial.write_text(text)
-    os.replace(partial, target)
+    write_text(target, text)
     print(text)
 
 

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 
 from benchmarks.pages import show
+from benchmarks.record import machine, write_json
 from benchmarks.reranking_tables import tables
-from benchmarks.run import machine
 from sfrs.descriptor import DescriptorNetwork, describe, load_network
 from sfrs.images import Size
 from sfrs.kept_quarters import KeptQuarters, describe_with_quarters, temporary_quarters
@@ -25,7 +25,6 @@ from sfrs.places import Places, load_places, within
 from sfrs.recall import correct
 from sfrs.region_matching import region_matches
 from sfrs.region_reranking import DEFAULT_SCORE, DEPTH, SCORES
-from sfrs.results import write_json
 from sfrs.search import search
 from sfrs.terminal import messages, progress_tasks
 from sfrs.whitening import Whitening

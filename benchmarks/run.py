@@ -9,83 +9,24 @@ cases in it; both refuse a file of another machine, commit or number of threads.
 """
 
 import argparse
-import datetime
 import json
 import os
-import platform
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
-import sfrs_ext
-from sfrs.results import write_json
-from sfrs_ext import _C
-
 from . import roof
 from .cases import CASES, OURS
+from .record import RESULTS, ROOT, command, machine, write_json
 
-ROOT = Path(__file__).resolve().parent
-RESULTS = ROOT / "results"
 MALLOC = {  # environment of a measuring process
     "default": {},
     "keeps the heap": {"MALLOC_MMAP_THRESHOLD_": "4294967296", "MALLOC_TRIM_THRESHOLD_": "8589934592"},
 }
 MALLOC_RETURNING = {"MALLOC_MMAP_THRESHOLD_": "65536"}  # every large buffer comes and goes by itself
 SAME = ("cpu", "cores", "threads", "kernels", "torch", "python", "commit")  # of results in one file
-
-
-def cpu_name() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
-
-
-def commit() -> str:
-    """What was measured; ``SFRS_COMMIT`` says it on a machine that has the files without their history."""
-    if "SFRS_COMMIT" in os.environ:
-        return os.environ["SFRS_COMMIT"]
-    git = ["git", "-C", str(ROOT)]
-    try:
-        head = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
-    except FileNotFoundError:
-        return "unknown"
-    if head.returncode:
-        return "unknown"
-    measured = ("../csrc", "../sfrs_ext", "../benchmarks/*.py", "../benchmarks/*.cpp")
-    changed = subprocess.run([*git, "status", "--porcelain", "--", *measured], capture_output=True, text=True)
-    return head.stdout.strip() + (" with changes" if changed.stdout.strip() else "")
-
-
-def command(module: str, arguments: Sequence[str] = ()) -> str:
-    """The command as it was given; of a path that leads out of the repository only its last name."""
-
-    def shown(argument: str) -> str:
-        path = Path(argument)
-        outside = path.is_absolute() or ".." in path.parts
-        return path.resolve().name if outside else argument
-
-    return " ".join([f"python -m {module}", *map(shown, arguments)])
-
-
-def machine(threads: int) -> dict:
-    return {
-        "cpu": cpu_name(),
-        "cores": os.cpu_count(),
-        "threads": threads,
-        "kernels": _C.cpu_kernels(),
-        "torch": torch.__version__,
-        "sfrs_ext": sfrs_ext.__version__,
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "commit": commit(),
-        "date": datetime.date.today().isoformat(),
-    }
 
 
 def in_process(case: str, threads: int, what: str, malloc: dict[str, str]) -> dict:

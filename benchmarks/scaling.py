@@ -16,12 +16,11 @@ from pathlib import Path
 
 import torch
 
-from sfrs.results import write_json
-
 from . import roof
 from .cases import OURS, Case, Sizes, netvlad_case
 from .measure import Contender, contender, gate
-from .run import MALLOC, RESULTS, command, machine
+from .record import RESULTS, command, machine, write_json
+from .run import MALLOC
 
 RECORDED = RESULTS / "scaling.json"
 EAGER = "two-GEMM"

@@ -27,7 +27,7 @@ import torch
 import sfrs_ext
 
 from ..cases import OURS
-from ..run import RESULTS, ROOT, commit
+from ..record import RESULTS, ROOT, commit, write_json, write_text
 from .cases import EAGER, TINY, Case, Sizes, registry
 from .report import markdown
 
@@ -191,15 +191,8 @@ class Session:
         slug = re.sub(r"[^a-z0-9]+", "-", name.split(":")[0].lower()).strip("-")
         stem = self.arguments.out or RESULTS / slug
         stem.parent.mkdir(parents=True, exist_ok=True)
-        texts = {
-            ".json": json.dumps(self.recorded, indent=1) + "\n",
-            ".md": markdown(self.recorded),
-        }
-        for ending, text in texts.items():
-            target = stem.with_name(stem.name + ending)
-            partial = target.with_name(target.name + ".partial")
-            partial.write_text(text)
-            os.replace(partial, target)
+        write_json(stem.with_name(stem.name + ".json"), self.recorded)
+        write_text(stem.with_name(stem.name + ".md"), markdown(self.recorded))
         self.written = stem
 
 

@@ -16,9 +16,8 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.run import RESULTS, machine
+from benchmarks.record import RESULTS, machine, write_json
 from sfrs.config import TrainConfig
-from sfrs.results import write_json
 from sfrs.threads import single_threads
 
 from . import counting, mining, refresh, steps

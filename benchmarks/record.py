@@ -1,0 +1,83 @@
+"""Recorded results: where they lie, what was measured where, and files that are replaced as a whole.
+
+Needs torch and ``sfrs_ext`` alone, like the measurements for GPUs.
+"""
+
+import datetime
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+import sfrs_ext
+from sfrs_ext import _C
+
+ROOT = Path(__file__).resolve().parent
+RESULTS = ROOT / "results"
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace ``path`` in one step: whoever reads it finds the old text or the new one."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
+
+
+def write_json(path: Path, content: dict) -> None:
+    """Write ``content`` as indented JSON, replacing ``path`` in one step."""
+    write_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def commit() -> str:
+    """What was measured; ``SFRS_COMMIT`` says it on a machine that has the files without their history."""
+    if "SFRS_COMMIT" in os.environ:
+        return os.environ["SFRS_COMMIT"]
+    git = ["git", "-C", str(ROOT)]
+    try:
+        head = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
+    except FileNotFoundError:
+        return "unknown"
+    if head.returncode:
+        return "unknown"
+    measured = ("../csrc", "../sfrs_ext", "../benchmarks/*.py", "../benchmarks/*.cpp")
+    changed = subprocess.run([*git, "status", "--porcelain", "--", *measured], capture_output=True, text=True)
+    return head.stdout.strip() + (" with changes" if changed.stdout.strip() else "")
+
+
+def command(module: str, arguments: Sequence[str] = ()) -> str:
+    """The command as it was given; of a path that leads out of the repository only its last name."""
+
+    def shown(argument: str) -> str:
+        path = Path(argument)
+        outside = path.is_absolute() or ".." in path.parts
+        return path.resolve().name if outside else argument
+
+    return " ".join([f"python -m {module}", *map(shown, arguments)])
+
+
+def machine(threads: int) -> dict:
+    return {
+        "cpu": cpu_name(),
+        "cores": os.cpu_count(),
+        "threads": threads,
+        "kernels": _C.cpu_kernels(),
+        "torch": torch.__version__,
+        "sfrs_ext": sfrs_ext.__version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "commit": commit(),
+        "date": datetime.date.today().isoformat(),
+    }
