@@ -74,7 +74,8 @@ class Cuda {
     const Device& facts = device_facts(device_);
     void* stream = nullptr;
     TORCH_ERROR_CODE_CHECK(get_stream_(device_, &stream));
-    machine_ = {facts.multiprocessors, facts.shared_memory, stream, &glue::Scratch::allocate_from, &scratch_};
+    machine_ = {facts.multiprocessors,         facts.shared_memory, stream,
+                &glue::Scratch::allocate_from, &scratch_,           device_};
   }
 
   void aggregate_forward(const AggregationForward& f) { cuda::aggregate_forward(f, machine_); }

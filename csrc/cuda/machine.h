@@ -12,6 +12,7 @@ struct Machine {
   // Scratch in device memory, 256-byte aligned, alive until everything launched so far on the stream has run.
   void* (*allocate)(void* context, int64_t bytes);
   void* context;
+  int device = 0;  // its number
 
   template <class T>
   T* scratch(int64_t count) const {

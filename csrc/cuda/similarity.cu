@@ -29,7 +29,8 @@ bool aligned(const RegionSimilarity& f) {
 void launch_dots(const RegionSimilarity& f, const Machine& machine, double* dots) {
   DotsParameters p{f.query, f.quarters, dots, f.gallery, f.clusters, f.dim, aligned(f)};
   const int64_t warps = kDotsThreads / 32, along = divide_up(f.clusters, warps), most = 65535;
-  const dim3 blocks((unsigned)(f.queries * f.gallery), (unsigned)(along < most ? along : most));
+  dim3 blocks = grid_of(f.queries * f.gallery);
+  blocks.y = (unsigned)(along < most ? along : most);
   with_storage(f.dtype,
                [&](auto s) { launch(machine, similarity_dots<decltype(s)>, blocks, kDotsThreads, 0, p); });
 }
@@ -44,7 +45,7 @@ void similarity_lists_forward(const RegionSimilarityForward& f, const Machine& m
   launch_dots(f, machine, dots);
   CombineParameters p{dots, f.similarity, f.clusters};
   auto* combine = f.dtype == DType::f64 ? similarity_combine<double> : similarity_combine<float>;
-  launch(machine, combine, dim3((unsigned)pairs), kRegionThreads, 0, p);
+  launch(machine, combine, grid_of(pairs), kRegionThreads, 0, p);
 }
 
 void similarity_lists_backward(const RegionSimilarityBackward& f, const Machine& machine) {
@@ -62,7 +63,7 @@ void similarity_lists_backward(const RegionSimilarityBackward& f, const Machine&
     coefficients = machine.scratch<char>(pairs * f.clusters * kCoefficients * wide);
     CoefficientParameters p{f.grad, f.similarity, dots, coefficients, f.clusters};
     auto* kernel = f.dtype == DType::f64 ? similarity_coefficients<double> : similarity_coefficients<float>;
-    launch(machine, kernel, dim3((unsigned)pairs), kRegionThreads, kCoefficientShared, p);
+    launch(machine, kernel, grid_of(pairs), kRegionThreads, kCoefficientShared, p);
   }
 
   const int64_t row_bytes = f.dim * bytes_of(f.dtype), slices = divide_up(row_bytes, 512);
@@ -78,8 +79,7 @@ void similarity_lists_backward(const RegionSimilarityBackward& f, const Machine&
   const int64_t blocks = divide_up(p.rows * slices * ways, kGradientWarps);
   with_storage(f.dtype, [&](auto s) {
     using S = decltype(s);
-    launch(machine, similarity_gradients<S>, dim3((unsigned)blocks), kGradientThreads,
-           kListsBackwardShared<S>, p);
+    launch(machine, similarity_gradients<S>, grid_of(blocks), kGradientThreads, kListsBackwardShared<S>, p);
   });
 }
 

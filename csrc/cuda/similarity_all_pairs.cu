@@ -30,7 +30,7 @@ class AllPairs {
         inverse_(machine.scratch<T>(f.gallery * f.clusters * kRegions)),
         inverse_total_(machine.scratch<T>(f.gallery * kRegions)) {
     NormsParameters p{f.quarters, inverse_, inverse_total_, f.clusters, f.dim, aligned_};
-    launch(machine, similarity_norms<S>, dim3((unsigned)f.gallery), kRegionThreads, 0, p);
+    launch(machine, similarity_norms<S>, grid_of(f.gallery), kRegionThreads, 0, p);
   }
 
   void forward(void* similarity) const {
@@ -42,15 +42,14 @@ class AllPairs {
     launch(machine_, similarity_pairs_forward<S, kTf32>, blocks(p, splits), kPairThreads, Tile::kShared, p);
     if (splits == 1) return;
     AddSplitsParameters add{p.out, inverse_total_, similarity, count, f_.gallery * kRegions, splits};
-    launch(machine_, similarity_add_splits<T>, dim3((unsigned)divide_up(count, kPairThreads)), kPairThreads,
-           0, add);
+    launch(machine_, similarity_add_splits<T>, grid_of(divide_up(count, kPairThreads)), kPairThreads, 0, add);
   }
 
   void backward(const RegionSimilarityBackward& f) const {
     T* scaled = machine_.scratch<T>(scaled_size(f.queries, f.gallery));
     T* clamped = machine_.scratch<T>(f.gallery * kRegions);
     ScaleParameters scale{f.grad, f.similarity, inverse_total_, scaled, clamped, f.queries, f.gallery};
-    launch(machine_, similarity_scale<T>, dim3((unsigned)divide_up(f.gallery * kRegions, 32)), kPairThreads,
+    launch(machine_, similarity_scale<T>, grid_of(divide_up(f.gallery * kRegions, 32)), kPairThreads,
            kPairThreads * (int64_t)sizeof(T), scale);
     if (f.dquery && f.queries > 0) weigh<true>(f, scaled, nullptr);
     if (f.dquarters) weigh<false>(f, scaled, coefficients(scaled, clamped));
@@ -82,7 +81,7 @@ class AllPairs {
     return divide_up(p->clusters, p->clusters_per_split);
   }
   static dim3 blocks(const PairParameters& p, int64_t splits) {
-    return dim3((unsigned)(p.query_tiles * p.image_tiles * splits));
+    return grid_of(p.query_tiles * p.image_tiles * splits);
   }
 
   // c_r of every image and cluster.
@@ -98,8 +97,8 @@ class AllPairs {
              Tile::kBackwardShared, p);
     }
     RegionCoefficientParameters c{along, inverse_, clamped, coefficients, count, f_.clusters, p.query_tiles};
-    launch(machine_, similarity_region_coefficients<T>, dim3((unsigned)divide_up(count, kPairThreads)),
-           kPairThreads, 0, c);
+    launch(machine_, similarity_region_coefficients<T>, grid_of(divide_up(count, kPairThreads)), kPairThreads,
+           0, c);
     return coefficients;
   }
 
@@ -122,7 +121,7 @@ class AllPairs {
     const int64_t rows = kOfQuery ? f.queries : f.gallery * kQuarters;
     const int64_t tiles = divide_up(rows, Weights::kRows) * p.dim_tiles * f.clusters;
     auto* kernel = kOfQuery ? similarity_pairs_dquery<S, kTf32> : similarity_pairs_dquarters<S, kTf32>;
-    launch(machine_, kernel, dim3((unsigned)tiles), kPairThreads, Weights::kShared, p);
+    launch(machine_, kernel, grid_of(tiles), kPairThreads, Weights::kShared, p);
   }
 
   const RegionSimilarity& f_;

@@ -155,7 +155,7 @@ class PairProducts {
       load_rows<true>(offset, left, to);
     else
       load_rows<false>(offset, left, to);
-    if constexpr (!kBackward)
+    if constexpr (!kBackward) {
       if (step == steps_ - 1)
         for (int i = threadIdx.x; i < Tile::kImages * kRegions; i += kPairThreads) {
           const int64_t image = first_image_ + i / kRegions;
@@ -164,6 +164,7 @@ class PairProducts {
               (const T*)p_.inverse + (valid ? (image * p_.clusters + cluster) * kRegions + i % kRegions : 0);
           copy_async<sizeof(T)>(norms(slot) + i, from, valid);
         }
+    }
   }
   // 32 rows on are 32 rows of the source on, for columns as well: eight images.
   template <bool kAligned>
