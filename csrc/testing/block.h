@@ -49,11 +49,32 @@ inline Order order = [] {
   return name ? order_named(name) : Order::forward;
 }();
 
+// Whether float sums of tensor cores are cut off, as those of devices are, or rounded to nearest after every
+// product: SFRS_EMULATOR_SUMS=truncated|nearest.
+inline bool truncates = [] {
+  const char* name = std::getenv("SFRS_EMULATOR_SUMS");
+  const std::string sums = name ? name : "nearest";
+  if (sums != "nearest" && sums != "truncated")
+    throw std::runtime_error("emulator: sums are nearest or truncated, not " + sums);
+  return sums == "truncated";
+}();
+
 // What the launches since it was last cleared asked for.
 struct Statistics {
   int64_t launches = 0, blocks = 0, most_shared_memory = 0;
 };
 inline Statistics statistics;
+
+// A launch as it was asked for; with `watch` set, it is told instead of run.
+struct Launch {
+  const void* kernel;
+  dim3 grid;
+  int threads;
+  int64_t shared;
+  const void* parameters;
+  size_t bytes;
+};
+inline void (*watch)(const Launch&) = nullptr;
 
 struct Copy {
   void* to;

@@ -42,7 +42,7 @@ def checks() -> dict[str, Future]:
     configured = run("cmake", "-S", ROOT / "csrc" / "testing", "-B", BUILD, *generator)
     assert configured.returncode == 0, configured.stderr
     cores = len(os.sched_getaffinity(0))
-    targets = sorted({command[0] for command in CHECKS.values()})
+    targets = sorted({"list_launches", *(command[0] for command in CHECKS.values())})
     built = run("cmake", "--build", BUILD, "--parallel", str(cores), "--target", *targets)
     assert built.returncode == 0, built.stdout[-3000:] + built.stderr[-3000:]
     with ThreadPoolExecutor(cores) as pool:
@@ -54,6 +54,17 @@ def checks() -> dict[str, Future]:
 def test_emulated_check_passes(checks, name):
     done = checks[name].result()
     assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
+
+
+@pytest.mark.parametrize("lists", (0, 1), ids=("all pairs", "lists"))
+def test_grids_that_no_device_launches_are_refused_by_number(checks, lists):
+    sizes = (f"lists={lists}", "K=1", "D=8")
+    fits = run(BUILD / "list_launches", "pairs=46340", "B=46340", *sizes)
+    assert fits.returncode == 0, fits.stderr
+    # 2^32 pairs, which 32 bits take for none; of all pairs it is the gradient's blocks that are too many
+    refused = run(BUILD / "list_launches", "pairs=65536", f"B={65536 if lists else 1 << 34}", *sizes)
+    assert refused.returncode == 1 and "CUDA launches at most 2147483647" in refused.stderr
+    assert not lists or "4294967296 blocks" in refused.stderr
 
 
 def test_broken_kernels_are_noticed():
