@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 # The GPU library takes minutes to compile: without a GPU, only `make cuda` and pip do it.
 export SFRS_CUDA ?= $(if $(wildcard /dev/nvidiactl /dev/dxg),AUTO,OFF)
 
-.PHONY: demo test lint aarch64 format emulated cuda gpu bench report build clean
+.PHONY: demo test lint aarch64 format emulated cuda gpu gpu-package bench report build clean
 .DELETE_ON_ERROR:
 
 demo: build  ## render the city, train SFRS beside its baseline, evaluate: runs/demo
@@ -54,11 +54,17 @@ emulated: build  ## the CUDA kernels without a GPU, and every way to break them:
 	$(BIN)/python -m pytest tests/cuda/test_emulator.py
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python csrc/testing/mutations.py
 
-cuda: build  ## the GPU library for every architecture: budget of registers, loading; needs nvcc, no GPU
+cuda: build  ## the GPU library for every architecture: registers, instructions, clocks, loading; needs nvcc, no GPU
 	PATH="$(CURDIR)/$(BIN):$$PATH" tests/cuda/library.sh $(BUDGET)
 
-gpu:  ## all on a GPU, with the torch of $(PYTHON): build, tests, compute-sanitizer, benchmarks, profile
-	PYTHON=$(PYTHON) tests/cuda/gpu.sh
+gpu:  ## on a GPU, with the torch of $(PYTHON): STAGE=look (150 s), STAGE=full (6 minutes), or both
+	PYTHON=$(PYTHON) tests/cuda/gpu.sh $(STAGE)
+
+GPU_PYTHON ?= python3.12
+GPU_ARCHS ?= 90
+gpu-package: $(STAMP)  ## the GPU library for `make gpu` elsewhere, in build/gpu-package; TORCH_WHEEL=... for its headers
+	PATH="$(CURDIR)/$(BIN):$$PATH" PYTHONPATH=. $(BIN)/python tests/cuda/package.py make build/gpu-package \
+	  --python $(GPU_PYTHON) --architectures $(GPU_ARCHS) $(if $(TORCH_WHEEL),--torch $(TORCH_WHEEL))
 
 bench: build  ## measure the operators against their peers, write benchmarks/results: about 20 minutes
 	$(BIN)/python -m benchmarks.run

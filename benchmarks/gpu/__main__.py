@@ -96,7 +96,12 @@ class Session:
         self.cases = {n: c for n, c in self.cases.items() if any(fnmatch.fnmatch(n, p) for p in patterns)}
         if not self.cases:
             raise SystemExit(f"benchmarks: no case is called {' or '.join(patterns)}; see --list")
-        self.waiting = order(self.cases, arguments.quick)
+        chosen = arguments.contender or ["*"]
+        self.waiting = [
+            (case, name)
+            for case, name in order(self.cases, arguments.quick)
+            if any(fnmatch.fnmatch(name, pattern) for pattern in chosen)
+        ]
         self.recorded: dict = {"machine": facts(command), "ceilings": None, "results": {}}
         self.deadline = time.time() + arguments.seconds
         self.log = tempfile.TemporaryFile("w+")
@@ -199,6 +204,7 @@ class Session:
 def main(command: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__)
     parser.add_argument("--case", action="append", metavar="PATTERN", help="only these, * matches anything")
+    parser.add_argument("--contender", action="append", metavar="PATTERN", help="only these, likewise")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--quick", action="store_true", help="the first cases, fewer repetitions")
     parser.add_argument("--seconds", type=float, default=280.0, help="start nothing new after so long")

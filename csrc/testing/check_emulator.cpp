@@ -129,6 +129,26 @@ void check_products() {
   expect(fault.empty() && c == 1, "mma ignores the digits that TF32 lacks");
 }
 
+// 1 and products that each lie below its last digit: rounded sums grow, truncated ones do not.
+void check_truncation() {
+  const double quarter = 0x1p-26, half = 0x1p-25, unit = 0x1p-23;
+  const auto sum = [](float c, std::initializer_list<double> products) {
+    return emulator::truncated_sum(c, products.begin(), (int)products.size());
+  };
+  expect(sum(1, {unit}) == 1 + (float)unit, "a truncated sum keeps 24 bits");
+  expect(sum(1, {unit / 2}) == 1 && sum(-1, {-unit / 2}) == -1, "a truncated sum rounds toward zero");
+  expect(sum(1, {half, half, half, half}) == 1 + (float)unit, "two more bits are added up before that");
+  expect(sum(1, {quarter, quarter, quarter, quarter}) == 1, "bits below those are lost");
+  expect(sum(0, {3.0, -3.0}) == 0 && sum(2, {-2.0, half, 2 * half}) == 2 * (float)half,
+         "what cancels leaves what was kept");
+  expect(sum(0, {0x1p-140}) == 0x1p-140f && sum(0, {0.0}) == 0, "small sums and zero are what they are");
+  expect(sum(0, {INFINITY}) == INFINITY && sum(0, {INFINITY, -INFINITY}) != sum(0, {INFINITY, -INFINITY}),
+         "infinite terms stay so");
+  emulator::truncates = true;
+  check_products();
+  emulator::truncates = false;
+}
+
 void check_conversions() {
   bool same = true;
   for (uint32_t bits = 0; bits < 0x10000; ++bits) {
@@ -343,6 +363,7 @@ void check_poison() {
 int main() {
   using namespace sfrs::cuda;
   check_products();
+  check_truncation();
   check_conversions();
   check_shuffles();
   check_orders();

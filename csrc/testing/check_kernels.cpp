@@ -1,9 +1,9 @@
 // Holds kernels against float64, without torch: every shape that is awkward for them, every layout, type and
 // option, on devices of several sizes, in several orders of threads.
 //
-//   check_kernels [--filter SUBSTRING]... [--order NAME]... [--quick] [--list]
+//   check_kernels [--filter SUBSTRING]... [--order NAME]... [--quick] [--list] [--errors]
 //
-// runs the problems whose titles contain all the substrings.
+// runs the problems whose titles contain all the substrings; --errors says how far off every result is.
 #include <chrono>
 #include <cstring>
 
@@ -47,6 +47,20 @@ std::vector<AggregationProblem> aggregation_shapes() {
           {"no_image", 0, 16, 3, 3, 4, 1}};
 }
 
+// The paper's size in bfloat16, on a device that has room for two stages of 64 positions and several tiles
+// for every block; and sums over many more positions than that in float32, where each step may lose digits.
+void add_flagships(std::vector<AggregationProblem>* all) {
+  AggregationProblem p{"flagship", 1, 512, 30, 40, 64, 0};
+  p.dtype = DType::bf16, p.device = {3, 232448};
+  p.bias = p.mask = false;  // like the paper's layer; the gradient of a bias would be what cancellation leaves
+  const std::pair<Layout, int64_t> ways[] = {
+      {Layout::planes, 1}, {Layout::planes, 4}, {Layout::tokens, 1}, {Layout::channels_last, 4}};
+  for (const auto& [layout, regions] : ways) p.layout = layout, p.regions = regions, all->push_back(p);
+  AggregationProblem many{"many_positions", 1, 24, 1, 10000, 8, 0};
+  many.dtype = DType::f32, many.layout = Layout::tokens, many.device = {1, 232448}, many.mask = false;
+  all->push_back(many);
+}
+
 std::vector<AggregationProblem> aggregation_problems(bool quick) {
   std::vector<AggregationProblem> all;
   for (AggregationProblem p : aggregation_shapes()) {
@@ -60,6 +74,7 @@ std::vector<AggregationProblem> aggregation_problems(bool quick) {
       with_every_type(&all, p);
     }
   }
+  add_flagships(&all);
   if (quick) return all;
   const AggregationProblem shapes[] = {kSmall, {"odd", 3, 33, 9, 5, 5, 2}, {"aligned", 2, 64, 8, 16, 32, 0}};
   for (AggregationProblem p : shapes)
@@ -159,6 +174,7 @@ void check_all(const std::vector<Problem>& problems, const Options& options, con
       std::printf("%s\n", title.c_str());
       continue;
     }
+    if (Report::show_errors) std::printf("%s\n", title.c_str());
     const std::string faults = check(p, backend);
     ++count->run;
     if (faults.empty()) continue;
@@ -184,6 +200,8 @@ int main(int argc, char** argv) {
       options.quick = true;
     else if (!std::strcmp(argv[i], "--list"))
       options.list = true;
+    else if (!std::strcmp(argv[i], "--errors"))
+      Report::show_errors = true;
     else
       return std::fprintf(stderr, "check_kernels: what is %s?\n", argv[i]), 2;
   }

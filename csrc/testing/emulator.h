@@ -153,9 +153,41 @@ struct Fragments {
   const Register *a, *b;
 };
 
+// One sum of products as published for the tensor cores of an H100: products are exact; all terms are cut off
+// two bits below the 24 of the largest, and so is the sum behind its 24 (Khattak and Mikaitis, 2025).
+inline float truncated_sum(float c, const double* products, int count) {
+  double largest = std::fabs((double)c);
+  for (int i = 0; i < count; ++i) largest = std::fmax(largest, std::fabs(products[i]));
+  if (!(largest < INFINITY) || largest == 0 || c != c) {
+    double sum = c;  // NaN, infinite or zero
+    for (int i = 0; i < count; ++i) sum += products[i];
+    return (float)sum;
+  }
+  int exponent;
+  std::frexp(largest, &exponent);  // largest < 2^exponent
+  const double unit = std::ldexp(1.0, 26 - exponent);
+  int64_t sum = (int64_t)(c * unit);
+  for (int i = 0; i < count; ++i) sum += (int64_t)(products[i] * unit);
+  for (int64_t bits = (1 << 24) - 1, cut = 1; sum > bits * cut || sum < -bits * cut; cut *= 2)
+    sum -= sum % (2 * cut);  // toward zero
+  return (float)std::ldexp((double)sum, exponent - 26);
+}
+
 // c[16x8] += a[16xk] b[kx8], one product after the other. Row-wise vectors keep -O1 quick.
 template <class T, int k>
 void multiply(const void* const* offers, const T (&a)[16][k], const T (&b)[k][8], T* (*of)(const void*)) {
+  if constexpr (sizeof(T) == 4)
+    if (truncates) {
+      for (int g = 0; g < 8; ++g)
+        for (int t = 0; t < 4; ++t)
+          for (int e = 0; e < 4; ++e) {
+            double products[k];
+            for (int i = 0; i < k; ++i) products[i] = (double)a[g + e / 2 * 8][i] * b[i][2 * t + e % 2];
+            T& c = of(offers[4 * g + t])[e];
+            c = truncated_sum(c, products, k);
+          }
+      return;
+    }
   typedef T Row [[gnu::vector_size(8 * sizeof(T)), gnu::may_alias, gnu::aligned(sizeof(T))]];
   for (int g = 0; g < 8; ++g)
     for (int half = 0; half < 2; ++half) {

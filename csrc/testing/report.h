@@ -28,6 +28,8 @@ inline Tolerance tolerance_of(DType dtype, bool tf32) {
 
 class Report {
  public:
+  static inline bool show_errors = false;
+
   void fault(const std::string& what) { text_ += "    " + what + "\n"; }
   const std::string& text() const { return text_; }
 
@@ -48,16 +50,18 @@ class Report {
     const double common = sorted.empty() ? 0 : sorted[sorted.size() * 3 / 4];
     const double overflow = ours.dtype() == DType::f16 ? 65504 : INFINITY;
     int64_t wrong = 0, worst = -1;
-    double worst_excess = 0;
+    double worst_excess = 0, largest_error = 0;
     for (size_t i = 0; i < exact.size(); ++i) {
       const double allowed = tolerance * std::max(largest[i / group], common) + floor, v = ours.get(i);
       if (std::isnan(exact[i])) continue;
+      largest_error = std::max(largest_error, std::abs(v - exact[i]) / std::max(largest[i / group], common));
       if (std::isinf(v) && (v < 0 ? -exact[i] : exact[i]) + allowed >= overflow) continue;
       if (std::abs(v - exact[i]) <= allowed) continue;
       ++wrong;
       const double excess = v == v ? std::abs(v - exact[i]) / allowed : INFINITY;
       if (worst < 0 || excess > worst_excess) worst = i, worst_excess = excess;
     }
+    if (show_errors) std::printf("    %-10s %.1e\n", name, largest_error);
     if (!wrong) return;
     char line[256];
     std::snprintf(

@@ -19,6 +19,7 @@ CHECKS = {
     "emulator": ["check_emulator"],
     "emulator, sanitized": ["check_emulator_sanitized"],
     "missing barriers": ["check_races"],
+    "primitives": ["check_primitives"],
     "every problem": ["check_kernels", "--order", "forward"],
     "every type, reversed": ["check_kernels", "--quick", "--order", "reversed"],
     "shuffled": ["check_kernels", "--quick", "--filter", "/bf16/", "--order", "shuffled"],

@@ -1,5 +1,7 @@
 """Tests with a ``device`` run on the CPU, and on CUDA with the mark ``cuda``: ``pytest -m cuda``."""
 
+import os
+
 import pytest
 import torch
 
@@ -25,3 +27,24 @@ def pytest_collection_modifyitems(config, items):
     else:
         config.hook.pytest_deselected(items=on_cuda)
         items[:] = [item for item in items if not item.get_closest_marker("cuda")]
+
+
+class LostContext:
+    """Ends a worker of xdist whose CUDA context a test has lost: the next one gets another process."""
+
+    lost = False
+
+    def pytest_runtest_logreport(self, report):
+        self.lost |= report.failed and "CUDA error" in report.longreprtext
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_protocol(self, item):
+        result = yield
+        if self.lost:
+            os._exit(1)  # xdist names the test once more, as the one that crashed
+        return result
+
+
+def pytest_configure(config):
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        config.pluginmanager.register(LostContext())
