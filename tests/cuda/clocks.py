@@ -3,8 +3,9 @@
 Counts the clocks of one block (walk.py) for every problem below, with the parameters that the launchers would
 pass (csrc/testing/list_launches). Three sizes of a problem tell what a tile of 64 positions takes, a unit (an
 image, a quarter, or a part of one) and the start; of all pairs: one cluster, and the rest. ``clocks.json``
-keeps it for benchmarks/predict.py; more than a few percent above it fail. ``--update`` writes it. ``--only``
-shows the problems whose name contains all the words: where their clocks go, by phase and by function.
+keeps it for benchmarks/predict.py; more than a few percent above it fail. ``--only`` takes the problems whose
+name contains all the words and shows where their clocks go, by phase and by function. ``--update`` writes the
+clocks as they are now, of these problems or of all.
 """
 
 import argparse
@@ -60,9 +61,10 @@ def problems() -> dict[str, Problem]:
     found |= {
         f"{dtype} {name}": Problem({"dtype": dtype} | options, MAPS)
         for name, options in (("long features", LONG), ("given logits", VIDEO))
-        for dtype in ("bf16", "fp32")
+        for dtype in ("bf16", "tf32", "fp32")
     }
-    found["bf16 quarters"] = Problem({"dtype": "bf16", "regions": 4}, QUARTERS, units=4)
+    for dtype in ("bf16", "tf32", "fp32"):
+        found[f"{dtype} quarters"] = Problem({"dtype": dtype, "regions": 4}, QUARTERS, units=4)
     # A tile of pairs: a cluster is its "tile", and there is no unit.
     pairs = ({"K": 1}, {"K": 2}, {"K": 2})
     for dtype in ("bf16", "tf32", "fp32"):
@@ -247,7 +249,7 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("build", type=Path, help="folder with the library or with cubins")
-    parser.add_argument("--update", action="store_true", help="count all problems and write their clocks")
+    parser.add_argument("--update", action="store_true", help="write the clocks as they are now")
     parser.add_argument("--only", nargs="+", metavar="WORD", help="show these problems, in full")
     arguments = parser.parse_args()
     sass.needed("clocks")
@@ -260,13 +262,12 @@ def main() -> int:
     if not found:
         raise SystemExit("clocks: the problems that were chosen are not in this build")
     show(found, details=bool(words))
-    if words:
-        return 0
-    now = record_of(found)
+    now, before = record_of(found), json.loads(RECORD.read_text()) if RECORD.exists() else {}
     if arguments.update:
-        lines = ",\n".join(f"  {json.dumps(title)}: {json.dumps(parts)}" for title, parts in now.items())
+        before = dict(sorted((before | now if words else now).items()))
+        lines = ",\n".join(f"  {json.dumps(title)}: {json.dumps(parts)}" for title, parts in before.items())
         RECORD.write_text(f"{{\n{lines}\n}}\n")
-    faults = compared(now, json.loads(RECORD.read_text()))
+    faults = compared(now, before)
     print(*faults, sep="\n", end="\n" if faults else "")
     print(f"clocks of {len(now)} problems: {len(faults) or 'no'} faults")
     return bool(faults)
