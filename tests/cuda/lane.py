@@ -7,6 +7,7 @@ not listed here.
 
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from operands import (
     FIXED,
@@ -50,115 +51,145 @@ class Operands:
         self.values = rest
 
 
-def integer(i: Instruction) -> tuple[list[str], list[Callable], Callable] | None:
-    """Destinations, operands and function of an instruction whose result is known if all operands are."""
+Known = tuple[list[str], list[Callable], Callable]
+
+
+@dataclass
+class Integer:
+    """An instruction whose results are known if all its operands are.
+
+    Attributes:
+        parts: of its name without the U of uniform registers: IMAD, WIDE, U32.
+        o: its operands in their places.
+        values, carries: how they are read.
+    """
+
+    parts: list[str]
+    o: Operands
+    values: list[Callable]
+    carries: list[Callable]
+
+    def __call__(self, function: Callable, count: int | None = None, outs: tuple[str, ...] = ()) -> Known:
+        """Destinations, operands and the function from these to results, more than one in a tuple."""
+        return [self.o.destination, *outs], [*self.values[:count], *self.carries], function
+
+
+def move(i: Integer) -> Known:
+    return i(lambda *v: v[-1] & M32)
+
+
+def read_uniform(i: Integer) -> Known:
+    return i(lambda v: v & M32, count=1)
+
+
+def add(i: Integer) -> Known:
+    def total(*v: int) -> tuple:
+        return sum(v) & M32, sum(v) >> 32 >= 1, sum(v) >> 32 >= 2
+
+    return i(total, outs=tuple(i.o.out))
+
+
+def multiply_add(i: Integer) -> Known:
+    if "WIDE" not in i.parts and "HI" not in i.parts:
+        return i(lambda a, b, c, *x: a * b + c + sum(x) & M32)
+    i.values[2] = reader(i.o.values[2], wide=True)
+
+    def total(a: int, b: int, c: int) -> int:
+        return (a & M32) * (b & M32) + c if "U32" in i.parts else s32(a) * s32(b) + c
+
+    if "HI" in i.parts:
+        return i(lambda *v: total(*v) >> 32 & M32)
+    return i(
+        lambda *v: (total(*v) & M32, total(*v) >> 32 & M32, total(*v) >> 64 & 1 == 1),
+        outs=(after(i.o.destination), *i.o.out),
+    )
+
+
+def shift_add(i: Integer) -> Known:
+    shift_by = int(i.o.values[-1], 16)
+    if "SX32" in i.parts:
+        return i(lambda a, b, *x: (s32(a) >> 32 - shift_by) + b + sum(x) & M32, count=2)
+    if "HI" in i.parts:
+        return i(lambda a, b, c, *x: ((c << 32 | a & M32) >> 32 - shift_by & M32) + b + sum(x) & M32, count=3)
+
+    def total(a: int, b: int) -> tuple:
+        found = (a << shift_by & M32) + b
+        return found & M32, found >> 32 >= 1
+
+    return i(total, count=2, outs=tuple(i.o.out))
+
+
+def shifted(i: Integer) -> Known:
+    return i(lambda low, n, high: shift(".".join(i.parts), low, n, high))
+
+
+def select(i: Integer) -> Known:
+    return i(lambda a, b, first: (a if first else b) & M32)
+
+
+def extreme(i: Integer) -> Known:
+    of = (lambda v: v & M32) if "U32" in i.parts else s32
+    return i(lambda a, b, least: (min if least else max)(of(a), of(b)) & M32)
+
+
+def add_extreme(i: Integer) -> Known:
+    return i(lambda a, b, c, least: (min if least else max)(s32(a + b), s32(c)) & M32)
+
+
+def extended(i: Integer) -> Known:
+    if "U32" in i.parts:
+        return i(lambda a, n: a & (1 << n) - 1)
+    return i(lambda a, n: s32((a << 32 - n) & M32) >> 32 - n & M32)
+
+
+def half_constant(i: Integer) -> Known | None:
+    """A constant as two halves: what is added to nothing times nothing."""
+    if i.o.values[0] != "-RZ":
+        return None
+    return i(lambda *v: half_bits(v[-2]) << 16 | half_bits(v[-1]))
+
+
+def to_float(i: Integer) -> Known | None:
+    if "F64" in i.parts:
+        return None
+    if "U64" in i.parts or "S64" in i.parts:
+        i.values[0] = reader(i.o.values[0], wide=True)
+        return i(to_float_up)
+    return i(lambda a: to_float_up(a & M32 if "U32" in i.parts else s32(a)))
+
+
+def from_float(i: Integer) -> Known:
+    if "U64" in i.parts:
+        return i(lambda a: ((v := int(as_float(a))) & M32, v >> 32 & M32), outs=(after(i.o.destination),))
+    return i(lambda a: int(as_float(a)) & M32)
+
+
+def reciprocal(i: Integer) -> Known | None:
+    if i.parts != ["MUFU", "RCP"]:
+        return None
+    return i(lambda a: float_bits(1 / as_float(a)) if as_float(a) else None)
+
+
+MAKERS: dict[str, Callable[[Integer], Known | None]] = {
+    "MOV": move, "MOV32I": move, "R2UR": read_uniform, "IADD3": add, "VIADD": add, "IMAD": multiply_add,
+    "LEA": shift_add, "SHF": shifted, "SEL": select, "FSEL": select, "VIMNMX": extreme, "IMNMX": extreme,
+    "VIADDMNMX": add_extreme, "SGXT": extended, "HFMA2": half_constant, "I2F": to_float, "I2FP": to_float,
+    "F2I": from_float, "MUFU": reciprocal,
+    "IABS": lambda i: i(lambda a: abs(s32(a))),
+    "POPC": lambda i: i(lambda a: bin(a & M32).count("1")),
+    "PRMT": lambda i: i(permuted),
+}  # fmt: skip
+
+
+def integer(i: Instruction) -> Known | None:
+    """How an instruction is computed whose results are known if all operands are."""
     uniform = i.name.startswith("U")
-    name = i.name.removeprefix("U")
-    parts = name.split(".")
-    base = parts[0]
+    parts = i.name.removeprefix("U").split(".")
+    if parts[0] not in MAKERS:
+        return None
     o = Operands(i.operands, uniform)
-    values = [reader(v) for v in o.values]
-    carries = [reader(c) for c in o.carries]
-    if base in ("MOV", "R2UR", "MOV32I"):
-        return (
-            [o.destination],
-            [reader(i.operands[-1] if base == "MOV" else i.operands[1])],
-            lambda v: (v & M32,),
-        )
-    if base in ("IADD3", "VIADD", "IADD"):
-
-        def add(*v: int) -> tuple:
-            total = sum(v)
-            return total & M32, total >> 32 >= 1, total >> 32 >= 2
-
-        return [o.destination, *o.out], [*values, *(carries if "X" in parts else [])], add
-    if base == "VIADDMNMX":
-        return (
-            [o.destination],
-            [*values, *carries],
-            lambda a, b, c, least: ((min if least else max)(s32(a + b), s32(c)) & M32,),
-        )
-    if base == "IMAD":
-        if "WIDE" in parts or "HI" in parts:
-            values[2] = reader(o.values[2], wide=True)
-            signed = "U32" not in parts
-            high = "HI" in parts
-
-            def wide(a: int, b: int, c: int) -> tuple:
-                a, b = (s32(a), s32(b)) if signed else (a & M32, b & M32)
-                total = a * b + c
-                if high:
-                    return (total >> 32 & M32,)
-                return total & M32, total >> 32 & M32, total >> 64 & 1 == 1
-
-            following = [] if high else [after(o.destination)]
-            return [o.destination, *following, *o.out], values, wide
-        return [o.destination], [*values, *carries], lambda a, b, c, *x: (a * b + c + sum(x) & M32,)
-    if base == "LEA":
-        if "HI" in parts:
-            count = 32 - int(o.values[-1], 16)
-            if "SX32" in parts:
-                return (
-                    [o.destination, *o.out],
-                    [*values[:2], *carries],
-                    lambda a, b, *x: ((s32(a) >> count) + b + sum(x) & M32,),
-                )
-            return (
-                [o.destination, *o.out],
-                [*values[:3], *carries],
-                lambda a, b, c, *x: ((((c << 32 | a & M32) >> count) & M32) + b + sum(x) & M32,),
-            )
-        count = int(o.values[-1], 16)
-
-        def lea(a: int, b: int, *rest: int) -> tuple:
-            total = (a << count & M32) + b
-            return total & M32, total >> 32 >= 1
-
-        return [o.destination, *o.out], values[:2], lea
-    if base == "SHF":
-        return [o.destination], values, lambda low, n, high: (shift(name, low, n, high),)
-    if base in ("SEL", "FSEL"):
-        return [o.destination], [*values, *carries], lambda a, b, p: ((a if p else b) & M32,)
-    if base in ("IMNMX", "VIMNMX"):
-        of = (lambda v: v & M32) if "U32" in parts else s32
-        return (
-            [o.destination],
-            [*values, *carries],
-            lambda a, b, least: ((min if least else max)(of(a), of(b)) & M32,),
-        )
-    if base == "IABS":
-        return [o.destination], values, lambda a: (abs(s32(a)),)
-    if base == "POPC":
-        return [o.destination], values, lambda a: (bin(a & M32).count("1"),)
-    if base == "PRMT":
-        return [o.destination], values, lambda a, s, c: (permuted(a, s, c),)
-    if base == "SGXT":
-        bits = "U32" in parts
-        return (
-            [o.destination],
-            values,
-            lambda a, n: ((a & (1 << n) - 1 if bits else s32((a << 32 - n) & M32) >> 32 - n) & M32,),
-        )
-    if base == "HFMA2" and o.values[0] == "-RZ":  # a constant, as halves
-        return [o.destination], values[-2:], lambda high, low: (half_bits(high) << 16 | half_bits(low),)
-    if base in ("I2F", "I2FP"):
-        if "U64" in parts or "S64" in parts or "F64" in parts:
-            if "F64" in parts:
-                return None
-            return [o.destination], [reader(o.values[0], wide=True)], lambda a: (to_float_up(a),)
-        of = (lambda v: v & M32) if "U32" in parts else s32
-        return [o.destination], values, lambda a: (to_float_up(of(a)),)
-    if base == "F2I":
-        if "U64" in parts:
-            return (
-                [o.destination, after(o.destination)],
-                values,
-                lambda a: ((v := int(as_float(a))) & M32, v >> 32 & M32),
-            )
-        return [o.destination], values, lambda a: (int(as_float(a)) & M32,)
-    if i.name == "MUFU.RCP":
-        return [o.destination], values, lambda a: (float_bits(1 / as_float(a)) if as_float(a) else None,)
-    return None
+    made = Integer(parts, o, [reader(v) for v in o.values], [reader(c) for c in o.carries])
+    return MAKERS[parts[0]](made)
 
 
 def shared_access(i: Instruction) -> Callable[[Lane], None]:
@@ -308,6 +339,8 @@ def action(i: Instruction) -> Callable[[Lane], None]:
     def compute(lane: Lane) -> None:
         values = [read(lane) for read in reads]
         results = (None,) * len(outs) if None in values else function(*values)
+        if not isinstance(results, tuple):
+            results = (results,)
         for out, value in zip(outs, results, strict=False):
             if out is not None:
                 lane.slots[out] = value

@@ -20,3 +20,9 @@ cmake --build "$build" --target _C_cuda
 "$python" tests/cuda/census.py "$build" "$@"
 "$python" tests/cuda/clocks.py "$build" "$@"
 SFRS_CUDA_LIBRARY=$build "$python" -m pytest tests/cuda/test_library.py tests/cuda/test_launch.py
+# The peer of the benchmarks, compiled for sm_90 too.
+if "$python" -c "import triton" 2> /dev/null; then
+  "$python" -m benchmarks.gpu.triton_peer
+else
+  echo "cuda: no triton here (it comes with torch for CUDA), the peer in Triton is not compiled"
+fi

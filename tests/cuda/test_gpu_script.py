@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -48,6 +49,27 @@ def test_everything_that_needs_no_gpu_works_and_is_carried_off_in_one_file(tmp_p
         recorded = json.load(archive.extractfile("build/rehearsal/bare.json"))
     assert recorded["machine"]["commit"] == "0123abc"
     assert "bare" in (tmp_path / "summary.txt").read_text()
+
+
+def test_the_stages_run_all_their_parts_one_after_the_other(tmp_path):
+    python, packed, out = (tmp_path / name for name in ("python", "package", "out"))
+    answer = 'case "$*" in *get_device_capability*) echo "9;0;NVIDIA H200" ;; *) echo fine ;; esac'
+    packed.mkdir(), out.mkdir()
+    (packed / "about.json").write_text('{\n "commit": "0123abc"\n}\n')
+    for script in (python, packed / "primitives"):
+        script.write_text(f"#!/bin/sh\n{answer}\n")
+        script.chmod(0o755)
+    done = gpu("look", "full", python=python, SFRS_GPU_PACKAGE=str(packed), SFRS_GPU_OUT=str(out))
+    assert done.stdout.startswith("NVIDIA H200, compute capability 9.0\n")
+    fates = {line.split()[1]: line.split()[0] for line in (out / "summary.txt").read_text().splitlines()}
+    looks = {f"look-{part}" for part in ("library", "here", "facts", "primitives", "tests", "benchmarks")}
+    fulls = {f"full-{part}" for part in ("library", "tests", "benchmarks")}
+    assert all(fates[part] == "ok" for part in looks | fulls), done.stdout
+    for tool, parts in (("compute-sanitizer", {"full-sanitizer"}), ("ncu", {"full-profile"})):
+        assert parts <= fates.keys() or shutil.which(tool)
+    with tarfile.open(out / "sfrs-gpu.tar.gz") as archive:
+        assert {f"build/gpu/{part}.log" for part in looks | fulls} <= set(archive.getnames())
+    assert done.returncode == 0 or "FAIL" in done.stdout
 
 
 @pytest.mark.parametrize("package", ("faiss", "typer", "sfrs", "scipy"))

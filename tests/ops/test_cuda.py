@@ -1,5 +1,7 @@
 """What only a GPU can show: streams, graphs, devices, waiting, TF32, large tensors. ``pytest -m cuda``."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from problems import DTYPES, SHAPES, Problem, Shape
@@ -90,7 +92,9 @@ def test_region_similarity_agrees_on_more_shapes(dtype, shape, all_pairs):
 
 
 @pytest.mark.parametrize("operator", OPERATORS)
-def test_float32_products_are_exact_unless_the_switch_of_torch_allows_tf32(operator, float32_products):
+def test_float32_products_keep_their_digits_unless_the_switch_of_torch_allows_tf32(
+    operator, float32_products
+):
     problem = Problem.make(SHAPES[0], torch.float32, device=CUDA)
     function = getattr(sfrs_ext, operator)
     exact = problem.to(torch.float64).results(getattr(reference, operator))
@@ -171,6 +175,24 @@ def test_a_captured_step_computes_with_new_inputs(dtype):
     for _ in range(2):
         graph.replay()
         assert all(torch.equal(a, b) for a, b in zip(captured, expected, strict=True))
+
+
+def test_shapes_do_not_take_shared_memory_from_each_other():
+    large, small = (Problem.make(shape, torch.bfloat16, bare=True, device=CUDA) for shape in SHAPES[:2])
+    expected = [sfrs_ext.netvlad(p.x, p.weight, ghost_clusters=p.ghosts) for p in (large, small)]
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = sfrs_ext.netvlad(large.x, large.weight)
+
+    def many(problem: Problem) -> list[torch.Tensor]:
+        return [sfrs_ext.netvlad(problem.x, problem.weight, ghost_clusters=problem.ghosts) for _ in range(50)]
+
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(many, (large, small, large, small)))
+    graph.replay()
+    assert torch.equal(captured, expected[0])
+    for i, results in enumerate(found):
+        assert all(torch.equal(result, expected[i % 2]) for result in results)
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="there is one CUDA device only")
