@@ -4,6 +4,8 @@ Bytes are counted with every operator reading its inputs and writing its results
 the products alone. Parameters have the dtype of the features, for everyone.
 """
 
+import importlib.util
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -17,6 +19,8 @@ from .. import peers
 from ..cases import OURS, fused_step, region_step
 
 EAGER = "two-GEMM"
+TRITON = "Triton"
+AUTOTUNE = "max-autotune-no-cudagraphs"  # without graphs of its own: every contender is captured in one
 PRECISIONS = {  # dtype of the features, and whether float32 products may be rounded to TF32
     "bf16": (torch.bfloat16, False),
     "fp32": (torch.float32, False),
@@ -101,12 +105,27 @@ def rounded(inputs: dict[str, Tensor], precision: str) -> dict[str, Tensor]:
     return {name: t.to(PRECISIONS[precision][0]) for name, t in inputs.items()}
 
 
-def compiled(function: Callable, turn: int, autotune: bool = False) -> dict[str, Contender]:
-    contenders = {"torch.compile": Contender(function, "default", turn)}
-    if autotune:  # without graphs of its own: every contender is captured in one
-        mode = "max-autotune-no-cudagraphs"
-        contenders["torch.compile max-autotune"] = Contender(function, mode, turn + 1)
-    return contenders
+def compiled(function: Callable, turn: int) -> dict[str, Contender]:
+    """Under torch.compile, and later, since it takes long, with its own search for the fastest kernels."""
+    return {
+        "torch.compile": Contender(function, "default", turn),
+        "torch.compile max-autotune": Contender(function, AUTOTUNE, turn + 1),
+    }
+
+
+def has_triton() -> bool:
+    """Whether Triton is here and can run: on a GPU, or in its interpreter."""
+    runs = torch.cuda.is_available() or os.environ.get("TRITON_INTERPRET") == "1"
+    return runs and importlib.util.find_spec("triton") is not None
+
+
+def in_triton(dim: int, turn: int) -> dict[str, Contender]:
+    if not has_triton():
+        return {}
+    from . import triton_peer
+
+    fits = dim <= triton_peer.MOST_DIMENSIONS
+    return {TRITON: Contender(triton_peer.netvlad, turn=turn)} if fits else {}
 
 
 def aggregation(
@@ -136,10 +155,10 @@ def aggregation(
         contenders["residual"] = Contender(residual, turn=1 if first else 4)
         if regions == 1:
             contenders["per-cluster loop"] = Contender(peers.cluster_loop, turn=1 if first else 4)
-    if first and (precision == "bf16" or not (side or layout)):
-        headline = operator == "netvlad" and not (side or layout)
-        turn = 1 if headline and precision != "tf32" else 3
-        contenders |= compiled(eager, turn, autotune=headline and precision == "bf16")
+    headline = first and operator == "netvlad" and not (side or layout) and precision != "tf32"
+    contenders |= compiled(eager, 1 if headline else 3 if first else 5)
+    if operator == "netvlad" and precision == "bf16":
+        contenders |= in_triton(dim, 1 if first else 4)
 
     element = torch.finfo(PRECISIONS[precision][0]).bits // 8
     x, vlad = batch * dim * height * width, batch * regions * clusters * dim
@@ -164,15 +183,18 @@ def aggregation(
     )
 
 
-def batch_norm(logits: Tensor, scale: Tensor, shift: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
-    return torch.nn.functional.batch_norm(logits, mean, variance, scale, shift, training=True)
+def batch_norm(
+    logits: Tensor, scale: Tensor, shift: Tensor, mean: Tensor, variance: Tensor, training: bool = True
+) -> Tensor:
+    return torch.nn.functional.batch_norm(logits, mean, variance, scale, shift, training=training)
 
 
-def video_eager(x, clusters, centroids, scale, shift, mean, variance):
+def video_eager(x, clusters, centroids, scale, shift, mean, variance, training=True):
     """The model of KernelBench level 3, problems 46 and 47, step by step; ``[B, D * K]``, feature-major."""
     count, (frames, dim) = centroids.shape[-1], x.shape[1:]
     flat = x.reshape(-1, dim)
-    assignment = batch_norm(flat @ clusters, scale, shift, mean, variance).softmax(1)[:, :count]
+    logits = batch_norm(flat @ clusters, scale, shift, mean, variance, training)
+    assignment = logits.softmax(1)[:, :count]
     assignment = assignment.view(-1, frames, count)
     subtrahend = assignment.sum(1, keepdim=True) * centroids
     vlad = (assignment.transpose(1, 2) @ x).transpose(1, 2) - subtrahend
@@ -194,7 +216,25 @@ def video_fused(x, clusters, centroids, *norm):
     return vlad.unflatten(1, (centroids.shape[-1], -1)).mT.flatten(1)
 
 
-def video(problem: int, precision: str, sizes: Sizes, *, backward: bool) -> Case:
+def evaluated_eager(x, clusters, centroids, *norm):
+    """The same in evaluation: batch norm has statistics of its own."""
+    return video_eager(x, clusters, centroids, *norm, training=False)
+
+
+def evaluated_clusters_first(x, clusters, centroids, scale, shift, mean, variance):
+    """By our operator: batch norm is a scale of the weights and a bias."""
+    factor = scale * (variance + 1e-5).rsqrt()
+    ghosts = clusters.shape[1] - centroids.shape[-1]
+    weight, bias = (clusters * factor).mT, shift - mean * factor
+    return sfrs_ext.netvlad(x, weight, centroids[0].mT, bias, ghost_clusters=ghosts, normalize_input=False)
+
+
+def evaluated_fused(x, clusters, centroids, *norm):
+    vlad = evaluated_clusters_first(x, clusters, centroids, *norm)
+    return vlad.unflatten(1, (centroids.shape[-1], -1)).mT.flatten(1)
+
+
+def video(problem: int, precision: str, sizes: Sizes, *, backward: bool, training: bool = True) -> Case:
     videos, frames, dim = sizes.videos, sizes.frames, sizes.dim
     clusters, ghosts = sizes.clusters // 2, sizes.clusters // 4 if problem == 46 else 0
     columns = clusters + ghosts
@@ -216,29 +256,34 @@ def video(problem: int, precision: str, sizes: Sizes, *, backward: bool) -> Case
 
     element = torch.finfo(PRECISIONS[precision][0]).bits // 8
     x, vlad = videos * frames * dim, videos * clusters * dim
-    contenders = {OURS: Contender(video_fused), EAGER: Contender(video_eager)}
+    eager, ours, clusters_first = (
+        (video_eager, video_fused, video_clusters_first)
+        if training
+        else (evaluated_eager, evaluated_fused, evaluated_clusters_first)
+    )
+    contenders = {OURS: Contender(ours), EAGER: Contender(eager)}
     if not backward:  # a gradient of the other order is another computation
-        contenders[f"{OURS}, cluster-major"] = Contender(video_clusters_first)
-    if problem == 46:
-        autotune = precision == "fp32" and not backward  # as KernelBench itself is run
-        contenders |= compiled(video_eager, 1 if precision == "fp32" else 3, autotune)
-    direction = "forward-backward" if backward else "forward"
+        contenders[f"{OURS}, cluster-major"] = Contender(clusters_first)
+    # KernelBench itself is run in float32.
+    contenders |= compiled(eager, 1 if problem == 46 and precision == "fp32" else 3)
+    direction = "forward-backward" if backward else "forward" if training else "evaluation"
     return Case(
         name=f"kernelbench-{problem}-{direction}-{precision}",
         about=f"KernelBench level 3 problem {problem}, {direction.replace('-', ' + ')}, "
-        f"{videos}x{frames}x{dim}, K = {clusters}, {ghosts} ghosts, batch norm in training",
+        f"{videos}x{frames}x{dim}, K = {clusters}, {ghosts} ghosts"
+        + (", batch norm in training" if training else ""),
         precision=precision,
         inputs=build,
         contenders=contenders,
-        oracle=video_eager,
+        oracle=eager,
         backward=backward,
-        # Statistics of all logits come before the first assignment, and those of their gradients before the
-        # first gradient of x: two passes over x forward, two backward.
-        bytes=element * ((5 * x + 3 * vlad) if backward else (2 * x + vlad)),
+        # In training statistics of all logits come before the first assignment, and those of their gradients
+        # before the first gradient of x: two passes over x forward, two backward.
+        bytes=element * ((5 * x + 3 * vlad) if backward else (2 if training else 1) * x + vlad),
         flops=2.0 * x * (3 * clusters + 3 * columns if backward else clusters + columns),
         tolerance=max(TOLERANCES[precision], 1e-4),  # batch norm divides by deviations that cancel
         fixed=("grad", "mean", "variance"),
-        shapes=dict(B=videos, N=frames, D=dim, K=clusters, G=ghosts),
+        shapes=dict(B=videos, N=frames, D=dim, K=clusters, G=ghosts, training=training),
     )
 
 
@@ -263,7 +308,7 @@ def step(galleries: int, precision: str, sizes: Sizes) -> Case:
         f"K = {clusters}",
         precision=precision,
         inputs=build,
-        contenders=contenders | (compiled(eager, 2) if galleries == sizes.galleries[0] else {}),
+        contenders=contenders | compiled(eager, 2 if galleries == sizes.galleries[0] else 5),
         oracle=eager,
         backward=True,
         # Quarters and their gradient: written once, read by both operators, the quarters also backward.
@@ -314,6 +359,7 @@ def registry(sizes: Sizes) -> dict[str, Case]:
                 )
         if batch == sizes.batches[0]:
             cases += (video(46, p, sizes, backward=b) for p in precisions for b in directions)
+            cases += (video(46, p, sizes, backward=False, training=False) for p in precisions)
             cases += (step(galleries, p, sizes) for galleries in sizes.galleries for p in precisions)
             for side in sizes.token_sides:
                 cases += (
@@ -328,4 +374,5 @@ def registry(sizes: Sizes) -> dict[str, Case]:
             )
             cases += (all_pairs(p, sizes) for p in precisions)
             cases += (video(47, p, sizes, backward=b) for p in precisions for b in directions)
+            cases += (video(47, p, sizes, backward=False, training=False) for p in precisions)
     return {case.name: case for case in cases}

@@ -11,12 +11,13 @@ import torch
 from benchmarks import predict
 from benchmarks.cases import OURS
 from benchmarks.gpu import __main__ as driver
-from benchmarks.gpu.cases import EAGER, TINY, Contender, Sizes, registry
+from benchmarks.gpu.cases import AUTOTUNE, EAGER, TINY, Contender, Sizes, registry
 from benchmarks.gpu.device import DEVICES, Host, repetitions, spread
 from benchmarks.gpu.worker import Bench, compute, errors
 
 CASES = registry(TINY)
-SMALL = "netvlad-forward-backward-B1-fp32"  # a case without compiled peers
+SMALL = "netvlad-forward-backward-B1-fp32"
+EAGERLY = ["--contender", OURS, "--contender", EAGER]  # compilers take longer than these tests may
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -50,9 +51,8 @@ def test_bytes_and_operations_of_the_papers_size():
 
 
 def test_a_rehearsal_leaves_both_files(tmp_path, capsys):
-    driver.main(
-        ["--device", "cpu", "--case", SMALL, "--case", "kernelbench-47-f*-fp32", "--out", f"{tmp_path}/r"]
-    )
+    cases = ["--case", SMALL, "--case", "kernelbench-47-f*-fp32", *EAGERLY]
+    driver.main(["--device", "cpu", *cases, "--out", f"{tmp_path}/r"])
     recorded = json.loads((tmp_path / "r.json").read_text())
     assert recorded["ceilings"] and len(recorded["results"]) == 3
     for result in recorded["results"].values():
@@ -110,6 +110,12 @@ def test_a_worker_that_hangs_is_ended_and_what_it_was_at_is_named(tmp_path, monk
     result = json.loads((tmp_path / "r.json").read_text())["results"][SMALL]
     assert result["residual"]["status"] == "crashed or hung"
     assert result["per-cluster loop"]["status"] == result[OURS]["status"] == "out of memory"
+
+
+def test_every_case_has_compiled_peers_and_tuned_ones():
+    for case in CASES.values():
+        modes = {contender.mode for contender in case.contenders.values()}
+        assert modes == {None, "default", AUTOTUNE}, case.name
 
 
 def test_work_goes_by_turns_so_that_compilers_come_last():
