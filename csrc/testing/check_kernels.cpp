@@ -52,11 +52,12 @@ std::vector<AggregationProblem> aggregation_shapes() {
 void add_flagships(std::vector<AggregationProblem>* all) {
   AggregationProblem p{"flagship", 1, 512, 30, 40, 64, 0};
   p.dtype = DType::bf16, p.device = {3, 232448};
-  p.bias = p.mask = false;  // like the paper's layer; the gradient of a bias would be what cancellation leaves
+  p.bias = p.mask =
+      false;  // like the paper's layer; the gradient of a bias would be what cancellation leaves
   const std::pair<Layout, int64_t> ways[] = {
       {Layout::planes, 1}, {Layout::planes, 4}, {Layout::tokens, 1}, {Layout::channels_last, 4}};
   for (const auto& [layout, regions] : ways) p.layout = layout, p.regions = regions, all->push_back(p);
-  AggregationProblem many{"many_positions", 1, 24, 1, 10000, 8, 0};
+  AggregationProblem many{"many_positions", 1, 24, 1, 3000, 8, 0};
   many.dtype = DType::f32, many.layout = Layout::tokens, many.device = {1, 232448}, many.mask = false;
   all->push_back(many);
 }
