@@ -1,7 +1,8 @@
 """``python -m benchmarks.predict [--check]``: what the CUDA kernels should take on an H200, unseen.
 
-Counts bytes, tensor-core instructions and shared-memory traffic of every kernel and turns them into time with
-the constants below; writes benchmarks/results/h200-predicted.md. A prediction exists to be contradicted:
+Takes the clocks that were counted in the kernels' machine code (tests/cuda/clocks.json; `make cuda
+BUDGET=--update` counts them again) for the busiest multiprocessor, counts bytes, and turns both into time
+with the constants below; writes benchmarks/results/h200-predicted.md. A prediction exists to be contradicted:
 a measurement in benchmarks/results/nvidia-h200.json stands beside it. ``--check`` compares the file.
 """
 
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 
 from .cases import OURS
 from .gpu.cases import PRECISIONS, Case, Sizes, registry
-from .record import RESULTS, write_text
+from .record import RESULTS, ROOT, write_text
 
 # ---- the device
 SMS = 132  # datasheet, H200 SXM
@@ -21,22 +22,12 @@ COPY = 4.3e12  # bytes read and written per second, measured on such a device by
 PER_SM = COPY / SMS / CLOCK  # bytes per clock
 L2 = 5.5e12  # bytes per second in and out of L2; a reading of an H100 by others, taken over
 L2_KEEPS = 30e6  # bytes that one kernel leaves there for the next: half of it, an assumption
-SHARED = 128  # bytes per clock and SM, CUDA programming guide: 32 banks of 4 bytes
-# Clocks per SM of one mma.sync: m16n8k16 of 16-bit types, m16n8k8 of TF32. Published microbenchmarks of an
-# H100 see mma.sync reach about 62 % of what wgmma does, which would be one clock.
-MMA = 1.6
-PAIR_FMA = 770  # per clock and SM; the estimate in csrc/cuda/similarity_pairs.cuh
 
 # ---- the kernels
-# Products that every block makes over all dimensions, and over those it sums up, per direction; and what
-# remains of them if the logits are given.
-PRODUCTS = {"forward": (1, 1), "backward": (2, 3)}
-PRODUCTS_GIVEN = {"forward": (0, 1), "backward": (1, 1)}
+COUNTED = json.loads((ROOT.parent / "tests" / "cuda" / "clocks.json").read_text())
+COUNTED_TILE = 64  # positions
 MOST_DIMENSIONS = 512  # summed up by a block for K <= 64; what csrc/cuda/aggregate_tiling.h takes for them
-# Shared-memory traffic per byte of x: 490 KB per forward tile of 64 KB; 512 KB and the tile in and out
-# per backward tile of 32 KB. Counted for K = 64; more clusters cost in proportion.
-TRAFFIC = {"forward": 490 / 64, "backward": (512 + 64) / 32}
-OVERLAP = 1.25  # an assumption: the slowest of three streams hides the others but for a quarter
+PAIR_QUERIES = 128  # of a tile of pairs, and its images below, as csrc/cuda/similarity_pairs.cuh has them
 LAUNCH = 2.0e-6  # s per kernel in a graph, ramp and tail included; an assumption
 STREAM = 0.85  # of the copy rate, for kernels that only read and add; an assumption
 
@@ -46,30 +37,38 @@ class Kernel:
     """Predicted seconds of one launch, and of each thing that could limit it."""
 
     name: str
-    tensor: float = 0.0
-    shared: float = 0.0
+    counted: float = 0.0  # of the busiest multiprocessor, as if memory were never late
     memory: float = 0.0
-    other: float = 0.0  # prologue and launch
+    other: float = 0.0  # launch, and what precedes the first tile
     stages: int = 2  # with one, nothing is computed while a tile is on its way
 
     @property
     def seconds(self) -> float:
-        if not self.tensor:
-            return self.memory + self.other
-        if self.stages == 1:
-            return self.memory + max(self.tensor, self.shared) * OVERLAP + self.other
-        return max(self.tensor, self.shared, self.memory) * OVERLAP + self.other
+        longest = self.memory + self.counted if self.stages == 1 else max(self.memory, self.counted)
+        return longest + self.other
 
     @property
     def limit(self) -> str:
-        parts = {"tensor cores": self.tensor, "shared memory": self.shared, "memory": self.memory}
-        name = max(parts, key=parts.__getitem__)
-        return name if parts[name] > self.other else "launch and prologue"
+        parts = {"instructions": self.counted, "memory": self.memory, "launch": self.other}
+        return max(parts, key=parts.__getitem__)
 
 
-def instructions(precision: str) -> float:
-    """mma.sync per 16x8x16 product: TF32 takes half the depth at a time, exact float32 three products."""
-    return {"bf16": 1, "tf32": 2, "fp32": 6}[precision]
+def clocks_of(direction: str, precision: str, planes: bool, dim: int, regions: int, given: bool) -> dict:
+    """Clocks of a tile, a unit and the start: counted, or in bfloat16 and scaled like the plain problem's."""
+    kind = (
+        "given logits" if given
+        else "long features" if dim > MOST_DIMENSIONS
+        else "quarters" if regions == 4
+        else "planes" if planes
+        else "features"
+    )  # fmt: skip
+    plain = "planes" if kind in ("planes", "quarters") else "features"
+    if found := COUNTED.get(f"{precision} {kind}: {direction}"):
+        return found
+    same, half, half_plain = (
+        COUNTED[f"{name}: {direction}"] for name in (f"{precision} {plain}", f"bf16 {kind}", f"bf16 {plain}")
+    )
+    return {part: max(0.0, same[part] * half[part] / half_plain[part]) for part in same}
 
 
 def splits_of(groups: int, tiles: int, wide: int) -> int:
@@ -102,7 +101,7 @@ def tile_of(direction: str, element: int, chunks: int, given: bool) -> tuple[int
 
 def aggregation(
     direction: str, precision: str, batch: int, dim: int, positions: int, clusters: int, *, regions: int = 1,
-    logits: int | None = None, given: bool = False,
+    logits: int | None = None, given: bool = False, planes: bool = True,
 ) -> list[Kernel]:  # fmt: skip
     """One aggregation: the tile kernel, and what has to be done before and after it."""
     element = PRECISIONS[precision][0].itemsize
@@ -113,28 +112,26 @@ def aggregation(
     wide = SMS // chunks
     splits = splits_of(groups, per_group, wide)
     units = groups * splits
-    rounds = math.ceil(units / wide) * math.ceil(per_group / splits)  # tiles of the busiest SM
     busy = min(units, wide) * chunks
-    over_all, over_own = (PRODUCTS_GIVEN if given else PRODUCTS)[direction]
-    multiplied = over_all * dim + over_own * dim / chunks
+    each = clocks_of(direction, precision, planes, dim, regions, given)
+    tiles_of_unit, units_of_block = math.ceil(per_group / splits), math.ceil(units / wide)
     x_bytes, directions = tile * dim * element, 2 if direction == "backward" else 1
     weight = (not given) * columns * dim * element + (direction == "backward") * clusters * dim * element
-    traffic = TRAFFIC[direction] * columns / 64 * multiplied / dim / sum(PRODUCTS[direction])
-    clocks = {
-        "tensor": (tile / 16) * (columns / 8) * (multiplied / 16) * instructions(precision) * MMA,
-        "shared": x_bytes * traffic / SHARED,
-        "memory": (x_bytes * directions + given * tile * columns * 4) / chunks / (PER_SM * SMS / busy),
-    }
+    moved = (x_bytes * directions + given * tile * columns * 4) / chunks / (PER_SM * SMS / busy)
     results, sums = groups * clusters * dim * element, busy / chunks * columns * dim * 4
     norms = regions == 1
     spent = precision == "fp32" and clusters > 32  # no registers are left to finish a group in the block
     split = direction == "forward" and (splits > 1 or spent or (chunks > 1 and norms))
     left = units * clusters * dim * 4 if split else sums if direction == "backward" and not given else 0.0
     written = left / kept_rate(left) + (results / COPY if direction == "forward" and not split else 0.0)
+    # What is left for other kernels to add up is written at once.
+    unit = COUNTED["bf16 long features: forward"]["unit"] if split else each["unit"]
+    clocks = units_of_block * (tiles_of_unit * each["tile"] * tile / COUNTED_TILE + unit)
     tiles = Kernel(
         f"aggregate {direction}",
-        **{name: rounds * value / CLOCK for name, value in clocks.items()},
-        other=LAUNCH + busy * weight / L2 + written,
+        counted=clocks / CLOCK,
+        memory=units_of_block * tiles_of_unit * moved / CLOCK,
+        other=LAUNCH + max(each["start"] / CLOCK, busy * weight / L2) + written,
         stages=stages,
     )
     if direction == "backward":
@@ -145,20 +142,31 @@ def aggregation(
     return [tiles, *after, *([stream("normalise", results, kept=results)] if split and norms else [])]
 
 
+def pairs(precision: str, s: dict) -> Kernel:
+    """All pairs: tiles whose clusters blocks share, as csrc/cuda/similarity_all_pairs.cu has it."""
+    each, images = COUNTED[f"{precision} pairs: forward"], 24 if precision == "bf16" else 16
+    tiles = math.ceil(s["Q"] / PAIR_QUERIES) * math.ceil(s["N"] / images)
+
+    def clusters_of_block(splits: int) -> int:
+        return math.ceil(s["K"] / splits)
+
+    def rounds(splits: int) -> float:
+        return math.ceil(tiles * splits / SMS) * clusters_of_block(splits) * (1 + 0.02 * splits)
+
+    allowed = (n for n in range(1, s["K"] + 1) if n == 1 or n * tiles <= 8 * SMS)
+    splits = min(allowed, key=rounds)
+    clocks = math.ceil(tiles * splits / SMS) * (clusters_of_block(splits) * each["tile"] + each["start"])
+    quarters = 4 * s["N"] * s["K"] * s["D"] * PRECISIONS[precision][0].itemsize
+    return Kernel("pairs", counted=clocks / CLOCK, memory=quarters / COPY, other=LAUNCH)
+
+
 def predicted(case: Case) -> list[Kernel]:
     """Our kernels of a case, those of torch around them included where they are a part of it."""
     s, precision = case.shapes, case.precision
     element = PRECISIONS[precision][0].itemsize
     both = ("forward", "backward") if case.backward else ("forward",)
     if case.name.startswith("all-pairs"):
-        quarters = 4 * s["N"] * s["K"] * s["D"]
-        fma = quarters * math.ceil(s["Q"] / 128) * 128 * instructions(precision)  # tiles of 128 queries
-        return [
-            stream("norms", quarters * element),
-            Kernel(
-                "pairs", tensor=fma / (PAIR_FMA * SMS * CLOCK), memory=quarters * element / COPY, other=LAUNCH
-            ),
-        ]
+        return [stream("norms", 4 * s["N"] * s["K"] * s["D"] * element), pairs(precision, s)]
     if case.name.startswith("region-step"):
         maps = dict(dim=s["D"], positions=s["H"] * s["W"], clusters=s["K"])
         quarters = element * 4 * s["G"] * s["K"] * s["D"]
@@ -171,13 +179,16 @@ def predicted(case: Case) -> list[Kernel]:
         return [*kernels, stream("similarity forward", quarters), stream("similarity backward", 2 * quarters)]
     if case.name.startswith("kernelbench"):
         columns, x = s["K"] + s["G"], s["B"] * s["N"] * s["D"] * element
+        video = dict(batch=s["B"], dim=s["D"], positions=s["N"], clusters=s["K"], logits=columns)
+        if not s["training"]:
+            return aggregation("forward", precision, **video, planes=False)
         logits = s["B"] * s["N"] * columns * 4
         passes = {"forward": 1, "backward": 2}  # over x by torch's products: logits; their gradients' two
         kernels = [stream(f"torch: batch norm, {d}", 3 * logits) for d in both]
         kernels += [stream(f"torch: products of logits, {d}", passes[d] * (x + logits)) for d in both]
-        video = dict(batch=s["B"], dim=s["D"], positions=s["N"], clusters=s["K"], logits=columns, given=True)
-        return [*kernels, *(k for d in both for k in aggregation(d, precision, **video))]
+        return [*kernels, *(k for d in both for k in aggregation(d, precision, **video, given=True))]
     maps = dict(batch=s["B"], dim=s["D"], positions=s["H"] * s["W"], clusters=s["K"], regions=s["regions"])
+    maps["planes"] = s["layout"] == "planes" and s["H"] != s["W"]  # tokens are as wide as high
     return [k for d in both for k in aggregation(d, precision, **maps)]
 
 
@@ -194,10 +205,18 @@ def page() -> str:
     lines = [
         "# NVIDIA H200: a prediction, not a measurement",
         "",
-        "Every time was computed by `python -m benchmarks.predict` from counted bytes, tensor-core "
-        "instructions and shared-memory traffic, with the constants at the top of `benchmarks/predict.py` "
-        "and their sources; only the column `measured` is of a device. Kernels: the three that take "
-        "longest, in microseconds, with what should limit them. Floor: least bytes at the copy rate.",
+        "Every time was computed by `python -m benchmarks.predict`, with the constants at the top of "
+        "`benchmarks/predict.py` and their sources; only the column `measured` is of a device. Kernels: the "
+        "three that take longest, in microseconds, with what should limit them. Floor: least bytes at the "
+        "copy rate.",
+        "",
+        "Instructions are those of the busiest multiprocessor: clocks counted in the machine code for sm_90 "
+        "(`tests/cuda/walk.py`), from the stalls and scoreboards that ptxas wrote and assumed latencies that "
+        "may be wrong by 30 %. Left out are bank conflicts, misses of the instruction cache, lanes of a warp "
+        "that go different ways, and blocks that wait for each other's memory traffic; all of it makes "
+        "kernels slower. Memory is counted at the rate of a large copy; kernels of torch, and ours that only "
+        "read and add, by their bytes alone. Quarters in float32 and TF32, and given logits in TF32, are "
+        "scaled from what was counted in bfloat16.",
         "",
         "| computation | precision | predicted us | of the floor | kernels | measured us |",
         "|---|---|---|---|---|---|",
