@@ -107,12 +107,10 @@ class Steps {
     Sizes<float> n(b);
     Geometry geometry(b.x, 1, n.tile);
     Scratch scratch(64 << 20);
-    Assignment<float> assignment(b, n, scratch);
-    float* weight_rows = scratch.take<float>(round_up(kDim, kPanel<float>) * kClusters);
-    if (!n.planes) pack_rows(weight_.data(), kClusters, kDim, weight_rows);
+    BackwardWeights<float> weights(b, n, scratch);
     ParameterSums<float> sums(n, scratch);
     sums.clear(n);
-    BackwardTile<float> work(b, n, assignment, weight_rows, sums, scratch);
+    BackwardTile<float> work(b, n, weights, sums, scratch);
 
     best("backward: through the norms, centroids", 0, [&](int64_t image) {
       Group g = geometry.parts[0];

@@ -45,6 +45,22 @@ SFRS_INLINE void pack_rows(const T* from, int64_t rows, int64_t dim, T* panels) 
       for (int64_t i = 0; i < kPanel<T>; ++i) panels[i] = d + i < dim ? from[r * dim + d + i] : 0;
 }
 
+// W^T in panels, and the rows of W in panels over D, which tokens multiply.
+template <class T>
+struct BackwardWeights : Assignment<T> {
+  const T* rows;
+
+  static int64_t bytes(const Sizes<T>& n) { return Assignment<T>::bytes(n) + Scratch::bytes<T>(size(n)); }
+  BackwardWeights(const Aggregation& f, const Sizes<T>& n, Scratch& scratch) : Assignment<T>(f, n, scratch) {
+    T* panels = scratch.take<T>(size(n));
+    if (f.weight && !n.planes) pack_rows((const T*)f.weight, n.logits, n.dim, panels);
+    rows = panels;
+  }
+
+ private:
+  static int64_t size(const Sizes<T>& n) { return n.planes ? 0 : round_up(n.dim, kPanel<T>) * n.logits; }
+};
+
 // What a task sums over its positions, in task order afterwards.
 template <class T>
 struct ParameterSums {
@@ -89,12 +105,11 @@ class BackwardTile {
                 ? Scratch::bytes<T>(n.tile * columns) + Scratch::bytes<T>(kBlockRows * n.tile + kLanes<T>)
                 : Scratch::bytes<T>(panels * n.clusters) + Scratch::bytes<T>(kTileRows * panels));
   }
-  BackwardTile(const AggregationBackward& f, const Sizes<T>& n, const Assignment<T>& assignment,
-               const T* weight_rows, const ParameterSums<T>& sums, Scratch& scratch)
+  BackwardTile(const AggregationBackward& f, const Sizes<T>& n, const BackwardWeights<T>& weights,
+               const ParameterSums<T>& sums, Scratch& scratch)
       : f_(f),
         n_(n),
-        assignment_(assignment),
-        weight_rows_(weight_rows),
+        assignment_(weights),
         sums_(sums),
         packed_(scratch.zeros<T>(n.packed())),
         squares_(scratch.take<T>(n.tile + kLanes<T>)),
@@ -108,7 +123,7 @@ class BackwardTile {
         da_(scratch.take<T>(n.cluster_columns)),
         dbias_(scratch.take<T>(n.logit_columns)) {
     if (n.planes) {
-      __builtin_memcpy(dv_columns_ + n.cluster_columns * n.rows, assignment.weight,
+      __builtin_memcpy(dv_columns_ + n.cluster_columns * n.rows, weights.weight,
                        n.logit_columns * n.rows * sizeof(T));
       across_ = scratch.zeros<T>(n.tile * (n.cluster_columns + n.logit_columns));
       out_ = scratch.take<T>(kBlockRows * n.tile + kLanes<T>);
@@ -258,7 +273,7 @@ class BackwardTile {
         multiply_columns(vecs, n_.clusters, products_ + p * kPanel<T>, n_.tile, dv_rows_ + d * n_.clusters,
                          kPanel<T>, out_ + d, out_row, false);
         if (f_.logits_given) continue;
-        multiply_columns(vecs, n_.logits, logits_ + p * kPanel<T>, n_.tile, weight_rows_ + d * n_.logits,
+        multiply_columns(vecs, n_.logits, logits_ + p * kPanel<T>, n_.tile, assignment_.rows + d * n_.logits,
                          kPanel<T>, out_ + d, out_row, true);
       }
       for (int64_t r = 0; r < smaller<int64_t>(kTileRows, count - p); ++r) {
@@ -276,56 +291,9 @@ class BackwardTile {
 
   const AggregationBackward& f_;
   const Sizes<T>& n_;
-  const Assignment<T>& assignment_;
-  const T* weight_rows_;
+  const BackwardWeights<T>& assignment_;
   const ParameterSums<T>& sums_;
   T *packed_, *squares_, *along_, *products_, *logits_, *dv_, *dv_columns_, *dv_centroid_, *weights_, *da_,
       *dbias_;
   T *across_ = nullptr, *dv_rows_ = nullptr, *out_ = nullptr;
 };
-
-template <class S>
-void aggregate_backward(const AggregationBackward& f, const Parallel& parallel) {
-  using T = Acc<S>;
-  Sizes<T> n(f);
-  Geometry geometry(f.x, f.regions, n.tile);
-  int64_t units = geometry.units(f.x.batch), tasks = geometry.tasks(f.x.batch, parallel.threads);
-  int64_t panel_rows = round_up(n.dim, kPanel<T>) * n.logits;
-
-  Scratch shared(Assignment<T>::bytes(n) + Scratch::bytes<T>(panel_rows) +
-                 tasks * ParameterSums<T>::bytes(n));
-  Assignment<T> assignment(f, n, shared);
-  T* weight_rows = shared.take<T>(panel_rows);
-  if (f.weight && !n.planes) pack_rows((const T*)f.weight, n.logits, n.dim, weight_rows);
-  ParameterSums<T>* sums = (ParameterSums<T>*)__builtin_alloca(tasks * sizeof(ParameterSums<T>));
-  for (int64_t i = 0; i < tasks; ++i) sums[i] = ParameterSums<T>(n, shared);
-
-  parallel.each(tasks, [&](int64_t task) {
-    Scratch scratch(BackwardTile<S>::bytes(n));
-    BackwardTile<S> work(f, n, assignment, weight_rows, sums[task], scratch);
-    sums[task].clear(n);
-    int64_t begin = units * task / tasks, end = units * (task + 1) / tasks;
-    for (int64_t unit = begin; unit < end;) {
-      Tile t = geometry.at(unit, begin, end);
-      if (t.opens) work.begin_group(t.group);
-      work.run(t, ahead_of(f.x, sizeof(S), geometry, t, begin, end));
-      if (t.closes) work.end_group();
-      unit = t.next;
-    }
-  });
-
-  // Sums over tasks in task order: the same bits in every run with this number of threads.
-  parallel.each((n.logits + kLanes<T> - 1) / kLanes<T>, [&](int64_t i) {
-    int64_t begin = i * kLanes<T>, end = smaller<int64_t>(begin + kLanes<T>, n.logits);
-    int64_t kept = larger<int64_t>(smaller(end, n.clusters) - begin, 0);
-    const ParameterSums<T>& sum = sums[0];
-    for (int64_t task = 1; task < tasks; ++task) sum.add(n, sums[task], begin, end);
-    if (f.dweight)
-      panels_to_rows(sum.dweight + panel_offset<T>(begin, n.rows), n.rows, end - begin, n.dim,
-                     (T*)f.dweight + begin * n.dim, n.dim);
-    if (f.dcentroids)
-      __builtin_memcpy((T*)f.dcentroids + begin * n.dim, sum.dcentroids + begin * n.dim,
-                       kept * n.dim * sizeof(T));
-    if (f.dbias) __builtin_memcpy((T*)f.dbias + begin, sum.dbias + begin, (end - begin) * sizeof(T));
-  });
-}

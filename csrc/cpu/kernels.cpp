@@ -1,20 +1,7 @@
 // Compiled once per instruction set, with SFRS_ISA as its name and SFRS_VECTOR_BYTES as its width. All
 // templates live in a namespace of that name, so that the linker never swaps code between the sets.
 
-#include "kernels.h"
-
-#include <algorithm>
-#include <functional>
-#include <type_traits>
-#include <utility>
-#include <vector>
-
-#include "scratch.h"
-
-#define SFRS_INLINE inline __attribute__((always_inline))
-#define SFRS_NOINLINE __attribute__((noinline))
-#define SFRS_TEXT(x) #x
-#define SFRS_NAME(x) SFRS_TEXT(x)
+#include "isa.h"
 
 namespace sfrs::cpu::SFRS_ISA {
 namespace {
@@ -25,6 +12,7 @@ namespace {
 #include "tile.inl"
 #include "aggregate_forward.inl"
 #include "aggregate_backward.inl"
+#include "aggregate.inl"
 #include "region_similarity.inl"
 #include "region_similarity_all_pairs.inl"
 #include "convolution.inl"

@@ -80,7 +80,7 @@ struct Geometry {
   }
 };
 
-constexpr int64_t kLargestTile = 192;
+constexpr int64_t kLargestTile = 192, kLargestPairedTile = 384;
 
 // The row segments of positions [begin, begin + count) of a group.
 class Segments {
@@ -101,7 +101,7 @@ class Segments {
 
  private:
   int64_t size_ = 0;
-  Segment list_[kLargestTile];
+  Segment list_[kLargestPairedTile];
 };
 
 template <class S>

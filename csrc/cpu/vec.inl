@@ -65,16 +65,24 @@ SFRS_INLINE Vec<double> load(const double* p) { return load_bits<Vec<double>>(p)
 SFRS_INLINE void store(float* p, Vec<float> v) { store_bits(p, v); }
 SFRS_INLINE void store(double* p, Vec<double> v) { store_bits(p, v); }
 
-SFRS_INLINE F32 load(const bf16* p) { return (F32)(__builtin_convertvector(load_bits<U16>(p), U32) << 16); }
-SFRS_INLINE void store(bf16* p, F32 v) {
+#ifdef SFRS_AVX512  // GCC takes the halves apart
+SFRS_INLINE U32 widened(U16 v) { return (U32)_mm512_maskz_cvtepu16_epi32(0xffff, (__m256i)v); }
+SFRS_INLINE U16 narrowed(U32 v) { return (U16)_mm512_maskz_cvtepi32_epi16(0xffff, (__m512i)v); }
+#else
+SFRS_INLINE U32 widened(U16 v) { return __builtin_convertvector(v, U32); }
+SFRS_INLINE U16 narrowed(U32 v) { return __builtin_convertvector(v, U16); }
+#endif
+
+SFRS_INLINE F32 load(const bf16* p) { return (F32)(widened(load_bits<U16>(p)) << 16); }
+SFRS_INLINE U32 bf16_bits(F32 v) {
   U32 u = (U32)v;
-  U32 rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;  // to nearest, ties to even
-  U32 bits = v == v ? rounded : (u >> 16) | 0x40u;       // NaN stays NaN
-  store_bits(p, __builtin_convertvector(bits, U16));
+  U32 nearest = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;  // ties to even
+  return v == v ? nearest : (u >> 16) | 0x40u;           // NaN stays NaN
 }
+SFRS_INLINE void store(bf16* p, F32 v) { store_bits(p, narrowed(bf16_bits(v))); }
 
 SFRS_INLINE F32 load(const f16* p) {
-  U32 h = __builtin_convertvector(load_bits<U16>(p), U32);
+  U32 h = widened(load_bits<U16>(p));
   U32 magnitude = (h & 0x7fffu) << 13;
   U32 normal = magnitude + (112u << 23);
   F32 subnormal = (F32)(magnitude + (113u << 23)) - (F32)(U32{} + (113u << 23));
@@ -89,7 +97,7 @@ SFRS_INLINE void store(f16* p, F32 v) {
   U32 special = magnitude > 0x7f800000u ? U32{} + 0x7e00u : U32{} + 0x7c00u;
   U32 finite = magnitude < 0x38800000u ? subnormal : normal;
   U32 bits = magnitude >= 0x47800000u ? special : finite;
-  store_bits(p, __builtin_convertvector(bits | (u >> 16 & 0x8000u), U16));
+  store_bits(p, narrowed(bits | (u >> 16 & 0x8000u)));
 }
 
 // One element, through the vector code above for the 16-bit types: one rounding rule, written once.
@@ -116,12 +124,22 @@ SFRS_INLINE void store_one(S* p, Acc<S> value) {
 // The first n < kLanes elements; the missing ones are zero, and memory behind them is not touched.
 template <class S>
 SFRS_INLINE Vec<Acc<S>> load_part(const S* p, int64_t n) {
+#ifdef SFRS_AVX512
+  unsigned mask = (1u << n) - 1;
+  if constexpr (std::is_same_v<S, float>) return (F32)_mm512_maskz_loadu_ps((__mmask16)mask, p);
+  if constexpr (std::is_same_v<S, bf16>)
+    return (F32)(widened((U16)_mm256_maskz_loadu_epi16((__mmask16)mask, p)) << 16);
+#endif
   S lanes[kLanes<Acc<S>>] = {};
   for (int64_t i = 0; i < n; ++i) lanes[i] = p[i];
   return load(lanes);
 }
 template <class S>
 SFRS_INLINE void store_part(S* p, Vec<Acc<S>> v, int64_t n) {
+#ifdef SFRS_AVX512
+  if constexpr (std::is_same_v<S, float>)
+    return _mm512_mask_storeu_ps(p, (__mmask16)((1u << n) - 1), (__m512)v);
+#endif
   S lanes[kLanes<Acc<S>>];
   store(lanes, v);
   for (int64_t i = 0; i < n; ++i) p[i] = lanes[i];

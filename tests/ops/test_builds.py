@@ -26,17 +26,22 @@ def python(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
 def pass_the_operator_tests(kernels: str, selection: str, **environment: str) -> None:
     check = f"from sfrs_ext import _C; assert _C.cpu_kernels() == {kernels!r}"
     assert python("-c", check, SFRS_CPU=kernels).returncode == 0
-    tests = [f"tests/ops/test_{name}.py" for name in ("aggregation", "region_similarity", "conv3x3")]
+    tests = [f"tests/ops/test_{name}.py" for name in ("aggregation", "given_logits", "region_similarity", "conv3x3")]
     options = ("-k", selection, "-p", "no:cacheprovider")
     done = python("-m", "pytest", *tests, *options, SFRS_CPU=kernels, **environment)
     assert done.returncode == 0, done.stdout[-3000:]
 
 
+PAIRED = ("avx512bf16", "amx", "wide_bf16", "wide_amx")
+"""Sets with kernels of their own for the aggregation of bfloat16 maps, which leave the rest to others."""
+
+
 @pytest.mark.skipif("SFRS_CPU" in os.environ, reason="already running with chosen kernels")
 @pytest.mark.parametrize("kernels", OTHERS)
 def test_other_kernels_pass_the_operator_tests(kernels):
-    # The 16-bit types share all but their loads with float32.
-    pass_the_operator_tests(kernels, "not float64 and not float16")
+    # The 16-bit types of the others share all but their loads with float32.
+    selection = "bfloat16 or 16_bit" if kernels in PAIRED else "not float64 and not float16"
+    pass_the_operator_tests(kernels, selection)
 
 
 # The CUDA kernels at the speed of an emulator: what takes minutes is left out.

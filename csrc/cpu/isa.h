@@ -1,0 +1,22 @@
+// What every translation unit of kernels begins with: it is compiled for one instruction set, SFRS_ISA, with
+// vectors of SFRS_VECTOR_BYTES.
+#pragma once
+
+#include <algorithm>
+#include <functional>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+#include "kernels.h"
+#include "scratch.h"
+
+#if defined(__AVX512F__) && SFRS_VECTOR_BYTES == 64
+#define SFRS_AVX512
+#include <immintrin.h>
+#endif
+
+#define SFRS_INLINE inline __attribute__((always_inline))
+#define SFRS_NOINLINE __attribute__((noinline))
+#define SFRS_TEXT(x) #x
+#define SFRS_NAME(x) SFRS_TEXT(x)
