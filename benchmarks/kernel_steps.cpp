@@ -87,13 +87,15 @@ class Steps {
     tiles("forward: copy the tile, sum squares", 0, geometry,
           [&](const Tile& t) { pack<float>(f.x, t.group, t.begin, t.count, packed, n.step, squares); });
     tiles("forward: product 1, logits", kProduct, geometry, [&](const Tile& t) {
-      multiply_features(n, t.count, packed, assignment.weight, n.logits, products);
+      Ahead nothing;
+      multiply_features(n, t.count, packed, assignment.weight, n.logits, products, nothing);
     });
     tiles("forward: softmax", 0, geometry, [&](const Tile& t) {
       for (int64_t p = 0; p < t.count; ++p) softmax_row(n, p, 1.0f, assignment.bias, products);
     });
     tiles("forward: product 2, sums", kProduct, geometry, [&](const Tile& t) {
-      aggregate_features(n, t.count, packed, products, n.clusters, sum.sums, true, next(t));
+      Ahead nothing;
+      aggregate_features(n, t.count, packed, products, n.clusters, sum.sums, true, nothing);
     });
     best("forward: centroids and norms", 0, [&](int64_t) { finish(geometry.parts[0]); });
     tiles("forward: all", 2 * kProduct, geometry, [&](const Tile& t) {

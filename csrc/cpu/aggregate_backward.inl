@@ -152,12 +152,13 @@ class BackwardTile {
         sums_.dcentroids[k * n_.dim + d] -= weights_[k] * dv_[k * n_.dim + d];
   }
 
-  void run(const Tile& t, const Ahead& next) {
+  void run(const Tile& t, Ahead next) {
     const Group& g = t.group;
     int64_t begin = t.begin, count = t.count;
     if (count == 0) return;
+    next.spread(work_of(n_, count, n_.clusters) + (f_.dweight ? work_of(n_, count, n_.logits) : 0));
     pack<S>(f_.x, g, begin, count, packed_, n_.step, squares_);
-    multiply_features(n_, count, packed_, dv_columns_, n_.clusters, products_);
+    multiply_features(n_, count, packed_, dv_columns_, n_.clusters, products_, next);
     assign(g, begin, count);
     if (f_.dweight) aggregate_features(n_, count, packed_, logits_, n_.logits, sums_.dweight, true, next);
     if (!f_.dx.data) return;
@@ -219,9 +220,10 @@ class BackwardTile {
 
   // c[6][vecs] (+)= sum over columns j < count of a[r][j] b[j], a in panels whose rows are a_rows long.
   static void multiply_columns(int vecs, int64_t count, const T* a, int64_t a_rows, const T* b, int64_t b_row,
-                               T* c, int64_t c_row, bool accumulate, int64_t blocks = 1) {
+                               T* c, int64_t c_row, bool accumulate, int64_t blocks = 1,
+                               Ahead* ahead = nullptr) {
     int64_t full = count / kPanel<T>, rest = count % kPanel<T>;
-    Tiles tiles = {blocks, kTileRows * kPanel<T>, 0, kTileRows * c_row};
+    Tiles tiles = {blocks, kTileRows * kPanel<T>, 0, kTileRows * c_row, ahead};
     if (full)
       multiply<kPanel<T>, 1>(vecs, full, kPanel<T>, a, a_rows * kPanel<T>, b, b_row, c, c_row, accumulate, 0,
                              tiles);
@@ -238,19 +240,18 @@ class BackwardTile {
     // W stands behind dV: where dV fills its panels, both products are one.
     int64_t second = f_.logits_given ? 0 : n_.logits, first = n_.clusters;
     if (n_.clusters == n_.cluster_columns) first += std::exchange(second, 0);
-    int64_t panels = (count + kPanel<T> - 1) / kPanel<T>;
     Segments segments(f_.x, g, begin, count);
-    Ahead rows(f_.dx, sizeof(S), g, begin, count);
+    Ahead rows = ahead_of(f_.dx, sizeof(S), g, begin, count, true);
+    rows.spread(n_.rows / kTileRows * (first + second) * ((count + kLanes<T> - 1) / kLanes<T>));
     for (int64_t d = 0; d < n_.dim; d += kBlockRows) {
       int64_t blocks = smaller(kBlockRows, n_.rows - d) / kTileRows;
       for (int64_t p = 0; p < count; p += kPanel<T>) {
-        rows.template fetch<true>(d, kBlockRows, p / kPanel<T>, panels);
         int vecs = panel_vecs<T>(p, count);
         multiply_columns(vecs, first, dv_columns_ + d * kPanel<T>, n_.rows, across_ + p, n_.tile, out_ + p,
-                         n_.tile, false, blocks);
+                         n_.tile, false, blocks, &rows);
         if (second)
           multiply_columns(vecs, second, assignment_.weight + d * kPanel<T>, n_.rows, across_logits + p,
-                           n_.tile, out_ + p, n_.tile, true, blocks);
+                           n_.tile, out_ + p, n_.tile, true, blocks, &rows);
       }
       for (int64_t r = 0; r < smaller(kBlockRows, n_.dim - d); ++r) {
         const T *x = packed_ + (d + r) * n_.step, *product = out_ + r * n_.tile;

@@ -18,8 +18,10 @@ struct Sizes {
         cluster_columns(round_up(clusters, kPanel<T>)),
         logit_columns(round_up(logits, kPanel<T>)),
         planes(f.x.stride_w == 1) {
-    // Multiples of 48: whole blocks of 6 and whole vectors of 16. A tile, the weights and the sums share L2.
-    int64_t fitting = 100 * 1024 / (int64_t)sizeof(T) / larger<int64_t>(dim, 1);
+    // Multiples of 48: whole blocks of 6 and whole vectors of 16. A tile, the weights and the sums share L2,
+    // which is 512 KB at least, and 1 MB where there is AVX-512.
+    constexpr int64_t bytes = (SFRS_VECTOR_BYTES == 64 ? 200 : 100) * 1024;
+    int64_t fitting = bytes / (int64_t)sizeof(T) / larger<int64_t>(dim, 1);
     tile = larger<int64_t>(48, smaller(kLargestTile, fitting / 48 * 48));
     tile = smaller(tile, round_up(larger<int64_t>(f.x.positions(), 1), 48));
     // An odd number of cache lines: rows of an even one would meet in few sets of L1.
@@ -36,12 +38,18 @@ constexpr int64_t kDepth = 16 * 1024 / (kPanel<T> * (int64_t)sizeof(T));
 // Rows of a product that one panel of the right side serves before the next one comes to L1.
 constexpr int64_t kBlockRows = 8 * kTileRows;
 
-// products[p][column] = sum_d tile[d][p] * right[d][column], both in panels.
+// Of a tile's product with `columns` columns, in vectors of multiply-adds per row of a register tile.
+template <class T>
+SFRS_INLINE int64_t work_of(const Sizes<T>& n, int64_t count, int64_t columns) {
+  return (count + kTileRows - 1) / kTileRows * n.dim * ((columns + kLanes<T> - 1) / kLanes<T>);
+}
+
+// products[p][column] = sum_d tile[d][p] * right[d][column], both in panels; `next` is asked for meanwhile.
 template <class T>
 SFRS_INLINE void multiply_features(const Sizes<T>& n, int64_t count, const T* packed, const T* right,
-                                   int64_t columns, T* products) {
+                                   int64_t columns, T* products, Ahead& next) {
   constexpr int64_t most = kDepth<T> / 2;  // a step of the left side takes a cache line, not six values
-  Tiles blocks = {(count + kTileRows - 1) / kTileRows, kTileRows, 0, kTileRows * kPanel<T>};
+  Tiles blocks = {(count + kTileRows - 1) / kTileRows, kTileRows, 0, kTileRows * kPanel<T>, &next};
   for (int64_t d = 0; d < n.dim; d += most)
     for (int64_t c = 0; c < columns; c += kPanel<T>)
       multiply<1, kGiven>(panel_vecs<T>(c, columns), 1, smaller<int64_t>(most, n.dim - d),
@@ -49,20 +57,17 @@ SFRS_INLINE void multiply_features(const Sizes<T>& n, int64_t count, const T* pa
                           products + c * n.tile, kPanel<T>, d > 0, n.step, blocks);
 }
 
-// sums[d][column] += sum_p tile[d][p] * right[p][column], both in panels; `next` is fetched meanwhile.
+// sums[d][column] += sum_p tile[d][p] * right[p][column], both in panels; `next` is asked for meanwhile.
 template <class T>
 SFRS_INLINE void aggregate_features(const Sizes<T>& n, int64_t count, const T* packed, const T* right,
-                                    int64_t columns, T* sums, bool accumulate, const Ahead& next) {
-  int64_t panels = (columns + kPanel<T> - 1) / kPanel<T>;
+                                    int64_t columns, T* sums, bool accumulate, Ahead& next) {
   for (int64_t d = 0; d < n.dim; d += kBlockRows) {
-    Tiles blocks = {smaller(kBlockRows, n.rows - d) / kTileRows, kTileRows * n.step, 0,
-                    kTileRows * kPanel<T>};
-    for (int64_t c = 0; c < columns; c += kPanel<T>) {
-      next.fetch(d, kBlockRows, c / kPanel<T>, panels);
+    Tiles blocks = {smaller(kBlockRows, n.rows - d) / kTileRows, kTileRows * n.step, 0, kTileRows * kPanel<T>,
+                    &next};
+    for (int64_t c = 0; c < columns; c += kPanel<T>)
       multiply<kGiven, 1>(panel_vecs<T>(c, columns), 1, count, packed + d * n.step, 0, right + c * n.tile,
                           kPanel<T>, sums + c * n.rows + d * kPanel<T>, kPanel<T>, accumulate, n.step,
                           blocks);
-    }
   }
 }
 
@@ -163,11 +168,13 @@ class ForwardTile {
         squares_(scratch.take<T>(n.tile + kLanes<T>)),
         logits_(scratch.take<T>(n.tile * n.logit_columns)) {}
 
-  void run(const Tile& t, const Accumulator<T>& sum, const Ahead& next) {
+  void run(const Tile& t, const Accumulator<T>& sum, Ahead next) {
     if (t.count == 0) return sum.clear(n_);
+    next.spread((f_.logits_given ? 0 : work_of(n_, t.count, n_.logits)) + work_of(n_, t.count, n_.clusters));
     if (t.opens) __builtin_memset(sum.weights, 0, n_.cluster_columns * sizeof(T));
     pack<S>(f_.x, t.group, t.begin, t.count, packed_, n_.step, squares_);
-    if (!f_.logits_given) multiply_features(n_, t.count, packed_, assignment_.weight, n_.logits, logits_);
+    if (!f_.logits_given)
+      multiply_features(n_, t.count, packed_, assignment_.weight, n_.logits, logits_, next);
     assign(t.group, t.begin, t.count, sum);
     aggregate_features(n_, t.count, packed_, logits_, n_.clusters, sum.sums, !t.opens, next);
   }

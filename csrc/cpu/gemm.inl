@@ -39,9 +39,11 @@ SFRS_INLINE T* opaque(T* p) {
   return p;
 }
 
-// A row of tiles that one call computes: how far a, b and c move on from one to the next.
+// A row of tiles that one call computes: how far a, b and c move on from one to the next, and the memory that
+// is asked for meanwhile.
 struct Tiles {
   int64_t count = 1, a = 0, b = 0, c = 0;
+  Ahead* ahead = nullptr;
 };
 
 // c[6][nv * lanes] += a * b, summed over `outer` blocks of `inner` steps. Row r of a at step (o, i) lies
@@ -53,6 +55,7 @@ SFRS_NOINLINE void multiply_tiles(Tiles tiles, int64_t outer, int64_t inner, con
   const int64_t a_row = ARow == kGiven ? a_stride : ARow, a_inner = AInner == kGiven ? a_stride : AInner;
   const int64_t jump = a_outer - inner * a_inner, blocks = (ARow > 1 ? outer : 1) * (inner / kUnrolled);
   for (; tiles.count > 0; --tiles.count, a += tiles.a, b += tiles.b, c += tiles.c) {
+    if (tiles.ahead) tiles.ahead->advance(outer * inner * NV);
     const T *left = a, *right = b;
     Vec<T> acc[kTileRows][NV] = {};
     auto steps = [&](auto count) {

@@ -12,6 +12,7 @@ namespace {
 
 // clang-format off
 #include "vec.inl"
+#include "ahead.inl"
 #include "gemm.inl"
 #include "tile.inl"
 #include "aggregate_forward.inl"

@@ -70,11 +70,11 @@ class PairedInputGradient {
   // Rows = d, vectors over positions.
   void write_planes(const PairedTile& tile, const float* along, const Group& g, int64_t begin) {
     Segments segments(f_.x, g, begin, tile.count());
-    Ahead rows(f_.dx, sizeof(bf16), g, begin, tile.count());
+    Ahead rows = ahead_of(f_.dx, sizeof(bf16), g, begin, tile.count(), true);
+    rows.spread(n_.rows * joined(n_) * tile.vectors_end());
     for (int64_t d = 0; d < n_.dim; d += kBlock) {
-      rows.fetch<true>(d, kBlock, 0, 1);
       multiply_pairs(smaller(kBlock, n_.rows - d), tile.vectors_end(), joined(n_), Left(turned_).from(d, 0),
-                     across_, out_, n_.tile_step, false);
+                     across_, out_, n_.tile_step, false, rows);
       for (int64_t r = 0; r < smaller(kBlock, n_.dim - d); ++r) {
         const bf16* x = tile.rows().at + (d + r) * n_.tile_step;
         const float* product = out_ + r * n_.tile_step;
@@ -91,10 +91,11 @@ class PairedInputGradient {
   // Rows = positions, vectors over d.
   void write_tokens(const PairedTile& tile, const float* along, const Group& g, int64_t begin) {
     int64_t step = out_step(n_);
+    Ahead nothing;
     turn_words(across_, joined(n_) / 2, tile.vectors_end(), turned_);
     for (int64_t p = 0; p < tile.count(); p += kBlock) {
       multiply_pairs(smaller(kBlock, tile.vectors_end() - p), n_.rows, joined(n_), Left(turned_).from(p, 0),
-                     sides_, out_, step, false);
+                     sides_, out_, step, false, nothing);
       for (int64_t r = 0; r < smaller(kBlock, tile.count() - p); ++r) {
         int64_t offset, index;
         locate(f_.x, g, begin + p + r, &offset, &index);
@@ -164,12 +165,14 @@ class PairedBackwardTile {
     }
   }
 
-  void run(const Tile& t, const Ahead& next) {
+  void run(const Tile& t, Ahead next) {
     if (t.count == 0) return;
     tile_.pack(f_.x, t.group, t.begin, t.count);
     int64_t first = t.group.image * f_.x.positions();
+    next.spread(round_up(n_.clusters, kSide) * n_.depth * tile_.vectors_end() +
+                (f_.dweight ? n_.rows * n_.sides * tile_.pairs_end() : 0));
     multiply_pairs(round_up(n_.clusters, kSide), tile_.vectors_end(), n_.depth, dv_rows_, tile_.pairs(),
-                   products_, n_.tile_step, false);
+                   products_, n_.tile_step, false, next);
     const void* given = f_.logits_given ? f_.logits_given : f_.saved_logits;
     turn_positions<false>(n_, tile_, logits_, (float*)given + first * n_.logits);
     assign(first);

@@ -53,17 +53,12 @@ SFRS_NOINLINE void pair_positions(const PairedSizes& n, const PairedTile& tile, 
     }
 }
 
-// sums[d][column] (+)= sum_p rows[d][p] right[p][column], in panels; `next` is fetched meanwhile.
+// sums[d][column] (+)= sum_p rows[d][p] right[p][column], in panels; `next` is asked for meanwhile.
 SFRS_INLINE void aggregate_pairs(const PairedSizes& n, const PairedTile& tile, const Right& right,
-                                 int64_t columns, float* sums, bool accumulate, const Ahead& next) {
-  constexpr int64_t rows = 4 * kSide;
-  for (int64_t d = 0; d < n.rows; d += rows) {
-    next.fetch(d, rows, 0, 1);
-    for (int64_t c = 0; c < columns; c += kPanel<float>)
-      multiply_pairs(smaller(rows, n.rows - d), smaller<int64_t>(kPanel<float>, columns - c),
-                     tile.pairs_end(), tile.rows().from(d, 0), right.from(0, c),
-                     sums + c * n.rows + d * kPanel<float>, kPanel<float>, accumulate);
-  }
+                                 int64_t columns, float* sums, bool accumulate, Ahead& next) {
+  for (int64_t c = 0; c < columns; c += kPanel<float>)
+    multiply_pairs(n.rows, smaller<int64_t>(kPanel<float>, columns - c), tile.pairs_end(), tile.rows(),
+                   right.from(0, c), sums + c * n.rows, kPanel<float>, accumulate, next);
 }
 
 class PairedForwardTile {
@@ -84,21 +79,22 @@ class PairedForwardTile {
         weights_(scratch.take<float>(n.sides * kSide)),
         inverse_(scratch.zeros<float>(n.tile)) {}
 
-  void run(const Tile& t, const Accumulator<float>& sum, const Ahead& next) {
+  void run(const Tile& t, const Accumulator<float>& sum, Ahead next) {
     if (t.count == 0) return sum.clear(n_);
     if (t.opens) __builtin_memset(sum.weights, 0, n_.cluster_columns * sizeof(float));
     tile_.pack(f_.x, t.group, t.begin, t.count);
-    int64_t first = t.group.image * f_.x.positions();
+    int64_t first = t.group.image * f_.x.positions(), columns = round_up(n_.clusters, kSide);
+    next.spread((f_.logits_given ? 0 : n_.sides * n_.depth * tile_.vectors_end()) +
+                n_.rows * columns * tile_.pairs_end());
     norms(first);
     if (f_.logits_given)
       turn_positions<false>(n_, tile_, logits_, (float*)f_.logits_given + first * n_.logits);
     else
       multiply_pairs(n_.sides, tile_.vectors_end(), n_.depth, assignment_.weight, tile_.pairs(), logits_,
-                     n_.tile_step, false);
+                     n_.tile_step, false, next);
     if (f_.saved_logits)
       turn_positions<true>(n_, tile_, logits_, (float*)f_.saved_logits + first * n_.logits, inverse_);
     assign(first, sum);
-    int64_t columns = round_up(n_.clusters, kSide);
     pair_positions(n_, tile_, columns, logits_, assigned_);
     aggregate_pairs(n_, tile_, assigned_, columns, sum.sums, !t.opens, next);
   }

@@ -217,14 +217,18 @@ SFRS_INLINE void multiply_block(int64_t, int64_t columns, int64_t k, const Left&
 
 #endif
 
-// c[m][n] (+)= a b; m and n are multiples of kSide, k of kPairDepth.
+// c[m][n] (+)= a b; m and n are multiples of kSide, k of kPairDepth. `ahead` is asked for meanwhile; its work
+// is m n k.
 SFRS_NOINLINE void multiply_pairs(int64_t m, int64_t n, int64_t k, Left a, Right b, float* c, int64_t c_row,
-                                  bool accumulate) {
+                                  bool accumulate, Ahead& ahead) {
   for (int64_t i = 0; i < k; i += kMostDepth)
     for (int64_t column = 0, columns; column < n; column += columns) {
       columns = block_columns(n - column);
-      for (int64_t row = 0; row < m; row += kDown)
-        multiply_block(smaller(kDown, m - row), columns, smaller(kMostDepth, k - i), a.from(row, i),
-                       b.from(i / 2, column), c + row * c_row + column, c_row, accumulate || i > 0);
+      for (int64_t row = 0; row < m; row += kDown) {
+        int64_t rows = smaller(kDown, m - row), depth = smaller(kMostDepth, k - i);
+        ahead.advance(rows * columns * depth);
+        multiply_block(rows, columns, depth, a.from(row, i), b.from(i / 2, column), c + row * c_row + column,
+                       c_row, accumulate || i > 0);
+      }
     }
 }

@@ -109,43 +109,23 @@ SFRS_INLINE S* image_of(const FeatureMap& x, const Group& g) {
   return (S*)x.data + g.image * x.stride_b;
 }
 
-// The rows of a tile, plane by plane, asked for ahead of their use: they are too short for the processor to
-// foresee, and while a product runs the memory has nothing else to do.
-class Ahead {
- public:
-  Ahead() = default;
-  Ahead(const FeatureMap& x, int64_t element, const Group& g, int64_t begin, int64_t count)
-      : planes_(x.stride_w == 1 ? x.dim : 0), stride_(x.stride_d * element) {
-    for (const Segment& s : Segments(x, g, begin, count)) {
-      if (rows_ == kMostRows) break;
-      row_[rows_] = (char*)x.data + (g.image * x.stride_b + s.offset) * element;
-      bytes_[rows_++] = s.count * element;
-    }
-  }
-  // A share of planes [d, d + count), into L2, or into L1 and to be written if kWrite. Shares, since the
-  // processor stalls when too many lines are on their way.
-  template <bool kWrite = false>
-  SFRS_INLINE void fetch(int64_t d, int64_t count, int64_t share, int64_t shares) const {
-    int64_t end = smaller(planes_, d + count * (share + 1) / shares);
-    for (d += count * share / shares; d < end; ++d)
-      for (int64_t r = 0; r < rows_; ++r)
-        for (int64_t at = 0; at < bytes_[r] + 63; at += 64)
-          __builtin_prefetch(row_[r] + d * stride_ + smaller(at, bytes_[r] - 1), kWrite, kWrite ? 3 : 2);
-  }
-
- private:
-  static constexpr int64_t kMostRows = 16;
-  int64_t planes_ = 0, stride_ = 0, rows_ = 0;
-  char* row_[kMostRows];
-  int64_t bytes_[kMostRows];
-};
+// The positions of a tile, plane by plane or, of tokens, one after the other.
+SFRS_INLINE Ahead ahead_of(const FeatureMap& x, int64_t element, const Group& g, int64_t begin, int64_t count,
+                           bool written = false) {
+  bool planes = x.stride_w == 1;
+  Ahead ahead(planes ? x.dim : 1, x.stride_d * element, written);
+  for (const Segment& s : Segments(x, g, begin, count))
+    ahead.add_row((const char*)x.data + (g.image * x.stride_b + s.offset) * element,
+                  (planes ? s.count : (s.count - 1) * x.stride_w + x.dim) * element);
+  return ahead;
+}
 
 // What follows a tile of the task that owns units [begin, end).
 SFRS_INLINE Ahead ahead_of(const FeatureMap& x, int64_t element, const Geometry& geometry, const Tile& tile,
                            int64_t begin, int64_t end) {
   if (tile.next >= end) return Ahead();
   Tile next = geometry.at(tile.next, begin, end);
-  return Ahead(x, element, next.group, next.begin, next.count);
+  return ahead_of(x, element, next.group, next.begin, next.count);
 }
 
 // N vectors of positions of all planes, the last one at `last`, and the squares of each position.
