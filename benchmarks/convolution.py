@@ -2,7 +2,7 @@
 
 Images of 240x320 in batches of 2, channels_last, bias and ReLU included; weights transformed beforehand, as a
 frozen trunk has them. Both are compared with the convolution in float64 first. Writes
-benchmarks/results/convolution.json and the table in docs/operators.md.
+benchmarks/results/PROCESSOR/convolution.json; `python -m benchmarks.report` puts it into docs/operators.md.
 """
 
 import argparse
@@ -10,7 +10,6 @@ import json
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -18,11 +17,8 @@ from torch import Tensor
 
 import sfrs_ext
 
-from .pages import show
-from .record import RESULTS, machine, write_json
+from .record import file_of, machine, write_json
 
-ROOT = Path(__file__).resolve().parents[1]
-RECORDED = RESULTS / "convolution.json"
 IMAGE, BATCH, ROUNDS, TOLERANCE = (240, 320), 2, 15, 3e-6
 LAYERS = {
     "conv1_2": (64, 64, 1),
@@ -102,10 +98,9 @@ def main() -> None:
     torch.set_num_threads(threads)
     results = {name: measure(*layer) for name, layer in LAYERS.items()}
     about = machine(threads) | {"command": f"python -m benchmarks.convolution --threads {threads}"}
-    write_json(RECORDED, {"machine": about, "results": results})
-    text = table(json.loads(RECORDED.read_text("utf-8")))
-    show(ROOT / "docs/operators.md", "convolution", text)
-    print(text)
+    recorded = {"machine": about, "results": results}
+    write_json(file_of("convolution", about), recorded)
+    print(table(json.loads(json.dumps(recorded))))
 
 
 if __name__ == "__main__":

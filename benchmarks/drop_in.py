@@ -4,7 +4,7 @@ Both take turns in one process: one process with the default malloc, one with on
 is kinder to layers that write their residuals out. Counted is the CPU time of one thread, in which a machine
 that is busy with other work is as fast for long calls as for short ones. A layer that is not replaced, or
 whose result or gradients err against float64, is not timed, and the command fails. Writes
-benchmarks/results/drop-in.json and the table in docs/drop-in.md.
+benchmarks/results/PROCESSOR/drop-in.json; `python -m benchmarks.report` puts it into docs/drop-in.md.
 """
 
 import argparse
@@ -23,12 +23,10 @@ from torch import Tensor, nn
 import sfrs_ext
 
 from .foreign_layers import CASES, Case
-from .pages import show
-from .record import RESULTS, machine, write_json
+from .record import file_of, machine, write_json
 from .run import MALLOC
 
 ROOT = Path(__file__).resolve().parents[1]
-RECORDED = RESULTS / "drop-in.json"
 THREADS = 1
 ROUNDS, FEWEST, MOST_SECONDS = 11, 3, 6.0
 TOLERANCE = 1e-4
@@ -152,8 +150,7 @@ def main() -> None:
         print(json.dumps([measure(case) for case in CASES]))
         return
     recorded = record()
-    write_json(RECORDED, recorded)
-    show(ROOT / "docs/drop-in.md", "drop-in", table(recorded))
+    write_json(file_of("drop-in", recorded["machine"]), recorded)
     print(table(recorded))
 
 

@@ -2,7 +2,7 @@
 
 Compiles ``kernel_steps.cpp`` with the kernels that this processor gets and runs its steps one by one, on one
 thread and a map of each layout; the best of many repetitions counts, since other work on the machine only
-adds. Writes benchmarks/results/kernel-steps.json; `python -m benchmarks.report` puts it into
+adds. Writes benchmarks/results/PROCESSOR/kernel-steps.json; `python -m benchmarks.report` puts it into
 docs/performance.md.
 """
 
@@ -15,14 +15,17 @@ from pathlib import Path
 from sfrs_ext import _C
 
 from . import roof
-from .record import RESULTS, machine, write_json
+from .record import file_of, machine, write_json
 
 SOURCE = Path(__file__).with_suffix(".cpp")
 KERNELS = SOURCE.parents[1] / "csrc/cpu"
-COMPILE = {  # as CMakeLists.txt builds them
+AVX512 = ("-DSFRS_VECTOR_BYTES=64", "-march=x86-64-v4")
+COMPILE = {  # as CMakeLists.txt builds those that run for float32
     "portable": ("-DSFRS_VECTOR_BYTES=16",),
     "avx2": ("-DSFRS_VECTOR_BYTES=32", "-march=x86-64-v3"),
-    "avx512": ("-DSFRS_VECTOR_BYTES=64", "-march=x86-64-v4"),
+    "avx512": AVX512,
+    "avx512bf16": AVX512,
+    "amx": AVX512,
 }
 LAYOUTS = ("planes", "tokens")
 
@@ -78,7 +81,7 @@ def table(recorded: dict) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.kernel_steps", description=__doc__)
     parser.add_argument("--repetitions", type=int, default=800)
-    parser.add_argument("--out", type=Path, default=RESULTS / "kernel-steps.json")
+    parser.add_argument("--out", type=Path, help="instead of benchmarks/results/PROCESSOR/kernel-steps.json")
     options = parser.parse_args()
     roofs = roof.measure(1)
     if "missing" in roofs:
@@ -87,7 +90,7 @@ def main() -> None:
     recorded = {"machine": about, "peak": roofs["flops_per_second"]["1"]["best"]}
     recorded |= {"repetitions": options.repetitions, "steps": measure(options.repetitions)}
     print(table(recorded))
-    write_json(options.out, json.loads(json.dumps(recorded)))
+    write_json(options.out or file_of("kernel-steps", about), json.loads(json.dumps(recorded)))
 
 
 if __name__ == "__main__":

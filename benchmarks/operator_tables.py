@@ -2,6 +2,7 @@
 
 from . import goals, roof
 from .cases import CASES, OURS
+from .record import processor
 
 UNITS = (
     "Median milliseconds per image (regions and similarities: per call) with the default malloc / with one "
@@ -55,7 +56,7 @@ def peers(recorded: dict) -> str:
         f"{head(recorded)} {UNITS}; how many times longer than `{OURS}`; how far resident memory grows "
         "during a call, with what a peer keeps between calls; largest error beside float64.",
         "",
-        "![Time of every peer beside ours](plots/peers.png)",
+        f"![Time of every peer beside ours](plots/{processor(recorded['machine'])}/peers.png)",
         "",
         "| computation | | time | | memory | error |",
         "|---|---|---|---|---|---|",
@@ -83,7 +84,8 @@ def goals_table(recorded: dict) -> str:
         "",
     ]
     if "flops_per_second" in (measured or {}):
-        lines += ["![Roofline of this machine, ours and the fastest peer](plots/roofline.png)", ""]
+        picture = f"plots/{processor(machine)}/roofline.png"
+        lines += [f"![Roofline of this machine, ours and the fastest peer]({picture})", ""]
     lines += [
         "| computation | goal | measured | met | at the peak it were | of the float32 peak, best call |",
         "|---|---|---|---|---|---|",
@@ -98,6 +100,7 @@ def goals_table(recorded: dict) -> str:
         about = case.about
         for row in list(goals.rows(case.goals, result, OURS, measured)) or [goals.Row("", "", None)]:
             met = {True: "yes", False: "**no**", None: ""}[row.met]
+            met += ", beyond the peak" if row.beyond else ""
             lines.append(f"| {about} | {row.goal} | {row.measured} | {met} | {row.limit} | {of_peak} |")
             about = of_peak = ""
     return "\n".join(lines)

@@ -48,8 +48,8 @@ class Plot:
     """A picture of a page.
 
     Attributes:
-        name: of the PNG.
-        results: the recorded file it is drawn from.
+        name: of the PNG, docs/plots/PROCESSOR/NAME.png.
+        results: the name of the recorded files it is drawn from.
         draw: maps the record to a figure; None if the record lacks what the plot is about.
     """
 
@@ -57,13 +57,8 @@ class Plot:
     results: str
     draw: Callable[[dict], Figure | None]
 
-    @property
-    def path(self) -> Path:
-        return FOLDER / f"{self.name}.png"
-
-    @property
-    def recorded(self) -> Path:
-        return ROOT / f"benchmarks/results/{self.results}.json"
+    def path(self, recorded: Path) -> Path:
+        return FOLDER / recorded.parent.name / f"{self.name}.png"
 
 
 def blank(height: float) -> Figure:
@@ -292,19 +287,18 @@ def write(figure: Figure, path: Path, digest: str) -> None:
         picture.save(partial, format="PNG", optimize=True, pnginfo=about)
 
 
-def show(plot: Plot, *, check: bool = False) -> None:
+def show(plot: Plot, recorded: Path, *, check: bool = False) -> None:
     """Draw a plot of a recorded file; with ``check`` leave the program if the PNG is of another one."""
-    if not plot.recorded.exists():
-        print(f"{plot.path.name} is not drawn: {plot.recorded.name} is not recorded yet")
-        return
+    path, name = plot.path(recorded), f"{recorded.parent.name}/{recorded.name}"
     with matplotlib.rc_context(LOOK):
-        figure = plot.draw(json.loads(plot.recorded.read_text("utf-8")))
+        figure = plot.draw(json.loads(recorded.read_text("utf-8")))
         if figure is None:
-            print(f"{plot.path.name} is not drawn: {plot.recorded.name} holds no roof")
+            print(f"{path.name} is not drawn: {name} holds no roof")
         elif not check:
-            write(figure, plot.path, digest(plot.recorded))
-        elif drawn_from(plot.path) != digest(plot.recorded):
-            raise SystemExit(f"{plot.path.name} was not drawn from {plot.recorded.name}; run `make report`")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write(figure, path, digest(recorded))
+        elif drawn_from(path) != digest(recorded):
+            raise SystemExit(f"{path.name} was not drawn from {name}; run `make report`")
 
 
 def drawn_from(picture: Path) -> str | None:

@@ -1,12 +1,14 @@
 """Recorded results: where they lie, what was measured where, and files that are replaced as a whole.
 
-Needs torch and ``sfrs_ext`` alone, like the measurements for GPUs.
+Speeds on a CPU are recorded by processor, ``results/PROCESSOR/NAME.json``, everything else in
+``results/NAME.json``. Needs torch and ``sfrs_ext`` alone, like the measurements for GPUs.
 """
 
 import datetime
 import json
 import os
 import platform
+import re
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +24,7 @@ RESULTS = ROOT / "results"
 
 def write_text(path: Path, text: str) -> None:
     """Replace ``path`` in one step: whoever reads it finds the old text or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     partial.write_text(text, encoding="utf-8")
     os.replace(partial, path)
@@ -81,3 +84,21 @@ def machine(threads: int) -> dict:
         "commit": commit(),
         "date": datetime.date.today().isoformat(),
     }
+
+
+def processor(about: dict) -> str:
+    """The folder of a machine's results: its processor and its kernels, ``amd-epyc-avx2``."""
+    name = re.sub(r"\(r\)|\(tm\)|\b(cpu|processor)\b|@.*", " ", about["cpu"].lower())
+    return "-".join(re.findall(r"[a-z0-9]+", f"{name} {about['kernels']}"))
+
+
+def file_of(name: str, about: dict) -> Path:
+    """Where a measurement of this machine's CPU is recorded."""
+    return RESULTS / processor(about) / f"{name}.json"
+
+
+def files_of(name: str) -> list[Path]:
+    """The records of a name, by processor or not, the newest first."""
+    files = [*RESULTS.glob(f"{name}.json"), *RESULTS.glob(f"*/{name}.json")]
+    dates = {file: json.loads(file.read_text("utf-8"))["machine"]["date"] for file in files}
+    return sorted(files, key=lambda file: (dates[file], file.parent.name), reverse=True)

@@ -1,5 +1,7 @@
 """``python -m benchmarks.report [--check]``: tables and plots of README and docs from benchmarks/results.
 
+Of what was recorded on several processors the README shows the newest, the other pages all, the newest first.
+
 With ``--check`` nothing is written; the command fails if a page does not show the recorded results, or if a
 plot was not drawn from them.
 """
@@ -10,6 +12,7 @@ from pathlib import Path
 
 from . import operator_tables
 from .pages import show
+from .record import files_of
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -47,14 +50,16 @@ def main() -> None:
         ("docs/training.md", "training", "training-cpu", training.table),
         ("docs/training.md", "jitter", "jitter", jitter.table),
     ):
-        file = ROOT / f"benchmarks/results/{results}.json"
-        if not file.exists():
-            print(f"{page} shows no table of {mark}: {file.name} is not recorded yet")
+        files = files_of(results)
+        if not files:
+            print(f"{page} shows no table of {mark}: {results}.json is not recorded yet")
             continue
-        recorded = json.loads(file.read_text("utf-8"))
-        show(ROOT / page, mark, text(recorded), check=check)
+        newest_alone = page == "README.md"
+        tables = [text(json.loads(file.read_text("utf-8"))) for file in files[: 1 if newest_alone else None]]
+        show(ROOT / page, mark, "\n\n".join(tables), check=check)
     for plot in plots.PLOTS:
-        plots.show(plot, check=check)
+        for file in files_of(plot.results):
+            plots.show(plot, file, check=check)
 
 
 if __name__ == "__main__":

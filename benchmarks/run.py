@@ -19,7 +19,7 @@ import torch
 
 from . import roof
 from .cases import CASES, OURS
-from .record import RESULTS, ROOT, command, machine, write_json
+from .record import ROOT, command, file_of, machine, write_json
 
 MALLOC = {  # environment of a measuring process
     "default": {},
@@ -99,11 +99,12 @@ def main() -> None:
     parser.add_argument("--case", action="append", choices=sorted(CASES), help="measure only these")
     parser.add_argument("--resume", action="store_true", help="measure what the file lacks")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--out", type=Path, default=RESULTS / "cpu.json")
+    parser.add_argument("--out", type=Path, help="instead of benchmarks/results/PROCESSOR/cpu.json")
     arguments = parser.parse_args()
     about = machine(arguments.threads)
+    out = arguments.out or file_of("cpu", about)
     adding = arguments.case or arguments.resume
-    done = recorded_before(arguments.out, about) if adding else {}
+    done = recorded_before(out, about) if adding else {}
     about["roof"] = roof.measure(arguments.threads)
     print(roof.sentence(about["roof"], arguments.threads))
     for name in arguments.case or CASES:
@@ -113,8 +114,8 @@ def main() -> None:
         show(done[name])
         results = {case: done[case] for case in CASES if case in done}
         about["command"] = how(results, arguments.threads)
-        write_json(arguments.out, {"machine": about, "results": list(results.values())})
-    print(f"\nwrote {arguments.out}")
+        write_json(out, {"machine": about, "results": list(results.values())})
+    print(f"\nwrote {out}")
 
 
 if __name__ == "__main__":

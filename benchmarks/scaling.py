@@ -3,7 +3,8 @@
 One of the four changes at a time, the others stay at the size of a conv5 map of a 480x640 image. Powers of
 two and odd values beside them, since tiles of registers and caches fit the former. Ours and the two-GEMM form
 in eager torch take turns, float32, forward and with backward, under the malloc that keeps the heap, which is
-kinder to the latter. Every point passes the float64 gate first. Writes benchmarks/results/scaling.json.
+kinder to the latter. Every point passes the float64 gate first. Writes
+benchmarks/results/PROCESSOR/scaling.json.
 """
 
 import argparse
@@ -19,10 +20,9 @@ import torch
 from . import roof
 from .cases import OURS, Case, Sizes, netvlad_case
 from .measure import Contender, contender, gate
-from .record import RESULTS, command, machine, write_json
+from .record import command, file_of, machine, processor, write_json
 from .run import MALLOC
 
-RECORDED = RESULTS / "scaling.json"
 EAGER = "two-GEMM"
 DIRECTIONS = ("forward", "forward + backward")
 BASE = {"P": 1200, "D": 512, "K": 64, "B": 8}
@@ -106,7 +106,7 @@ def table(recorded: dict) -> str:
         f"commit {about['commit']}, {about['date']}: `{about['command']}`. Of {base} one changes at a time; "
         "hollow points are no powers of two.",
         "",
-        "![Speed against positions, dimensions, clusters and batch](plots/scaling.png)",
+        f"![Speed against positions, dimensions, clusters and batch](plots/{processor(about)}/scaling.png)",
         "",
         f"| | points | `{OURS}`, ms per image | {EAGER} takes: least | median | most |",
         "|---|---|---|---|---|---|",
@@ -131,7 +131,7 @@ def table(recorded: dict) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.scaling", description=__doc__)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--out", type=Path, default=RECORDED)
+    parser.add_argument("--out", type=Path, help="instead of benchmarks/results/PROCESSOR/scaling.json")
     arguments = parser.parse_args()
     wanted = MALLOC["keeps the heap"]
     if not wanted.items() <= os.environ.items():  # malloc reads its settings when a process begins
@@ -142,8 +142,9 @@ def main() -> None:
         "command": command("benchmarks.scaling", [f"--threads {arguments.threads}"]),
         "roof": roof.measure(arguments.threads),
     }
-    write_json(arguments.out, {"machine": about, "base": BASE, "points": curves()})
-    print(f"wrote {arguments.out}")
+    out = arguments.out or file_of("scaling", about)
+    write_json(out, {"machine": about, "base": BASE, "points": curves()})
+    print(f"wrote {out}")
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 Training against the reference procedure (`benchmarks.training.reference`), on the same device and network:
 the step of a tuple, the refresh of descriptors, mining, and an epoch of Pittsburgh's size counted from these.
 Nothing is timed whose gradients, descriptors or tuples are not the reference's; the command then fails.
-Writes benchmarks/results/training-cpu.json or training-GPU.json; `python -m benchmarks.report` puts
+Writes benchmarks/results/PROCESSOR/training-cpu.json or training-GPU.json; `python -m benchmarks.report` puts
 them into docs/training.md.
 """
 
@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.record import RESULTS, machine, write_json
+from benchmarks.record import RESULTS, file_of, machine, write_json
 from sfrs.config import TrainConfig
 from sfrs.threads import single_threads
 
@@ -121,11 +121,12 @@ def main(argv: list[str] | None = None) -> None:
     network = {"network": f"{options.backbone} with random weights, K = {options.clusters}"}
     recorded |= network | results
     print(table(recorded))
-    short = "cpu" if options.device == "cpu" else name.lower().replace(" ", "-")
+    gpu = RESULTS / f"training-{name.lower().replace(' ', '-')}.json"
     if set(options.part) != set(PARTS) and options.out is None:
         print("\nnot recorded: only some parts were measured", file=sys.stderr)
         return
-    write_json(options.out or RESULTS / f"training-{short}.json", json.loads(json.dumps(recorded)))
+    out = options.out or (file_of("training-cpu", about) if options.device == "cpu" else gpu)
+    write_json(out, json.loads(json.dumps(recorded)))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import sfrs_ext
-from benchmarks import goals, operator_tables, plots, report, roof, run, scaling
+from benchmarks import goals, operator_tables, plots, record, report, roof, run, scaling
 from benchmarks.cases import CASES, OURS, TINY, Peer, registry
 from benchmarks.goals import Goals
 from benchmarks.measure import (
@@ -153,6 +153,34 @@ def test_goals_count_the_fastest_peer_and_the_kinder_malloc():
     assert [row.limit for row in rows[:3]] == ["3.6x", "5.7x", ""]  # of calls of 22.5 and 36 ms beside 6.3 ms
 
 
+def test_a_goal_beyond_the_peak_is_marked_as_such_and_bfloat16_has_another_peak(recorded):
+    rows = list(goals.rows(Goals(compiled=3.5, eager=5.8), result_of("netvlad-forward"), OURS, ROOF))
+    assert [(row.met, row.beyond) for row in rows] == [(False, False), (False, True)]
+    assert "| **no**, beyond the peak |" in operator_tables.goals_table(recorded)
+    (row,) = goals.rows(Goals(compiled=9.0), result_of("netvlad-forward-bfloat16"), OURS, ROOF)
+    assert (row.met, row.limit, row.beyond) == (False, "", False)
+
+
+@pytest.mark.parametrize(
+    ("cpu", "kernels", "folder"),
+    (
+        ("Intel(R) Xeon(R) Platinum 8488C CPU @ 2.40GHz", "amx", "intel-xeon-platinum-8488c-amx"),
+        ("Intel(R) Xeon(R) Processor", "avx512", "intel-xeon-avx512"),
+        ("AMD EPYC 9R14", "avx512bf16", "amd-epyc-9r14-avx512bf16"),
+    ),
+)
+def test_results_are_kept_by_processor(cpu, kernels, folder):
+    assert record.processor({"cpu": cpu, "kernels": kernels}) == folder
+
+
+def test_of_several_processors_the_newest_comes_first(tmp_path, monkeypatch):
+    monkeypatch.setattr(record, "RESULTS", tmp_path)
+    for folder, date in (("a", "2026-01-02"), ("b", "2026-03-01"), ("c", "2025-12-31")):
+        about = {"cpu": folder, "kernels": "avx2", "date": date}
+        record.write_json(record.file_of("cpu", about), {"machine": about})
+    assert [file.parent.name for file in record.files_of("cpu")] == ["b-avx2", "a-avx2", "c-avx2"]
+
+
 def test_a_goal_without_a_measurement_is_neither_met_nor_missed():
     result = result_of("netvlad-forward")
     for times in result["times"].values():
@@ -173,19 +201,21 @@ def test_one_image_is_measured_in_turns_with_the_batch_it_is_compared_with():
 
 
 def test_a_plot_of_other_results_fails_the_check(recorded, tmp_path, monkeypatch):
-    monkeypatch.setattr(plots, "ROOT", tmp_path)
-    monkeypatch.setattr(plots, "FOLDER", tmp_path)
-    (tmp_path / "benchmarks/results").mkdir(parents=True)
+    monkeypatch.setattr(plots, "FOLDER", tmp_path / "plots")
+    file = tmp_path / "some-processor/cpu.json"
+    file.parent.mkdir()
     for plot in (plot for plot in plots.PLOTS if plot.results == "cpu"):
-        plot.recorded.write_text(json.dumps(recorded))
-        with pytest.raises(SystemExit, match=f"{plot.name}.png was not drawn from cpu.json"):
-            plots.show(plot, check=True)
-        plots.show(plot)
-        plots.show(plot, check=True)
-        assert plot.path.stat().st_size < 80_000
-        plot.recorded.write_text(json.dumps(recorded | {"other": 1}))
-        with pytest.raises(SystemExit, match=f"{plot.name}.png was not drawn from cpu.json"):
-            plots.show(plot, check=True)
+        file.write_text(json.dumps(recorded))
+        other = f"{plot.name}.png was not drawn from some-processor/cpu.json"
+        with pytest.raises(SystemExit, match=other):
+            plots.show(plot, file, check=True)
+        plots.show(plot, file)
+        plots.show(plot, file, check=True)
+        picture = tmp_path / f"plots/some-processor/{plot.name}.png"
+        assert plot.path(file) == picture and picture.stat().st_size < 80_000
+        file.write_text(json.dumps(recorded | {"other": 1}))
+        with pytest.raises(SystemExit, match=other):
+            plots.show(plot, file, check=True)
 
 
 def test_curves_are_drawn_and_shown(recorded):

@@ -26,7 +26,10 @@ def python(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
 def pass_the_operator_tests(kernels: str, selection: str, **environment: str) -> None:
     check = f"from sfrs_ext import _C; assert _C.cpu_kernels() == {kernels!r}"
     assert python("-c", check, SFRS_CPU=kernels).returncode == 0
-    tests = [f"tests/ops/test_{name}.py" for name in ("aggregation", "given_logits", "region_similarity", "conv3x3")]
+    tests = [
+        f"tests/ops/test_{name}.py"
+        for name in ("aggregation", "given_logits", "region_similarity", "conv3x3")
+    ]
     options = ("-k", selection, "-p", "no:cacheprovider")
     done = python("-m", "pytest", *tests, *options, SFRS_CPU=kernels, **environment)
     assert done.returncode == 0, done.stdout[-3000:]
