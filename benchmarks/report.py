@@ -21,6 +21,7 @@ def main() -> None:
     from . import (
         confidence,
         convolution,
+        describing,
         drop_in,
         exported,
         jitter,
@@ -41,6 +42,7 @@ def main() -> None:
         ("docs/performance.md", "peers", "cpu", operator_tables.peers),
         ("docs/performance.md", "scaling", "scaling", scaling.table),
         ("docs/performance.md", "steps", "kernel-steps", kernel_steps.table),
+        ("docs/performance.md", "describing", "describing", describing.table),
         ("docs/drop-in.md", "drop-in", "drop-in", drop_in.table),
         ("docs/operators.md", "convolution", "convolution", convolution.table),
         ("docs/index.md", "million", "million", million.table),
