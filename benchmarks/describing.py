@@ -1,10 +1,10 @@
 """``python -m benchmarks.describing [--threads N]``: from JPEG files to descriptors, as people wait for it.
 
 Made-up photographs are written as JPEG files, described with every backbone, and searched among made-up
-descriptors. Plain torch does the same with torch's own convolutions and the two-GEMM form of NetVLAD, the same
-weights, the same threads decoding ahead and channels_last maps; its descriptors are compared with ours before a
-time is taken. Both take turns. Every stage is also timed alone: their sum, decoding shared by the threads, beside
-what the whole takes says how busy the cores were. Writes benchmarks/results/PROCESSOR/describing.json;
+descriptors. Plain torch does the same with its own convolutions and the two-GEMM form of NetVLAD, with the
+same weights, decoding threads and channels_last maps; its descriptors are compared with ours before a
+time is taken. Both take turns. Every stage is also timed alone: their sum, decoding shared by the threads,
+beside what the whole takes says how busy the cores were. Writes benchmarks/results/PROCESSOR/describing.json;
 `python -m benchmarks.report` puts it into docs/performance.md.
 """
 
@@ -133,8 +133,8 @@ def table(recorded: dict) -> str:
     about = recorded["machine"]
     lines = [
         f"{about['cpu']}, {about['threads']} threads, {about['kernels']} kernels, torch {about['torch']}, "
-        f"commit {about['commit']}, {about['date']}: `{about['command']}`. {recorded['images']} JPEG files of "
-        f"{PHOTO[1]}x{PHOTO[0]}, described at {SIZE[1]}x{SIZE[0]} in batches of {BATCH}, K = 64, float32, "
+        f"commit {about['commit']}, {about['date']}: `{about['command']}`. {recorded['images']} JPEG files "
+        f"of {PHOTO[1]}x{PHOTO[0]}, described at {SIZE[1]}x{SIZE[0]} in batches of {BATCH}, K = 64, float32, "
         "random weights; milliseconds per image. Stages alone, ours / plain torch; decoding of one thread, "
         f"search among {GALLERY:,} images. *Busy*: the stages' sum, decoding shared by the threads, beside "
         "what the whole takes.",
