@@ -56,7 +56,7 @@ def headers(folder: Path, wheel: Path | None) -> str:
 def make(folder: Path, python: str, architectures: str, wheel: Path | None) -> None:
     from benchmarks.record import commit
 
-    build = folder.with_name(folder.name + "-build")
+    build, sources = folder.with_name(folder.name + "-build"), digest()
     version = headers(build / "headers", wheel)
     environment = os.environ | {
         "PYTHONPATH": str(build / "headers"), "SFRS_CUDA": "ON", "SFRS_CUDA_ARCHS": architectures
@@ -77,7 +77,7 @@ def make(folder: Path, python: str, architectures: str, wheel: Path | None) -> N
         [python, "-c", "import sysconfig; print(sysconfig.get_config_var('EXT_SUFFIX'))"],
         capture_output=True, text=True, check=True,
     ).stdout.strip()  # fmt: skip
-    about = {"suffix": suffix, "architectures": architectures, "torch": version, "sources": digest()}
+    about = {"suffix": suffix, "architectures": architectures, "torch": version, "sources": sources}
     (folder / "about.json").write_text(json.dumps(about | {"commit": commit()}, indent=1) + "\n")
     size = sum(f.stat().st_size for f in folder.iterdir())
     print(f"{folder}: {size / 1e6:.0f} MB for {suffix} and sm_{architectures}")

@@ -78,7 +78,7 @@ def test_the_bare_interpreter_has_torch_and_numpy_alone(package):
     for name, expected in (("torch, numpy, sfrs_ext, benchmarks.gpu.cases", 0), (package, 1)):
         done = subprocess.run(
             [sys.executable, "-c", f"import {name}"],
-            env=os.environ | {"PYTHONPATH": path},
+            env=os.environ | path,
             capture_output=True,
         )
         assert done.returncode == expected, done.stderr[-2000:]
