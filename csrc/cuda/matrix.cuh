@@ -122,7 +122,7 @@ struct Matmul {
 
 // float: one product of operands rounded to TF32, or three of operands split into two TF32 parts each,
 // which keep 22 bits and leave the error of a float product. Sums are another matter: tensor cores cut them
-// off at every step (truncated_sum in csrc/testing/emulator.h), which adds up to 2e-5 over 10,000 positions.
+// off at every step (add_truncated in csrc/testing/emulator.h), which adds up to 2e-5 over 10,000 positions.
 template <bool kTf32>
 struct Matmul<float, kTf32> {
   using Storage = float;

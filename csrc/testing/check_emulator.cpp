@@ -132,8 +132,14 @@ void check_products() {
 // 1 and products that each lie below its last digit: rounded sums grow, truncated ones do not.
 void check_truncation() {
   const double quarter = 0x1p-26, half = 0x1p-25, unit = 0x1p-23;
-  const auto sum = [](float c, std::initializer_list<double> products) {
-    return emulator::truncated_sum(c, products.begin(), (int)products.size());
+  const auto sum = [](float c, std::initializer_list<double> terms) {
+    float sums[8];
+    double products[4][8];
+    for (float& s : sums) s = c;
+    for (size_t i = 0; i < terms.size(); ++i)
+      for (double& p : products[i]) p = terms.begin()[i];
+    emulator::add_truncated(sums, products, (int)terms.size());
+    return sums[5];
   };
   expect(sum(1, {unit}) == 1 + (float)unit, "a truncated sum keeps 24 bits");
   expect(sum(1, {unit / 2}) == 1 && sum(-1, {-unit / 2}) == -1, "a truncated sum rounds toward zero");

@@ -153,41 +153,42 @@ struct Fragments {
   const Register *a, *b;
 };
 
-// One sum of products as published for the tensor cores of an H100: products are exact; all terms are cut off
-// two bits below the 24 of the largest, and so is the sum behind its 24 (Khattak and Mikaitis, 2025).
-inline float truncated_sum(float c, const double* products, int count) {
-  double largest = std::fabs((double)c);
-  for (int i = 0; i < count; ++i) largest = std::fmax(largest, std::fabs(products[i]));
-  if (!(largest < INFINITY) || largest == 0 || c != c) {
-    double sum = c;  // NaN, infinite or zero
-    for (int i = 0; i < count; ++i) sum += products[i];
-    return (float)sum;
+// Eight sums, of c and of products, as published for the tensor cores of an H100: products are exact; all
+// terms are cut off two bits below the 24 of the largest, and so is the sum behind its 24 (Khattak and
+// Mikaitis, Accurate Models of NVIDIA Tensor Cores, 2025).
+inline void add_truncated(float (&c)[8], const double (*products)[8], int count) {
+  typedef double Doubles [[gnu::vector_size(64)]];
+  typedef int64_t Bits [[gnu::vector_size(64)]];
+  typedef int32_t Integers [[gnu::vector_size(32)]];
+  typedef float Floats [[gnu::vector_size(32)]];
+  const auto magnitude = [](Doubles v) { return (Doubles)((Bits)v & INT64_MAX); };
+  Floats before;
+  std::memcpy(&before, c, sizeof before);
+  const Doubles first = __builtin_convertvector(before, Doubles);
+  Doubles plain = first, largest = magnitude(first);
+  for (int i = 0; i < count; ++i) {
+    Doubles product;
+    std::memcpy(&product, products[i], sizeof product);
+    const Doubles size = magnitude(product);
+    plain += product;
+    largest = size > largest ? size : largest;
   }
-  int exponent;
-  std::frexp(largest, &exponent);  // largest < 2^exponent
-  const double unit = std::ldexp(1.0, 26 - exponent);
-  int64_t sum = (int64_t)(c * unit);
-  for (int i = 0; i < count; ++i) sum += (int64_t)(products[i] * unit);
-  for (int64_t bits = (1 << 24) - 1, cut = 1; sum > bits * cut || sum < -bits * cut; cut *= 2)
-    sum -= sum % (2 * cut);  // toward zero
-  return (float)std::ldexp((double)sum, exponent - 26);
+  Bits exponent = (Bits)largest >> 52;  // biased; of nothing but zeros any will do
+  exponent = exponent > 700 ? exponent : exponent - exponent + 700;
+  const Doubles up = (Doubles)((1023 + 1022 + 26 - exponent) << 52), down = 1 / up;
+  Integers sum = __builtin_convertvector(first * up, Integers);
+  for (int i = 0; i < count; ++i) {
+    Doubles product;
+    std::memcpy(&product, products[i], sizeof product);
+    sum += __builtin_convertvector(product * up, Integers);
+  }
+  const Doubles kept = (Doubles)((Bits) __builtin_convertvector(sum, Doubles) & ~(int64_t)0x1fffffff) * down;
+  for (int i = 0; i < 8; ++i) c[i] = (float)(std::isfinite(plain[i]) ? kept[i] : plain[i]);
 }
 
 // c[16x8] += a[16xk] b[kx8], one product after the other. Row-wise vectors keep -O1 quick.
 template <class T, int k>
 void multiply(const void* const* offers, const T (&a)[16][k], const T (&b)[k][8], T* (*of)(const void*)) {
-  if constexpr (sizeof(T) == 4)
-    if (truncates) {
-      for (int g = 0; g < 8; ++g)
-        for (int t = 0; t < 4; ++t)
-          for (int e = 0; e < 4; ++e) {
-            double products[k];
-            for (int i = 0; i < k; ++i) products[i] = (double)a[g + e / 2 * 8][i] * b[i][2 * t + e % 2];
-            T& c = of(offers[4 * g + t])[e];
-            c = truncated_sum(c, products, k);
-          }
-      return;
-    }
   typedef T Row [[gnu::vector_size(8 * sizeof(T)), gnu::may_alias, gnu::aligned(sizeof(T))]];
   for (int g = 0; g < 8; ++g)
     for (int half = 0; half < 2; ++half) {
@@ -196,9 +197,16 @@ void multiply(const void* const* offers, const T (&a)[16][k], const T (&b)[k][8]
         const T* registers = of(offers[4 * g + t]) + 2 * half;
         c[2 * t] = registers[0], c[2 * t + 1] = registers[1];
       }
-      Row sum = *reinterpret_cast<const Row*>(c);
-      for (int i = 0; i < k; ++i) sum += a[g + 8 * half][i] * *reinterpret_cast<const Row*>(b[i]);
-      *reinterpret_cast<Row*>(c) = sum;
+      if (sizeof(T) == 4 && truncates) {
+        double products[k][8];
+        for (int i = 0; i < k; ++i)
+          for (int j = 0; j < 8; ++j) products[i][j] = (double)a[g + 8 * half][i] * (double)b[i][j];
+        add_truncated(reinterpret_cast<float (&)[8]>(c), products, k);
+      } else {
+        Row sum = *reinterpret_cast<const Row*>(c);
+        for (int i = 0; i < k; ++i) sum += a[g + 8 * half][i] * *reinterpret_cast<const Row*>(b[i]);
+        *reinterpret_cast<Row*>(c) = sum;
+      }
       for (int t = 0; t < 4; ++t) {
         T* registers = of(offers[4 * g + t]) + 2 * half;
         registers[0] = c[2 * t], registers[1] = c[2 * t + 1];
