@@ -13,7 +13,7 @@ export SFRS_CUDA ?= $(if $(wildcard /dev/nvidiactl /dev/dxg),AUTO,OFF)
 demo: build  ## render the city, train SFRS beside its baseline, evaluate: runs/demo
 	$(BIN)/sfrs demo --out runs/demo
 
-test: export CMAKE_ARGS = -DSFRS_WIDE_KERNELS=ON -DSFRS_EMULATED_KERNELS=ON
+test: export CMAKE_ARGS = -DSFRS_WIDE_KERNELS=ON -DSFRS_EMULATED_KERNELS=ON -DSFRS_FAILING_MEMORY=ON
 # Workers that share cores must not spin while they wait: that alone makes it twice as long.
 test: export OMP_WAIT_POLICY = PASSIVE
 test: build  ## all tests, on all cores

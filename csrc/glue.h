@@ -51,8 +51,18 @@ inline ScalarType accumulation_type(const Tensor& t) {
   return t.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
 
+// Whether the kernels can count: they multiply sizes, and sizes of tensors without elements may be anything.
+inline bool countable(Shape shape) {
+  int64_t count = 1;
+  for (int64_t size : shape)
+    if (__builtin_mul_overflow(count, size ? size : 1, &count) || count > int64_t{1} << 44) return false;
+  return true;
+}
+
 inline Tensor allocate(const Tensor& like, Shape shape, ScalarType dtype,
                        std::optional<MemoryFormat> format = std::nullopt) {
+  STD_TORCH_CHECK(countable(shape),
+                  "sfrs_ext: the sizes of the arguments ask for a result of 2^44 elements or more");
   return torch::stable::empty(torch::headeronly::IntHeaderOnlyArrayRef(shape.begin(), shape.size()), dtype,
                               std::nullopt, like.device(), std::nullopt, format);
 }
@@ -89,6 +99,7 @@ class Arguments {
     bool same = t.dim() == (int64_t)shape.size();
     for (int64_t i = 0; same && i < t.dim(); ++i) same = t.size(i) == shape.begin()[i];
     STD_TORCH_CHECK(same, "sfrs_ext: ", name, " has another shape than the other arguments ask for");
+    STD_TORCH_CHECK(countable(shape), "sfrs_ext: ", name, " has sizes that make 2^44 elements or more");
     STD_TORCH_CHECK(t.scalar_type() == dtype, "sfrs_ext: ", name, " has another dtype than the kernel reads");
     STD_TORCH_CHECK(t.device() == like_.device(), "sfrs_ext: ", name, " is on another device");
     held_.push_back(t.is_contiguous() ? t : torch::stable::contiguous(t));
@@ -102,6 +113,8 @@ class Arguments {
   // x is read in place if its rows or its features are contiguous.
   FeatureMap feature_map(const Tensor& x) {
     STD_TORCH_CHECK(x.dim() == 4, "sfrs_ext: x is not [B, D, H, W]");
+    STD_TORCH_CHECK(countable({x.size(0), x.size(1), x.size(2), x.size(3)}),
+                    "sfrs_ext: x has sizes that make 2^44 elements or more");
     held_.push_back(x.stride(3) == 1 || x.stride(1) == 1 ? x : torch::stable::contiguous(x));
     const Tensor& t = held_.back();
     return {const_cast<void*>(t.const_data_ptr()),

@@ -2,6 +2,9 @@
 
 #include <Python.h>
 
+#include <exception>
+#include <mutex>
+
 #include "cpu/kernels.h"
 #include "glue.h"
 #include "glue_convolution.h"
@@ -45,9 +48,19 @@ namespace {
 Parallel threads_of_torch() {
   return {(int)torch::stable::get_num_threads(),
           [](int64_t tasks, void (*task)(void*, int64_t), void* context) {
+            // The first exception of a task goes to the caller as it is: torch's C interface between here and
+            // there makes of any exception that an API call failed.
+            std::exception_ptr failure;
+            std::mutex mutex;
             torch::stable::parallel_for(0, tasks, 1, [&](int64_t begin, int64_t end) {
-              for (int64_t i = begin; i < end; ++i) task(context, i);
+              try {
+                for (int64_t i = begin; i < end; ++i) task(context, i);
+              } catch (...) {
+                std::lock_guard<std::mutex> lock(mutex);
+                if (!failure) failure = std::current_exception();
+              }
             });
+            if (failure) std::rethrow_exception(failure);
           }};
 }
 
@@ -99,7 +112,7 @@ static PyObject* cpu_available(PyObject*, PyObject*) {
   PyObject* names = PyList_New(0);
   for (const sfrs::cpu::Kernels* const* table = sfrs::cpu::available(); names && *table; ++table) {
     PyObject* name = PyUnicode_FromString((*table)->name);
-    if (name) PyList_Append(names, name);
+    if (!name || PyList_Append(names, name) < 0) Py_CLEAR(names);
     Py_XDECREF(name);
   }
   return names;

@@ -2,11 +2,25 @@
 #pragma once
 
 #include <cstdint>
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <new>
+#include <utility>
 
 namespace sfrs {
+
+class OutOfMemory : public std::bad_alloc {
+ public:
+  explicit OutOfMemory(int64_t bytes) {
+    std::snprintf(text_, sizeof text_, "sfrs_ext: out of memory, %lld bytes of scratch were not to be had",
+                  (long long)bytes);
+  }
+  const char* what() const noexcept override { return text_; }
+
+ private:
+  char text_[96];
+};
 
 // A stack of buffers on a grow-only, thread-local block. A Scratch gives back what it took when it ends;
 // one that is made while another lives on the same thread continues behind it.
@@ -14,7 +28,8 @@ class Scratch {
  public:
   explicit Scratch(int64_t bytes) : arena_(arena()), mark_(arena_.used) {
     if (arena_.used == 0 && arena_.size < bytes) {
-      std::free(arena_.data);
+      // First, as both at a time may not fit; allocate may throw, and leaves the arena empty then.
+      std::free(std::exchange(arena_.data, nullptr));
       arena_.size = 0;
       arena_.data = allocate(bytes);
       arena_.size = bytes;
@@ -61,7 +76,7 @@ class Scratch {
   }
   static char* allocate(int64_t bytes) {
     void* p = std::aligned_alloc(kAlign, (bytes + kAlign - 1) / kAlign * kAlign + kAlign);
-    if (!p) throw std::bad_alloc();
+    if (!p) throw OutOfMemory(bytes);
     return static_cast<char*>(p);
   }
 
