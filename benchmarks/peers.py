@@ -60,36 +60,40 @@ def residual_quarters(x: Tensor, weight: Tensor, centroids: Tensor) -> Tensor:
     return torch.stack(quarters, 1)
 
 
+def region_descriptors(quarters: Tensor) -> Tensor:
+    """Descriptors of the nine regions ``[B, 9, K * D]`` without a rule for cancelled quarters."""
+    parts = quarters.unbind(1)
+    regions = torch.stack([sum(parts[i] for i in region) for region in REGIONS], 1)
+    return F.normalize(F.normalize(regions, dim=-1).flatten(2), dim=-1)
+
+
 def residual_regions(x: Tensor, weight: Tensor, centroids: Tensor) -> Tensor:
-    """Descriptors of the nine regions ``[B, 9, K * D]``, likewise."""
-    quarters = residual_quarters(x, weight, centroids).unbind(1)
-    regions = [sum(quarters[part] for part in parts) for parts in REGIONS]
-    descriptors = F.normalize(torch.stack(regions, 1), dim=-1).flatten(2)
-    return F.normalize(descriptors, dim=-1)
+    """Descriptors of the nine regions ``[B, 9, K * D]`` from all residuals."""
+    return region_descriptors(residual_quarters(x, weight, centroids))
 
 
 def two_gemm_regions(x: Tensor, weight: Tensor, centroids: Tensor) -> Tensor:
     """The same by one pair of GEMMs per quarter."""
-    return reference.region_descriptors(reference.region_vlad(x, weight, centroids)).flatten(2)
+    return region_descriptors(reference.region_vlad(x, weight, centroids))
 
 
 def dense_regions(query: Tensor, quarters: Tensor) -> Tensor:
     """Nine normalised descriptors per gallery image, then one GEMM with all queries ``[Q, N, 9]``."""
-    return kept_regions(query, reference.region_descriptors(quarters))
+    return kept_regions(query, region_descriptors(quarters))
 
 
 def kept_regions(query: Tensor, regions: Tensor) -> Tensor:
-    """The GEMM alone, over descriptors ``[N, 9, K, D]``; as a linear layer, MKL's fastest order."""
-    similarity = F.linear(regions.flatten(2).flatten(0, 1), query.flatten(1))  # [N * 9, Q]
+    """The GEMM alone, over descriptors ``[N, 9, K * D]``; as a linear layer, MKL's fastest order."""
+    similarity = F.linear(regions.flatten(0, 1), query.flatten(1))  # [N * 9, Q]
     return similarity.view(len(regions), 9, len(query)).permute(2, 0, 1)
 
 
 def keep_regions(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
     """Inputs of `kept_regions`, made in blocks: the descriptors of a large gallery fill gigabytes."""
     quarters = inputs["quarters"]
-    regions = quarters.new_empty(len(quarters), 9, *quarters.shape[2:])
+    regions = quarters.new_empty(len(quarters), 9, quarters[0, 0].numel())
     for part, into in zip(quarters.split(BLOCK), regions.split(BLOCK), strict=True):
-        into.copy_(reference.region_descriptors(part))
+        into.copy_(region_descriptors(part))
     return {"query": inputs["query"], "regions": regions}
 
 

@@ -15,6 +15,9 @@ from torch import Tensor
 EPS = 1e-12
 """Lower bound of every norm that divides (the default of ``torch.nn.functional.normalize``)."""
 
+ROUNDING = 2.0
+"""Machine epsilons by which a sum of up to four rounded quarters may be off, see `region_descriptors`."""
+
 REGIONS = (
     (0, 1, 2, 3),  # whole image
     (0, 1),  # top half
@@ -135,21 +138,35 @@ def region_vlad(
     return torch.stack(quarters, dim=1)  # [B, 4, K, D]
 
 
-def region_descriptors(quarters: Tensor) -> Tensor:
+def region_descriptors(quarters: Tensor, storage: torch.dtype | None = None) -> Tensor:
     """Normalised descriptors ``[..., 9, K, D]`` of all regions from quarter VLADs ``[..., 4, K, D]``.
 
     This builds what :func:`region_similarity` exists to avoid: 9/4 of the memory of its input.
+
+    Where the quarters of a region cancel in a cluster, down to what their rounding leaves, there is no
+    direction to normalise: the cluster is zero in that region, and no gradient flows through it. Cancelled is
+    a norm of the sum below ``ROUNDING * epsilon * sqrt(sum_i |V_i|^2)``. Each quarter is known to
+    ``epsilon / 2`` of its size, adding up errs by as much again, and the sizes of four quarters add up to at
+    most twice the root of their squares.
+
+    Args:
+        storage: the dtype whose epsilon counts, that of ``quarters`` if None. Quarters of an operator that
+            runs in another dtype are compared here in float64 with ``storage`` of the operator.
     """
     regions = torch.stack([sum(quarters[..., part, :, :] for part in parts) for parts in REGIONS], dim=-3)
-    regions = F.normalize(regions, dim=-1, eps=EPS)
+    norms = regions.norm(dim=-1, keepdim=True)  # [..., 9, K, 1]
+    sizes = quarters.detach().norm(dim=-1, keepdim=True)
+    terms = torch.stack([sizes[..., list(parts), :, :].norm(dim=-3) for parts in REGIONS], dim=-3)
+    cancelled = norms < ROUNDING * torch.finfo(storage or quarters.dtype).eps * terms
+    regions = regions / norms.clamp_min(EPS).masked_fill(cancelled, torch.inf)
     return F.normalize(regions.flatten(-2), dim=-1, eps=EPS).view_as(regions)
 
 
-def region_similarity(query: Tensor, quarters: Tensor) -> Tensor:
-    """See :func:`sfrs_ext.region_similarity`."""
+def region_similarity(query: Tensor, quarters: Tensor, storage: torch.dtype | None = None) -> Tensor:
+    """See :func:`sfrs_ext.region_similarity`, and :func:`region_descriptors` for ``storage``."""
     clusters, dim = quarters.shape[-2:]
     query = query.reshape(query.shape[0], clusters, dim)
-    regions = region_descriptors(quarters)
+    regions = region_descriptors(quarters, storage)
     if quarters.dim() == 5:
         return torch.einsum("tkd,tgrkd->tgr", query, regions)
     return torch.einsum("qkd,nrkd->qnr", query, regions)

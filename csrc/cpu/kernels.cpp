@@ -16,6 +16,7 @@ namespace {
 #include "aggregate.inl"
 #include "region_similarity.inl"
 #include "region_similarity_all_pairs.inl"
+#include "region_similarity_all_pairs_backward.inl"
 #include "convolution.inl"
 #include "candidates.inl"
 #include "nearest.inl"

@@ -51,6 +51,12 @@ SFRS_INLINE void cluster_dots(const S* u, const S* v, int64_t stride, int64_t di
   for (int i = 0; i < kDots; ++i) dots[i] = sum_lanes<double>(sums[i]);
 }
 
+// 1 / max(n_r, eps) of one cluster from n_r^2 of all regions; zero where the quarters of region r cancel.
+SFRS_INLINE double region_inverse(const RegionSimilarity& f, int r, const double* squares) {
+  double terms = region_sum(r, squares + kRegions - kQuarters);
+  return squares[r] < cancelled_below(f.dtype) * terms ? 0 : inverse_norm(squares[r]);
+}
+
 template <class S, class T>
 struct Pairs {
   const RegionSimilarity& f;
@@ -73,7 +79,7 @@ void similarity_lists_forward(const RegionSimilarityForward& f, const Parallel& 
       double dots[kDots];
       cluster_dots(u + k * f.dim, v + k * f.dim, pairs.size, f.dim, dots);
       for (int r = 0; r < kRegions; ++r) {
-        double square = dots[kQuarters + r], inverse = inverse_norm(square);
+        double square = dots[kQuarters + r], inverse = region_inverse(f, r, dots + kQuarters);
         sums[r] += region_sum(r, dots) * inverse;
         squares[r] += square * inverse * inverse;
       }
@@ -89,15 +95,17 @@ void similarity_lists_forward(const RegionSimilarityForward& f, const Parallel& 
 // du = sum_i w_i V_i.
 template <class T>
 struct PairGradient {
+  const RegionSimilarity& f;
   double scaled[kRegions];   // grad_r / N_r
   double clamped[kRegions];  // coefficient of V_r where n_r < eps: only N_r depends on it then
 
-  PairGradient(const RegionSimilarityBackward& f, int64_t pair, const double* dots) {
+  PairGradient(const RegionSimilarityBackward& f, int64_t pair, const double* dots) : f(f) {
     double squares[kRegions] = {};
     for (int64_t k = 0; k < f.clusters; ++k)
       for (int r = 0; r < kRegions; ++r) {
-        double square = dots[k * kDots + kQuarters + r], inverse = inverse_norm(square);
-        squares[r] += square * inverse * inverse;
+        const double* of_cluster = dots + k * kDots + kQuarters;
+        double inverse = region_inverse(f, r, of_cluster);
+        squares[r] += of_cluster[r] * inverse * inverse;
       }
     for (int r = 0; r < kRegions; ++r) {
       double inverse = inverse_norm(squares[r]);
@@ -106,18 +114,25 @@ struct PairGradient {
       clamped[r] = -scaled[r] * along / (kEps * kEps);
     }
   }
-  void coefficients(const double* dots, T* w, T* c) const {
-    double sums[kQuarters] = {};
+  void coefficients(const double* dots, double* w, double* c) const {
+    for (int i = 0; i < kQuarters; ++i) w[i] = 0;
     for (int r = 0; r < kRegions; ++r) {
-      double inverse = inverse_norm(dots[kQuarters + r]);
+      double inverse = region_inverse(f, r, dots + kQuarters);
       double of_u = scaled[r] * inverse;
-      c[r] = (T)(norm_counts(inverse) ? -of_u * region_sum(r, dots) * inverse * inverse : clamped[r]);
+      c[r] = norm_counts(inverse) ? -of_u * region_sum(r, dots) * inverse * inverse : clamped[r];
       for (int i = 0; i < kQuarters; ++i)
-        if (holds(r, i)) sums[i] += of_u;
+        if (holds(r, i)) w[i] += of_u;
     }
-    for (int i = 0; i < kQuarters; ++i) w[i] = (T)sums[i];
   }
 };
+
+// Whether T holds c_r, which is about 1 / n_r^2, with all its digits.
+template <class T>
+SFRS_INLINE bool in_range(const double* c) {
+  for (int r = 0; std::is_same_v<T, float> && r < kRegions; ++r)
+    if (c[r] != 0 && !(__builtin_fabs(c[r]) > 0x1p-100 && __builtin_fabs(c[r]) < 0x1p100)) return false;
+  return true;
+}
 
 // dv_i = w_i u + sum_{r with i} c_r v_r, one vector of one cluster.
 template <class V, class C>
@@ -158,6 +173,24 @@ SFRS_INLINE void apply_gradient(const S* u, const S* v, int64_t stride, int64_t 
   }
 }
 
+// The same in double, for coefficients that T does not hold.
+template <class S, class T = Acc<S>>
+SFRS_NOINLINE void apply_wide_gradient(const S* u, const S* v, int64_t stride, int64_t dim, const double* w,
+                                       const double* c, T* du, S* dv) {
+  for (int64_t d = 0; d < dim; ++d) {
+    double quarter[kQuarters], result[kQuarters], sum = 0;
+    for (int i = 0; i < kQuarters; ++i) {
+      quarter[i] = load_one(v + i * stride + d);
+      sum += w[i] * quarter[i];
+      result[i] = w[i] * load_one(u + d);
+    }
+    if (du) du[d] += (T)sum;
+    if (!dv) continue;
+    quarter_gradients(quarter, c, result);
+    for (int i = 0; i < kQuarters; ++i) store_one(dv + i * stride + d, (T)result[i]);
+  }
+}
+
 template <class S>
 void similarity_lists_backward(const RegionSimilarityBackward& f, const Parallel& parallel) {
   using T = Acc<S>;
@@ -165,12 +198,17 @@ void similarity_lists_backward(const RegionSimilarityBackward& f, const Parallel
   int64_t pair_count = f.queries * f.gallery;
   Scratch shared(Scratch::bytes<T>(pair_count * f.clusters * kDots));
   T* coefficients = shared.take<T>(pair_count * f.clusters * kDots);
+  auto dots_of = [&](int64_t pair) { return (const double*)f.saved_dots + pair * f.clusters * kDots; };
+  constexpr T elsewhere = __builtin_nan("");  // in place of the first, where T does not hold them
   parallel.each(pair_count, [&](int64_t pair) {
-    const double* dots = (const double*)f.saved_dots + pair * f.clusters * kDots;
+    const double* dots = dots_of(pair);
     PairGradient<T> gradient(f, pair, dots);
     for (int64_t k = 0; k < f.clusters; ++k) {
       T* c = coefficients + (pair * f.clusters + k) * kDots;
-      gradient.coefficients(dots + k * kDots, c, c + kQuarters);
+      double made[kDots];
+      gradient.coefficients(dots + k * kDots, made, made + kQuarters);
+      for (int i = 0; i < kDots; ++i) c[i] = (T)made[i];
+      if (!in_range<T>(made + kQuarters)) c[0] = elsewhere;
     }
   });
   // One task owns a cluster of a query: du is summed over the gallery in order.
@@ -182,8 +220,14 @@ void similarity_lists_backward(const RegionSimilarityBackward& f, const Parallel
       int64_t pair = t * f.gallery + g;
       const T* c = coefficients + (pair * f.clusters + k) * kDots;
       S* dv = f.dquarters ? (S*)f.dquarters + pair * kQuarters * pairs.size + k * f.dim : nullptr;
-      apply_gradient(pairs.query(t) + k * f.dim, pairs.quarters(t, g) + k * f.dim, pairs.size, f.dim, c,
-                     c + kQuarters, du, dv);
+      const S *u = pairs.query(t) + k * f.dim, *v = pairs.quarters(t, g) + k * f.dim;
+      if (c[0] == c[0]) {
+        apply_gradient(u, v, pairs.size, f.dim, c, c + kQuarters, du, dv);
+        continue;
+      }
+      double made[kDots];
+      PairGradient<T>(f, pair, dots_of(pair)).coefficients(dots_of(pair) + k * kDots, made, made + kQuarters);
+      apply_wide_gradient(u, v, pairs.size, f.dim, made, made + kQuarters, du, dv);
     }
     if (!du) return;
     S* out = (S*)f.dquery + t * pairs.size + k * f.dim;

@@ -43,7 +43,7 @@ void similarity_lists_forward(const RegionSimilarityForward& f, const Machine& m
   auto* dots = f.all_pairs ? nullptr : (double*)f.saved_dots;
   if (!dots) dots = machine.scratch<double>(pairs * f.clusters * kDots);
   launch_dots(f, machine, dots);
-  CombineParameters p{dots, f.similarity, f.clusters};
+  CombineParameters p{dots, f.similarity, f.clusters, cancelled_below(f.dtype)};
   auto* combine = f.dtype == DType::f64 ? similarity_combine<double> : similarity_combine<float>;
   launch(machine, combine, grid_of(pairs), kRegionThreads, 0, p);
 }
@@ -61,7 +61,7 @@ void similarity_lists_backward(const RegionSimilarityBackward& f, const Machine&
       dots = made;
     }
     coefficients = machine.scratch<char>(pairs * f.clusters * kCoefficients * wide);
-    CoefficientParameters p{f.grad, f.similarity, dots, coefficients, f.clusters};
+    CoefficientParameters p{f.grad, f.similarity, dots, coefficients, f.clusters, cancelled_below(f.dtype)};
     auto* kernel = f.dtype == DType::f64 ? similarity_coefficients<double> : similarity_coefficients<float>;
     launch(machine, kernel, grid_of(pairs), kRegionThreads, kCoefficientShared, p);
   }

@@ -29,7 +29,9 @@ class AllPairs {
         aligned_(aligned_rows(f.query, row_bytes_) && aligned_rows(f.quarters, row_bytes_)),
         inverse_(machine.scratch<T>(f.gallery * f.clusters * kRegions)),
         inverse_total_(machine.scratch<T>(f.gallery * kRegions)) {
-    NormsParameters p{f.quarters, inverse_, inverse_total_, f.clusters, f.dim, aligned_};
+    auto* squares = machine.scratch<double>(f.gallery * f.clusters * kRegions);
+    NormsParameters p{f.quarters, squares, inverse_, inverse_total_,
+                      f.clusters, f.dim,   aligned_, cancelled_below(f.dtype)};
     launch(machine, similarity_norms<S>, grid_of(f.gallery), kRegionThreads, 0, p);
   }
 
@@ -84,12 +86,12 @@ class AllPairs {
     return grid_of(p.query_tiles * p.image_tiles * splits);
   }
 
-  // c_r of every image and cluster.
+  // c_r of every image and cluster, and their unit.
   const T* coefficients(const T* scaled, const T* clamped) const {
     PairParameters p = pairs();
-    const int64_t count = f_.gallery * f_.clusters * kRegions;
-    T* along = machine_.scratch<T>(p.query_tiles * count);
-    T* coefficients = machine_.scratch<T>(count);
+    const int64_t count = f_.gallery * f_.clusters;
+    T* along = machine_.scratch<T>(p.query_tiles * count * kRegions);
+    T* coefficients = machine_.scratch<T>(count * kRegionCoefficients);
     if (p.query_tiles > 0) {
       const int64_t splits = split(&p);
       p.scaled = scaled, p.out = along;

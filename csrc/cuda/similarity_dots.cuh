@@ -105,6 +105,59 @@ SFRS_DEVICE double scatter_sum(const double (&v)[kCount], int lane, int count, i
   }
 }
 
+// Sums of a warp as scatter_sum leaves them: <u, V_i> (only if kQuery), then |V_r|^2.
+template <bool kQuery, class S>
+SFRS_DEVICE double warp_dots(const S* u, const S* v, int64_t stride, int64_t dim, bool aligned, int lane,
+                             int* index) {
+  constexpr int kCount = kQuery ? kDots : kRegions;
+  double dots[kCount];
+  if (aligned)
+    lane_dots<true, kQuery>(u, v, stride, dim, lane, dots);
+  else
+    lane_dots<false, kQuery>(u, v, stride, dim, lane, dots);
+  return scatter_sum(dots, lane, kCount, 0, index);
+}
+
+// Whether the square of a quarter may have left the range in which float has all its digits; double has no
+// wider type to go to, and no f16 has such a square.
+template <class S>
+SFRS_DEVICE bool may_be_lost(double square) {
+  if constexpr (__is_same(S, double) || __is_same(S, f16)) return false;
+  return !(square > 0x1p-80 && square < 0x1p100);
+}
+// The sums of one cluster once more, in double, if one of them is lost. By a whole warp, after all of them
+// were written: inside the loop that makes them this would cost it registers.
+template <bool kQuery, class S>
+SFRS_DEVICE void mend_dots(const S* u, const S* v, int64_t stride, int64_t dim, double* sums) {
+  constexpr int kCount = kQuery ? kDots : kRegions;
+  const int lane = lane_of_thread();
+  bool lost = false;
+  SFRS_ROLLED
+  for (int i = 0; i < kQuarters; ++i) {
+    const double square = sums[kCount - kQuarters + i];
+    if (!may_be_lost<S>(square)) continue;
+    lost |= square != 0;
+    SFRS_ROLLED  // a quarter of zeros has lost nothing
+        for (int64_t d = lane; d < dim; d += 32) lost |= to_float(v[i * stride + d]) != 0;
+  }
+  if (!__any_sync(kAllLanes, lost)) return;
+  double dots[kCount] = {};
+  SFRS_ROLLED
+  for (int64_t d = lane; d < dim; d += 32) {
+    double quarter[kQuarters], region[kRegions];
+    SFRS_EACH (i, kQuarters) quarter[i] = to_float(v[i * stride + d]);
+    region_sums(quarter, region);
+    if constexpr (kQuery) {
+      const double factor = to_float(u[d]);
+      SFRS_EACH (i, kQuarters) dots[i] += factor * quarter[i];
+    }
+    SFRS_EACH (r, kRegions) dots[kCount - kRegions + r] += region[r] * region[r];
+  }
+  int index;
+  const double sum = scatter_sum(dots, lane, kCount, 0, &index);
+  if (index >= 0) sums[index] = sum;
+}
+
 struct DotsParameters {
   const void* query;
   const void* quarters;
@@ -121,24 +174,29 @@ similarity_dots(SFRS_CONSTANT DotsParameters p) {
   constexpr int kWarps = kDotsThreads / 32;
   const int lane = threadIdx.x % 32;
   const int64_t pair = blockIdx.x, size = p.clusters * p.dim;
-  for (int64_t k = blockIdx.y * kWarps + threadIdx.x / 32; k < p.clusters; k += gridDim.y * kWarps) {
-    const S* u = (const S*)p.query + pair / p.gallery * size + k * p.dim;
-    const S* v = (const S*)p.quarters + pair * kQuarters * size + k * p.dim;
-    double dots[kDots];
-    if (p.aligned)
-      lane_dots<true, true>(u, v, size, p.dim, lane, dots);
-    else
-      lane_dots<false, true>(u, v, size, p.dim, lane, dots);
+  const S *query = (const S*)p.query + pair / p.gallery * size,
+          *quarters = (const S*)p.quarters + pair * kQuarters * size;
+  double* dots = p.dots + pair * p.clusters * kDots;
+  const int64_t first = blockIdx.y * kWarps + threadIdx.x / 32, step = gridDim.y * kWarps;
+  bool lost = false;
+  for (int64_t k = first; k < p.clusters; k += step) {
     int index;
-    double sum = scatter_sum(dots, lane, kDots, 0, &index);
-    if (index >= 0) p.dots[(pair * p.clusters + k) * kDots + index] = sum;
+    const double sum =
+        warp_dots<true>(query + k * p.dim, quarters + k * p.dim, size, p.dim, p.aligned, lane, &index);
+    if (index >= 0) dots[k * kDots + index] = sum;
+    lost |= index >= kDots - kQuarters && may_be_lost<S>(sum);
   }
+  __syncwarp();
+  if (!__any_sync(kAllLanes, lost)) return;
+  for (int64_t k = first; k < p.clusters; k += step)
+    mend_dots<true>(query + k * p.dim, quarters + k * p.dim, size, p.dim, dots + k * kDots);
 }
 
 struct CombineParameters {
   const double* dots;
   void* similarity;  // [T, G, 9]
   int64_t clusters;
+  double cancelled_below;
 };
 // A warp per region, lanes over clusters.
 constexpr int kRegionThreads = 32 * kRegions;
@@ -151,7 +209,8 @@ similarity_combine(SFRS_CONSTANT CombineParameters p) {
   double sum = 0, squares = 0;
   for (int64_t k = lane; k < p.clusters; k += 32) {
     const double* dots = p.dots + (pair * p.clusters + k) * kDots;
-    double square = dots[kQuarters + region], inverse = inverse_norm(square);
+    double square = dots[kQuarters + region];
+    double inverse = region_inverse(region, dots + kQuarters, p.cancelled_below);
     sum += region_sum(region, dots) * inverse;
     squares += square * inverse * inverse;
   }

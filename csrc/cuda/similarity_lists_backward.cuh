@@ -15,7 +15,7 @@
 namespace sfrs::cuda {
 
 constexpr int kGradientThreads = 256, kGradientWarps = kGradientThreads / 32;
-constexpr int kCoefficients = 16;  // w_0..w_3, c_0..c_8, padded to whole chunks
+constexpr int kCoefficients = 16;  // w_0..w_3, c_0..c_8 in a unit, the unit, padded to whole chunks
 
 struct CoefficientParameters {
   const void* grad;        // [T, G, 9]
@@ -23,22 +23,25 @@ struct CoefficientParameters {
   const double* dots;      // [T, G, K, 13]
   void* coefficients;      // [T, G, K, 16]
   int64_t clusters;
+  double cancelled_below;
 };
-constexpr int64_t kCoefficientShared = kRegions * 33 * sizeof(double);
+constexpr int64_t kCoefficientShared = 2 * kRegions * 33 * sizeof(double);
 
 // A block per pair and a warp per region; lanes over clusters.
 template <class T>
 SFRS_KERNEL(kRegionThreads)
 similarity_coefficients(SFRS_CONSTANT CoefficientParameters p) {
   SFRS_SHARED_MEMORY(memory);
-  double (*of_u)[33] = (double (*)[33])memory;  // [9][32 clusters]: region r's part of w
+  double (*of_u)[33] = (double (*)[33])memory,
+         (*of_v)[33] = of_u + kRegions;  // [9][32 clusters]: w's part, c
   const int lane = threadIdx.x % 32, region = threadIdx.x / 32;
   const int64_t pair = blockIdx.x;
   const double* dots = p.dots + pair * p.clusters * kDots;
   double squares = 0;
   for (int64_t k = lane; k < p.clusters; k += 32) {
-    double square = dots[k * kDots + kQuarters + region], inverse = inverse_norm(square);
-    squares += square * inverse * inverse;
+    const double* of = dots + k * kDots + kQuarters;
+    double inverse = region_inverse(region, of, p.cancelled_below);
+    squares += of[region] * inverse * inverse;
   }
   const double inverse_total = inverse_norm(warp_sum(squares));
   const double scaled = (double)((const T*)p.grad)[pair * kRegions + region] * inverse_total;
@@ -53,13 +56,18 @@ similarity_coefficients(SFRS_CONSTANT CoefficientParameters p) {
     const int64_t k = first + lane;
     if (k < p.clusters) {
       const double* of = dots + k * kDots;
-      double inverse = inverse_norm(of[kQuarters + region]), part = scaled * inverse;
+      double inverse = region_inverse(region, of + kQuarters, p.cancelled_below), part = scaled * inverse;
       of_u[region][lane] = part;
-      out[k * kCoefficients + kQuarters + region] =
-          (T)(norm_counts(inverse) ? -part * region_sum(region, of) * inverse * inverse : clamped);
+      of_v[region][lane] =
+          norm_counts(inverse) ? -part * region_sum(region, of) * inverse * inverse : clamped;
     }
     __syncthreads();
     const int quarter = region;
+    if (k < p.clusters) {
+      const double unit = coefficient_unit<T>(&of_v[0][lane], 33);
+      out[k * kCoefficients + kQuarters + region] = (T)(of_v[region][lane] / unit);
+      if (region == 0) out[k * kCoefficients + kDots] = (T)unit;
+    }
     if (quarter < kQuarters && k < p.clusters) {
       double w = 0;
       SFRS_EACH (r, kRegions)
@@ -82,10 +90,10 @@ struct ListsBackwardParameters {
   bool aligned;
 };
 
-// The coefficients of a pair and cluster; dv_i += sum_{r with i} c_r v_r for one dimension.
+// The coefficients of a pair and cluster; dv_i += unit sum_{r with i} c_r v_r for one dimension.
 template <class T>
 struct Coefficients {
-  T w[kQuarters], c[kRegions];
+  T w[kQuarters], c[kRegions], unit;
 
   SFRS_DEVICE explicit Coefficients(const T* from) {
     Chunk<T> chunks[kCoefficients / Chunk<T>::kSize];
@@ -94,15 +102,17 @@ struct Coefficients {
     SFRS_EACH (i, kDots)
       (i < kQuarters ? w[i % kQuarters] : c[(i + kRegions - kQuarters) % kRegions]) =
           chunks[i / Chunk<T>::kSize].elements[i % Chunk<T>::kSize];
+    unit = chunks[kDots / Chunk<T>::kSize].elements[kDots % Chunk<T>::kSize];
   }
 };
 template <class T>
-SFRS_DEVICE void add_along_regions(const T (&v)[kQuarters], const T (&c)[kRegions], T (&dv)[kQuarters]) {
+SFRS_DEVICE void add_along_regions(const T (&v)[kQuarters], const T (&c)[kRegions], T unit,
+                                   T (&dv)[kQuarters]) {
   T region[kRegions], sum[kQuarters];
   region_sums(v, region);
   SFRS_EACH (r, kRegions) region[r] *= c[r];
   quarter_sums(region, sum);
-  SFRS_EACH (i, kQuarters) dv[i] += sum[i];
+  SFRS_EACH (i, kQuarters) dv[i] += unit * sum[i];
 }
 
 template <class S, bool kAligned>
@@ -131,7 +141,7 @@ SFRS_DEVICE void lists_backward(const ListsBackwardParameters& p, Accumulated<S>
           du[e] += c.w[i] * v[i];
           dv[i] = c.w[i] * factor;
         }
-        add_along_regions(v, c.c, dv);
+        add_along_regions(v, c.c, c.unit, dv);
         SFRS_EACH (i, kQuarters) store_as(&results[i].elements[e], dv[i]);
       }
       if (p.dquarters) {

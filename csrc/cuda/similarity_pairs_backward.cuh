@@ -25,7 +25,7 @@ struct ScaleParameters {
   const void* similarity;     // [T, N, 9]
   const void* inverse_total;  // [N, 9]
   void* scaled;               // grad_r / N_r as scaled_offset lays it out
-  void* clamped;              // [N, 9]: c_r of clusters with n_r < eps, where only N_r depends on V_r
+  void* clamped;              // [N, 9]: eps^2 c_r of clusters with n_r < eps, where only N_r depends on V_r
   int64_t queries, gallery;
 };
 
@@ -51,27 +51,34 @@ similarity_scale(SFRS_CONSTANT ScaleParameters p) {
   if (warp != 0 || item >= count) return;
   T sum = 0;
   SFRS_EACH (w, kWarps) sum += shared[w * 32 + lane];
-  ((T*)p.clamped)[item] = norm_counts(inverse) ? -sum * inverse / ((T)kEps * (T)kEps) : 0;
+  ((T*)p.clamped)[item] = norm_counts(inverse) ? -sum * inverse : 0;
 }
 
 struct RegionCoefficientParameters {
   const void* along;               // [parts, N, K, 9]: sum_q scaled_r sum_{i in r} d_i
   const void* inverse;             // [N, K, 9]
   const void* clamped;             // [N, 9]
-  void* coefficients;              // [N, K, 9]
-  int64_t count, clusters, parts;  // N K 9
+  void* coefficients;              // [N, K, 10]: c_r in a unit, the unit
+  int64_t count, clusters, parts;  // N K
 };
 template <class T>
 SFRS_KERNEL(kPairThreads)
 similarity_region_coefficients(SFRS_CONSTANT RegionCoefficientParameters p) {
-  const int64_t i = (int64_t)blockIdx.x * kPairThreads + threadIdx.x;
+  const int64_t i = (int64_t)blockIdx.x * kPairThreads + threadIdx.x, first = i * kRegions;
   if (i >= p.count) return;
-  T along = 0;
-  for (int64_t part = 0; part < p.parts; ++part) along += ((const T*)p.along)[part * p.count + i];
-  const T inverse = ((const T*)p.inverse)[i];
-  const int64_t image = i / (p.clusters * kRegions);
-  ((T*)p.coefficients)[i] = norm_counts(inverse) ? -along * inverse * inverse * inverse
-                                                 : ((const T*)p.clamped)[image * kRegions + i % kRegions];
+  double c[kRegions];
+  SFRS_EACH (r, kRegions) {
+    T along = 0;
+    for (int64_t part = 0; part < p.parts; ++part)
+      along += ((const T*)p.along)[part * p.count * kRegions + first + r];
+    const T inverse = ((const T*)p.inverse)[first + r];
+    const double clamped = ((const T*)p.clamped)[i / p.clusters * kRegions + r] / (kEps * kEps);
+    c[r] = norm_counts(inverse) ? -(double)along * inverse * inverse * inverse : clamped;
+  }
+  const double unit = coefficient_unit<T>(c, 1);
+  T* out = (T*)p.coefficients + i * kRegionCoefficients;
+  SFRS_EACH (r, kRegions) out[r] = (T)(c[r] / unit);
+  out[kRegions] = (T)unit;
 }
 
 template <class S, bool kTf32>

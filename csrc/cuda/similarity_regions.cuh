@@ -50,6 +50,27 @@ SFRS_DEVICE T region_sum(int region, const T* quarter) {
   return sum;
 }
 
+// 1 / max(n_r, eps) of one cluster from n_r^2 of all regions; zero where the quarters of the region cancel.
+SFRS_DEVICE double region_inverse(int region, const double* squares, double cancelled_below) {
+  const double terms = region_sum(region, squares + kRegions - kQuarters);
+  return squares[region] < cancelled_below * terms ? 0 : inverse_norm(squares[region]);
+}
+
+// Coefficients c_r of V_r are about 1 / n_r^2. Where T does not hold them they are kept in this unit, a power
+// of two about 1 / n_r, otherwise in 1.
+template <class T>
+SFRS_DEVICE double coefficient_unit(const double* c, int stride) {
+  if constexpr (sizeof(T) == 8) return 1;
+  double largest = 0, least = 1;
+  SFRS_EACH (r, kRegions) {
+    const double size = fabs(c[r * stride]);
+    if (size > largest) largest = size;
+    if (size < least && size != 0) least = size;
+  }
+  if (least > 0x1p-100 && largest < 0x1p100) return 1;
+  return largest < 0x1p1000 ? ldexp(1.0, ilogb(largest) / 2) : 1;
+}
+
 // What one lane reads of a row at a time.
 template <class S>
 union Chunk {

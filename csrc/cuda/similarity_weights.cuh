@@ -63,12 +63,14 @@ struct WeightTile {
   static constexpr int64_t kShared = 2 * kStageBytes;
 };
 
+constexpr int kRegionCoefficients = kRegions + 1;  // c_0..c_8 in a unit, the unit
+
 struct WeightParameters {
   const void* rows;          // dquery: quarters; dquarters: query
   const void* scaled;        // grad_r / N_r
   const void* inverse;       // [N, K, 9]
   const void* quarters;      // dquarters: [N, 4, K, D]
-  const void* coefficients;  // dquarters: [N, K, 9]
+  const void* coefficients;  // dquarters: [N, K, 10]
   void* out;
   int64_t queries, gallery, clusters, dim;
   int64_t dim_tiles;
@@ -250,9 +252,9 @@ class WeightedRows {
     for (int m = 0; m < kM; m += 2) {
       const int64_t image = first_image_ + (row_warp() * kM + m) / 2 * 8 + lane_of_thread() / 4;
       const bool valid = image < p_.gallery;
-      T c[kRegions];
-      SFRS_EACH (r, kRegions)
-        c[r] = valid ? ((const T*)p_.coefficients)[(image * p_.clusters + cluster_) * kRegions + r] : 0;
+      const T* from = (const T*)p_.coefficients + (image * p_.clusters + cluster_) * kRegionCoefficients;
+      T c[kRegions], unit = valid ? from[kRegions] : 0;
+      SFRS_EACH (r, kRegions) c[r] = valid ? from[r] : 0;
       SFRS_EACH (n, kN)
         SFRS_EACH (piece, 2) {
           __syncwarp();  // keeps the compiler from reading more ahead than there are registers for
@@ -267,7 +269,7 @@ class WeightedRows {
               v[i] = quarters[i][e];
               dv[i] = sums_[m + i / 2][n][piece][i % 2 * 2 + e];
             }
-            add_along_regions(v, c, dv);
+            add_along_regions(v, c, unit, dv);
             SFRS_EACH (i, kQuarters) results[i][e] = dv[i];
           }
           SFRS_EACH (i, kQuarters)

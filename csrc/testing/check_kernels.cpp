@@ -143,8 +143,10 @@ std::vector<SimilarityProblem> similarity_problems(bool quick) {
       if (p.queries * p.gallery * p.clusters * p.dim > 5000) continue;
       p.odd = true, with_every_type(&all, p), p.odd = false;
       p.special = Special::empty_clusters, with_every_type(&all, p);
-      p.special = Special::cancelling;
-      if (p.dim > 1) with_every_type(&all, p);
+      for (Special special : {Special::cancelling, Special::cancelled, Special::large, Special::small}) {
+        p.special = special;
+        if (p.dim > 1) with_every_type(&all, p);
+      }
       p.special = Special::none;
       p.save = false, with_every_type(&all, p), p.save = true;
       p.want_query = false, with_every_type(&all, p), p.want_query = true;

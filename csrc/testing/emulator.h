@@ -364,6 +364,10 @@ T __shfl_xor_sync(unsigned lanes, T value, int mask, int width = 32) {
   return sfrs::cuda::emulator::shuffle("__shfl_xor_sync", lanes, value,
                                        source < (lane & ~(width - 1)) + width ? source : lane);
 }
+inline bool __any_sync(unsigned lanes, bool value) {
+  for (int mask = 1; mask < 32; mask *= 2) value |= __shfl_xor_sync(lanes, (int)value, mask) != 0;
+  return value;
+}
 template <class T>
 T __shfl_down_sync(unsigned lanes, T value, unsigned delta, int width = 32) {
   const int lane = sfrs::cuda::emulator::block.lane(), source = lane + (int)delta;

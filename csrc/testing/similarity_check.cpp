@@ -28,6 +28,13 @@ Inputs make_inputs(const SimilarityProblem& p) {
     if (p.special == Special::empty_clusters && (cluster % 3 == 0 || (cluster % 3 == 1 && quarter < 2)))
       v = 0;
     if (p.special == Special::cancelling && quarter % 2) v = 0.05 * v - in.quarters.get(i - row);
+    // Two quarters cancel in a half and all of them in the whole, up to rounding.
+    if (p.special == Special::cancelled && cluster % 2 == 0 && quarter == 1) v = -in.quarters.get(i - row);
+    if (p.special == Special::cancelled && cluster % 2 && quarter == 3)
+      v = -in.quarters.get(i - row) - in.quarters.get(i - 2 * row) - in.quarters.get(i - 3 * row);
+    // Neither their squares nor those of 1 / n_r fit float; float16 holds no such values.
+    if (p.special == Special::large && p.dtype != DType::f16) v *= cluster % 2 ? 1e19 : 1e24;
+    if (p.special == Special::small && p.dtype != DType::f16) v *= quarter == 1 ? 1e-16 : 1e-21;
     in.quarters.set(i, v);
   }
   for (int64_t i = 0; i < in.grad.count(); ++i) in.grad.set(i, normal(random));
@@ -42,7 +49,7 @@ double normalise(const double* v, int64_t count, double* unit) {
   for (int64_t i = 0; i < count; ++i) unit[i] = v[i] * inv;
   return inv;
 }
-// The gradient g of unit becomes that of v.
+// The gradient g of unit becomes that of v; inv = 0 where v has cancelled and unit is zero.
 void through_norm(const double* unit, double inv, double* g, int64_t count) {
   double along = 0;
   for (int64_t i = 0; i < count; ++i) along += unit[i] * g[i];
@@ -76,7 +83,18 @@ struct Exact {
     Values sum(row), unit(row), descriptor(row), inv(K);
     for (int q = 0; q < kQuarters; ++q)
       for (int64_t i = 0; i < row && kRegionQuarters[r] >> q & 1; ++i) sum[i] += v[image + q * row + i];
-    for (int64_t k = 0; k < K; ++k) inv[k] = normalise(&sum[k * D], D, &unit[k * D]);
+    for (int64_t k = 0; k < K; ++k) {
+      inv[k] = normalise(&sum[k * D], D, &unit[k * D]);
+      double square = 0, terms = 0;
+      for (int64_t i = k * D; i < (k + 1) * D; ++i) {
+        square += sum[i] * sum[i];
+        for (int q = 0; q < kQuarters; ++q)
+          if (kRegionQuarters[r] >> q & 1) terms += v[image + q * row + i] * v[image + q * row + i];
+      }
+      if (square >= cancelled_below(p.dtype) * terms) continue;
+      inv[k] = 0;
+      std::fill(&unit[k * D], &unit[k * D] + D, 0.0);
+    }
     const double inv_all = normalise(unit.data(), row, descriptor.data());
     Values g(row);
     for (int64_t i = 0; i < row; ++i) {
@@ -157,6 +175,9 @@ std::string SimilarityProblem::title() const {
   if (odd) s += "+odd";
   if (special == Special::empty_clusters) s += "+empty";
   if (special == Special::cancelling) s += "+cancelling";
+  if (special == Special::cancelled) s += "+cancelled";
+  if (special == Special::large) s += "+large";
+  if (special == Special::small) s += "+small";
   if (!save) s += "+inference";
   if (!want_query) s += "-query";
   if (!want_quarters) s += "-quarters";

@@ -13,6 +13,9 @@ enum class Special {
   none,
   empty_clusters,  // some clusters are zero in all quarters, some in two
   cancelling,      // quarters that nearly cancel in a half
+  cancelled,       // quarters that cancel but for rounding, in a half or in the whole image
+  large,
+  small,  // quarters whose squares leave the range of float
 };
 
 struct SimilarityProblem {
