@@ -33,7 +33,7 @@ void aggregate_forward(const AggregationForward& f, const Parallel& parallel) {
 
   // A group that crosses a boundary between tasks is left in slots: slot 2 i + 1 holds what task i began,
   // slot 2 i what it went on with; they are added in that order.
-  int64_t row_bytes = Scratch::bytes<T>(n.clusters * n.dim) + Scratch::bytes<T>(n.clusters);
+  int64_t row_bytes = Scratch::bytes<T>(n.clusters * n.dim) + Scratch::bytes<double>(n.clusters);
   Scratch shared(Form::Assignment::bytes(n) + 2 * tasks * Accumulator<T>::bytes(n) + (tasks - 1) * row_bytes);
   typename Form::Assignment assignment(f, n, shared);
   Accumulator<T>* slots = (Accumulator<T>*)__builtin_alloca(2 * tasks * sizeof(Accumulator<T>));
@@ -43,7 +43,8 @@ void aggregate_forward(const AggregationForward& f, const Parallel& parallel) {
     Scratch scratch(Form::ForwardTile::bytes(n) + Accumulator<T>::bytes(n) + row_bytes);
     typename Form::ForwardTile work(f, n, assignment, scratch);
     Accumulator<T> complete(n, scratch);
-    T *rows = scratch.take<T>(n.clusters * n.dim), *squares = scratch.take<T>(n.clusters);
+    T* rows = scratch.take<T>(n.clusters * n.dim);
+    double* squares = scratch.take<double>(n.clusters);
     int64_t begin = first_of(task), end = first_of(task + 1);
     for (int64_t unit = begin; unit < end;) {
       Tile t = geometry.at(unit, begin, end);
@@ -70,7 +71,8 @@ void aggregate_forward(const AggregationForward& f, const Parallel& parallel) {
     // Nothing is split here, or an earlier task began it.
     if (first == boundary || first < first_of(task)) continue;
     while (first_of(behind) < first + geometry.units_of(t.group)) ++behind;
-    T *rows = shared.take<T>(n.clusters * n.dim), *squares = shared.take<T>(n.clusters);
+    T* rows = shared.take<T>(n.clusters * n.dim);
+    double* squares = shared.take<double>(n.clusters);
     splits.push_back({Finish<S>(f, n, t.group, rows, squares), task, behind});
   }
   int64_t vectors = (n.clusters + kLanes<T> - 1) / kLanes<T>;

@@ -90,6 +90,19 @@ struct ParameterSums {
   }
 };
 
+// What was written is the gradient of f x, f the factors of pack_in_range.
+template <class S, class T = Acc<S>>
+SFRS_NOINLINE void shrink_gradient(const AggregationBackward& f, const Group& g, int64_t begin, int64_t count,
+                                   const T* factors) {
+  for (int64_t p = 0; p < count; ++p) {
+    if (factors[p] == 1) continue;
+    int64_t offset, index;
+    locate(f.x, g, begin + p, &offset, &index);
+    S* dx = image_of<S>(f.dx, g) + index * f.dx.stride_w;
+    for (int64_t d = 0; d < f.x.dim; ++d, dx += f.dx.stride_d) store_one(dx, load_one(dx) * factors[p]);
+  }
+}
+
 template <class S>
 class BackwardTile {
   using T = Acc<S>;
@@ -97,7 +110,7 @@ class BackwardTile {
  public:
   static int64_t bytes(const Sizes<T>& n) {
     int64_t columns = n.cluster_columns + n.logit_columns, panels = round_up(n.dim, kPanel<T>);
-    return Scratch::bytes<T>(n.packed()) + 2 * Scratch::bytes<T>(n.tile + kLanes<T>) +
+    return Scratch::bytes<T>(n.packed()) + 3 * Scratch::bytes<T>(n.tile + kLanes<T>) +
            Scratch::bytes<T>(n.tile * n.cluster_columns) + Scratch::bytes<T>(n.tile * n.logit_columns) +
            Scratch::bytes<T>(n.clusters * n.dim) + Scratch::bytes<T>(columns * n.rows) +
            3 * Scratch::bytes<T>(n.cluster_columns) + Scratch::bytes<T>(n.logit_columns) +
@@ -113,6 +126,7 @@ class BackwardTile {
         sums_(sums),
         packed_(scratch.zeros<T>(n.packed())),
         squares_(scratch.take<T>(n.tile + kLanes<T>)),
+        factors_(scratch.take<T>(n.tile + kLanes<T>)),
         along_(scratch.take<T>(n.tile + kLanes<T>)),
         products_(scratch.take<T>(n.tile * n.cluster_columns)),
         logits_(scratch.take<T>(n.tile * n.logit_columns)),
@@ -157,7 +171,10 @@ class BackwardTile {
     int64_t begin = t.begin, count = t.count;
     if (count == 0) return;
     next.spread(work_of(n_, count, n_.clusters) + (f_.dweight ? work_of(n_, count, n_.logits) : 0));
-    pack<S>(f_.x, g, begin, count, packed_, n_.step, squares_);
+    if (f_.normalize_input)
+      shrunk_ = pack_in_range<S>(f_.x, g, begin, count, packed_, n_.step, squares_, factors_);
+    else
+      pack<S>(f_.x, g, begin, count, packed_, n_.step, squares_);
     multiply_features(n_, count, packed_, dv_columns_, n_.clusters, products_, next);
     assign(g, begin, count);
     if (f_.dweight) aggregate_features(n_, count, packed_, logits_, n_.logits, sums_.dweight, true, next);
@@ -166,6 +183,7 @@ class BackwardTile {
       write_planes(g, begin, count);
     else
       write_tokens(g, begin, count);
+    if (shrunk_) shrink_gradient<S>(f_, g, begin, count, factors_);
   }
 
  private:
@@ -180,7 +198,9 @@ class BackwardTile {
   }
 
   void assign_position(int64_t p, int64_t position) {
-    T inv = ((const T*)f_.saved_inv_norm)[position], m = f_.mask ? ((const T*)f_.mask)[position] : 1;
+    T inv = ((const T*)f_.saved_inv_norm)[position];
+    if (shrunk_ && factors_[p] != 1) inv = inverse_norm(squares_[p]);  // of f x
+    T m = f_.mask ? ((const T*)f_.mask)[position] : 1;
     const T* saved = (const T*)(f_.logits_given ? f_.logits_given : f_.saved_logits) + position * n_.logits;
     T* out = f_.dlogits ? (T*)f_.dlogits + position * n_.logits : nullptr;
     load_logits(n_, p, saved, logits_);
@@ -282,9 +302,10 @@ class BackwardTile {
         locate(f_.x, g, begin + p + r, &offset, &index);
         const S* x = image_of<S>(f_.x, g) + offset;
         S* dx = image_of<S>(f_.dx, g) + index * f_.dx.stride_w;
+        T along = shrunk_ ? along_[p + r] * factors_[p + r] : along_[p + r];  // x is read as it came
         for (int64_t d = 0; d < n_.dim; d += kLanes<T>) {
           int64_t left = n_.dim - d;
-          store_n(dx + d, load(out_ + r * out_row + d) - along_[p + r] * load_n(x + d, left), left);
+          store_n(dx + d, load(out_ + r * out_row + d) - along * load_n(x + d, left), left);
         }
       }
     }
@@ -294,7 +315,8 @@ class BackwardTile {
   const Sizes<T>& n_;
   const BackwardWeights<T>& assignment_;
   const ParameterSums<T>& sums_;
-  T *packed_, *squares_, *along_, *products_, *logits_, *dv_, *dv_columns_, *dv_centroid_, *weights_, *da_,
-      *dbias_;
+  T *packed_, *squares_, *factors_, *along_, *products_, *logits_, *dv_, *dv_columns_, *dv_centroid_,
+      *weights_, *da_, *dbias_;
   T *across_ = nullptr, *dv_rows_ = nullptr, *out_ = nullptr;
+  bool shrunk_ = false;
 };

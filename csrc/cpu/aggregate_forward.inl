@@ -156,7 +156,7 @@ class ForwardTile {
 
  public:
   static int64_t bytes(const Sizes<T>& n) {
-    return Scratch::bytes<T>(n.packed()) + Scratch::bytes<T>(n.tile + kLanes<T>) +
+    return Scratch::bytes<T>(n.packed()) + 2 * Scratch::bytes<T>(n.tile + kLanes<T>) +
            Scratch::bytes<T>(n.tile * n.logit_columns);
   }
   ForwardTile(const AggregationForward& f, const Sizes<T>& n, const Assignment<T>& assignment,
@@ -166,13 +166,17 @@ class ForwardTile {
         assignment_(assignment),
         packed_(scratch.zeros<T>(n.packed())),
         squares_(scratch.take<T>(n.tile + kLanes<T>)),
+        factors_(scratch.take<T>(n.tile + kLanes<T>)),
         logits_(scratch.take<T>(n.tile * n.logit_columns)) {}
 
   void run(const Tile& t, const Accumulator<T>& sum, Ahead next) {
     if (t.count == 0) return sum.clear(n_);
     next.spread((f_.logits_given ? 0 : work_of(n_, t.count, n_.logits)) + work_of(n_, t.count, n_.clusters));
     if (t.opens) __builtin_memset(sum.weights, 0, n_.cluster_columns * sizeof(T));
-    pack<S>(f_.x, t.group, t.begin, t.count, packed_, n_.step, squares_);
+    if (f_.normalize_input)
+      shrunk_ = pack_in_range<S>(f_.x, t.group, t.begin, t.count, packed_, n_.step, squares_, factors_);
+    else
+      pack<S>(f_.x, t.group, t.begin, t.count, packed_, n_.step, squares_);
     if (!f_.logits_given)
       multiply_features(n_, t.count, packed_, assignment_.weight, n_.logits, logits_, next);
     assign(t.group, t.begin, t.count, sum);
@@ -185,7 +189,7 @@ class ForwardTile {
       for (int64_t i = 0; i < s.count; ++i) {
         int64_t p = s.at + i, position = g.image * f_.x.positions() + s.index + i;
         T inv = f_.normalize_input ? inverse_norm(squares_[p]) : 1;
-        if (f_.saved_inv_norm) ((T*)f_.saved_inv_norm)[position] = inv;
+        if (f_.saved_inv_norm) ((T*)f_.saved_inv_norm)[position] = shrunk_ ? inv * factors_[p] : inv;
         if (f_.logits_given)
           load_logits(n_, p, (const T*)f_.logits_given + position * n_.logits, logits_);
         else
@@ -209,15 +213,23 @@ class ForwardTile {
   const AggregationForward& f_;
   const Sizes<T>& n_;
   const Assignment<T>& assignment_;
-  T *packed_, *squares_, *logits_;
+  T *packed_, *squares_, *factors_, *logits_;
+  bool shrunk_ = false;
 };
+
+// 1 / max(|v|, eps) from the square of |v|, which has overflowed where it is infinite, and is exact in
+// double.
+template <class T>
+SFRS_INLINE T inverse_norm(T square, double exact) {
+  return square < (T)__builtin_inf() ? inverse_norm(square) : (T)inverse_norm(exact);
+}
 
 // From the sums of one group to its result, in two steps, as clusters can be finished one by one but the norm
 // of the descriptor needs all of them. `rows` is scratch of K * D, `squares` of K.
 template <class S, class T = Acc<S>>
 class Finish {
  public:
-  Finish(const AggregationForward& f, const Sizes<T>& n, const Group& g, T* rows, T* squares)
+  Finish(const AggregationForward& f, const Sizes<T>& n, const Group& g, T* rows, double* squares)
       : f_(f),
         n_(n),
         normalized_(f.intra_norm || f.l2_norm),
@@ -236,10 +248,12 @@ class Finish {
         const T* centroid = (const T*)f_.centroids + k * n_.dim;
         for (int64_t d = 0; d < n_.dim; ++d) row[d] -= sum.weights[k] * centroid[d];
       }
-      T square = normalized_ ? (T)accurate_dot(row, row, n_.dim) : 0;
-      T scale = f_.intra_norm ? inverse_norm(square) : 1;
+      double exact = normalized_ ? accurate_dot(row, row, n_.dim) : 0;
+      T square = (T)exact, scale = f_.intra_norm ? inverse_norm(square, exact) : 1;
       if (scale_) scale_[k] = scale;
-      squares_[k] = square * scale * scale;
+      // As T computes it, unless the square leaves its range.
+      bool fits = square > (T)0x1p-100 && square < (T)0x1p100;
+      squares_[k] = fits ? square * scale * scale : exact * scale * scale;
       if (f_.intra_norm)
         for (int64_t d = 0; d < n_.dim; ++d) row[d] *= scale;
     }
@@ -247,8 +261,9 @@ class Finish {
   // Once all clusters are done: normalises the descriptor and writes clusters [begin, end) of it.
   void write(int64_t begin, int64_t end) const {
     T total = 0;
-    for (int64_t k = 0; k < n_.clusters; ++k) total += squares_[k];
-    T scale = f_.l2_norm ? inverse_norm(total) : 1;
+    double exact = 0;
+    for (int64_t k = 0; k < n_.clusters; ++k) total += (T)squares_[k], exact += squares_[k];
+    T scale = f_.l2_norm ? inverse_norm(total, exact) : 1;
     if (scale_ && begin == 0) scale_[n_.clusters] = scale;
     if ((void*)rows_ == out_) return;
     for (int64_t i = begin * n_.dim; i < end * n_.dim; i += kLanes<T>) {
@@ -261,7 +276,7 @@ class Finish {
   const AggregationForward& f_;
   const Sizes<T>& n_;
   bool normalized_;
-  T* squares_;
+  double* squares_;
   S* out_;
   T* rows_;  // the result itself, if that is all
   T* scale_;

@@ -61,6 +61,7 @@ class PairedInputGradient {
         store_bits(across_.at + j / 2 * across_.row + p, pairs_of(load(at), load(at + n_.tile_step)));
       }
     n_.planes ? write_planes(tile, along, group, begin) : write_tokens(tile, along, group, begin);
+    if (tile.shrunk()) shrink_gradient<bf16>(f_, group, begin, tile.count(), tile.factors());
   }
 
  private:
@@ -101,9 +102,10 @@ class PairedInputGradient {
         locate(f_.x, g, begin + p + r, &offset, &index);
         const bf16* x = image_of<bf16>(f_.x, g) + offset;
         bf16* dx = image_of<bf16>(f_.dx, g) + index * f_.dx.stride_w;
+        float of_x = along[p + r] * tile.factor(p + r);  // x is read as it came
         for (int64_t d = 0; d < n_.dim; d += kSide) {
           int64_t left = n_.dim - d;
-          store_n(dx + d, load(out_ + r * step + d) - along[p + r] * load_n(x + d, left), left);
+          store_n(dx + d, load(out_ + r * step + d) - of_x * load_n(x + d, left), left);
         }
       }
     }
@@ -167,7 +169,7 @@ class PairedBackwardTile {
 
   void run(const Tile& t, Ahead next) {
     if (t.count == 0) return;
-    tile_.pack(f_.x, t.group, t.begin, t.count);
+    tile_.pack(f_.x, t.group, t.begin, t.count, f_.normalize_input);
     int64_t first = t.group.image * f_.x.positions();
     next.spread(round_up(n_.clusters, kSide) * n_.depth * tile_.vectors_end() +
                 (f_.dweight ? n_.rows * n_.sides * tile_.pairs_end() : 0));
@@ -204,7 +206,10 @@ class PairedBackwardTile {
       for (int64_t k = 0; k < n_.logits; ++k) store(logits + k * n_.tile_step, F32{});
       return;
     }
-    F32 inv = tile_.values(f_.saved_inv_norm, first, p), mask = tile_.values(f_.mask, first, p);
+    F32 inv = tile_.values(f_.saved_inv_norm, first, p);
+    for (int64_t i = 0; tile_.shrunk() && i < smaller(kSide, tile_.count() - p); ++i)
+      if (tile_.factor(p + i) != 1) inv[i] = inverse_norm(tile_.square(p + i));  // of f x
+    F32 mask = tile_.values(f_.mask, first, p);
     F32 top = splat(-__builtin_inff()), total = {};
     for (int64_t k = 0; k < n_.logits; ++k)
       top = max_or_nan(load(logits + k * n_.tile_step) + assignment_.bias[k], top);

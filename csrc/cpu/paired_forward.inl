@@ -82,7 +82,7 @@ class PairedForwardTile {
   void run(const Tile& t, const Accumulator<float>& sum, Ahead next) {
     if (t.count == 0) return sum.clear(n_);
     if (t.opens) __builtin_memset(sum.weights, 0, n_.cluster_columns * sizeof(float));
-    tile_.pack(f_.x, t.group, t.begin, t.count);
+    tile_.pack(f_.x, t.group, t.begin, t.count, f_.normalize_input);
     int64_t first = t.group.image * f_.x.positions(), columns = round_up(n_.clusters, kSide);
     next.spread((f_.logits_given ? 0 : n_.sides * n_.depth * tile_.vectors_end()) +
                 n_.rows * columns * tile_.pairs_end());
@@ -103,7 +103,8 @@ class PairedForwardTile {
   void norms(int64_t first) {
     for (int64_t p = 0; p < tile_.count(); ++p) {
       inverse_[p] = f_.normalize_input ? inverse_norm(tile_.square(p)) : 1;
-      if (f_.saved_inv_norm) ((float*)f_.saved_inv_norm)[first + tile_.index(p)] = inverse_[p];
+      if (f_.saved_inv_norm)
+        ((float*)f_.saved_inv_norm)[first + tile_.index(p)] = inverse_[p] * tile_.factor(p);
     }
   }
 

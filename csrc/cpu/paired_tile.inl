@@ -43,13 +43,14 @@ class PairedTile {
  public:
   static int64_t bytes(const PairedSizes& n) {
     return Scratch::bytes<Word>(n.depth / 2 * n.tile_step) + Scratch::bytes<bf16>(n.depth * n.tile_step) +
-           Scratch::bytes<float>(n.tile + kSide) + Scratch::bytes<int64_t>(n.tile);
+           2 * Scratch::bytes<float>(n.tile + kSide) + Scratch::bytes<int64_t>(n.tile);
   }
   PairedTile(const PairedSizes& n, Scratch& scratch)
       : n_(n),
         pairs_(take_side<Word>(scratch, n.depth / 2, n.tile_step)),
         rows_(take_side<bf16>(scratch, n.depth, n.tile_step)),
         squares_(scratch.take<float>(n.tile + kSide)),
+        factors_(scratch.take<float>(n.tile + kSide)),
         index_(scratch.take<int64_t>(n.tile)) {
     clear_rows(pairs_, n.dim / 2, n.depth / 2);
     clear_rows(rows_, 0, n.depth);
@@ -58,6 +59,9 @@ class PairedTile {
   Right pairs() const { return pairs_; }  // [D / 2][p]
   Left rows() const { return rows_; }     // [D][p], zero behind the last position
   float square(int64_t p) const { return squares_[p]; }
+  bool shrunk() const { return shrunk_; }  // whether there are factors f other than one
+  float factor(int64_t p) const { return shrunk_ ? factors_[p] : 1; }
+  const float* factors() const { return factors_; }
   int64_t index(int64_t p) const { return index_[p]; }  // h * W + w
   int64_t count() const { return count_; }
   int64_t vectors_end() const { return round_up(count_, kSide); }
@@ -76,7 +80,8 @@ class PairedTile {
     return v;
   }
 
-  void pack(const FeatureMap& x, const Group& g, int64_t begin, int64_t count) {
+  // Features of large norm are taken as f x, as pack_in_range does it, if they are to be normalised.
+  void pack(const FeatureMap& x, const Group& g, int64_t begin, int64_t count, bool normalize) {
     count_ = count;
     Segments segments(x, g, begin, count);
     for (const Segment& s : segments)
@@ -88,6 +93,9 @@ class PairedTile {
       pack_tokens(x, g, begin);
       clear_behind(vectors_end());
     }
+    shrunk_ = false;
+    for (int64_t p = 0; normalize && p < count; ++p) shrunk_ |= squares_[p] > kLargeSquare<float>;
+    for (int64_t p = 0; shrunk_ && p < count; ++p) shrink_large(p, x.dim);
   }
 
  private:
@@ -164,6 +172,25 @@ class PairedTile {
     }
   }
 
+  SFRS_NOINLINE void shrink_large(int64_t p, int64_t dim) {
+    factors_[p] = 1;
+    if (!(squares_[p] > kLargeSquare<float>)) return;
+    auto number = [&](int64_t d) { return rows_.at + d * rows_.row + p; };
+    float largest = 0, square = 0;
+    for (int64_t d = 0; d < dim; ++d) largest = larger(largest, __builtin_fabsf(load_one(number(d))));
+    float factor = shrinking<float>(largest);
+    if (factor == 1) return;
+    for (int64_t d = 0; d < dim; ++d) {
+      float v = load_one(number(d)) * factor;
+      square += v * v;
+      store_one(number(d), v);
+      Word& pair = pairs_.at[d / 2 * pairs_.row + p];
+      Word bits = number(d)->bits;
+      pair = d % 2 ? (pair & 0xffffu) | bits << 16 : (pair & 0xffff0000u) | bits;
+    }
+    squares_[p] = square, factors_[p] = factor;
+  }
+
   // Zeros in `rows` from `written` on, as far as a product reads: what an earlier tile left there need not be
   // finite.
   void clear_behind(int64_t written) {
@@ -176,9 +203,10 @@ class PairedTile {
   const PairedSizes& n_;
   Side<Word> pairs_;
   Side<bf16> rows_;
-  float* squares_;
+  float *squares_, *factors_;
   int64_t* index_;
   int64_t count_ = 0, used_ = 0;
+  bool shrunk_ = false;
 };
 
 // Square by square between [k][p] of a tile and its positions' rows in [P, K + G] of an image, which are

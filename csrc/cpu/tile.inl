@@ -234,3 +234,48 @@ SFRS_INLINE void pack(const FeatureMap& x, const Group& g, int64_t begin, int64_
   else
     pack_tokens<S>(x, g, begin, count, packed, step, squares);
 }
+
+// Features so large that their squares, or products with them, may leave the range of T are worked on as
+// f x, f a power of two: what is normalised afterwards keeps every bit. `factors` says f of each position.
+template <class T>
+constexpr T kLargeSquare = (T)0x1p40;
+
+// f of features whose largest is this; one if that is infinite.
+template <class T>
+SFRS_INLINE T shrinking(T largest) {
+  if (largest == (T)__builtin_inf()) return 1;
+  // No further than the smallest normal number.
+  int64_t exponent = smaller(__builtin_ilogb(largest), std::numeric_limits<T>::max_exponent - 2);
+  return (T)__builtin_ldexp(1, -exponent);
+}
+
+template <class T>
+SFRS_NOINLINE void shrink_large(int64_t count, int64_t dim, T* packed, int64_t step, T* squares, T* factors) {
+  for (int64_t p = 0; p < count; ++p) {
+    factors[p] = 1;
+    if (!(squares[p] > kLargeSquare<T>)) continue;
+    T largest = 0, square = 0;
+    for (int64_t d = 0; d < dim; ++d) largest = larger(largest, (T)__builtin_fabs(packed[d * step + p]));
+    T factor = shrinking(largest);
+    if (factor == 1) continue;
+    for (int64_t d = 0; d < dim; ++d) {
+      T v = packed[d * step + p] *= factor;
+      square += v * v;
+    }
+    squares[p] = square, factors[p] = factor;
+  }
+}
+// As pack; returns whether there are factors other than one. They are not written otherwise.
+template <class S, class T = Acc<S>>
+SFRS_INLINE bool pack_in_range(const FeatureMap& x, const Group& g, int64_t begin, int64_t count, T* packed,
+                               int64_t step, T* squares, T* factors) {
+  pack<S>(x, g, begin, count, packed, step, squares);
+  Vec<T> top = {};
+  for (int64_t p = 0; p < count; p += kLanes<T>) {
+    Vec<T> v = load_n(squares + p, count - p);
+    top = v > top ? v : top;
+  }
+  if (!any(top > kLargeSquare<T>)) return false;
+  shrink_large(count, x.dim, packed, step, squares, factors);
+  return true;
+}

@@ -58,6 +58,12 @@ def map_in(
     return x
 
 
+def projection_of(result: Tensor) -> Tensor:
+    """A fixed random gradient of a result."""
+    g = torch.Generator().manual_seed(1)
+    return torch.randn(result.shape, dtype=torch.float64, generator=g).to(result)
+
+
 @dataclass
 class Problem:
     """Tensors of one call, in the order of the raw operators' arguments; weight or logits is None."""
@@ -117,7 +123,6 @@ class Problem:
         tensors = dict(zip(self.NAMES, self.tensors(), strict=True))
         leaves = {n: t if t is None else t.detach().requires_grad_(n in wanted) for n, t in tensors.items()}
         out = self.call(operator, list(leaves.values()), **options)
-        g = torch.Generator().manual_seed(1)
-        out.backward(torch.randn(out.shape, dtype=torch.float64, generator=g).to(out))
+        out.backward(projection_of(out))
         grads = {f"d{n}": t.grad for n, t in leaves.items() if t is not None and n in wanted}
         return {"result": out.detach(), **grads}
