@@ -42,7 +42,7 @@ struct AggregationForward : Aggregation {
 
 struct AggregationBackward : Aggregation {
   const void* grad;  // of vlad, [B, R, K, D], storage type of x
-  const void* vlad;  // the forward's result; read only if intra_norm or l2_norm
+  const void* vlad;  // the forward's result; read only if intra_norm or l2_norm, else may be null
   const void* saved_logits;
   const void* saved_inv_norm;
   const void* saved_scale;

@@ -21,6 +21,9 @@ constexpr int kWinograd = 16;  // products per tile of 2x2 outputs, element 4 i 
 // V fills packed[kWinograd][ceil(O / panel)][C][panel]; the panel's width is the kernels' own and divides
 // this.
 constexpr int64_t kWidestPanel = 64;
+// Divides every panel's width. So packed begins with V[0] of the first channel, which is g[0][0] unchanged,
+// of this many outputs: enough to tell the packed weights of another filter.
+constexpr int64_t kNarrowestPanel = 8;
 inline int64_t packed_columns(int64_t out_channels) {
   return (out_channels + kWidestPanel - 1) / kWidestPanel * kWidestPanel;
 }
@@ -37,6 +40,18 @@ struct Convolution {
   const float* bias;    // [O] or null
   bool relu;            // NaN stays NaN
   FeatureMap y;         // [B, O, H, W], stride_d == 1
+  uint8_t* passes;      // where the ReLU lets gradients through, one bit each, or null: see below
+};
+
+// One bit for every output, bit o % 8 of byte o / 8: [B, H, W, bytes].
+inline int64_t bytes_of_bits(int64_t out_channels) { return (out_channels + 7) / 8; }
+
+// The gradient of the ReLU, pixel by pixel.
+struct ConvolutionRelu {
+  const float* grad;      // [pixels, O]
+  const uint8_t* passes;  // [pixels, bytes]
+  int64_t pixels, out_channels;
+  float* masked;  // [pixels, O]
 };
 
 }  // namespace sfrs

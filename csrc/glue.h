@@ -175,12 +175,18 @@ inline void fill(Aggregation* f, const AggregationTensors& t, Arguments& argumen
   f->tf32 = t.tf32;
 }
 
+// A result that the backward reads, for callers who could not notice that somebody has written into it.
+inline Tensor copy_if(bool keep, const Tensor& result) {
+  return keep ? torch::stable::clone(result) : allocate(result, {0}, result.scalar_type());
+}
+
 template <class Backend>
-std::tuple<Tensor, Tensor, Tensor, Tensor> aggregate(Tensor x, OptionalTensor weight, OptionalTensor logits,
-                                                     OptionalTensor centroids, OptionalTensor bias,
-                                                     OptionalTensor mask, int64_t regions, int64_t ghosts,
-                                                     bool normalize_input, bool intra_norm, bool l2_norm,
-                                                     bool tf32, bool save) {
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> aggregate(Tensor x, OptionalTensor weight,
+                                                             OptionalTensor logits, OptionalTensor centroids,
+                                                             OptionalTensor bias, OptionalTensor mask,
+                                                             int64_t regions, int64_t ghosts,
+                                                             bool normalize_input, bool intra_norm,
+                                                             bool l2_norm, bool tf32, bool save, bool keep) {
   Backend backend(x);
   Arguments arguments(x);
   AggregationForward f{};
@@ -200,7 +206,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> aggregate(Tensor x, OptionalTensor we
   if (save) f.saved_inv_norm = inv_norm.mutable_data_ptr();
   if (save_scale) f.saved_scale = scale.mutable_data_ptr();
   backend.aggregate_forward(f);
-  return {vlad, saved_logits, inv_norm, scale};
+  return {vlad, saved_logits, inv_norm, scale, copy_if(keep, vlad)};
 }
 
 // Bits of `needs` in aggregate_backward, in the order of its results.
@@ -231,9 +237,9 @@ inline Tensor gradient_map(const Tensor& x, const FeatureMap& map, FeatureMap* d
 template <class Backend>
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> aggregate_backward(
     Tensor grad, Tensor x, OptionalTensor weight, OptionalTensor logits, OptionalTensor centroids,
-    OptionalTensor bias, OptionalTensor mask, Tensor vlad, Tensor saved_logits, Tensor inv_norm, Tensor scale,
-    int64_t regions, int64_t ghosts, bool normalize_input, bool intra_norm, bool l2_norm, bool tf32,
-    int64_t needs) {
+    OptionalTensor bias, OptionalTensor mask, OptionalTensor vlad, Tensor saved_logits, Tensor inv_norm,
+    Tensor scale, int64_t regions, int64_t ghosts, bool normalize_input, bool intra_norm, bool l2_norm,
+    bool tf32, int64_t needs) {
   Backend backend(x);
   Arguments arguments(x);
   AggregationBackward f{};
@@ -243,6 +249,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> aggregate_backward(
       arguments);
   STD_TORCH_CHECK(!(needs & (f.logits_given ? kNeedWeight : kNeedLogits)),
                   "sfrs_ext: needs asks for the gradient of an argument that is not given");
+  STD_TORCH_CHECK(vlad || !(intra_norm || l2_norm), "sfrs_ext: the gradient of a norm needs vlad");
   int64_t batch = f.x.batch, positions = f.x.positions();
   bool saved = Backend::kSavesLogits && !f.logits_given;
   ScalarType acc = accumulation_type(x), storage = x.scalar_type();
@@ -286,18 +293,20 @@ inline void fill(RegionSimilarity* f, const Tensor& query, const Tensor& quarter
 }
 
 template <class Backend>
-std::tuple<Tensor, Tensor> region_similarity(Tensor query, Tensor quarters, bool tf32, bool save) {
+std::tuple<Tensor, Tensor, Tensor> region_similarity(Tensor query, Tensor quarters, bool tf32, bool save,
+                                                     bool keep) {
   Backend backend(query);
   Arguments arguments(query);
   RegionSimilarityForward f{};
   fill(&f, query, quarters, tf32, arguments);
-  bool keep = save && !f.all_pairs;
+  bool save_dots = save && !f.all_pairs;
   Tensor similarity = allocate(query, {f.queries, f.gallery, kRegions}, accumulation_type(query));
-  Tensor dots = allocate(query, {keep ? f.queries : 0, f.gallery, f.clusters, kDots}, ScalarType::Double);
+  Tensor dots =
+      allocate(query, {save_dots ? f.queries : 0, f.gallery, f.clusters, kDots}, ScalarType::Double);
   f.similarity = similarity.mutable_data_ptr();
-  if (keep) f.saved_dots = dots.mutable_data_ptr();
+  if (save_dots) f.saved_dots = dots.mutable_data_ptr();
   backend.similarity_forward(f);
-  return {similarity, dots};
+  return {similarity, dots, copy_if(keep, similarity)};
 }
 
 template <class Backend>

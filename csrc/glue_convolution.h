@@ -26,30 +26,70 @@ inline FeatureMap channels_last_map(void* data, int64_t batch, int64_t dim, int6
   return {data, DType::f32, batch, dim, height, width, height * width * dim, 1, width * dim, dim};
 }
 
+// Features last and contiguous: a channels_last map is read in place.
+inline Tensor pixels_of(const Tensor& map) {
+  return torch::stable::transpose(torch::stable::transpose(map, 1, 2), 2, 3);
+}
+
+// Exact where packed is of this weight, see kNarrowestPanel; of another, all eight hardly ever agree.
+inline bool begins_with(const float* packed, const Tensor& weight) {
+  if (weight.numel() == 0) return true;
+  const float* filters = (const float*)weight.const_data_ptr();
+  for (int64_t o = 0; o < kNarrowestPanel && o < weight.size(0); ++o) {
+    float a = packed[o], b = filters[o * weight.stride(0)];
+    if (a != b && (a == a || b == b)) return false;
+  }
+  return true;
+}
+
 template <class Backend>
-Tensor conv3x3(Tensor x, Tensor weight, OptionalTensor bias, OptionalTensor packed, bool relu) {
+std::tuple<Tensor, Tensor> conv3x3(Tensor x, Tensor weight, OptionalTensor bias, OptionalTensor packed,
+                                   bool relu, bool save) {
   Backend backend(x);
-  if (!packed) packed = conv3x3_weight<Backend>(weight);
+  bool given = packed.has_value();
+  if (!given) packed = conv3x3_weight<Backend>(weight);
   STD_TORCH_CHECK(x.dim() == 4 && x.scalar_type() == ScalarType::Float,
                   "sfrs_ext: x is not [B, C, H, W] in float32");
-  STD_TORCH_CHECK(weight.dim() == 4, "sfrs_ext: weight is not [O, C, 3, 3]");
+  STD_TORCH_CHECK(weight.dim() == 4 && weight.scalar_type() == ScalarType::Float,
+                  "sfrs_ext: weight is not [O, C, 3, 3] in float32");
   int64_t out_channels = weight.size(0);
   int64_t batch = x.size(0), dim = x.size(1), height = x.size(2), width = x.size(3);
   Arguments arguments(x);
-  // Contiguous with the features last: a convolution reads a channels_last map in place.
-  Tensor rows = torch::stable::transpose(torch::stable::transpose(x, 1, 2), 2, 3);
   Tensor y = allocate(x, {batch, out_channels, height, width}, ScalarType::Float, MemoryFormat::ChannelsLast);
+  Tensor passes =
+      allocate(x, {save && relu ? batch : 0, height, width, bytes_of_bits(out_channels)}, ScalarType::Byte);
   Convolution f{};
   f.x = channels_last_map(
-      const_cast<void*>(arguments.read(rows, {batch, height, width, dim}, ScalarType::Float, "x")), batch,
-      dim, height, width);
+      const_cast<void*>(arguments.read(pixels_of(x), {batch, height, width, dim}, ScalarType::Float, "x")),
+      batch, dim, height, width);
   f.packed = (const float*)arguments.read(packed, {kWinograd, packed_columns(out_channels), dim},
                                           ScalarType::Float, "packed");
+  STD_TORCH_CHECK(!given || begins_with(f.packed, weight),
+                  "conv3x3: packed was made of another weight, or of other values of this one; expected "
+                  "conv3x3_weight(weight)");
   f.bias = (const float*)arguments.read(bias, {out_channels}, ScalarType::Float, "bias");
   f.relu = relu;
   f.y = channels_last_map(y.mutable_data_ptr(), batch, out_channels, height, width);
+  if (save && relu) f.passes = (uint8_t*)passes.mutable_data_ptr();
   backend.convolve(f);
-  return y;
+  return {y, passes};
+}
+
+template <class Backend>
+Tensor conv3x3_relu_backward(Tensor grad, Tensor passes) {
+  Backend backend(grad);
+  STD_TORCH_CHECK(grad.dim() == 4, "sfrs_ext: grad is not [B, O, H, W]");
+  int64_t batch = grad.size(0), out_channels = grad.size(1), height = grad.size(2), width = grad.size(3);
+  Arguments arguments(grad);
+  Tensor masked =
+      allocate(grad, {batch, out_channels, height, width}, ScalarType::Float, MemoryFormat::ChannelsLast);
+  backend.mask_gradient(
+      {(const float*)arguments.read(pixels_of(grad), {batch, height, width, out_channels}, ScalarType::Float,
+                                    "grad"),
+       (const uint8_t*)arguments.read(passes, {batch, height, width, bytes_of_bits(out_channels)},
+                                      ScalarType::Byte, "passes"),
+       batch * height * width, out_channels, (float*)masked.mutable_data_ptr()});
+  return masked;
 }
 
 }  // namespace sfrs::glue

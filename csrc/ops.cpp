@@ -11,31 +11,39 @@
 #include "glue_nearest.h"
 
 STABLE_TORCH_LIBRARY(sfrs_ext, m) {
+  // kept: a copy of the result for the backward, empty unless `keep`. Who sees every write into a result
+  // needs none.
+  //
   // Either weight [K + G, D] or logits [B, P, K + G]. vlad [B, R, K, D]; saved_logits [B, P, K + G],
   // inv_norm [B, P] and scale [B, K + 1] serve the backward and are empty unless `save`; saved_logits is also
   // empty beside given logits and on CUDA, which computes them again. See csrc/aggregation.h.
   m.def(
       "aggregate(Tensor x, Tensor? weight, Tensor? logits, Tensor? centroids, Tensor? bias, Tensor? mask, "
       "int regions, int ghost_clusters, bool normalize_input, bool intra_norm, bool l2_norm, bool tf32, "
-      "bool save) -> (Tensor vlad, Tensor saved_logits, Tensor inv_norm, Tensor scale)");
-  // Results whose bit in `needs` (1, 2, 4, 8, 16, 32) is not set are empty.
+      "bool save, bool keep) -> (Tensor vlad, Tensor saved_logits, Tensor inv_norm, Tensor scale, "
+      "Tensor kept)");
+  // Results whose bit in `needs` (1, 2, 4, 8, 16, 32) is not set are empty. vlad is read only if normalised.
   m.def(
       "aggregate_backward(Tensor grad, Tensor x, Tensor? weight, Tensor? logits, Tensor? centroids, "
-      "Tensor? bias, Tensor? mask, Tensor vlad, Tensor saved_logits, Tensor inv_norm, Tensor scale, "
+      "Tensor? bias, Tensor? mask, Tensor? vlad, Tensor saved_logits, Tensor inv_norm, Tensor scale, "
       "int regions, int ghost_clusters, bool normalize_input, bool intra_norm, bool l2_norm, bool tf32, "
       "int needs) -> (Tensor dx, Tensor dweight, Tensor dlogits, Tensor dcentroids, Tensor dbias, "
       "Tensor dmask)");
   // quarters [T, G, 4, K, D] (lists) or [N, 4, K, D] (all pairs). See csrc/region_similarity.h.
   m.def(
-      "region_similarity(Tensor query, Tensor quarters, bool tf32, bool save) "
-      "-> (Tensor similarity, Tensor dots)");
+      "region_similarity(Tensor query, Tensor quarters, bool tf32, bool save, bool keep) "
+      "-> (Tensor similarity, Tensor dots, Tensor kept)");
   m.def(
       "region_similarity_backward(Tensor grad, Tensor query, Tensor quarters, Tensor similarity, "
       "Tensor dots, bool tf32, bool need_query, bool need_quarters) -> (Tensor dquery, Tensor dquarters)");
-  // CPU only. packed [16, O rounded up, C] is what conv3x3_weight makes of weight; opaque. See
+  // CPU only. packed [16, O rounded up, C] is what conv3x3_weight makes of weight; opaque. passes, empty
+  // unless `save` and `relu`: one bit for every output, where gradients pass the ReLU. See
   // csrc/convolution.h.
   m.def("conv3x3_weight(Tensor weight) -> Tensor");
-  m.def("conv3x3(Tensor x, Tensor weight, Tensor? bias, Tensor? packed, bool relu) -> Tensor");
+  m.def(
+      "conv3x3(Tensor x, Tensor weight, Tensor? bias, Tensor? packed, bool relu, bool save) "
+      "-> (Tensor y, Tensor passes)");
+  m.def("conv3x3_relu_backward(Tensor grad, Tensor passes) -> Tensor");
   // CPU only. index -1 and similarity -infinity where there are fewer than k numbers. See csrc/nearest.h.
   m.def(
       "nearest(Tensor x, Tensor y, int k, bool own, Tensor? offsets, Tensor? excluded) -> (Tensor "
@@ -83,6 +91,7 @@ struct Cpu {
     cpu::kernels().pack_convolution(f, threads_of_torch());
   }
   void convolve(const Convolution& f) { cpu::kernels().convolve(f, threads_of_torch()); }
+  void mask_gradient(const ConvolutionRelu& f) { cpu::kernels().mask_gradient(f, threads_of_torch()); }
   void nearest(const Nearest& f) { cpu::kernels().nearest(f, threads_of_torch()); }
 };
 
@@ -96,6 +105,7 @@ STABLE_TORCH_LIBRARY_IMPL(sfrs_ext, CPU, m) {
   m.impl("region_similarity_backward", TORCH_BOX(&sfrs::glue::region_similarity_backward<sfrs::Cpu>));
   m.impl("conv3x3_weight", TORCH_BOX(&sfrs::glue::conv3x3_weight<sfrs::Cpu>));
   m.impl("conv3x3", TORCH_BOX(&sfrs::glue::conv3x3<sfrs::Cpu>));
+  m.impl("conv3x3_relu_backward", TORCH_BOX(&sfrs::glue::conv3x3_relu_backward<sfrs::Cpu>));
   m.impl("nearest", TORCH_BOX(&sfrs::glue::nearest<sfrs::Cpu>));
 }
 

@@ -1,13 +1,13 @@
 """Fake kernels and gradients of the compiled operators, which csrc/ops.cpp declares."""
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
-from . import _cuda  # noqa: F401  registers the operators
 from ._checks import accumulation_dtype
-
-ops = torch.ops.sfrs_ext
+from ._dispatch import call, ops, register
 
 DOTS = 13  # numbers per pair and cluster that region_similarity saves, see csrc/region_similarity.h
 
@@ -32,17 +32,20 @@ def _(
     l2_norm,
     tf32,
     save,
+    keep,
 ):
     batch, dim, height, width = x.shape
     columns = logits.shape[2] if weight is None else weight.shape[0]
     clusters, saved = columns - ghost_clusters, batch if save else 0
     saves_logits = weight is not None and x.device.type != "cuda"  # the backward has them, or computes them
     acc = accumulation_dtype(x.dtype)
+    vlad = x.new_empty(batch, regions, clusters, dim)
     return (
-        x.new_empty(batch, regions, clusters, dim),
+        vlad,
         x.new_empty(saved if saves_logits else 0, height * width, columns, dtype=acc),
         x.new_empty(saved, height * width, dtype=acc),
         x.new_empty(saved if regions == 1 else 0, clusters + 1, dtype=acc),
+        torch.empty_like(vlad) if keep else x.new_empty(0),
     )
 
 
@@ -87,14 +90,16 @@ def _(
 
 
 @torch.library.register_fake("sfrs_ext::region_similarity")
-def _(query, quarters, tf32, save):
+def _(query, quarters, tf32, save, keep):
     lists = quarters.dim() == 5
     gallery = quarters.shape[1 if lists else 0]
     acc = accumulation_dtype(query.dtype)
     saved = query.shape[0] if save and lists else 0
+    similarity = query.new_empty(query.shape[0], gallery, 9, dtype=acc)
     return (
-        query.new_empty(query.shape[0], gallery, 9, dtype=acc),
+        similarity,
         query.new_empty(saved, gallery, query.shape[1], DOTS, dtype=torch.float64),
+        torch.empty_like(similarity) if keep else similarity.new_empty(0),
     )
 
 
@@ -106,6 +111,31 @@ def _(grad, query, quarters, similarity, dots, tf32, need_query, need_quarters):
     )
 
 
+def _save(ctx: Any, tensors: tuple[Tensor | None, ...], result: Tensor | None, kept: Tensor | None) -> None:
+    """Save what a backward reads, the operator's result last: ``kept``, a copy of it, if there is one.
+
+    Torch refuses a backward that reads a tensor which has been written into since, but whoever gets a result
+    may write into it, as ``ReLU(inplace=True)`` does. So an alias is saved that torch does not watch, and
+    beside it a view that was emptied: it shares the version of the result, which every write raises, and no
+    memory.
+    """
+    ctx.version = None
+    if result is not None and kept is None and type(result) is Tensor:
+        ctx.witness, alias = result.view(-1), result.data
+        ctx.witness.set_()
+        ctx.version, result = result._version, alias
+    ctx.save_for_backward(*tensors, result if kept is None else kept)
+
+
+def _saved(ctx: Any, forward: Callable[..., tuple[Tensor, ...]]) -> tuple[Tensor | None, ...]:
+    """What :func:`_save` was given; a result that was written into is computed again from the tensors."""
+    *tensors, result = ctx.saved_tensors
+    if ctx.version is not None and ctx.witness._version != ctx.version:
+        with torch.no_grad():
+            result = forward(*tensors)[0]
+    return (*tensors, result)
+
+
 def _require_saved(ctx, operator: str) -> None:
     if not ctx.saved:
         raise RuntimeError(f"sfrs_ext.{operator}: called with save=False, nothing was kept for a backward")
@@ -115,40 +145,51 @@ AGGREGATED = 6  # the differentiable arguments of aggregate, which come first
 
 
 def _aggregate_setup(ctx, inputs, output):
-    tensors, options, ctx.saved = inputs[:AGGREGATED], inputs[AGGREGATED:-1], inputs[-1]
-    vlad, *for_backward = output
-    ctx.mark_non_differentiable(*for_backward)
+    tensors, ctx.options, (ctx.saved, keep) = inputs[:AGGREGATED], inputs[AGGREGATED:-2], inputs[-2:]
+    vlad, *for_backward, kept = output
+    ctx.mark_non_differentiable(*for_backward, kept)
     ctx.set_materialize_grads(False)
-    ctx.options = options
-    ctx.save_for_backward(*tensors, vlad, *for_backward)
+    _, _, _, intra_norm, l2_norm, _ = ctx.options
+    normalised = intra_norm or l2_norm
+    _save(ctx, (*tensors, *for_backward), vlad if normalised else None, kept if keep else None)
 
 
 def _aggregate_backward(ctx, grad, *_):
-    not_differentiable = (None,) * (len(ctx.options) + 1)
+    not_differentiable = (None,) * (len(ctx.options) + 2)
     if grad is None:
         return (None,) * AGGREGATED + not_differentiable
     _require_saved(ctx, "aggregate")
-    tensors = ctx.saved_tensors
+
+    def again(*tensors):
+        return ops.aggregate(*tensors[:AGGREGATED], *ctx.options, False, False)
+
+    saved = _saved(ctx, again)
+    tensors, for_backward, vlad = saved[:AGGREGATED], saved[AGGREGATED:-1], saved[-1]
     needs = sum(1 << i for i in range(AGGREGATED) if ctx.needs_input_grad[i] and tensors[i] is not None)
-    grads = ops.aggregate_backward(grad, *tensors, *ctx.options, needs)
+    grads = call("aggregate_backward", grad, *tensors, vlad, *for_backward, *ctx.options, needs)
     return (*(g if needs >> i & 1 else None for i, g in enumerate(grads)), *not_differentiable)
 
 
 def _similarity_setup(ctx, inputs, output):
-    query, quarters, ctx.tf32, ctx.saved = inputs
-    similarity, dots = output
-    ctx.mark_non_differentiable(dots)
+    query, quarters, ctx.tf32, ctx.saved, keep = inputs
+    similarity, dots, kept = output
+    ctx.mark_non_differentiable(dots, kept)
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(query, quarters, similarity, dots)
+    _save(ctx, (query, quarters, dots), similarity, kept if keep else None)
 
 
-def _similarity_backward(ctx, grad, _):
+def _similarity_backward(ctx, grad, *_):
     if grad is None:
-        return None, None, None, None
+        return (None,) * 5
     _require_saved(ctx, "region_similarity")
+
+    def again(query, quarters, dots):
+        return ops.region_similarity(query, quarters, ctx.tf32, False, False)
+
+    query, quarters, dots, similarity = _saved(ctx, again)
     needs = ctx.needs_input_grad[:2]
-    grads = ops.region_similarity_backward(grad, *ctx.saved_tensors, ctx.tf32, *needs)
-    return (*(g if need else None for g, need in zip(grads, needs, strict=True)), None, None)
+    grads = call("region_similarity_backward", grad, query, quarters, similarity, dots, ctx.tf32, *needs)
+    return (*(g if need else None for g, need in zip(grads, needs, strict=True)), None, None, None)
 
 
 def _no_second_derivative(ctx, *grads):
@@ -157,24 +198,7 @@ def _no_second_derivative(ctx, *grads):
     )
 
 
-register = torch.library.register_autograd
-register("sfrs_ext::aggregate", _aggregate_backward, setup_context=_aggregate_setup)
-register("sfrs_ext::region_similarity", _similarity_backward, setup_context=_similarity_setup)
-register("sfrs_ext::aggregate_backward", _no_second_derivative)
-register("sfrs_ext::region_similarity_backward", _no_second_derivative)
-
-
-def will_differentiate(*tensors: Tensor | None) -> bool:
-    """Whether the backward will want what the forward can save for it."""
-    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
-
-
-def refuse_tangents(operator: str, instead: str, *tensors: Tensor | None) -> None:
-    """The kernels drop tangents, and forward mode would take that for a derivative of zero."""
-    if torch.compiler.is_compiling() or forward_ad._current_level < 0:
-        return
-    if any(t is not None and forward_ad.unpack_dual(t).tangent is not None for t in tensors):
-        raise NotImplementedError(
-            f"{operator}: forward-mode differentiation (torch.func.jvp, torch.autograd.forward_ad) is not "
-            f"implemented; use {instead}"
-        )
+register("aggregate", _aggregate_backward, _aggregate_setup)
+register("region_similarity", _similarity_backward, _similarity_setup)
+register("aggregate_backward", _no_second_derivative)
+register("region_similarity_backward", _no_second_derivative)

@@ -5,74 +5,101 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import _checks
-from ._autograd import ops, refuse_tangents
+from ._dispatch import call, in_onnx_export, ops, public, refuse_tangents, register, will_differentiate
 
 PRODUCTS = 16  # per tile of 2x2 outputs
 WIDEST_PANEL = 64  # columns, see csrc/convolution.h
 
 
+def _packed_shape(weight: Tensor) -> tuple[int, int, int]:
+    outputs, channels = weight.shape[:2]
+    return PRODUCTS, (outputs + WIDEST_PANEL - 1) // WIDEST_PANEL * WIDEST_PANEL, channels
+
+
 @torch.library.register_fake("sfrs_ext::conv3x3_weight")
 def _(weight):
-    columns = (weight.shape[0] + WIDEST_PANEL - 1) // WIDEST_PANEL * WIDEST_PANEL
-    return weight.new_empty(PRODUCTS, columns, weight.shape[1])
+    return weight.new_empty(_packed_shape(weight))
 
 
 @torch.library.register_fake("sfrs_ext::conv3x3")
-def _(x, weight, bias, packed, relu):
-    shape = (x.shape[0], weight.shape[0], *x.shape[2:])
-    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+def _(x, weight, bias, packed, relu, save):
+    batch, outputs, (height, width) = x.shape[0], weight.shape[0], x.shape[2:]
+    y = torch.empty(
+        (batch, outputs, height, width),
+        dtype=x.dtype,
+        device=x.device,
+        memory_format=torch.channels_last,
+    )
+    saved = batch if save and relu else 0
+    return y, x.new_empty(saved, height, width, (outputs + 7) // 8, dtype=torch.uint8)
+
+
+@torch.library.register_fake("sfrs_ext::conv3x3_relu_backward")
+def _(grad, passes):
+    return torch.empty_like(grad, memory_format=torch.channels_last)
 
 
 def _setup(ctx, inputs, output):
-    x, weight, _, _, ctx.relu = inputs
-    ctx.save_for_backward(x, weight, *([output] if ctx.relu else []))
+    x, weight, _, _, ctx.relu, ctx.saved = inputs
+    ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(x, weight, output[1] if ctx.relu else None)
 
 
-def _backward(ctx, grad):
-    x, weight, *outputs = ctx.saved_tensors
+def _backward(ctx, grad, _):
+    x, weight, passes = ctx.saved_tensors
     for_x, for_weight, for_bias, *_ = ctx.needs_input_grad
+    if grad is None:
+        return (None,) * 6
     if ctx.relu:
-        grad = torch.where(outputs[0] <= 0, 0.0, grad)
+        if not ctx.saved:
+            raise RuntimeError("sfrs_ext.conv3x3: called with save=False, nothing was kept for a backward")
+        grad = call("conv3x3_relu_backward", grad, passes)
+    backwards = weight.transpose(0, 1).flip(2, 3)
     return (
-        ops.conv3x3(grad, weight.transpose(0, 1).flip(2, 3), None, None, False) if for_x else None,
+        call("conv3x3", grad, backwards, None, None, False, False)[0] if for_x else None,
         torch.nn.grad.conv2d_weight(x, weight.shape, grad, padding=1) if for_weight else None,
         grad.sum((0, 2, 3)) if for_bias else None,
+        None,
         None,
         None,
     )
 
 
-torch.library.register_autograd("sfrs_ext::conv3x3", _backward, setup_context=_setup)
+def _setup_relu(ctx, inputs, output):
+    ctx.save_for_backward(inputs[1])
 
 
-def _check(x: Tensor, weight: Tensor, bias: Tensor | None, packed: Tensor | None) -> None:
+def _backward_relu(ctx, grad):
+    return call("conv3x3_relu_backward", grad, *ctx.saved_tensors), None
+
+
+register("conv3x3", _backward, _setup)
+register("conv3x3_relu_backward", _backward_relu, _setup_relu)
+register("conv3x3_weight")
+
+
+def _check(x: Tensor, weight: Tensor, bias: Tensor | None, packed: Tensor | None, autocasts: bool) -> None:
     operator = "conv3x3"
-    _checks.tensor(operator, "x", x)
-    _checks.storage(operator, "x", x)
-    _checks.shape(operator, "x", x, "a map [B, C, H, W]", x.dim() == 4, "")
     _checks.convolution_weight(operator, weight)
     outputs, channels = weight.shape[:2]
     if channels != x.shape[1]:
         raise ValueError(f"{operator}: weight is {_checks.shape_of(weight)}, but x has C = {x.shape[1]}")
-    others = [("weight", weight)]
+    fits = _checks.same_device if autocasts else _checks.same_kind
+    fits(operator, "weight", weight, "x", x)
     if bias is not None:
-        _checks.tensor(operator, "bias", bias)
-        _checks.shape(
-            operator, "bias", bias, f"[{outputs}]", bias.shape == (outputs,), ", one value per output"
-        )
-        others.append(("bias", bias))
+        _checks.floating(operator, "bias", bias)
+        fits(operator, "bias", bias, "x", x)
+        if bias.dim() != 1 or bias.shape[0] != outputs:
+            raise _checks.misshapen(operator, "bias", bias, f"[{outputs}]", ", one value per output")
     if packed is not None:
-        _checks.tensor(operator, "packed", packed)
-        columns = (outputs + WIDEST_PANEL - 1) // WIDEST_PANEL * WIDEST_PANEL
-        fits = packed.shape == (PRODUCTS, columns, channels)
-        _checks.shape(operator, "packed", packed, "what conv3x3_weight makes of weight", fits, "")
-        others.append(("packed", packed))
-    for name, value in others:
-        _checks.same_device(operator, name, value, "x", x)
-        if value.dtype != x.dtype:
-            raise TypeError(f"{operator}: {name} is {value.dtype}, but x is {x.dtype}")
+        _checks.floating(operator, "packed", packed)
+        fits(operator, "packed", packed, "x", x)
+        if packed.shape != _packed_shape(weight):
+            raise _checks.misshapen(operator, "packed", packed, "what conv3x3_weight makes of weight")
 
 
+@public()
 def conv3x3_weight(weight: Tensor) -> Tensor:
     """Weights of :func:`conv3x3`, transformed once for many calls.
 
@@ -94,6 +121,7 @@ def conv3x3_weight(weight: Tensor) -> Tensor:
     return ops.conv3x3_weight(weight.detach())
 
 
+@public()
 def conv3x3(
     x: Tensor, weight: Tensor, bias: Tensor | None = None, *, relu: bool = False, packed: Tensor | None = None
 ) -> Tensor:
@@ -110,22 +138,29 @@ def conv3x3(
         weight: ``[O, C, 3, 3]``; like all tensors in the dtype and on the device of ``x``.
         bias: ``[O]``; absent means zero.
         relu: return ``max(y, 0)``; NaN stays NaN.
-        packed: ``conv3x3_weight(weight)`` of the present weight, which saves its transformation.
+        packed: ``conv3x3_weight(weight)`` of the present weight, which saves its transformation. That of
+            another is noticed by a sample of its values.
 
     Returns:
         ``[B, O, H, W]``, channels_last on a CPU in float32. The same bits with any number of threads and
-        in any batch. Differentiable in ``x``, ``weight`` and ``bias`` in reverse mode.
+        in any batch. Differentiable in ``x``, ``weight`` and ``bias`` in reverse mode; of the ReLU one bit
+        per output is saved.
 
     Raises:
-        TypeError: a dtype does not fit.
+        TypeError: a type or dtype does not fit.
         ValueError: a shape or device does not fit. Both name the argument.
+        RuntimeError: ``packed`` holds other values than those of ``weight``.
         NotImplementedError: a tensor has a forward-mode tangent; ``conv2d`` of torch takes it.
     """
-    autocasts = isinstance(x, Tensor) and x.device.type != "meta" and torch.is_autocast_enabled(x.device.type)
-    if not autocasts:
-        _check(x, weight, bias, packed)
-    if autocasts or x.dtype != torch.float32 or x.device.type != "cpu":
+    _checks.floating("conv3x3", "x", x)
+    if x.dim() != 4:
+        raise _checks.misshapen("conv3x3", "x", x, "a map [B, C, H, W]")
+    autocasts = x.device.type != "meta" and torch.is_autocast_enabled(x.device.type)
+    _check(x, weight, bias, packed, autocasts)
+    _checks.flags("conv3x3", relu=relu)
+    if autocasts or x.dtype != torch.float32 or x.device.type != "cpu" or in_onnx_export():
         y = F.conv2d(x, weight, bias, padding=1)
         return F.relu(y) if relu else y
     refuse_tangents("conv3x3", "torch.nn.functional.conv2d", x, weight, bias)
-    return ops.conv3x3(x, weight, bias, packed, relu)
+    save = relu and will_differentiate(x, weight, bias)
+    return call("conv3x3", x, weight, bias, packed, relu, save)[0]

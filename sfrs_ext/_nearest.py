@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from . import _checks
-from ._autograd import ops
+from ._dispatch import in_onnx_export, ops, public, register, values_are_known
 
 TILE_BYTES = 64 * 2**20
 """Of products at a time where there is no kernel."""
@@ -32,29 +32,37 @@ def _(x, y, k, own, offsets, excluded):
     return x.new_empty(rows, k), x.new_empty(rows, k, dtype=torch.int64), x.new_empty(rows)
 
 
+register("nearest")
+
+
 def _check(x: Tensor, y: Tensor, k: int, own: bool) -> None:
     operator = "nearest"
     for name, value in (("x", x), ("y", y)):
-        _checks.tensor(operator, name, value)
-        _checks.storage(operator, name, value)
-        _checks.shape(operator, name, value, "rows [., D]", value.dim() == 2, "")
-    _checks.same_device(operator, "y", y, "x", x)
-    if y.dtype != x.dtype:
-        raise TypeError(f"{operator}: y is {y.dtype}, but x is {x.dtype}")
+        _checks.floating(operator, name, value)
+        if value.dim() != 2:
+            raise _checks.misshapen(operator, name, value, "rows [., D]")
+    _checks.same_kind(operator, "y", y, "x", x)
     if y.shape[1] != x.shape[1]:
         raise ValueError(f"{operator}: y is {_checks.shape_of(y)}, but x has D = {x.shape[1]}")
-    if own and len(y) != len(x):
+    _checks.flags(operator, own=own)
+    rows = y.shape[0]
+    if own and rows != x.shape[0]:
         raise ValueError(
-            f"{operator}: own needs x and y to be the same rows, but they have {len(x)} and {len(y)}"
+            f"{operator}: own needs x and y to be the same rows, but they have {x.shape[0]} and {rows}"
         )
-    if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= len(y):
-        raise ValueError(f"{operator}: k is {k!r}, but must be in 1 .. {len(y)}, the rows of y")
+    _checks.integer(operator, "k", k)
+    if not 1 <= k <= rows:
+        raise ValueError(f"{operator}: k is {k}, but must be in 1 .. {rows}, the rows of y")
 
 
-def _check_excluded(x: Tensor, y: Tensor, own: bool, offsets: Tensor, rows: Tensor) -> None:
+def _check_excluded(x: Tensor, y: Tensor, own: bool, excluded: tuple[Tensor, Tensor]) -> None:
     operator = "nearest"
     if own:
         raise ValueError(f"{operator}: excluded and own do not go together")
+    if not isinstance(excluded, (tuple, list)) or len(excluded) != 2:
+        came = f"{len(excluded)} of them" if isinstance(excluded, (tuple, list)) else type(excluded).__name__
+        raise TypeError(f"{operator}: excluded must be two tensors, offsets and rows, but is {came}")
+    offsets, rows = excluded
     for name, value in (("the offsets of excluded", offsets), ("the rows of excluded", rows)):
         _checks.tensor(operator, name, value)
         _checks.same_device(operator, name, value, "x", x)
@@ -62,9 +70,11 @@ def _check_excluded(x: Tensor, y: Tensor, own: bool, offsets: Tensor, rows: Tens
             raise TypeError(
                 f"{operator}: {name} are {value.dtype} {_checks.shape_of(value)}, but must be int64 [.]"
             )
-    if len(offsets) != len(x) + 1:
-        raise ValueError(f"{operator}: excluded has {len(offsets)} offsets, but must have {len(x) + 1}")
-    if torch.compiler.is_compiling():
+    if offsets.shape[0] != x.shape[0] + 1:
+        raise ValueError(
+            f"{operator}: excluded has {offsets.shape[0]} offsets, but must have {x.shape[0] + 1}"
+        )
+    if not values_are_known(offsets):
         return
     if offsets[0] != 0 or offsets[-1] != len(rows) or (offsets.diff() < 0).any():
         raise ValueError(f"{operator}: the offsets of excluded do not rise from 0 to its {len(rows)} rows")
@@ -79,6 +89,7 @@ def _check_excluded(x: Tensor, y: Tensor, own: bool, offsets: Tensor, rows: Tens
         )
 
 
+@public()
 def nearest(
     x: Tensor, y: Tensor, k: int, *, own: bool = False, excluded: tuple[Tensor, Tensor] | None = None
 ) -> Nearest:
@@ -103,16 +114,16 @@ def nearest(
         ``topk`` finds them). The same bits with any number of threads. Not differentiable.
 
     Raises:
-        TypeError: a dtype does not fit.
+        TypeError: a type or dtype does not fit.
         ValueError: a shape, a device or ``k`` does not fit; what is excluded is no lists of rows; or a row
             has fewer than ``k`` products that are numbers.
     """
     _check(x, y, k, own)
     if excluded is not None:
-        _check_excluded(x, y, own, *excluded)
+        _check_excluded(x, y, own, excluded)
     x, y = x.detach(), y.detach()
     found = _by_kernel(x, y, k, own, excluded) if _has_kernel(x) else _by_topk(x, y, k, own, excluded)
-    if not torch.compiler.is_compiling() and (found.index < 0).any():
+    if values_are_known(found.index) and (found.index < 0).any():
         row = int((found.index < 0).any(dim=1).nonzero()[0])
         raise ValueError(
             f"nearest: row {row} of x has fewer than k = {k} products that are numbers above -inf"
@@ -121,7 +132,7 @@ def nearest(
 
 
 def _has_kernel(x: Tensor) -> bool:
-    return x.device.type == "cpu" and x.dtype == torch.float32
+    return x.device.type == "cpu" and x.dtype == torch.float32 and not in_onnx_export()
 
 
 def _by_kernel(x: Tensor, y: Tensor, k: int, own: bool, excluded: tuple[Tensor, Tensor] | None) -> Nearest:

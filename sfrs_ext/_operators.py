@@ -3,8 +3,19 @@
 import torch
 from torch import Tensor
 
-from . import _checks
-from ._autograd import ops, refuse_tangents, will_differentiate
+from . import (
+    _autograd,  # noqa: F401  registers the gradients
+    _checks,
+    _flops,  # noqa: F401  registers what FlopCounterMode counts
+    reference,
+)
+from ._dispatch import (
+    call,
+    public,
+    refuse_tangents,
+    will_differentiate,
+    writes_go_unseen,
+)
 
 
 def _autocasts(x: Tensor) -> bool:
@@ -57,9 +68,12 @@ def _aggregate(
         t if t is None or t.dtype == acc else t.to(acc) for t in (weight, logits, centroids, bias, mask)
     )
     options = (regions, ghost_clusters, normalize_input, intra_norm, l2_norm, _tf32(x))
-    return ops.aggregate(x, *tensors, *options, will_differentiate(x, *tensors))[0]
+    save = will_differentiate(x, *tensors)
+    keep = save and (intra_norm or l2_norm) and writes_go_unseen(x)
+    return call("aggregate", x, *tensors, *options, save, keep)[0]
 
 
+@public(reference.netvlad)
 def netvlad(
     x: Tensor,
     weight: Tensor | None = None,
@@ -109,7 +123,7 @@ def netvlad(
         it, and K + G may be 320 at most, 256 in float64.
 
     Raises:
-        TypeError: a dtype does not fit, or not exactly one of ``weight`` and ``logits`` is given.
+        TypeError: a type or dtype does not fit, or not exactly one of ``weight`` and ``logits`` is given.
         ValueError: a shape or device does not fit. Both name the argument.
         NotImplementedError: a tensor has a forward-mode tangent; ``sfrs_ext.reference`` takes it.
 
@@ -121,12 +135,14 @@ def netvlad(
     """
     x = _autocast(x)
     tensors = (weight, logits, centroids, bias, mask)
-    _checks.aggregation("netvlad", x, *tensors, ghost_clusters, tokens=True)
+    options = dict(normalize_input=normalize_input, intra_norm=intra_norm, l2_norm=l2_norm)
+    _checks.aggregation("netvlad", x, *tensors, ghost_clusters, tokens=True, flatten=flatten, **options)
     refuse_tangents("netvlad", "sfrs_ext.reference.netvlad", x, *tensors)
-    vlad = _aggregate(x, *tensors, 1, ghost_clusters, normalize_input, intra_norm, l2_norm)
+    vlad = _aggregate(x, *tensors, 1, ghost_clusters, **options)
     return vlad.flatten(1) if flatten else vlad.squeeze(1)
 
 
+@public(reference.region_vlad)
 def region_vlad(
     x: Tensor,
     weight: Tensor | None = None,
@@ -154,11 +170,13 @@ def region_vlad(
     """
     x = _autocast(x)
     tensors = (weight, logits, centroids, bias, mask)
-    _checks.aggregation("region_vlad", x, *tensors, ghost_clusters, tokens=False)
+    options = dict(normalize_input=normalize_input)
+    _checks.aggregation("region_vlad", x, *tensors, ghost_clusters, tokens=False, **options)
     refuse_tangents("region_vlad", "sfrs_ext.reference.region_vlad", x, *tensors)
-    return _aggregate(x, *tensors, 4, ghost_clusters, normalize_input, False, False)
+    return _aggregate(x, *tensors, 4, ghost_clusters, **options, intra_norm=False, l2_norm=False)
 
 
+@public(reference.region_similarity)
 def region_similarity(query: Tensor, quarters: Tensor) -> Tensor:
     """Dot products of query descriptors with the descriptors of all nine regions of gallery images.
 
@@ -186,4 +204,5 @@ def region_similarity(query: Tensor, quarters: Tensor) -> Tensor:
     refuse_tangents("region_similarity", "sfrs_ext.reference.region_similarity", query, quarters)
     if query.dim() == 2:
         query = query.unflatten(1, quarters.shape[-2:])
-    return ops.region_similarity(query, quarters, _tf32(query), will_differentiate(query, quarters))[0]
+    save = will_differentiate(query, quarters)
+    return call("region_similarity", query, quarters, _tf32(query), save, save and writes_go_unseen(query))[0]

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from . import _checks
+
 EPS = 1e-12
 """Lower bound of every norm that divides (the default of ``torch.nn.functional.normalize``)."""
 
@@ -81,12 +83,15 @@ def netvlad(
     flatten: bool = True,
 ) -> Tensor:
     """See :func:`sfrs_ext.netvlad`."""
+    options = dict(normalize_input=normalize_input, intra_norm=intra_norm, l2_norm=l2_norm, flatten=flatten)
+    tensors = (x, weight, logits, centroids, bias, mask)
+    _checks.aggregation("reference.netvlad", *tensors, ghost_clusters, tokens=True, **options)
     features = positions_first(x)
     if normalize_input:
         features = F.normalize(features, dim=-1, eps=EPS)
     assignment = assignments(features, weight, logits, bias, ghost_clusters)
     if mask is not None:
-        assignment = assignment * mask.reshape(mask.shape[0], -1, 1).to(assignment.dtype)
+        assignment = assignment * mask.reshape(*features.shape[:2], 1).to(assignment.dtype)
     vlad = aggregate(features, assignment, centroids)
     if intra_norm:
         vlad = F.normalize(vlad, dim=-1, eps=EPS)
@@ -107,6 +112,9 @@ def region_vlad(
     normalize_input: bool = True,
 ) -> Tensor:
     """See :func:`sfrs_ext.region_vlad`."""
+    options = dict(normalize_input=normalize_input)
+    tensors = (x, weight, logits, centroids, bias, mask)
+    _checks.aggregation("reference.region_vlad", *tensors, ghost_clusters, tokens=False, **options)
     height, width = x.shape[-2:]
     row, column = height // 2, width // 2
     windows = (
@@ -115,12 +123,12 @@ def region_vlad(
         (slice(row, None), slice(None, column)),
         (slice(row, None), slice(column, None)),
     )
-    options = dict(ghost_clusters=ghost_clusters, normalize_input=normalize_input)
     if logits is not None and logits.dim() == 3:
         logits = logits.transpose(1, 2).unflatten(2, (height, width))
+    mask = None if mask is None else mask.reshape(x.shape[0], height, width)
     quarters = []
     for rows, columns in windows:
-        part = None if mask is None else mask.reshape(-1, height, width)[:, rows, columns]
+        part = None if mask is None else mask[:, rows, columns]
         quarters.append(
             netvlad(
                 x[..., rows, columns],
@@ -128,6 +136,7 @@ def region_vlad(
                 centroids,
                 bias,
                 logits=None if logits is None else logits[..., rows, columns],
+                ghost_clusters=ghost_clusters,
                 mask=part,
                 intra_norm=False,
                 l2_norm=False,
@@ -164,6 +173,7 @@ def region_descriptors(quarters: Tensor, storage: torch.dtype | None = None) -> 
 
 def region_similarity(query: Tensor, quarters: Tensor, storage: torch.dtype | None = None) -> Tensor:
     """See :func:`sfrs_ext.region_similarity`, and :func:`region_descriptors` for ``storage``."""
+    _checks.similarity("reference.region_similarity", query, quarters)
     clusters, dim = quarters.shape[-2:]
     query = query.reshape(query.shape[0], clusters, dim)
     regions = region_descriptors(quarters, storage)

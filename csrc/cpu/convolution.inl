@@ -91,7 +91,8 @@ SFRS_NOINLINE void transform_patch(const WinogradBlock& block, const float* cons
 // M[k] = U[k] V[k]
 SFRS_INLINE void multiply_planes(const WinogradBlock& block, const float* u, const float* packed, float* m) {
   constexpr int64_t step = kDepth<float>;
-  static_assert(step % kChunk == 0 && kWidestPanel % kPanel<float> == 0);
+  static_assert(step % kChunk == 0 && kWidestPanel % kPanel<float> == 0 &&
+                kPanel<float> % kNarrowestPanel == 0);
   Tiles tiles = {block.rows / kTileRows, kTileRows * kChunk, 0, kTileRows * kPanel<float>};
   for (int k = 0; k < kWinograd; ++k) {
     const float* right = packed + k * block.columns * block.channels;
@@ -130,6 +131,14 @@ SFRS_INLINE void transform_output(const float* m, int64_t plane, F32 y[4]) {
   }
 }
 
+SFRS_INLINE void pack_bits(const float* y, int64_t count, uint8_t* bits) {
+  for (int64_t o = 0; o < count; o += 8) {
+    unsigned byte = 0;
+    for (int64_t i = 0; i < smaller<int64_t>(8, count - o); ++i) byte |= (unsigned)!(y[o + i] <= 0) << i;
+    bits[o / 8] = (uint8_t)byte;
+  }
+}
+
 SFRS_NOINLINE void write_tile(const Convolution& f, const WinogradBlock& block, const WinogradTile& tile,
                               const float* bias, const float* m) {
   bool inside[4];
@@ -151,6 +160,10 @@ SFRS_NOINLINE void write_tile(const Convolution& f, const WinogradBlock& block, 
       if (inside[k]) store_n(to[k] + o, value, f.y.dim - o);
     }
   }
+  if (!f.passes) return;
+  for (int k = 0; k < 4; ++k)
+    if (inside[k])
+      pack_bits(to[k], f.y.dim, f.passes + (to[k] - (float*)f.y.data) / f.y.dim * bytes_of_bits(f.y.dim));
 }
 
 // Rows of a block, about the same in all: many where the weights, which every block reads, come from afar.
@@ -185,6 +198,22 @@ inline void convolve(const Convolution& f, const Parallel& parallel) {
     multiply_planes(block, u, f.packed, m);
     for (int64_t r = 0; r < block.rows && first + r < tiles.count; ++r)
       write_tile(f, block, WinogradTile(tiles, first + r), bias, m + r * kPanel<float>);
+  });
+}
+
+inline void mask_gradient(const ConvolutionRelu& f, const Parallel& parallel) {
+  constexpr int64_t pixels = 256;  // of a task
+  int64_t bytes = bytes_of_bits(f.out_channels);
+  parallel.each((f.pixels + pixels - 1) / pixels, [&](int64_t task) {
+    for (int64_t p = task * pixels; p < smaller((task + 1) * pixels, f.pixels); ++p) {
+      const float* grad = f.grad + p * f.out_channels;
+      float* masked = f.masked + p * f.out_channels;
+      const uint8_t* bits = f.passes + p * bytes;
+      int64_t o = 0;
+      for (; o + 8 <= f.out_channels; o += 8)
+        for (int i = 0; i < 8; ++i) masked[o + i] = bits[o / 8] >> i & 1 ? grad[o + i] : 0;
+      for (; o < f.out_channels; ++o) masked[o] = bits[o / 8] >> o % 8 & 1 ? grad[o] : 0;
+    }
   });
 }
 

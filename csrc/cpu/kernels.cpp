@@ -69,6 +69,7 @@ const Kernels table = {
     },
     &pack_convolution,
     &convolve,
+    &mask_gradient,
     &nearest,
 };
 

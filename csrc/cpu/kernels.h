@@ -16,6 +16,7 @@ struct Kernels {
   void (*similarity_backward)(const RegionSimilarityBackward&, const Parallel&);
   void (*pack_convolution)(const ConvolutionWeight&, const Parallel&);
   void (*convolve)(const Convolution&, const Parallel&);
+  void (*mask_gradient)(const ConvolutionRelu&, const Parallel&);
   void (*nearest)(const Nearest&, const Parallel&);
 };
 

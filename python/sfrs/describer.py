@@ -61,10 +61,6 @@ class Describer(nn.Module):
         size = self.network.meta.get("image_size")
         return tuple(size) if isinstance(size, list) else size
 
-    def aggregate(self, features: Tensor) -> Tensor:
-        """Local features ``[B, D, h, w]`` -> unit VLADs ``[B, K * D]``."""
-        return self.network.vlad(features)
-
     def forward(self, images: Tensor) -> Tensor:
         """RGB ``[B, 3, H, W]`` in 0..1, floating -> unit descriptors ``[B, dim]``.
 
@@ -76,7 +72,7 @@ class Describer(nn.Module):
                 f"images are {images.dtype} {list(images.shape)}; expected RGB [B, 3, H, W] in 0..1, floating"
             )
         trunk = self.network.trunk((images - self.mean) / self.std)
-        descriptors = self.aggregate(self.network.features(trunk))
+        descriptors = self.network.vlad(self.network.features(trunk))
         if self.projection is None:
             return descriptors
         return F.normalize(F.linear(descriptors, self.projection, self.bias), dim=1)

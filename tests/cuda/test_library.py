@@ -15,7 +15,7 @@ import torch
 
 ROOT = Path(__file__).parents[2]
 OPERATORS = ("aggregate", "aggregate_backward", "region_similarity", "region_similarity_backward")
-CPU_ONLY = ("conv3x3", "conv3x3_weight", "nearest")
+CPU_ONLY = ("conv3x3", "conv3x3_relu_backward", "conv3x3_weight", "nearest")
 """On a GPU these are torch's own convolution and product."""
 FOLDER = Path(os.environ.get("SFRS_CUDA_LIBRARY", ROOT / "sfrs_ext"))
 LIBRARY = next(FOLDER.glob(f"_C_cuda.*{sys.version_info.major}{sys.version_info.minor}-*.so"), None)

@@ -98,7 +98,7 @@ from sfrs_ext import _cuda
 cuda = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
 query, quarters = torch.randn(2, 3, 8), torch.randn(5, 4, 3, 8)
 try:
-    torch.ops.sfrs_ext.region_similarity.default.redispatch(cuda, query, quarters, False, False)
+    torch.ops.sfrs_ext.region_similarity.default.redispatch(cuda, query, quarters, False, False, False)
 except NotImplementedError as error:
     print(error)
 print(_cuda.facts())

@@ -115,8 +115,12 @@ def test_gradients_are_those_of_the_convolution(channels, outputs, size, relu):
 @pytest.mark.parametrize("relu", (False, True))
 def test_it_passes_opcheck(relu):
     x, weight, bias = (t.requires_grad_() for t in problem(2, 6, 10, 5, 4))
-    torch.library.opcheck(torch.ops.sfrs_ext.conv3x3, (x, weight, bias, None, relu))
+    for save in (False, True) if not relu else (True,):
+        torch.library.opcheck(torch.ops.sfrs_ext.conv3x3, (x, weight, bias, None, relu, save))
     with torch.no_grad():
+        _, passes = torch.ops.sfrs_ext.conv3x3(x, weight, bias, None, True, True)
+        backward = torch.ops.sfrs_ext.conv3x3_relu_backward
+        torch.library.opcheck(backward, (torch.randn(2, 10, 5, 4), passes))
         torch.library.opcheck(torch.ops.sfrs_ext.conv3x3_weight, (weight.detach(),))
 
 
@@ -156,6 +160,19 @@ def test_the_wrong_argument_is_named(wrong, kind, message):
         sfrs_ext.conv3x3(**dict(x=X, weight=WEIGHT) | wrong)
 
 
+@pytest.mark.parametrize("outputs", (1, 3, 70))
+def test_packed_weights_of_another_layer_are_noticed(outputs):
+    x, weight, bias = problem(1, 6, outputs, 4, 5)
+    packed = sfrs_ext.conv3x3_weight(weight)
+    sfrs_ext.conv3x3(x, weight, bias, packed=packed)
+    with pytest.raises(RuntimeError, match="conv3x3: packed was made of another weight"):
+        sfrs_ext.conv3x3(x, weight.flip(2), bias, packed=packed)
+    with torch.no_grad():
+        weight -= 1e-3 * weight  # a step of training
+    with pytest.raises(RuntimeError, match="or of other values of this one"):
+        sfrs_ext.conv3x3(x, weight, bias, packed=packed)
+
+
 def test_only_float32_on_a_cpu_is_packed():
     with pytest.raises(
         TypeError, match="^conv3x3_weight: weight must be float32 on cpu, but is torch.float64"
@@ -165,6 +182,8 @@ def test_only_float32_on_a_cpu_is_packed():
 
 def test_direct_callers_cannot_read_foreign_memory():
     op = torch.ops.sfrs_ext.conv3x3
-    for arguments in ((X, WEIGHT[:, :6], None, None, False), (X, WEIGHT, None, torch.zeros(16, 3, 8), False)):
+    for weight, packed in ((WEIGHT[:, :6], None), (WEIGHT, torch.zeros(16, 3, 8))):
         with pytest.raises(RuntimeError, match="sfrs_ext: "):
-            op(*arguments)
+            op(X, weight, None, packed, False, False)
+    with pytest.raises(RuntimeError, match="passes has another shape"):
+        torch.ops.sfrs_ext.conv3x3_relu_backward(X, torch.zeros(2, 4, 5, 2, dtype=torch.uint8))

@@ -210,7 +210,7 @@ def test_arguments_on_different_devices_are_refused():
     x, weight = torch.randn(1, 8, 3, 3, device=CUDA), torch.randn(4, 8)
     with pytest.raises(ValueError, match="netvlad: weight is on cpu, but x is on cuda:0"):
         sfrs_ext.netvlad(x, weight)
-    options = (1, 0, True, True, True, False, False)
+    options = (1, 0, True, True, True, False, False, False)
     with pytest.raises(RuntimeError, match="weight is on another device"):
         torch.ops.sfrs_ext.aggregate(x, weight, None, None, None, None, *options)
 
@@ -240,10 +240,10 @@ def test_the_operators_pass_opcheck():
     problem = Problem.make(Shape("small", 2, 24, 5, 6, 7, 1), torch.float32, device=CUDA)
     tensors = [t if t is None else t.requires_grad_() for t in problem.tensors()]
     tensors[-1] = problem.mask.detach().flatten(1).requires_grad_()
-    options = (1, 1, True, True, True, False, True)
+    options = (1, 1, True, True, True, False, True, True)
     torch.library.opcheck(torch.ops.sfrs_ext.aggregate, (*tensors, *options))
     query, quarters = similarity_inputs((3, 5, 4, 8), False, torch.float32, CUDA)
-    arguments = (query.requires_grad_(), quarters.requires_grad_(), False, True)
+    arguments = (query.requires_grad_(), quarters.requires_grad_(), False, True, True)
     torch.library.opcheck(torch.ops.sfrs_ext.region_similarity, arguments)
 
 

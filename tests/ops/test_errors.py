@@ -104,7 +104,7 @@ def test_region_similarity_names_the_wrong_argument(wrong, error, message):
 
 def test_direct_calls_of_the_raw_operators_cannot_read_foreign_memory():
     def aggregate(weight=WEIGHT, logits=None, centroids=None, regions=1):
-        options = (regions, 0, True, True, True, False, False)
+        options = (regions, 0, True, True, True, False, False, False)
         return torch.ops.sfrs_ext.aggregate(X, weight, logits, centroids, None, None, *options)
 
     with pytest.raises(RuntimeError, match="weight has another dtype"):
@@ -118,6 +118,6 @@ def test_direct_calls_of_the_raw_operators_cannot_read_foreign_memory():
     with pytest.raises(RuntimeError, match="logits has another shape"):
         aggregate(None, torch.randn(2, 19, 3))
     saved = aggregate(WEIGHT)
-    tensors = (saved[0], X, WEIGHT, None, None, None, None, *saved)
+    tensors = (saved[0], X, WEIGHT, None, None, None, None, *saved[:-1])
     with pytest.raises(RuntimeError, match="gradient of an argument that is not given"):
         torch.ops.sfrs_ext.aggregate_backward(*tensors, 1, 0, True, True, True, False, 4)

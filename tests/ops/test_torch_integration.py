@@ -20,9 +20,11 @@ def test_aggregate_passes_opcheck(regions, layout, dtype):
     x = problem.x.detach().requires_grad_()
     weight, *others = parameters
     options = (regions, 1, True, regions == 1, regions == 1, False, True)
-    torch.library.opcheck(torch.ops.sfrs_ext.aggregate, (x, weight, None, *others, mask, *options))
+    given = (x, weight, None, *others, mask, *options)
+    torch.library.opcheck(torch.ops.sfrs_ext.aggregate, (*given, False))
+    torch.library.opcheck(torch.ops.sfrs_ext.aggregate, (*given, True))
     logits = torch.randn(*mask.shape, len(weight), requires_grad=True)
-    torch.library.opcheck(torch.ops.sfrs_ext.aggregate, (x, None, logits, *others, mask, *options))
+    torch.library.opcheck(torch.ops.sfrs_ext.aggregate, (x, None, logits, *others, mask, *options, True))
 
 
 @pytest.mark.parametrize("layout", ("planes", "channels_last", "crop"))
@@ -36,7 +38,7 @@ def test_aggregate_backward_passes_opcheck(needs, given, layout):
         tensors[2] = tensors[2].flatten(2).transpose(1, 2)
         needs = needs & ~2 | (needs & 2) << 1
     options = (1, 1, True, True, True, False)
-    saved = torch.ops.sfrs_ext.aggregate(*tensors, *options, True)
+    *saved, _ = torch.ops.sfrs_ext.aggregate(*tensors, *options, True, False)
     grad = torch.randn_like(saved[0])
     torch.library.opcheck(torch.ops.sfrs_ext.aggregate_backward, (grad, *tensors, *saved, *options, needs))
 
@@ -47,9 +49,10 @@ def test_region_similarity_passes_opcheck(lists):
         torch.randn(3, 4, 8, requires_grad=True),
         torch.randn(*lists, 5, 4, 4, 8, requires_grad=True),
     )
-    torch.library.opcheck(torch.ops.sfrs_ext.region_similarity, (query, quarters, False, True))
+    for keep in (False, True):
+        torch.library.opcheck(torch.ops.sfrs_ext.region_similarity, (query, quarters, False, True, keep))
     with torch.no_grad():
-        similarity, dots = torch.ops.sfrs_ext.region_similarity(query, quarters, False, True)
+        similarity, dots, _ = torch.ops.sfrs_ext.region_similarity(query, quarters, False, True, False)
         arguments = (torch.randn_like(similarity), query.detach(), quarters.detach(), similarity, dots)
         torch.library.opcheck(torch.ops.sfrs_ext.region_similarity_backward, (*arguments, False, True, True))
 
@@ -104,7 +107,7 @@ def test_no_grad_keeps_nothing_for_the_backward():
     x, weight = torch.randn(2, 8, 4, 4), torch.randn(3, 8, requires_grad=True)
     with torch.no_grad():
         assert not sfrs_ext.netvlad(x, weight).requires_grad
-    options = (1, 0, True, True, True, False, False)
+    options = (1, 0, True, True, True, False, False, False)
     _, *saved = torch.ops.sfrs_ext.aggregate(x, weight.detach(), None, None, None, None, *options)
     assert all(t.numel() == 0 for t in saved)
 
@@ -243,6 +246,6 @@ def test_on_cuda_no_logits_are_saved_for_the_backward():
 
     with FakeTensorMode():
         x, weight = torch.empty(2, 8, 4, 5, device="cuda"), torch.empty(3, 8, device="cuda")
-        options = (1, 0, True, True, True, False, True)
+        options = (1, 0, True, True, True, False, True, False)
         _, *saved = torch.ops.sfrs_ext.aggregate(x, weight, None, None, None, None, *options)
-    assert [tuple(t.shape) for t in saved] == [(0, 20, 3), (2, 20), (2, 4)]
+    assert [tuple(t.shape) for t in saved] == [(0, 20, 3), (2, 20), (2, 4), (0,)]

@@ -1,4 +1,4 @@
-"""ONNX: the network with NetVLAD as two matrix products, for runtimes that have no fused operator."""
+"""ONNX: the network with NetVLAD as two matrix products, as ``sfrs_ext`` writes itself into such files."""
 
 import copy
 import json
@@ -16,19 +16,10 @@ from sfrs.describer import Describer
 from sfrs.descriptor import METADATA_KEY
 from sfrs.errors import UserError
 from sfrs.export.shapes import ImageShape
-from sfrs_ext import reference
 
 OPSET = 20
 LARGEST_FILE = 2**31 - 2**24
 """Bytes of weights: a protobuf file ends at 2 GiB, the graph included."""
-
-
-class TwoProductDescriber(Describer):
-    """A describer without the fused operator: logits GEMM, softmax, aggregation GEMM, norms."""
-
-    def aggregate(self, features: Tensor) -> Tensor:
-        vlad = self.network.vlad
-        return reference.netvlad(features, vlad.weight, vlad.centroids, vlad.conv.bias)
 
 
 def write_onnx(describer: Describer, path: Path, shape: ImageShape, description: dict, device: str) -> None:
@@ -45,10 +36,9 @@ def write_onnx(describer: Describer, path: Path, shape: ImageShape, description:
             "Fit a whitening to fewer numbers (sfrs whiten --dim), or take another format."
         )
     frozen = copy.deepcopy(describer).requires_grad_(False).cpu()
-    plain = TwoProductDescriber(frozen.network, frozen.whitening)
     with torch.no_grad(), _quiet():
         program = torch.onnx.export(
-            plain,
+            frozen,
             (shape.example(),),
             dynamo=True,
             dynamic_shapes=shape.dynamic_shapes(),
