@@ -116,14 +116,14 @@ def _save(ctx: Any, tensors: tuple[Tensor | None, ...], result: Tensor | None, k
 
     Torch refuses a backward that reads a tensor which has been written into since, but whoever gets a result
     may write into it, as ``ReLU(inplace=True)`` does. So an alias is saved that torch does not watch, and
-    beside it a view that was emptied: it shares the version of the result, which every write raises, and no
-    memory.
+    beside it one without elements, which shares the result's version, that every write raises.
     """
     ctx.version = None
     if result is not None and kept is None and type(result) is Tensor:
-        ctx.witness, alias = result.view(-1), result.data
-        ctx.witness.set_()
-        ctx.version, result = result._version, alias
+        ctx.witness, ctx.version = result.detach(), result._version
+        if not torch._C._len_torch_dispatch_stack():  # a mode need not know what this does
+            ctx.witness.data = result.new_empty(0)
+        result = result.data
     ctx.save_for_backward(*tensors, result if kept is None else kept)
 
 

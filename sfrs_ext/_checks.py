@@ -213,6 +213,6 @@ def similarity(operator: str, query: Tensor, quarters: Tensor) -> None:
 
 
 def convolution_weight(operator: str, weight: Tensor) -> None:
-    tensor(operator, "weight", weight)
+    floating(operator, "weight", weight)
     if weight.dim() != 4 or weight.shape[2] != 3 or weight.shape[3] != 3:
         raise misshapen(operator, "weight", weight, "[O, C, 3, 3]")

@@ -79,22 +79,27 @@ register("conv3x3_relu_backward", _backward_relu, _setup_relu)
 register("conv3x3_weight")
 
 
+def _check_kind(name: str, value: object, x: Tensor, autocasts: bool) -> None:
+    _checks.floating("conv3x3", name, value)
+    if autocasts and torch.float64 not in (x.dtype, value.dtype):  # which autocast leaves alone
+        _checks.same_device("conv3x3", name, value, "x", x)
+    else:
+        _checks.same_kind("conv3x3", name, value, "x", x)
+
+
 def _check(x: Tensor, weight: Tensor, bias: Tensor | None, packed: Tensor | None, autocasts: bool) -> None:
     operator = "conv3x3"
     _checks.convolution_weight(operator, weight)
     outputs, channels = weight.shape[:2]
     if channels != x.shape[1]:
         raise ValueError(f"{operator}: weight is {_checks.shape_of(weight)}, but x has C = {x.shape[1]}")
-    fits = _checks.same_device if autocasts else _checks.same_kind
-    fits(operator, "weight", weight, "x", x)
+    _check_kind("weight", weight, x, autocasts)
     if bias is not None:
-        _checks.floating(operator, "bias", bias)
-        fits(operator, "bias", bias, "x", x)
+        _check_kind("bias", bias, x, autocasts)
         if bias.dim() != 1 or bias.shape[0] != outputs:
             raise _checks.misshapen(operator, "bias", bias, f"[{outputs}]", ", one value per output")
     if packed is not None:
-        _checks.floating(operator, "packed", packed)
-        fits(operator, "packed", packed, "x", x)
+        _check_kind("packed", packed, x, autocasts)
         if packed.shape != _packed_shape(weight):
             raise _checks.misshapen(operator, "packed", packed, "what conv3x3_weight makes of weight")
 

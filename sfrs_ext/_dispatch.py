@@ -41,7 +41,7 @@ def public(plain: Callable | None = None) -> Callable:
         @functools.wraps(operator)
         def function(*arguments, **options):
             given = (*arguments, *options.values())
-            if has_torch_function(given):
+            if has_torch_function(given) and not any(isinstance(value, type) for value in given):
                 return handle_torch_function(function, given, *arguments, **options)
             if plain is not None and in_onnx_export():
                 return plain(*arguments, **options)
@@ -89,14 +89,18 @@ def _one_by_one(operator: Callable) -> Callable:
     """The rule of ``torch.func.vmap``: a call for every example, which the kernels thread by themselves."""
 
     def batched(info, in_dims, *arguments):
-        def example(i):
+        if info.batch_size == 0:  # shapes by an example of zeros
+            arguments = [
+                a if dim is None else a.new_zeros((*a.shape[:dim], 1, *a.shape[dim + 1 :]))
+                for a, dim in zip(arguments, in_dims, strict=True)
+            ]
+        results = []
+        for i in range(max(info.batch_size, 1)):
             given = zip(arguments, in_dims, strict=True)
-            return operator(*(a if dim is None else a.select(dim, i) for a, dim in given))
-
-        results = [example(i) for i in range(info.batch_size)]
+            results.append(operator(*(a if dim is None else a.select(dim, i) for a, dim in given)))
         if isinstance(results[0], Tensor):
-            return torch.stack(results), 0
-        stacked = tuple(torch.stack(parts) for parts in zip(*results, strict=True))
+            return torch.stack(results)[: info.batch_size], 0
+        stacked = tuple(torch.stack(parts)[: info.batch_size] for parts in zip(*results, strict=True))
         return stacked, (0,) * len(stacked)
 
     return batched
@@ -106,8 +110,10 @@ def _no_forward_mode(ctx, *tangents):
     raise NotImplementedError(f"sfrs_ext: {NO_FORWARD_MODE}; use sfrs_ext.reference where you need it")
 
 
+_differentiable: dict[str, type[torch.autograd.Function]] = {}
 _transformable: dict[str, type[torch.autograd.Function]] = {}
-"""The operators as ``torch.func`` takes them; it refuses what torch.library makes of a gradient."""
+"""The operators once more: eager, without the 50 us that torch.library takes to fill in defaults which no
+operator has, and as ``torch.func`` takes them, which refuses what torch.library makes of a gradient."""
 
 
 def register(
@@ -119,21 +125,41 @@ def register(
     if backward is None:
         return
     torch.library.register_autograd(f"sfrs_ext::{name}", backward, setup_context=setup)
-    contents = dict(
-        forward=staticmethod(lambda *arguments: operator(*arguments)),
-        setup_context=staticmethod(setup),
-        backward=staticmethod(backward),
-        jvp=staticmethod(_no_forward_mode),
-        generate_vmap_rule=True,
+
+    def forward(ctx, *arguments):
+        result = _without_gradient(operator, arguments)
+        setup(ctx, arguments, result)
+        return result
+
+    def function(**contents) -> type[torch.autograd.Function]:
+        contents = {key: staticmethod(value) for key, value in contents.items()}
+        return type(name, (torch.autograd.Function,), contents)
+
+    _differentiable[name] = function(forward=forward, backward=backward)
+    _transformable[name] = function(
+        forward=lambda *arguments: operator(*arguments),
+        setup_context=setup,
+        backward=backward,
+        jvp=_no_forward_mode,
     )
-    _transformable[name] = type(name, (torch.autograd.Function,), contents)
+    _transformable[name].generate_vmap_rule = True
+
+
+def _without_gradient(operator: Callable, arguments: tuple[object, ...]) -> Any:
+    """Calls past torch's part of autograd, of which the part in Python costs as much as a small call."""
+    with torch._C._AutoDispatchBelowAutograd():
+        return operator(*arguments)
 
 
 def call(name: str, *arguments: object) -> Any:
     """Calls an operator by its name, in whatever way torch runs at the moment."""
-    if _transforms_are_active():
+    if torch.compiler.is_compiling():
+        return getattr(ops, name)(*arguments)
+    if torch._C._are_functorch_transforms_active():
         return _transformable[name].apply(*arguments)
-    return getattr(ops, name)(*arguments)
+    if torch.is_grad_enabled() and torch._C._any_requires_grad(*arguments):
+        return _differentiable[name].apply(*arguments)
+    return _without_gradient(getattr(ops, name), arguments)
 
 
 def refuse_tangents(operator: str, instead: str, *tensors: Tensor | None) -> None:

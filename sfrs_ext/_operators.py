@@ -22,9 +22,10 @@ def _autocasts(x: Tensor) -> bool:
     return x.device.type != "meta" and torch.is_autocast_enabled(x.device.type)
 
 
-def _autocast(x: Tensor) -> Tensor:
+def _autocast(operator: str, x: Tensor) -> Tensor:
     """Under autocast float32 features are read in the autocast dtype; everything else keeps its own."""
-    if isinstance(x, Tensor) and x.dtype == torch.float32 and _autocasts(x):
+    _checks.floating(operator, "x", x)
+    if x.dtype == torch.float32 and _autocasts(x):
         return x.to(torch.get_autocast_dtype(x.device.type))
     return x
 
@@ -133,7 +134,7 @@ def netvlad(
         logits = norm((x @ weight.T).flatten(0, 1)).view(*x.shape[:2], -1)
         netvlad(x, logits=logits, centroids=centroids, ghost_clusters=G, normalize_input=False)
     """
-    x = _autocast(x)
+    x = _autocast("netvlad", x)
     tensors = (weight, logits, centroids, bias, mask)
     options = dict(normalize_input=normalize_input, intra_norm=intra_norm, l2_norm=l2_norm)
     _checks.aggregation("netvlad", x, *tensors, ghost_clusters, tokens=True, flatten=flatten, **options)
@@ -168,7 +169,7 @@ def region_vlad(
         ``[B, 4, K, D]`` in the dtype of ``x``, to be compared with queries by
         :func:`region_similarity`.
     """
-    x = _autocast(x)
+    x = _autocast("region_vlad", x)
     tensors = (weight, logits, centroids, bias, mask)
     options = dict(normalize_input=normalize_input)
     _checks.aggregation("region_vlad", x, *tensors, ghost_clusters, tokens=False, **options)
@@ -197,7 +198,9 @@ def region_similarity(query: Tensor, quarters: Tensor) -> Tensor:
     Raises:
         TypeError, ValueError: as in :func:`netvlad`.
     """
-    if isinstance(query, Tensor) and isinstance(quarters, Tensor) and _autocasts(query):
+    _checks.floating("region_similarity", "query", query)
+    _checks.floating("region_similarity", "quarters", quarters)
+    if _autocasts(query):
         widest = torch.promote_types(query.dtype, quarters.dtype)
         query, quarters = query.to(widest), quarters.to(widest)
     _checks.similarity("region_similarity", query, quarters)

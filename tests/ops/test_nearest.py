@@ -200,7 +200,7 @@ def lists(*offsets: int, rows: list[int] | None = None) -> tuple[Tensor, Tensor]
         ({"x": torch.ones(3, 2).int()}, TypeError, "x must be float32, float64, bfloat16 or float16"),
         ({"k": 0}, ValueError, r"k is 0, but must be in 1 \.\. 4"),
         ({"k": 5}, ValueError, r"k is 5, but must be in 1 \.\. 4"),
-        ({"k": 2.0}, ValueError, r"k is 2\.0"),
+        ({"k": 2.0}, TypeError, r"k must be an integer, but is 2\.0"),
         ({"own": True}, ValueError, "the same rows, but they have 3 and 4"),
         (
             {"y": torch.ones(3, 2), "own": True, "excluded": lists(0, 0, 0, 0)},

@@ -1,5 +1,7 @@
 """A result may be written into before its backward: gradients stay right, and nothing is copied for it."""
 
+import weakref
+
 import pytest
 import torch
 from foreign_layers import ConvolutionNetVLAD, D, K
@@ -123,6 +125,16 @@ def test_no_copy_of_the_result_is_saved(name):
     assert not any(t.untyped_storage().nbytes() == result and t.dtype == y.dtype for t in new)
     if name == "conv3x3":  # a bit per output
         assert sum(t.untyped_storage().nbytes() for t in new) == 2 * 5 * 6 * 2
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_a_result_that_is_given_up_frees_what_was_saved(name):
+    make, shapes = OPERATORS[name]
+    inputs = leaves(*shapes)
+    y = make(sfrs_ext)(*inputs)
+    gone = weakref.ref(inputs[0])
+    del inputs, y
+    assert gone() is None
 
 
 def test_an_input_that_was_written_into_is_still_refused():
