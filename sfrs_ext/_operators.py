@@ -117,11 +117,12 @@ def netvlad(
 
     Returns:
         Descriptors in the dtype of ``x``; sums, softmax and norms are float32 at least.
-        Differentiable once in every tensor, in reverse mode: by ``backward()`` or
-        ``torch.autograd.grad``. Two runs give the same bits, on the CPU with the same
-        number of threads. On CUDA float32 products keep float32's digits, their sums nearly
-        (docs/operators.md), or are rounded to TF32 where ``torch.backends.cuda.matmul`` allows
-        it, and K + G may be 320 at most, 256 in float64.
+        Differentiable once in every tensor, in reverse mode; ``torch.func.vmap`` calls it for
+        one example after another. The result may be written into before its backward. Two
+        runs give the same bits, on the CPU with the same number of threads. On CUDA float32
+        products keep float32's digits, their sums nearly (docs/operators.md), or are rounded to
+        TF32 where ``torch.backends.cuda.matmul`` allows it, and K + G may be 320 at most, 256 in
+        float64.
 
     Raises:
         TypeError: a type or dtype does not fit, or not exactly one of ``weight`` and ``logits`` is given.

@@ -25,9 +25,8 @@ def accelerate(model: nn.Module) -> Report:
     still holds, ``deepcopy`` and ``pickle`` work. Inputs that were not checked (extra arguments, other ranks,
     devices without kernels) go to the layer's own ``forward``. Call it before the model is wrapped
     (``torch.compile``, ``DistributedDataParallel``) and again after changing an option of a layer such as
-    ``normalize_input``. From fused layers gradients come by ``backward()`` and ``torch.autograd.grad`` alone:
-    no gradients of gradients, no forward mode, no ``torch.func``. ``torch.jit`` does not
-    take them either. :func:`restore` undoes it all.
+    ``normalize_input``. From fused layers gradients come in reverse mode and once: no gradients of gradients,
+    no forward mode. ``torch.jit`` does not take them either. :func:`restore` undoes it all.
 
     Args:
         model: any module; NetVLAD may be it or in it at any depth.
