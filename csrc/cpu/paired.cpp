@@ -39,6 +39,7 @@ const Kernels table = {
     [](const RegionSimilarityBackward& f, const Parallel& p) { SFRS_BASE::table.similarity_backward(f, p); },
     [](const ConvolutionWeight& f, const Parallel& p) { SFRS_BASE::table.pack_convolution(f, p); },
     [](const Convolution& f, const Parallel& p) { SFRS_BASE::table.convolve(f, p); },
+    [](const ConvolutionRelu& f, const Parallel& p) { SFRS_BASE::table.mask_gradient(f, p); },
     [](const Nearest& f, const Parallel& p) { SFRS_BASE::table.nearest(f, p); },
 };
 
