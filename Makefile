@@ -20,12 +20,19 @@ test: build  ## all tests, on all cores
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 build: $(STAMP)
-	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python setup.py --quiet build_ext --inplace
+	@$(BIN)/python setup.py --quiet build_ext --inplace
+
+# Its programs name the place of a virtual environment: in a folder that was moved, or without the interpreter
+# that it was made from, it is made again.
+ifeq ($(and $(realpath $(BIN)/python),$(shell grep -sF "$(realpath $(VENV))/" $(BIN)/pip)),)
+.PHONY: $(STAMP)
+CLEAR = $(if $(wildcard $(STAMP)),--clear)
+endif
 
 $(STAMP): pyproject.toml
-	$(PYTHON) -m venv $(VENV)
+	$(PYTHON) -m venv $(CLEAR) $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check "$(TORCH)" numpy "setuptools>=77" "cmake>=3.22" ninja
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation --editable ".[train,serve,export,test,lint]"
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation --editable ".[train,serve,export,test,lint]"
 	@touch $@
 
 CXX_FILES = $(shell git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.inl' 'csrc/*.cu' 'csrc/*.cuh')

@@ -4,6 +4,7 @@
 """
 
 import os
+import re
 import struct
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import pytest
 import torch
 
 ROOT = Path(__file__).parents[2]
+TORCH = Path(torch.__file__).resolve().parent
 OPERATORS = ("aggregate", "aggregate_backward", "region_similarity", "region_similarity_backward")
 CPU_ONLY = ("conv3x3", "conv3x3_relu_backward", "conv3x3_weight", "nearest")
 """On a GPU these are torch's own convolution and product."""
@@ -85,10 +87,18 @@ with FakeTensorMode():
 
 
 def test_no_symbol_is_missing_but_those_of_the_interpreter():
-    done = subprocess.run(["ldd", "-r", LIBRARY], capture_output=True, text=True, check=True)
+    paths = os.environ | {"LD_LIBRARY_PATH": str(TORCH / "lib")}  # in Python torch has loaded them before
+    done = subprocess.run(["ldd", "-r", LIBRARY], env=paths, capture_output=True, text=True, check=True)
     lines = (done.stdout + done.stderr).splitlines()
     missing = [line for line in lines if "not found" in line or "undefined symbol" in line]
     assert not [line for line in missing if "symbol: Py" not in line]
+
+
+def test_it_tells_nothing_of_the_place_where_it_was_compiled():
+    done = subprocess.run(["readelf", "-d", LIBRARY], capture_output=True, text=True, check=True)
+    assert re.findall(r"R(?:UN)?PATH.*\[(.*)\]", done.stdout) == ["$ORIGIN/../torch/lib"]
+    code = LIBRARY.read_bytes()
+    assert bytes(ROOT) not in code and bytes(TORCH.parent) not in code
 
 
 def test_neither_a_driver_nor_a_cuda_runtime_is_needed_to_load_it():
