@@ -11,6 +11,7 @@
 
 #include "kernels.h"
 #include "scratch.h"
+#include "shufflevector.h"
 
 #if defined(__AVX512F__) && SFRS_VECTOR_BYTES == 64
 #define SFRS_AVX512
