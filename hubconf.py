@@ -10,8 +10,6 @@ from pathlib import Path
 
 dependencies = ["torch", "numpy", "PIL", "safetensors"]
 
-ROOT = Path(__file__).resolve().parent
-
 
 def vgg16_netvlad(pretrained=False, *, weights=None, whitening=None, whiten=True, clusters=64):
     """VGG16, NetVLAD and, if given, PCA whitening: RGB in 0..1 ``[B, 3, H, W]`` -> unit descriptors.
@@ -32,7 +30,7 @@ def vgg16_netvlad(pretrained=False, *, weights=None, whitening=None, whiten=True
 
     Raises:
         ValueError: the arguments contradict each other, or a file cannot be used.
-        ImportError: the operators were not built for this Python.
+        ImportError: the operators are not compiled for this Python; the message says what to type.
     """
     if pretrained is True:
         raise ValueError(
@@ -42,7 +40,7 @@ def vgg16_netvlad(pretrained=False, *, weights=None, whitening=None, whiten=True
     if pretrained and weights is not None:
         raise ValueError("vgg16_netvlad: pretrained and weights both name a file; give one of them")
     weights = weights if weights is not None else pretrained or None
-    _require_operators()
+    _import_sfrs()
     if weights is not None:
         return _from_file(weights, whitening, whiten)
     if whitening is not None:
@@ -67,15 +65,10 @@ def _from_file(weights, whitening, whiten):
     return model
 
 
-def _require_operators():
-    try:
-        import sfrs_ext  # noqa: F401
-    except ImportError as error:
-        raise ImportError(
-            f"sfrs_ext, the fused operators, cannot be imported ({error}). Build them in {ROOT} for this "
-            "Python and torch: pip install --no-build-isolation '.[train]'"
-        ) from error
-    try:
-        import sfrs  # noqa: F401
-    except ImportError:
-        sys.path.append(str(ROOT / "python"))  # a checkout that was built in place
+def _import_sfrs():
+    """Make ``sfrs`` importable, from where the operators come from: installed, or built in this folder."""
+    import sfrs_ext
+
+    beside = Path(sfrs_ext.__path__[0]).parent / "python"
+    if beside.is_dir() and "sfrs" not in sys.modules:
+        sys.path.insert(0, str(beside))

@@ -1,5 +1,6 @@
 """Fused NetVLAD aggregation, query-to-region similarity and nearest neighbours for PyTorch."""
 
+from . import _compiled  # noqa: F401  before what imports compiled modules
 from ._convolution import conv3x3, conv3x3_weight
 from ._nearest import Nearest, nearest
 from ._operators import netvlad, region_similarity, region_vlad

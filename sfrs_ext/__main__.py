@@ -1,6 +1,7 @@
 """``python -m sfrs_ext``: what this build is and what it runs on."""
 
 import platform
+from pathlib import Path
 
 import torch
 
@@ -9,7 +10,7 @@ from . import _C, __version__, _cuda
 
 def main() -> None:
     facts = {
-        "sfrs_ext": __version__,
+        "sfrs_ext": f"{__version__} in {Path(_C.__file__).parent}",
         "torch": f"{torch.__version__} (built against {_C.torch_version()}, runs with 2.11 and newer)",
         "CPU kernels": f"{_C.cpu_kernels()} of {', '.join(_C.cpu_available())} on {platform.machine()}",
         "threads": torch.get_num_threads(),
