@@ -55,15 +55,6 @@ def test_the_hub_does_not_pretend_to_have_weights(tmp_path):
     assert done.returncode and "no weights are published under this project's name" in done.stderr
 
 
-def test_a_checkout_that_was_not_built_says_how_to(tmp_path):
-    program = (
-        "import sys, torch; sys.modules['sfrs_ext'] = None\n"
-        f"torch.hub.load({str(ROOT)!r}, 'vgg16_netvlad', source='local')"
-    )
-    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode and "pip install --no-build-isolation" in done.stderr
-
-
 def test_another_backbone_is_not_taken_for_vgg16(tmp_path):
     save_network(tmp_path / "net.safetensors", DescriptorNetwork(build_backbone("gradient"), 2))
     done = load("weights='net.safetensors'", tmp_path)
