@@ -248,7 +248,7 @@ class PairedBackwardTile {
   const PairedSizes& n_;
   const PairedAssignment& assignment_;
   const ParameterSums<float>& sums_;
-  PairUnit unit_;
+  [[maybe_unused]] PairUnit unit_;
   PairedTile tile_;
   PairedInputGradient input_;
   float *products_, *logits_;  // [k][p], one above the other

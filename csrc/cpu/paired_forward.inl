@@ -138,7 +138,7 @@ class PairedForwardTile {
   const AggregationForward& f_;
   const PairedSizes& n_;
   const PairedAssignment& assignment_;
-  PairUnit unit_;
+  [[maybe_unused]] PairUnit unit_;
   PairedTile tile_;
   float* logits_;        // [k][p]
   Side<Word> assigned_;  // [p / 2][k]
