@@ -35,15 +35,18 @@ def numbers(text: str) -> list[int]:
     return [int(number) for number in re.findall(r"\d+", text)]
 
 
+def lacks(name: str) -> bool:
+    return numbers(version(name)) < numbers(NEEDED[name])
+
+
 def refuse_without(*names: str) -> None:
     """Leave with one line if one of these is missing or too old: pip and CMake would print a hundred."""
-    here = {name: version(name) for name in NEEDED}
-    lacking = [name for name, least in NEEDED.items() if numbers(here[name]) < numbers(least)]
-    if set(names) & set(lacking):
+    if any(map(lacks, names)):
         needs = ", ".join(f"{name}>={least}" for name, least in NEEDED.items())
-        found = " and ".join(f"{name} {here[name]}" if here[name] else f"no {name}" for name in lacking)
+        here = {name: version(name) for name in NEEDED if lacks(name)}
+        sees = " and ".join(f"{name} {found}" if found else f"no {name}" for name, found in here.items())
         sys.exit(
-            f"sfrs_ext: type `pip install --no-build-isolation .`; it needs {needs}; this build sees {found}"
+            f"sfrs_ext: type `pip install --no-build-isolation .`; it needs {needs}; this build sees {sees}"
         )
 
 
