@@ -49,6 +49,7 @@ const Kernels table = {
     // CUDA has no convolution of its own.
     [](const ConvolutionWeight& f, const Parallel& p) { portable::table.pack_convolution(f, p); },
     [](const Convolution& f, const Parallel& p) { portable::table.convolve(f, p); },
+    [](const ConvolutionRelu& f, const Parallel& p) { portable::table.mask_gradient(f, p); },
     [](const Nearest& f, const Parallel& p) { portable::table.nearest(f, p); }};
 
 }  // namespace sfrs::cpu::emulated
