@@ -65,7 +65,7 @@ def make(folder: Path, python: str, architectures: str, wheel: Path | None) -> N
     for old in folder.glob("*.so"):
         old.unlink()
     options = [f"-DPYTHON={shutil.which(python) or python}", f"-DOUTPUT_DIR={folder.resolve()}"]
-    options += ["-DSFRS_CUDA_OPTIONS=-lineinfo", "-DCMAKE_BUILD_RPATH_USE_ORIGIN=ON"]
+    options += ["-DSFRS_CUDA_OPTIONS=-lineinfo"]
     subprocess.run(["cmake", "-S", ROOT, "-B", build, "-G", "Ninja", *options], check=True, env=environment)
     subprocess.run(["cmake", "--build", build], check=True, env=environment)
     nvcc = shutil.which("nvcc") or "/usr/local/cuda/bin/nvcc"
