@@ -1,38 +1,43 @@
 """Fused operators inside models that were written without them."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from torch import nn
 
 from .. import nn as layers
 from .check import find_recipe
-from .fused import Fused, fuse, original_class, unfuse
-from .report import LeftAlone, Replaced, Report
-from .structure import class_name, is_named_so, may_be_netvlad, obstacle
+from .fused import Fused, fuse, numbers_of_calls, original_class, unfuse
+from .report import LeftAlone, Replaced, Report, Restored, Used
+from .structure import class_name, is_named_so, may_be_netvlad, obstacle, other_aggregator
 
-__all__ = ["LeftAlone", "Replaced", "Report", "accelerate", "restore"]
+__all__ = ["LeftAlone", "Replaced", "Report", "Restored", "Used", "accelerate", "restore"]
 
 
 def accelerate(model: nn.Module) -> Report:
     """Let the NetVLAD layers of a model, of whatever class, compute by the fused operators, in place.
 
-    A layer is recognised by its tensors' shapes: a 1x1 convolution, linear layer or matrix ``[K + G, D]``;
-    centroids or none; bias; batch norm on the logits; ghost clusters; a factor on the logits. A float64 copy
-    of it with random parameters then runs beside the fused form, in evaluation and training, forward and
-    backward, which also settles normalisations and layouts. Only what agrees is replaced.
+    A layer is recognised by the shapes of the tensors that its ``forward`` uses: a 1x1 convolution, linear
+    layer or matrix ``[K + G, D]``; centroids or none; bias; batch norm on the logits; ghost clusters; a
+    factor on the logits. A float64 copy of it with random parameters then runs beside the fused form, in
+    evaluation and training, forward and backward, on ordinary and on special inputs (empty clusters,
+    positions without features), which also settles normalisations, layouts and strides. Only what agrees is
+    replaced, for every form of call that the layer takes.
 
-    Parameters, buffers, ``state_dict``, hooks and all other attributes stay the same objects; ``isinstance``
-    still holds, ``deepcopy`` and ``pickle`` work. Inputs that were not checked (extra arguments, other ranks,
-    devices without kernels) go to the layer's own ``forward``. Call it before the model is wrapped
-    (``torch.compile``, ``DistributedDataParallel``) and again after changing an option of a layer such as
-    ``normalize_input``. From fused layers gradients come in reverse mode and once: no gradients of gradients,
-    no forward mode. ``torch.jit`` does not take them either. :func:`restore` undoes it all.
+    Parameters, buffers, ``state_dict``, hooks, the signature of ``forward`` and all other attributes stay
+    the same objects; ``isinstance`` still holds, ``deepcopy`` and ``pickle`` work. A call of a form that was
+    not found out (see the report), on a device without kernels, say, goes to the layer's own ``forward``;
+    both kinds of call are counted. Looking leaves no trace in the model, in torch's random and other states,
+    or in what the layer's code keeps elsewhere. Call it before the model is wrapped (``torch.compile``,
+    ``DistributedDataParallel``) and again after changing an option of a layer such as ``normalize_input``.
+    From fused layers gradients come in reverse mode and once: no gradients of gradients, no forward mode.
+    ``torch.jit`` does not take them either. :func:`restore` undoes it all.
 
     Args:
         model: any module; NetVLAD may be it or in it at any depth.
 
     Returns:
-        What was replaced, and what looks like NetVLAD but was left alone and why; print it.
+        What was replaced; what an earlier call replaced, with the calls it has had since; and what looks like
+        NetVLAD, or is another aggregator, but was left alone and why. Print it.
 
     Raises:
         TypeError: ``model`` is not a module.
@@ -41,48 +46,69 @@ def accelerate(model: nn.Module) -> Report:
 
         print(sfrs_ext.accelerate(model))
     """
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"accelerate: model must be a torch.nn.Module, but is {type(model).__name__}")
+    _check("accelerate", model)
     recipes, replaced, left_alone = [], [], []
-    for paths, layer in _innermost(model):
-        name = class_name(layer)
-        found = _recipe_or_reason(layer)
-        if isinstance(found, str):
-            if is_named_so(layer) or isinstance(layer, Fused):
-                left_alone.append(LeftAlone(paths, name, found))
-        else:
+    for paths, layer in _innermost(model, lambda m: may_be_netvlad(m) or bool(other_aggregator(m))):
+        if isinstance(layer, Fused):
+            continue
+        found, name = _recipe_or_reason(layer), class_name(layer)
+        if not isinstance(found, str):
             recipes.append((layer, found))
             replaced.append(Replaced(paths, name, found))
-    for (
-        layer,
-        recipe,
-    ) in recipes:  # when all are found, so that an error on the way leaves the model as it was
+        elif is_named_so(layer) or other_aggregator(layer):
+            left_alone.append(LeftAlone(paths, name, found))
+    fused = tuple(_used(paths, layer) for paths, layer in _fused(model))
+    for layer, recipe in recipes:  # after the search, so that an error in it leaves the model as it was
         fuse(layer, recipe)
-    return Report(tuple(replaced), tuple(left_alone))
+    return Report(tuple(replaced), fused, tuple(left_alone))
 
 
-def restore(model: nn.Module) -> int:
-    """Undo :func:`accelerate`: give every fused layer its own class back. Returns how many there were."""
-    fused = [layer for layer in model.modules() if isinstance(layer, Fused)]
-    for layer in fused:
+def restore(model: nn.Module) -> Restored:
+    """Undo :func:`accelerate`: give every fused layer its own class back.
+
+    Returns:
+        The layers, and how many of their calls were fused; print it.
+
+    Raises:
+        TypeError: ``model`` is not a module.
+    """
+    _check("restore", model)
+    fused = _fused(model)
+    restored = tuple(_used(paths, layer) for paths, layer in fused)
+    for _, layer in fused:
         unfuse(layer)
-    return len(fused)
+    return Restored(restored)
+
+
+def _check(function: str, model: object) -> None:
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"{function}: model must be a torch.nn.Module, but is {type(model).__name__}")
 
 
 def _recipe_or_reason(layer: nn.Module):
-    if isinstance(layer, Fused):
-        return f"it is fused already, from {original_class(layer).__name__}"
     if isinstance(layer, layers.NetVLAD):
         return "it is a layer of sfrs_ext.nn"
+    if not may_be_netvlad(layer):
+        return f"not NetVLAD: {other_aggregator(layer)}"
     return obstacle(layer) or find_recipe(layer)
 
 
-def _innermost(model: nn.Module) -> Iterator[tuple[tuple[str, ...], nn.Module]]:
-    """Modules that may be NetVLAD with all their paths; a container of one is not one itself."""
+def _fused(model: nn.Module) -> list[tuple[tuple[str, ...], nn.Module]]:
+    return list(_innermost(model, lambda module: isinstance(module, Fused)))
+
+
+def _used(paths: tuple[str, ...], layer: nn.Module) -> Used:
+    return Used(paths, original_class(layer).__name__, *numbers_of_calls(layer))
+
+
+def _innermost(
+    model: nn.Module, is_one: Callable[[nn.Module], bool]
+) -> Iterator[tuple[tuple[str, ...], nn.Module]]:
+    """Modules of a kind with all their paths; a container of one is not one itself."""
     paths: dict[int, list[str]] = {}
     modules: dict[int, nn.Module] = {}
     for path, module in model.named_modules(remove_duplicate=False):
-        if may_be_netvlad(module):
+        if id(module) in modules or is_one(module):
             paths.setdefault(id(module), []).append(path)
             modules[id(module)] = module
     for key, module in modules.items():

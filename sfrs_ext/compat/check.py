@@ -1,224 +1,286 @@
 """Runs a copy of a layer beside its fused form: finds the recipe, or says why there is none."""
 
 import copy
-import dataclasses
-import functools
 import itertools
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
-from .memory import attributes, changed
-from .recipe import LAYOUTS, OUTPUTS, Recipe, aggregate
-from .structure import Reading, readings, scales
-
-TOLERANCE = 1e-9
-"""Of the largest value, in float64: rounding stays a thousand times below, an eps of 1e-8 in a norm above."""
+from .cases import cases, in_layout, in_memory, maps, masks, randomise, randomise_tensors, unmistakable
+from .compare import TOLERANCE, NoAnswer, are_close, difference, disagreement, first_line, remembers
+from .forms import LAYOUTS, WAYS, Form, Layout, Lists, Mask, order_of, results_for
+from .fused import Signature, respond
+from .memory import Memory
+from .recipe import Recipe
+from .structure import Reading, readings, scales, units
+from .undisturbed import undisturbed
 
 
 def find_recipe(layer: nn.Module) -> Recipe | str:
     """The recipe by which the fused form equals the layer, or why none does.
 
-    A float64 copy on the CPU with random parameters is run in evaluation and in training, forward and
-    backward. Layer, its buffers and torch's random state stay as they are.
+    A float64 copy on the CPU with random parameters runs in evaluation and in training, forward and backward.
     """
-    with _undisturbed():
+    with undisturbed(layer) as memory:
         try:
             twin = copy.deepcopy(layer)
+            shared = _addresses(twin) & _addresses(layer)
         except Exception as error:  # whatever somebody else's layer holds
-            return f"it cannot be copied for the check: {_first_line(error)}"
+            return f"it cannot be copied for the check: {first_line(error)}"
+        if shared:
+            return "its copy shares tensors with it, so that it cannot be tried out"
         try:
-            return _compare(twin)
+            found = Check(twin).recipe()
         except Exception as error:  # as above
-            return f"it cannot be run beside the fused form: {_first_line(error)}"
+            return f"it cannot be run beside the fused form: {first_line(error)}"
+        names = memory.changed()
+        return remembers(names) if names and isinstance(found, Recipe) else found
 
 
-def _compare(twin: nn.Module) -> Recipe | str:
-    generator = torch.Generator().manual_seed(0)
-    twin = twin.to("cpu", torch.float64).eval()
-    randomise(twin, generator)
-    before = attributes(twin)
-    found = _search(twin, generator)
-    if isinstance(found, str):
-        return found
-    if remembered := changed(before, twin):
-        return _remembers(remembered)
-    transposes = _takes_transposed(twin, found, generator)
-    return _confirm(twin, found, generator) or dataclasses.replace(found, takes_transposed=transposes)
+def _addresses(layer: nn.Module) -> set[int]:
+    """Of all tensors of a layer, those in plain attributes too."""
+    held = [
+        value for module in layer.modules() for value in vars(module).values() if isinstance(value, Tensor)
+    ]
+    tensors = [*layer.parameters(), *layer.buffers(), *held]
+    return {t.untyped_storage().data_ptr() for t in tensors if t.layout == torch.strided and t.numel()}
 
 
-def _remembers(names: list[str]) -> str:
-    return f"its forward remembers something, which a fused layer would not: {', '.join(names)}"
+class Check:
+    """A float64 copy of a layer with random parameters, and what is found out about it."""
 
+    def __init__(self, twin: nn.Module):
+        self.twin = twin.to("cpu", torch.float64).eval()
+        self.signature = Signature(type(twin).forward)
+        self.generator = torch.Generator().manual_seed(0)
+        randomise(self.twin, self.generator)
 
-@contextmanager
-def _undisturbed() -> Iterator[None]:
-    """Keeps torch's random state and default dtype; layers that allocate without a dtype get float64."""
-    dtype = torch.get_default_dtype()
-    with ExitStack() as stack:
-        stack.enter_context(torch.random.fork_rng(devices=[]))
-        stack.enter_context(torch.inference_mode(False))
-        stack.enter_context(torch.enable_grad())
-        stack.enter_context(torch.autocast("cpu", enabled=False))
-        stack.callback(torch.set_default_dtype, dtype)
-        torch.set_default_dtype(torch.float64)
-        yield
+    def recipe(self) -> Recipe | str:
+        memory = Memory(self.twin)
+        found = self._search()
+        if isinstance(found, str):
+            return found
+        if names := memory.changed():
+            return remembers(names)
+        if complaint := self._complaint(found):
+            return complaint
+        return self._with_arguments(self._with_lists(self._with_forms(found)))
 
+    @torch.no_grad()
+    def _search(self) -> Recipe | str:
+        """The first reading, form of input and set of options that give the copy's own result."""
+        complaints, not_run = [], {}
+        dims = dict.fromkeys(reading.dim for reading in readings(self.twin))
+        for layout, dim in itertools.product(LAYOUTS, dims):
+            x = in_layout(unmistakable(dim, self.generator), layout)
+            try:
+                theirs, orders, used = self.twin.forward(x), self._orders(x, layout), self._used(x)
+            except Exception as error:  # a layer that takes another layout raises anything
+                not_run.setdefault(layout.text, first_line(error))
+                continue
+            for reading in (reading for reading in readings(self.twin, used) if reading.dim == dim):
+                if reading.extras:
+                    extras = ", ".join(reading.extras)
+                    complaints.append((2, f"it uses more than a NetVLAD layer's tensors: {extras}"))
+                    continue
+                best, closest = float("inf"), None
+                for recipe in self._candidates(reading, layout, theirs, orders):
+                    error = difference(self._respond(recipe, x), theirs)
+                    if error <= TOLERANCE:
+                        return recipe
+                    best, closest = min((best, closest), (error, recipe), key=lambda pair: pair[0])
+                if closest is None:
+                    form = list(theirs.shape) if isinstance(theirs, Tensor) else f"a {type(theirs).__name__}"
+                    complaints.append((1, f"not NetVLAD: its result is {form}, not a descriptor per image"))
+                else:
+                    nearest = f"{closest.kind} with {closest.steps}, differs by {best:.0e}"
+                    complaints.append((0, f"not NetVLAD: the closest, {nearest}"))
+        places = "; ".join(f"on {text} ({error})" for text, error in [*not_run.items()][:3])
+        default = (3, f"it does not run {places}")
+        return min(complaints, default=default, key=lambda complaint: complaint[0])[1]
 
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+    def _candidates(
+        self, reading: Reading, layout: Layout, theirs: object, orders: tuple
+    ) -> Iterator[Recipe]:
+        """Every recipe that gives a result of the right shape."""
+        images = layout.images(unmistakable(reading.dim, self.generator))
+        clusters = theirs.numel() // (images * reading.dim) if isinstance(theirs, Tensor) else 0
+        if not 1 <= clusters <= reading.columns:
+            return
+        results = results_for(layout, (images, clusters, reading.dim), theirs.shape)
+        factors = [(None, False), *itertools.product(scales(self.twin), (False, True))]
+        normalisations = itertools.product((True, False), repeat=3)
+        for result, (scale, divides), (first, intra, last) in itertools.product(
+            results, factors, normalisations
+        ):
+            yield Recipe(
+                clusters=clusters,
+                ghost_clusters=reading.columns - clusters,
+                dim=reading.dim,
+                forms=(Form(layout, result, orders),),
+                scale=scale,
+                scale_divides=divides,
+                normalize_input=first,
+                intra_norm=intra,
+                l2_norm=last,
+                **reading.parts,
+            )
 
+    def _used(self, x: Tensor) -> set[str]:
+        """The copy's units whose values its results depend on, in evaluation or in training."""
+        used = set()
+        for training, unit in itertools.product((False, True), units(self.twin)):
+            results = []
+            for other_values in (False, True):
+                layer = copy.deepcopy(self.twin).train(training)
+                if other_values:
+                    _randomise_unit(layer, unit, self.generator)
+                torch.default_generator.manual_seed(
+                    0
+                )  # for layers that draw; torch.manual_seed is CUDA's too
+                results.append(layer.forward(x))
+            used |= set() if are_close(*results, tolerance=0) else {unit}
+        return used
 
-def randomise(layer: nn.Module, generator: torch.Generator) -> None:
-    """Give a copy parameters under which every step shows: zeros, ones and equal clusters hide some."""
+    def _orders(self, x: Tensor, layout: Layout) -> tuple:
+        """Of the dimensions of the result in memory, for both orders of the input."""
+        orders = []
+        for view in in_memory(x, layout):
+            result = self._attempt(view)
+            orders += [order_of(result)] if isinstance(result, Tensor) else []
+        return (*orders, *orders)[:2]
 
-    def random(like: Tensor) -> Tensor:
-        return torch.randn(like.shape, generator=generator, dtype=torch.float64)
+    def _complaint(self, recipe: Recipe) -> str | None:
+        """What differs on any of the inputs, in evaluation and training, for the recipe's only form."""
+        layout = recipe.forms[0].layout
+        for what, features, factor in cases(recipe.dim, self.generator):
+            x = in_layout(features, layout)
+            for view, training in itertools.product((x,) if what else in_memory(x, layout), (False, True)):
+                try:
+                    complaint = disagreement(self.twin, recipe, view, {}, training, factor)
+                except NoAnswer as reason:  # a layer may have none for what is special, or for a view
+                    complaint = None if what or not view.is_contiguous() else str(reason)
+                if complaint:
+                    return f"{complaint}, for {what}" if what else complaint
+        return None
 
-    with torch.no_grad():
-        for module in layer.modules():
-            for parameter in module._parameters.values():
-                if parameter is not None:
-                    parameter.copy_(random(parameter)).requires_grad_(True)
-            for name, buffer in module._buffers.items():
-                if buffer is not None and buffer.is_floating_point():
-                    buffer.copy_(random(buffer).abs() + 0.5 if name == "running_var" else random(buffer))
-    for index, name in enumerate(scales(layer)):
-        if name not in {**layer._parameters, **layer._buffers}:
-            setattr(layer, name, 1.3 + 0.2 * index)  # unequal, so that it shows which one is used
+    def _with_forms(self, recipe: Recipe) -> Recipe:
+        """Add every other form of input on which the layer runs, fused where that agrees."""
+        forms = [*recipe.forms]
+        for layout in (layout for layout in LAYOUTS if layout != recipe.forms[0].layout):
+            features = unmistakable(recipe.dim, self.generator)
+            x = in_layout(features, layout)
+            sizes = (layout.images(features), recipe.clusters, recipe.dim)
+            found = results_for(layout, sizes, getattr(self._attempt(x), "shape", ()))
+            trials = [self._only(recipe, Form(layout, result, self._orders(x, layout))) for result in found]
+            agreed = (r.forms[0] for r in trials if self._agrees(r, x) and not self._complaint(r))
+            if found:
+                self._insert(recipe, forms, next(agreed, Form(layout, None)))
+        return replace(recipe, forms=tuple(forms))
 
+    def _insert(self, recipe: Recipe, forms: list[Form], form: Form) -> None:
+        """Put a form before those that yield to it where an input fits both."""
+        for index, other in enumerate(forms):
+            if other.layout.rank != form.layout.rank:
+                continue
+            shape = [2] * form.layout.rank
+            shape[form.layout.channels] = shape[other.layout.channels] = recipe.dim
+            x = torch.randn(shape, generator=self.generator, dtype=torch.float64)
+            if not self._agrees(self._only(recipe, other), x):
+                agrees = self._agrees(self._only(recipe, form), x)
+                forms.insert(index, form if agrees else Form(form.layout, None))
+                return
+        forms.append(form)
 
-def sample(layout: str, dim: int, generator: torch.Generator, batch: int = 2, size=(9, 8)) -> Tensor:
-    """Random features in a layout, of norm 2 or so, that no other layout's shape can be mistaken for."""
-    x = torch.randn(batch, dim, *size, generator=generator, dtype=torch.float64) * 2 * dim**-0.5
-    x = x if layout == "map" else x.flatten(2)
-    return x.transpose(1, 2).contiguous() if layout == "tokens" else x
+    @staticmethod
+    def _only(recipe: Recipe, form: Form) -> Recipe:
+        return replace(recipe, forms=(form,))
 
+    def _with_lists(self, recipe: Recipe) -> Recipe:
+        """Add how the layer takes several inputs at once."""
+        for layout, numbers in itertools.product(LAYOUTS, ((0, 1), (0, 0))):
+            xs = [in_layout(unmistakable(recipe.dim, self.generator, of), layout) for of in numbers]
+            if self._attempt(xs) is None and self._attempt(tuple(xs)) is None:
+                continue
+            for result, way in itertools.product(results_for(layout), WAYS):
+                order = tuple(range(result.count(",") + 1))
+                for kinds in ((list, tuple), (list,), (tuple,)):
+                    trial = replace(recipe, lists=Lists(Form(layout, result, (order, order)), way, kinds))
+                    if all(self._agrees(trial, kind(xs)) for kind in kinds):
+                        return trial
+            return replace(recipe, unforeseen=("lists",))
+        return recipe
 
-@torch.no_grad()
-def _search(twin: nn.Module, generator: torch.Generator) -> Recipe | str:
-    complaints = []
-    for reading, layout in itertools.product(readings(twin), LAYOUTS):
-        if reading.extras:
-            continue
-        x = sample(layout, reading.dim, generator)
+    def _with_arguments(self, recipe: Recipe) -> Recipe:
+        """Add which further arguments change nothing, and which one weighs the positions.
+
+        Values are tried only for arguments that are usually absent: what a flag or the name of a file makes a
+        layer do is not to be found out by doing it.
+        """
+        unforeseen = [*recipe.unforeseen, *self.signature.variable]
+        for name in self.signature.others:
+            tried = self.signature.defaults.get(name, name) is None
+            if name in self.signature.unread or (tried and self._ignores(recipe, name)):
+                recipe = replace(recipe, ignored=(*recipe.ignored, name))
+            elif tried and recipe.mask is None and (forms := self._masks(recipe, name)):
+                recipe = replace(recipe, mask=name, masks=forms)
+            else:
+                unforeseen.append(name)
+        return replace(recipe, unforeseen=tuple(unforeseen))
+
+    def _ignores(self, recipe: Recipe, name: str) -> bool:
+        layout = recipe.forms[0].layout
+        x = in_layout(maps(recipe.dim, self.generator), layout)
+        plain, trial = self._attempt(x), replace(recipe, ignored=(name,))
+        tensors = [m for form in Mask.all(layout) for m in masks(form, x, self.generator)]
+        same = all(are_close(self._attempt(x, {name: v}), plain, tolerance=0) for v in (*tensors, object()))
+        return same and self._agrees(trial, x, {name: tensors[0]})
+
+    def _masks(self, recipe: Recipe, name: str) -> tuple[Mask, ...]:
+        found = []
+        for form in (form for form in recipe.forms if form.result):
+            x = in_layout(maps(recipe.dim, self.generator), form.layout)
+            for mask in Mask.all(form.layout):
+                trial = replace(recipe, forms=(form,), mask=name, masks=(mask,))
+                if all(self._agrees(trial, x, {name: m}) for m in masks(mask, x, self.generator)):
+                    found.append(mask)
+        return tuple(found)
+
+    def _agrees(self, recipe: Recipe, x: object, arguments: dict | None = None) -> bool:
+        """Whether the copy runs and its fused form gives the same, in evaluation and in training."""
+        arguments = arguments or {}
+        theirs = self._attempt(x, arguments)
+        if theirs is None or not are_close(self._respond(recipe, x, arguments), theirs):
+            return False
         try:
-            theirs = twin.forward(x)
-        except Exception as error:  # a layer that takes another layout raises anything
-            complaints.append((2, f"it does not run on {LAYOUTS[layout]}: {_first_line(error)}"))
-            continue
-        best, closest = float("inf"), None
-        for recipe in _candidates(twin, reading, layout, theirs):
-            error = _difference(aggregate(twin, recipe, x), theirs)
-            if error <= TOLERANCE:
-                return recipe
-            best, closest = min((best, closest), (error, recipe), key=lambda pair: pair[0])
-        if closest is None:
-            complaints.append((1, f"its result is {_form(theirs)}, not a descriptor per image"))
-        else:
-            nearest = f"the closest, {closest.kind} with {closest.steps}, differs by {best:.0e}"
-            complaints.append((0, f"it computes something else than NetVLAD; {nearest}"))
-    return min(complaints, default=(0, "its tensors do not fit together as NetVLAD"))[1]
+            return not any(
+                disagreement(self.twin, recipe, x, arguments, training) for training in (False, True)
+            )
+        except NoAnswer:
+            return False
 
-
-def _candidates(twin: nn.Module, reading: Reading, layout: str, theirs: object) -> Iterator[Recipe]:
-    """Every recipe that gives a result of the right shape."""
-    if not isinstance(theirs, Tensor) or theirs.dim() not in (2, 3) or theirs.numel() % (2 * reading.dim):
-        return
-    clusters = theirs.numel() // (2 * reading.dim)
-    if not 1 <= clusters <= reading.columns:
-        return
-    flat = (clusters * reading.dim,)
-    shapes = (flat, flat, (clusters, reading.dim), (reading.dim, clusters))  # of OUTPUTS
-    outputs = [form for form, shape in zip(OUTPUTS, shapes, strict=True) if shape == tuple(theirs.shape[1:])]
-    factors = [(None, False), *itertools.product(scales(twin), (False, True))]
-    normalisations = itertools.product((True, False), repeat=3)
-    for output, (scale, divides), (first, intra, last) in itertools.product(outputs, factors, normalisations):
-        yield Recipe(
-            clusters=clusters,
-            ghost_clusters=reading.columns - clusters,
-            dim=reading.dim,
-            layout=layout,
-            output=output,
-            scale=scale,
-            scale_divides=divides,
-            normalize_input=first,
-            intra_norm=intra,
-            l2_norm=last,
-            **reading.parts,
-        )
-
-
-def _form(result: object) -> str:
-    return str(list(result.shape)) if isinstance(result, Tensor) else f"a {type(result).__name__}"
-
-
-def _difference(ours: Tensor, theirs: Tensor, least: float = 1e-300) -> float:
-    """Largest difference relative to the largest value or ``least``; infinite where shape or dtype differ."""
-    if ours.shape != theirs.shape or ours.dtype != theirs.dtype:
-        return float("inf")
-    difference = ((ours - theirs).abs().max() / theirs.abs().max().clamp_min(least)).item()
-    return difference if difference == difference else float("inf")
-
-
-def _confirm(twin: nn.Module, recipe: Recipe, generator: torch.Generator) -> str | None:
-    """Compare on other shapes, at a position without features, in training, and backward."""
-    empty = sample(recipe.layout, recipe.dim, generator, batch=1, size=(4, 5))
-    (empty[0, 0] if recipe.layout == "tokens" else empty[0].flatten(1)[:, 0]).zero_()
-    with torch.no_grad():
-        if not _difference(aggregate(twin, recipe, empty), twin.forward(empty)) <= TOLERANCE:
-            return "it treats positions without features in its own way"
-    for training in (False, True):
-        x = sample(recipe.layout, recipe.dim, generator, batch=2, size=(5, 6))
-        mode = "training" if training else "evaluation"
-        remembered: list[str] = []
+    @torch.no_grad()
+    def _attempt(self, x: object, arguments: dict | None = None) -> object:
+        """The copy's result, or None where it does not run."""
         try:
-            theirs = _run(twin, training, x, functools.partial(_forward, remembered))
-        except Exception as error:  # as above
-            return f"it does not run in {mode}: {_first_line(error)}"
-        if remembered:
-            return _remembers(remembered)
-        ours = _run(twin, training, x, lambda layer, x: aggregate(layer, recipe, x))
-        # A gradient may be zero but for rounding, such as that of a bias before batch norm.
-        least = 1e-3 * max(value.abs().max().item() for value in theirs.values())
-        for name, value in theirs.items():
-            if name not in ours or not _difference(ours[name], value, least) <= TOLERANCE:
-                return f"in {mode} its {name} differs from the fused layer's"
-    return None
+            return self.twin.forward(x, **(arguments or {}))
+        except Exception:  # what a layer raises that takes no such input
+            return None
+
+    @torch.no_grad()
+    def _respond(self, recipe: Recipe, x: object, arguments: dict | None = None) -> object:
+        return respond(self.twin, recipe, self.signature, (x,), arguments or {})
 
 
-def _forward(remembered: list[str], layer: nn.Module, x: Tensor) -> Tensor:
-    """The layer's own forward; the attributes that it changed are added to ``remembered``."""
-    before = attributes(layer)
-    result = layer.forward(x)
-    remembered += changed(before, layer)
-    return result
-
-
-@torch.no_grad()
-def _takes_transposed(twin: nn.Module, recipe: Recipe, generator: torch.Generator) -> bool:
-    """Whether the layer also runs on its input with the channels at the other end."""
-    size = (7, 5) if recipe.dim not in (7, 5, 35) else (8, 6)
-    x = sample(recipe.layout, recipe.dim, generator, size=size)
-    x = x.transpose(1, 2) if x.dim() == 3 else x.movedim(1, -1)
-    try:
-        twin.forward(x)
-    except Exception:  # the usual case: it does not fit the weights, and what that raises is the layer's
-        return False
-    return True
-
-
-def _run(twin: nn.Module, training: bool, x: Tensor, function: Callable) -> dict[str, Tensor]:
-    """Result, all gradients and all buffers after one step of a copy."""
-    layer = copy.deepcopy(twin).train(training)
-    x = x.clone().requires_grad_(True)
-    result = function(layer, x)
-    cotangent = torch.linspace(-1, 1, result.numel(), dtype=result.dtype).sin().view_as(result)
-    (result * cotangent).sum().backward()
-    inputs = {"x": x, **dict(layer.named_parameters())}
-    gradients = {
-        f"gradient of {name}": torch.zeros_like(t) if t.grad is None else t.grad for name, t in inputs.items()
-    }
-    return {"result": result.detach()} | gradients | dict(layer.named_buffers())
+def _randomise_unit(layer: nn.Module, unit: str, generator: torch.Generator) -> None:
+    """Give one of :func:`sfrs_ext.compat.structure.units` other values, in place."""
+    name, _, inner = unit.partition(".")
+    if name not in layer._modules:
+        randomise_tensors(layer, generator, only=name)
+    elif inner:
+        randomise_tensors(layer._modules[name], generator, only=inner)
+    else:
+        for module in layer._modules[name].modules():
+            randomise_tensors(module, generator)

@@ -5,28 +5,31 @@ reference to it. Only ``__class__`` changes, as ``torch.nn.utils.parametrize`` d
 """
 
 import copyreg
+import dis
 import functools
+import inspect
+import threading
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
 from .. import _cuda
+from .forms import WAYS, Form
 from .recipe import Recipe, aggregate
 
 MOST_COLUMNS_ON_CUDA, MOST_COLUMNS_ON_CUDA_IN_FLOAT64 = 320, 256
 """K + G of the CUDA kernels: kMaxLogits and kMaxLogits64 in csrc/cuda/aggregate_tiling.h."""
+
+FUSED = "fused"
+CONSTANTS = (type(None), bool, int, float, str)
 
 
 class Fused:
     """Mixed in before the layer's own class."""
 
     _sfrs_recipe: Recipe
-
-    def forward(self, *args, **kwargs):
-        """The layer's result by the fused operator, or by its own ``forward`` for anything unforeseen."""
-        if len(args) == 1 and not kwargs and can_take(self._sfrs_recipe, args[0]):
-            return aggregate(self, self._sfrs_recipe, args[0])
-        return super().forward(*args, **kwargs)
+    _sfrs_calls: "Calls"
 
     def __reduce_ex__(self, protocol):
         # This class is made at run time and cannot be found by its name; the layer's own class can.
@@ -42,20 +45,139 @@ def _new(original: type) -> nn.Module:
     return fused.__new__(fused)
 
 
-def can_take(recipe: Recipe, x: object) -> bool:
-    """Whether the operator is known to do on this input what the layer does."""
-    if not isinstance(x, Tensor) or not x.is_floating_point() or not recipe.fits(x.shape):
-        return False
+class Calls:
+    """Counts a layer's calls by what came of them. DataParallel's replicas share it; copies begin at zero."""
+
+    def __init__(self):
+        self._numbers: dict[tuple[str, int], int] = {}
+
+    def count(self, what: str) -> None:
+        key = what, threading.get_ident()  # no thread adds to another's number, so none is lost
+        self._numbers[key] = self._numbers.get(key, 0) + 1
+
+    # torch.compile runs it while it traces, leaves it out of the graph and puts no guard on the numbers.
+    count._dynamo_marked_constant = True
+
+    def __reduce__(self):
+        return Calls, ()
+
+    def numbers(self) -> dict[str, int]:
+        total: dict[str, int] = {}
+        for (what, _), number in self._numbers.copy().items():
+            total[what] = total.get(what, 0) + number
+        return total
+
+
+class Signature:
+    """The arguments of a class's ``forward``.
+
+    Attributes:
+        names: of those that may be given by position, the features first.
+        others: names of all but the features.
+        unread: names of those that the code never reads.
+        variable: "*args", "**kwargs".
+        defaults: those that are plain values.
+    """
+
+    def __init__(self, forward: Callable):
+        parameters = [*inspect.signature(forward).parameters.values()][1:]  # without self
+        named = [p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+        self.names = tuple(p.name for p in named if p.kind != p.KEYWORD_ONLY)
+        self.others = tuple(p.name for p in named if p.name not in self.names[:1])
+        self.unread = {*self.others} - _mentioned(forward)
+        self.variable = tuple(str(p) for p in parameters if p not in named)
+        self.defaults = {p.name: p.default for p in named if isinstance(p.default, CONSTANTS)}
+
+    def is_default(self, name: str, value: object) -> bool:
+        default = self.defaults.get(name, self)
+        return type(value) is type(default) and value == default
+
+
+def _mentioned(forward: Callable) -> set[str]:
+    """The names in the code of a function; those of its arguments where its code is another's."""
+    if not inspect.isfunction(forward) or hasattr(forward, "__wrapped__"):
+        return {*inspect.signature(forward).parameters}
+    values = [instruction.argval for instruction in dis.get_instructions(forward)]
+    return {
+        name
+        for value in values
+        for name in (value if isinstance(value, tuple) else (value,))
+        if isinstance(name, str)
+    }
+
+
+def respond(layer: nn.Module, recipe: Recipe, signature: Signature, args: tuple, kwargs: dict) -> object:
+    """The layer's result for these arguments; or, as a string, why its own ``forward`` has to give it."""
+    given = dict(zip(signature.names, args, strict=False))
+    given.update(kwargs)
+    if len(given) != len(args) + len(kwargs) or signature.names[0] not in given:
+        return "other arguments"
+    x, mask = given.pop(signature.names[0]), None
+    for name, value in given.items():
+        if name in recipe.ignored or signature.is_default(name, value):
+            continue
+        if name != recipe.mask or value is None:
+            return f"argument {name}"
+        mask = value
+    if isinstance(x, (list, tuple)):
+        return _several(layer, recipe, x) if mask is None else f"argument {recipe.mask} beside a list"
+    form = _form_of(recipe, x)
+    if form is None or form.result is None:
+        return "another form of input"
+    if not has_kernels(recipe, x):
+        return "no kernels for the input"
+    if mask is not None:
+        fitting = [one for one in recipe.masks if one.fits(mask, x, form.layout)]
+        if not fitting:
+            return f"another form of {recipe.mask}"
+        mask = fitting[0].weights(mask, x)
+    return aggregate(layer, recipe, form, x, mask)
+
+
+def _form_of(recipe: Recipe, x: object) -> Form | None:
+    for form in recipe.forms:
+        if form.layout.fits(x, recipe.dim):
+            return form
+    return None
+
+
+def _several(layer: nn.Module, recipe: Recipe, xs: list | tuple) -> object:
+    lists = recipe.lists
+    if lists is None or type(xs) not in lists.containers or not xs:
+        return "a list of inputs"
+    taken, join = WAYS[lists.way]
+    if not all([lists.form.layout.fits(x, recipe.dim) and has_kernels(recipe, x) for x in xs[taken]]):
+        return "a list of other inputs"
+    return join(lambda x, form: aggregate(layer, recipe, form, x), xs[taken], lists.form)
+
+
+def has_kernels(recipe: Recipe, x: Tensor) -> bool:
+    """Whether the operator takes features of this dtype on this device."""
     if x.device.type == "cuda":
         most = MOST_COLUMNS_ON_CUDA_IN_FLOAT64 if x.dtype == torch.float64 else MOST_COLUMNS_ON_CUDA
-        return _cuda.missing is None and recipe.clusters + recipe.ghost_clusters <= most
-    return x.device.type in ("cpu", "meta")
+        return (
+            x.is_floating_point()
+            and _cuda.missing is None
+            and recipe.clusters + recipe.ghost_clusters <= most
+        )
+    return x.is_floating_point() and x.device.type in ("cpu", "meta")
 
 
 @functools.cache
 def fused_class(original: type) -> type:
     """The subclass of a layer's class that is fused."""
-    contents = {"__module__": original.__module__, "__doc__": original.__doc__}
+    signature = Signature(original.forward)
+
+    @functools.wraps(original.forward)
+    def forward(self, *args, **kwargs):
+        result = respond(self, self._sfrs_recipe, signature, args, kwargs)
+        if isinstance(result, str):
+            self._sfrs_calls.count(result)
+            return original.forward(self, *args, **kwargs)
+        self._sfrs_calls.count(FUSED)
+        return result
+
+    contents = {"__module__": original.__module__, "__doc__": original.__doc__, "forward": forward}
     return type(original)(f"Fused{original.__name__}", (Fused, original), contents)
 
 
@@ -64,11 +186,18 @@ def original_class(layer: nn.Module) -> type:
     return type(layer).__mro__[2]
 
 
+def numbers_of_calls(layer: nn.Module) -> tuple[int, dict[str, int]]:
+    """How many calls of a fused layer were fused, and how many were not, by what was unforeseen."""
+    numbers = layer._sfrs_calls.numbers()
+    return numbers.pop(FUSED, 0), numbers
+
+
 def fuse(layer: nn.Module, recipe: Recipe) -> None:
     layer.__class__ = fused_class(type(layer))
     layer._sfrs_recipe = recipe
+    layer._sfrs_calls = Calls()
 
 
 def unfuse(layer: nn.Module) -> None:
     layer.__class__ = original_class(layer)
-    del layer._sfrs_recipe
+    del layer._sfrs_recipe, layer._sfrs_calls

@@ -7,12 +7,7 @@ from torch import Tensor, nn
 
 from .. import _operators
 from ..reference import EPS, positions_first
-
-LAYOUTS = {"map": "[B, D, H, W]", "tokens": "[B, N, D]", "channels first": "[B, D, N]"}
-"""Forms of a layer's input."""
-
-OUTPUTS = ("[B, K*D]", "[B, D*K]", "[B, K, D]", "[B, D, K]")
-"""Forms of a layer's result."""
+from .forms import Form, Lists, Mask
 
 
 @dataclass(frozen=True)
@@ -23,28 +18,30 @@ class Recipe:
     replaced parameters are seen.
 
     Attributes:
-        assignment: a child with ``weight`` and ``bias`` (1x1 convolution, linear), or a parameter.
+        assignment: a child with ``weight`` (1x1 convolution, linear), or a parameter.
         assignment_transposed: that parameter is ``[D, K + G]`` instead of ``[K + G, D]``.
         bias: where ``[K + G]`` is: a parameter beside an assignment that is one, or the child's, "conv.bias".
+        ignores_bias: the child has one that takes no part.
         scale: attribute the logits are multiplied by, or divided by if ``scale_divides``.
         batch_norm: child that normalises the logits.
         centroids: parameter or buffer, ``[K, D]`` or, ``centroids_transposed``, ``[D, K]``; K + G rows have
             their last G ignored.
         clusters, ghost_clusters, dim: K, G and D.
-        layout: a key of :data:`LAYOUTS`.
-        output: one of :data:`OUTPUTS`.
         normalize_input, intra_norm, l2_norm: as in :func:`sfrs_ext.netvlad`.
-        takes_transposed: the layer also runs on inputs with the channels at the other end.
+        forms: every form of input on which the layer runs; where an input fits several, the first holds.
+        lists: how it takes several inputs at once.
+        mask, masks: the argument that weighs the positions, and the forms in which it may come.
+        ignored: arguments that change nothing.
+        unforeseen: arguments with which the layer's own ``forward`` has to be called.
     """
 
     assignment: str
     clusters: int
     ghost_clusters: int
     dim: int
-    layout: str
-    output: str
     assignment_transposed: bool = False
     bias: str | None = None
+    ignores_bias: bool = False
     scale: str | None = None
     scale_divides: bool = False
     batch_norm: str | None = None
@@ -53,19 +50,12 @@ class Recipe:
     normalize_input: bool = True
     intra_norm: bool = True
     l2_norm: bool = True
-    takes_transposed: bool = False
-
-    @property
-    def rank(self) -> int:
-        """Dimensions of the input."""
-        return 4 if self.layout == "map" else 3
-
-    def fits(self, shape: torch.Size) -> bool:
-        """Whether an input of this shape has the layout, and surely so where the layer takes two."""
-        if len(shape) != self.rank:
-            return False
-        channels, other = (-1, 1) if self.layout == "tokens" else (1, -1)
-        return shape[channels] == self.dim and not (self.takes_transposed and shape[other] == self.dim)
+    forms: tuple[Form, ...] = ()
+    lists: Lists | None = None
+    mask: str | None = None
+    masks: tuple[Mask, ...] = ()
+    ignored: tuple[str, ...] = ()
+    unforeseen: tuple[str, ...] = ()
 
     @property
     def kind(self) -> str:
@@ -93,41 +83,54 @@ class Recipe:
         ]
         return " + ".join(steps) + (" norm" if steps else "no norm")
 
+    @property
+    def calls(self) -> str:
+        """The forms of call: which of them are fused, and which are not."""
+        fused = [f"{form.layout.text} -> {form.result}" for form in self.forms if form.result]
+        own = [form.layout.text for form in self.forms if not form.result and form.layout.batched]
+        parts = [
+            "; ".join(fused),
+            self.lists and f"lists of {self.lists.form.layout.text}: {self.lists.way}",
+            self.mask and f"{self.mask} over {' or '.join(dict.fromkeys(m.form for m in self.masks))}",
+            self.ignored and f"{', '.join(self.ignored)} ignored",
+            (own or self.unforeseen) and f"own forward for {', '.join((*own, *self.unforeseen))}",
+        ]
+        return "; ".join(part for part in parts if part)
 
-def aggregate(layer: nn.Module, recipe: Recipe, x: Tensor) -> Tensor:
+
+def aggregate(layer: nn.Module, recipe: Recipe, form: Form, x: Tensor, mask: Tensor | None = None) -> Tensor:
     """What ``layer(x)`` computes, by the fused operator, in the layer's own form of result.
 
-    Under autocast it computes in float32 and returns float32, as sums over residuals in eager torch do.
+    ``mask`` is ``[B, N]``. Under autocast it computes in float32 and returns float32, as sums over residuals
+    in eager torch do.
     """
     if x.device.type != "meta" and torch.is_autocast_enabled(x.device.type):
         with torch.autocast(x.device.type, enabled=False):
-            return _aggregate(layer, recipe, x if x.dtype == torch.float64 else x.float())
-    return _aggregate(layer, recipe, x)
+            return _aggregate(layer, recipe, form, x if x.dtype == torch.float64 else x.float(), mask)
+    return _aggregate(layer, recipe, form, x, mask)
 
 
-def _aggregate(layer: nn.Module, recipe: Recipe, x: Tensor) -> Tensor:
-    x = x.unsqueeze(2) if recipe.layout == "channels first" else x  # a map of height one
+def _aggregate(layer: nn.Module, recipe: Recipe, form: Form, x: Tensor, mask: Tensor | None) -> Tensor:
+    maps = form.layout.as_map(x)
     weight, bias = _assignment(layer, recipe)
     norm = None if recipe.batch_norm is None else getattr(layer, recipe.batch_norm)
     arguments: dict = dict(weight=weight, bias=bias)
     if norm is not None and (norm.training or norm.running_mean is None):
-        arguments = dict(logits=_normalised_logits(x, weight, bias, norm, recipe.normalize_input))
+        arguments = dict(logits=_normalised_logits(maps, weight, bias, norm, recipe.normalize_input))
     elif norm is not None:
         arguments = _folded(weight, bias, norm)
-    flat = recipe.output == "[B, K*D]"
     vlad = _operators.netvlad(
-        x,
+        maps,
         centroids=_centroids(layer, recipe),
+        mask=None if mask is None else mask.to(x.dtype),
         ghost_clusters=recipe.ghost_clusters,
         normalize_input=recipe.normalize_input,
         intra_norm=recipe.intra_norm,
         l2_norm=recipe.l2_norm,
-        flatten=flat,
+        flatten=False,
         **arguments,
     )
-    if recipe.output.startswith("[B, D"):
-        vlad = vlad.transpose(1, 2)
-    return vlad.flatten(1) if recipe.output == "[B, D*K]" else vlad
+    return form.arranged(vlad, x)
 
 
 def as_matrix(tensor: Tensor) -> Tensor | None:
@@ -143,7 +146,7 @@ def _assignment(layer: nn.Module, recipe: Recipe) -> tuple[Tensor, Tensor | None
     """Weights ``[K + G, D]`` and bias ``[K + G]``, times the scale."""
     owner = getattr(layer, recipe.assignment)
     if isinstance(owner, nn.Module):
-        weight, bias = as_matrix(owner.weight), owner.bias
+        weight, bias = as_matrix(owner.weight), None if recipe.ignores_bias else owner.bias
     else:
         weight = as_matrix(owner).T if recipe.assignment_transposed else as_matrix(owner)
         bias = None if recipe.bias is None else getattr(layer, recipe.bias).flatten()

@@ -1,6 +1,10 @@
-"""Which tensors of a layer could be assignment weights, centroids and the rest: by shape, not by class."""
+"""Which tensors of a layer could be assignment weights, centroids and the rest: by shape, not by class.
 
-from collections.abc import Iterator
+Nothing here runs a layer's code or reads an attribute that code computes, such as a parametrised weight.
+"""
+
+import re
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +19,15 @@ SCALES = ("alpha", "scale", "tau", "temp", "temperature")
 
 WORDS = ("centroid", "cluster", "center", "centre", "codebook")
 """In the names of tensors these words say that a layer may be meant as NetVLAD."""
+
+OTHERS = {
+    r"salad": "SALAD assigns by optimal transport, with a dustbin",
+    r"mix_?vpr": "MixVPR mixes the positions of a map by MLPs",
+    r"(?<![a-z])sage(?!conv)|soft_?p(robing)?$": "SAGE weighs positions softly and pools them bilinearly",
+    r"any_?loc": "AnyLoc assigns every position to one cluster",
+    r"boq$|bag_?of_?queries$": "BoQ attends to learned queries",
+}
+"""Other aggregators by the names of their classes, and what they do instead."""
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
@@ -48,6 +61,17 @@ def _has_shape(tensor: Tensor | None) -> bool:
     return tensor is not None and not is_lazy(tensor)
 
 
+def units(layer: nn.Module) -> list[str]:
+    """What a forward uses or does not: own tensors, children with tensors, and a linear child's bias."""
+    found = [*own_tensors(layer)]
+    for name, child in layer.named_children():
+        found += [name] if [*child.parameters(), *child.buffers()] else []
+        found += (
+            [f"{name}.bias"] if _linear_shape(child) and child._parameters.get("bias") is not None else []
+        )
+    return found
+
+
 def scales(layer: nn.Module) -> list[str]:
     """Attributes the logits may be multiplied by: tensors of one number, and numbers of a telling name."""
     numbers = {name: vars(layer).get(name) for name in SCALES}
@@ -55,39 +79,55 @@ def scales(layer: nn.Module) -> list[str]:
     return [name for name, tensor in _named(layer) if tensor.numel() == 1] + plain
 
 
-def readings(layer: nn.Module) -> list[Reading]:
-    """Every way to read the layer as NetVLAD, those with the fewest extras first."""
-    found = [r for assignment in _assignments(layer) for r in _complete(layer, *assignment)]
+def readings(layer: nn.Module, used: Collection[str] | None = None) -> list[Reading]:
+    """Every way to read those of the layer's :func:`units` that are used, or all, fewest extras first."""
+    used = units(layer) if used is None else used
+    found = [r for assignment in _assignments(layer, used) for r in _complete(layer, used, *assignment)]
     return sorted(found, key=lambda reading: len(reading.extras))
 
 
-def _assignments(layer: nn.Module) -> Iterator[tuple[dict, int, int]]:
+def _assignments(layer: nn.Module, used: Collection[str]) -> Iterator[tuple[dict, int, int]]:
     """What could hold assignment weights, with its K + G and D."""
     for name, child in layer.named_children():
-        linear = isinstance(child, (nn.Linear, nn.Conv1d, nn.Conv2d)) and _has_shape(child.weight)
-        if linear and (isinstance(child, nn.Linear) or _is_linear(child)):
-            bias = None if child.bias is None else f"{name}.bias"
-            yield dict(assignment=name, bias=bias), *child.weight.shape[:2]
+        if name in used and (shape := _linear_shape(child)):
+            bias = f"{name}.bias" if child._parameters.get("bias") is not None else None
+            ignored = bias is not None and bias not in used
+            yield dict(assignment=name, bias=None if ignored else bias, ignores_bias=ignored), *shape
     for name, tensor in own_tensors(layer).items():
-        if (matrix := as_matrix(tensor)) is not None:
+        if name in used and (matrix := as_matrix(tensor)) is not None:
             yield dict(assignment=name, assignment_transposed=True), *reversed(matrix.shape)
             yield dict(assignment=name), *matrix.shape
 
 
-def _is_linear(convolution: nn.Conv1d | nn.Conv2d) -> bool:
-    unpadded = convolution.padding == "valid" or set(convolution.padding) == {0}
-    return as_matrix(convolution.weight) is not None and convolution.groups == 1 and unpadded
+def _linear_shape(child: nn.Module) -> tuple[int, int] | None:
+    """K + G and D of a linear layer or a 1x1 convolution."""
+    weight = child._parameters.get("weight")
+    if isinstance(child, nn.Linear):
+        shape = (child.out_features, child.in_features)
+    elif isinstance(child, (nn.Conv1d, nn.Conv2d)):
+        padded = child.padding != "valid" and set(child.padding) != {0}
+        if padded or child.groups != 1 or set(child.kernel_size) != {1}:
+            return None
+        shape = (child.out_channels, child.in_channels)
+    else:
+        return None
+    if weight is None:  # parametrised: computed when it is read
+        return shape
+    return None if is_lazy(weight) or as_matrix(weight) is None else tuple(weight.shape[:2])
 
 
-def _complete(layer: nn.Module, parts: dict, columns: int, dim: int) -> Iterator[Reading]:
-    """Give every other tensor and child of the layer its place."""
-    tensors, others, norm = own_tensors(layer), [], None
+def _complete(
+    layer: nn.Module, used: Collection[str], parts: dict, columns: int, dim: int
+) -> Iterator[Reading]:
+    """Give every other used tensor and child of the layer its place."""
+    tensors = {name: t for name, t in own_tensors(layer).items() if name in used}
+    others, norm = [], None
     for name, child in layer.named_children():
-        if name == parts["assignment"]:
+        if name == parts["assignment"] or name not in used:
             continue
         if norm is None and isinstance(child, _BatchNorm) and child.num_features == columns:
             norm = name
-        elif [*child.parameters(), *child.buffers()]:
+        else:
             others.append(name)
     if tensors.pop(parts["assignment"], None) is not None:
         bias = next((name for name, t in tensors.items() if t.numel() == columns == max(t.shape)), None)
@@ -116,6 +156,12 @@ def _may_be_centroids(tensor: Tensor, columns: int, dim: int, transposed: bool) 
 def class_name(layer: nn.Module) -> str:
     """The name of the layer's class, which torch.jit keeps apart."""
     return getattr(layer, "original_name", type(layer).__name__)
+
+
+def other_aggregator(layer: nn.Module) -> str | None:
+    """What a layer does that is another known aggregator by the name of its class."""
+    name = class_name(layer)
+    return next((does for pattern, does in OTHERS.items() if re.search(pattern, name, re.I)), None)
 
 
 def is_named_so(layer: nn.Module) -> bool:
@@ -149,12 +195,7 @@ def obstacle(layer: nn.Module) -> str | None:
         return f"its tensors have no shapes before the model has run once: {', '.join(lazy)}"
     if any(tensor.is_meta for tensor in tensors.values()):
         return "its tensors are on the device meta, without values; accelerate it when they have some"
-    for name, child in layer.named_children():
-        if any(getattr(child, kind) for kind in HOOKS):
+    for name, child in layer.named_modules():
+        if child is not layer and any(getattr(child, kind) for kind in HOOKS):
             return f"{name} has hooks, which a fused layer would not call"
-    found = readings(layer)
-    if not found:
-        return "it has no assignment weights [K, D]"
-    if found[0].extras:
-        return f"it has more than a NetVLAD layer's tensors: {', '.join(found[0].extras)}"
-    return None
+    return None if readings(layer) else "it has no assignment weights [K, D]"

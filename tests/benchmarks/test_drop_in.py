@@ -42,7 +42,7 @@ def test_a_wrong_layer_is_refused():
 
 
 def test_a_layer_that_is_not_replaced_is_not_timed():
-    with pytest.raises(SystemExit, match="(?s)REFUSED layer: .*something else than NetVLAD"):
+    with pytest.raises(SystemExit, match="(?s)REFUSED layer: .*not NetVLAD"):
         drop_in.measure(Case("layer", Wrong, "", 3, (2, 12, 4, 5)))
 
 

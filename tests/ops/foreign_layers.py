@@ -119,6 +119,48 @@ class TemperatureNetVLAD(ConvolutionNetVLAD):
         return vlad_of(x.flatten(2), assignment, self.centroids).transpose(1, 2)
 
 
+class ContiguousNetVLAD(TemperatureNetVLAD):
+    """The same result ``[B, D, K]``, which lies so in memory."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).contiguous()
+
+
+class StridesOfItsInputNetVLAD(TemperatureNetVLAD):
+    """A result ``[B, K, D]`` whose order in memory follows that of its input."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        vlad = super().forward(x)
+        return vlad.mT.contiguous() if x.is_contiguous() else vlad.contiguous().mT
+
+
+class UnusedPartsNetVLAD(ConvolutionNetVLAD):
+    """Has a batch norm that an option leaves out, a convolution of old and a table, and uses none of them."""
+
+    def __init__(self, add_batch_norm: bool = False):
+        super().__init__()
+        self.batch_norm, self.add_batch_norm = nn.BatchNorm2d(K), add_batch_norm
+        self.conv1 = nn.Conv2d(D, K, kernel_size=1)
+        self.register_buffer("table", torch.rand(K, D))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.normalize(x, dim=1)
+        logits = self.batch_norm(self.conv(x)) if self.add_batch_norm else self.conv(x)
+        return normalised(vlad_of(x.flatten(2), logits.flatten(2).softmax(1), self.centroids))
+
+
+class UnusedBiasNetVLAD(ConvolutionNetVLAD):
+    """Takes the weight of a convolution, and not its bias."""
+
+    def __init__(self):
+        super().__init__(bias=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.normalize(x, dim=1)
+        assignment = F.conv2d(x, self.conv.weight).flatten(2).softmax(1)
+        return normalised(vlad_of(x.flatten(2), assignment, self.centroids))
+
+
 class LearntScaleNetVLAD(ConvolutionNetVLAD):
     """The logits are multiplied by a parameter of one number, in the form that broadcasts over them."""
 
@@ -183,6 +225,11 @@ LAYERS = {
     "batch norm on a normalised map": (NormalisedBatchNormNetVLAD, {}, MAP),
     "without centroids": (GhostVLADWithoutCentroids, {}, MAP),
     "temperature": (TemperatureNetVLAD, {}, MAP),
+    "contiguous": (ContiguousNetVLAD, {}, MAP),
+    "strides of its input": (StridesOfItsInputNetVLAD, {}, MAP),
+    "unused parts": (UnusedPartsNetVLAD, {}, MAP),
+    "parts of which one is used": (UnusedPartsNetVLAD, dict(add_batch_norm=True), MAP),
+    "unused bias": (UnusedBiasNetVLAD, {}, MAP),
     "learnt scale": (LearntScaleNetVLAD, {}, MAP),
     "two layouts": (TwoLayoutsNetVLAD, dict(prefers_tokens=True), TOKENS),
     "region network": (RegionNetwork, {}, IMAGES),

@@ -12,6 +12,8 @@ from foreign_layers import (
     normalised,
     vlad_of,
 )
+from other_aggregators import SAGE, SALAD, AnyLoc, HardVLAD, MixVPR
+from special_layers import SPECIAL, Special
 from torch import nn
 
 import sfrs_ext
@@ -65,7 +67,20 @@ class AddsCentroids(ConvolutionNetVLAD):
 class ContextualVLAD(ConvolutionNetVLAD):
     def __init__(self):
         super().__init__()
-        self.reweighting = nn.Conv2d(10, 1, kernel_size=3)
+        self.reweighting = nn.Conv2d(10, 1, kernel_size=3, padding=1)
+
+    def forward(self, x):
+        return super().forward(x * self.reweighting(x))
+
+
+class UsesMoreInTrainingOnly(ContextualVLAD):
+    def forward(self, x):
+        return super().forward(x) if self.training else ConvolutionNetVLAD.forward(self, x)
+
+
+class NeedsALength(ConvolutionNetVLAD):
+    def forward(self, x, length):
+        return super().forward(x[..., :length])
 
 
 class RemembersItsAssignment(ConvolutionNetVLAD):
@@ -152,10 +167,13 @@ def copied_with_difficulty() -> nn.Module:
         (ReturnsTuple, "its result is a tuple"),
         (DropsOut, "in training its result differs"),
         (HoldsItsAssignment, "in evaluation its gradient of conv.weight differs"),
-        (AddsEps, "something else than NetVLAD; the closest, NetVLAD with .* differs by"),
-        (TakesRoots, "something else than NetVLAD"),
-        (AddsCentroids, "something else than NetVLAD"),
-        (ContextualVLAD, "more than a NetVLAD layer's tensors: reweighting"),
+        (AddsEps, "not NetVLAD: the closest, NetVLAD with input .* norm, differs by"),
+        (TakesRoots, "not NetVLAD: the closest"),
+        (AddsCentroids, "not NetVLAD: the closest"),
+        (HardVLAD, "not NetVLAD: the closest"),
+        (ContextualVLAD, "uses more than a NetVLAD layer's tensors: reweighting"),
+        (UsesMoreInTrainingOnly, "uses more than a NetVLAD layer's tensors: reweighting"),
+        (NeedsALength, r"does not run on \[B, D, H, W\] \(TypeError: .* missing .* 'length'\)"),
         (VLADHead, r"no assignment weights \[K, D\]"),
         (hooked, "conv has hooks"),
         (overridden, "forward is overridden on the instance"),
@@ -182,21 +200,62 @@ def test_what_computes_something_else_is_left_alone_and_said_so(make, reason):
         raise AssertionError(report.left_alone[0].reason)
 
 
-def test_a_layer_that_draws_random_numbers_leaves_the_random_state():
-    state = torch.get_rng_state()
-    sfrs_ext.accelerate(DropsOut())
-    model = DropsOut()  # initialisation draws, the check of it does not
-    drawn = torch.get_rng_state()
-    sfrs_ext.accelerate(model)
-    assert torch.equal(torch.get_rng_state(), drawn) and not torch.equal(drawn, state)
+@pytest.mark.parametrize("layer", SPECIAL, ids=lambda layer: layer.__name__)
+def test_what_differs_for_special_inputs_only_is_left_alone(layer):
+    report = sfrs_ext.accelerate(nn.Sequential(Special(), layer()))
+    assert [entry.paths for entry in report.replaced] == [("0",)]
+    with pytest.raises(AssertionError, match=f"(result|gradient of .*) differs .*{SPECIAL[layer]}"):
+        raise AssertionError(report.left_alone[0].reason)
+
+
+def test_what_gives_no_number_for_special_inputs_is_replaced():
+    class DividesByNorms(ConvolutionNetVLAD):
+        def forward(self, x):
+            x = x / x.norm(dim=1, keepdim=True)  # NaN for a position of zeros
+            if x.shape[2:] == (1, 1):
+                raise ValueError("too small")
+            return normalised(vlad_of(x.flatten(2), self.conv(x).flatten(2).softmax(1), self.centroids))
+
+    class NeverMinds(DividesByNorms):
+        def forward(self, x):
+            return super().forward(x * (x.norm() > 1e-9) / (x.norm() > 1e-9))
+
+    report = sfrs_ext.accelerate(nn.Sequential(DividesByNorms(), NeverMinds()))
+    assert [entry.layer for entry in report.replaced] == ["NeverMinds"]
+    assert "for features below every eps" in report.left_alone[0].reason
+
+
+@pytest.mark.parametrize("layer", (SALAD, MixVPR, SAGE, AnyLoc))
+def test_other_aggregators_are_named_as_not_netvlad(layer):
+    report = sfrs_ext.accelerate(nn.ModuleDict({"backbone": nn.Conv2d(3, 10, 1), "aggregator": layer()}))
+    assert not report.replaced
+    (line,) = str(report).splitlines()[1:]
+    assert line.startswith(f"  left alone  aggregator ({layer.__name__}): not NetVLAD: {layer.__name__} ")
+
+
+def test_layers_of_a_like_name_are_no_aggregators():
+    class SAGEConv(nn.Linear):
+        pass
+
+    class MessagePassing(nn.Linear):
+        pass
+
+    assert not sfrs_ext.accelerate(nn.Sequential(SAGEConv(3, 3), MessagePassing(3, 3))).left_alone
+
+
+def test_a_netvlad_layer_of_another_aggregators_name_is_replaced():
+    class SALAD(ConvolutionNetVLAD):
+        pass
+
+    assert sfrs_ext.accelerate(SALAD()).replaced
 
 
 def test_a_second_call_finds_everything_fused():
     model = RegionNetwork()
     sfrs_ext.accelerate(model)
     report = sfrs_ext.accelerate(model)
-    assert not report.replaced
-    assert [entry.reason for entry in report.left_alone] == ["it is fused already, from ConvolutionNetVLAD"]
+    assert not report.replaced and not report.left_alone
+    assert [(entry.paths, entry.layer) for entry in report.fused] == [(("net_vlad",), "ConvolutionNetVLAD")]
 
 
 @pytest.mark.filterwarnings("ignore")  # torch's, about nested tensors
@@ -214,14 +273,14 @@ def test_the_report_says_what_was_recognised():
         "  replaced    regions.net_vlad (ConvolutionNetVLAD): NetVLAD; K = 6, D = 10; "
         "[B, D, H, W] -> [B, K, D]; input norm",
         "  replaced    text (BatchNormNetVLAD): NetVLAD, batch norm, ghost clusters: 2; K = 6, D = 10; "
-        "[B, N, D] -> [B, D*K]; intra + L2 norm",
+        "[B, N, D] -> [B, D*K]; mask ignored; intra + L2 norm",
         "  replaced    soft (TemperatureNetVLAD): NetVLAD, scale temperature; K = 6, D = 10; "
         "[B, D, H, W] -> [B, D, K]; input norm",
     ]
     assert (
         str(report)
         .splitlines()[-1]
-        .startswith("  left alone  other (TakesRoots): it computes something else")
+        .startswith("  left alone  other (TakesRoots): not NetVLAD: the closest, ")
     )
 
 

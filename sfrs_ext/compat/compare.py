@@ -1,0 +1,143 @@
+"""A copy of a layer beside its fused form, on one input: results, gradients and buffers."""
+
+import copy
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from .cases import harden
+from .forms import order_of
+from .fused import Signature, respond
+from .memory import Memory
+from .recipe import Recipe
+
+TOLERANCE = 1e-9
+"""Of the largest value, in float64: rounding stays a thousand times below, an eps of 1e-8 in a norm above."""
+
+
+class NoAnswer(Exception):
+    """The layer's own forward or backward raises something or gives NaN or infinity."""
+
+
+def disagreement(
+    twin: nn.Module, recipe: Recipe, x: object, arguments: dict, training: bool, factor: float = 1
+) -> str | None:
+    """What differs between a copy and its fused form after forward and backward, the logits times a factor.
+
+    Raises:
+        NoAnswer: the copy has no result on this input.
+    """
+    signature = Signature(type(twin).forward)
+    mode = "training" if training else "evaluation"
+    remembered: list[str] = []
+
+    def own(layer: nn.Module, x: object, arguments: dict) -> object:
+        memory = Memory(layer)
+        result = layer.forward(x, **arguments)
+        remembered.extend(memory.changed())
+        return result
+
+    def fused(layer: nn.Module, x: object, arguments: dict) -> object:
+        return respond(layer, recipe, signature, (x,), arguments)
+
+    def prepared() -> nn.Module:
+        layer = copy.deepcopy(twin).train(training)
+        harden(layer, recipe, factor)
+        return layer
+
+    try:
+        theirs = _outcome(prepared(), x, arguments, own)
+    except Exception as error:  # whatever somebody else's layer raises
+        raise NoAnswer(f"it does not run in {mode}: {first_line(error)}") from error
+    if remembered:
+        return remembers(remembered)
+    if not all(value.isfinite().all() for value in theirs.values() if value is not None):
+        raise NoAnswer(f"it gives NaN or infinity in {mode}")
+    ours = _outcome(prepared(), x, arguments, fused)
+    for name, value in theirs.items():
+        if name not in ours or not difference(ours[name], value, _least(name, theirs)) <= TOLERANCE:
+            return f"in {mode} its {name} differs from the fused layer's"
+    return None
+
+
+def _outcome(layer: nn.Module, x: object, arguments: dict, function: Callable) -> dict[str, Tensor | None]:
+    """Results, all gradients and all buffers after one step."""
+    given = {"x": x} | arguments
+    given = {name: _fresh(value) for name, value in given.items()}
+    results = function(layer, given["x"], {name: given[name] for name in arguments})
+    results = results if isinstance(results, (list, tuple)) else [results]
+    sum(
+        (r * torch.linspace(-1, 1, r.numel(), dtype=r.dtype).sin().view(r.shape)).sum() for r in results
+    ).backward()
+    inputs = {}
+    for name, value in given.items():
+        values = value if isinstance(value, (list, tuple)) else [value]
+        inputs |= {f"{name} {index}" if index else name: v for index, v in enumerate(values) if _is_real(v)}
+    inputs |= dict(layer.named_parameters())
+    found = {f"result {index}" if index else "result": r.detach() for index, r in enumerate(results)}
+    return found | {f"gradient of {name}": t.grad for name, t in inputs.items()} | dict(layer.named_buffers())
+
+
+def _is_real(value: object) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point()
+
+
+def _fresh(value: object) -> object:
+    """A leaf of the same values and strides, where it can have a gradient."""
+    if isinstance(value, (list, tuple)):
+        return type(value)([_fresh(item) for item in value])
+    return value.detach().clone().requires_grad_(True) if _is_real(value) else value
+
+
+def _least(name: str, values: dict[str, Tensor | None]) -> float:
+    """A scale below which values are taken for rounding.
+
+    A gradient may be zero but for that, such as one of a bias before batch norm. Those of features without
+    length are 1e12 and say nothing about the others.
+    """
+    if not name.startswith("gradient"):
+        return 1e-300
+    sizes = {
+        key: value.abs().max().item()
+        for key, value in values.items()
+        if key.startswith("gradient") and value is not None
+    }
+    of_inputs = max((size for key, size in sizes.items() if key.startswith("gradient of x")), default=0)
+    others = max((size for key, size in sizes.items() if not key.startswith("gradient of x")), default=0)
+    if name.startswith("gradient of x"):
+        return max(1e-6 * others, 1e-300)
+    return max(1e-3 * max(others, min(of_inputs, 1)), 1e-300)
+
+
+def difference(ours: object, theirs: object, least: float = 1e-300) -> float:
+    """Largest difference relative to the largest value or ``least``; infinite where the kind differs.
+
+    The kind is the shape, the dtype, the order of dimensions in memory, and whether there is a tensor at all.
+    """
+    if ours is None and theirs is None:
+        return 0.0
+    if not isinstance(ours, Tensor) or not isinstance(theirs, Tensor):
+        return float("inf")
+    if ours.shape != theirs.shape or ours.dtype != theirs.dtype or order_of(ours) != order_of(theirs):
+        return float("inf")
+    ours, theirs = ours.double(), theirs.double()
+    largest = ((ours - theirs).abs().max() / theirs.abs().max().clamp_min(least)).item()
+    return largest if largest == largest else float("inf")
+
+
+def are_close(ours: object, theirs: object, tolerance: float = TOLERANCE) -> bool:
+    """The same for results that may be several tensors in a container."""
+    if isinstance(theirs, (list, tuple)):
+        if type(ours) is not type(theirs) or len(ours) != len(theirs):
+            return False
+        return all(are_close(a, b, tolerance) for a, b in zip(ours, theirs, strict=True))
+    return difference(ours, theirs) <= tolerance
+
+
+def remembers(names: list[str]) -> str:
+    return f"its forward remembers something, which a fused layer would not: {', '.join(names)}"
+
+
+def first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"

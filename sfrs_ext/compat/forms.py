@@ -1,0 +1,196 @@
+"""Forms of a layer's inputs, results and masks, in letters: B images, D channels, N or H x W positions."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A form of input: how many dimensions it has, which of them are the D channels, and whether one is B."""
+
+    text: str
+    rank: int
+    channels: int
+    batched: bool = True
+
+    def fits(self, x: object, dim: int) -> bool:
+        return isinstance(x, Tensor) and x.dim() == self.rank and x.shape[self.channels] == dim
+
+    def images(self, maps: Tensor) -> int:
+        """How many of the maps an input in this layout holds."""
+        return maps.shape[0] if self.batched else 1
+
+    def as_map(self, x: Tensor) -> Tensor:
+        """A view ``[B, D, H, W]``; positions in a row are a map of height one."""
+        channels = self.channels
+        if not self.batched:
+            x, channels = x.unsqueeze(0), channels + 1
+        x = x if channels == 1 else x.movedim(channels, 1)
+        return x if x.dim() == 4 else x.unsqueeze(2)
+
+    def has_channels_innermost(self, x: Tensor) -> bool:
+        """Whether the channels are innermost in memory; the last stride comes first, it hangs on no size."""
+        last = self.rank - 1
+        if self.channels == last:
+            return x.stride(last) == 1
+        return x.stride(last) != 1 and x.stride(self.channels) == 1
+
+
+MAP = Layout("[B, D, H, W]", 4, 1)
+CHANNELS_FIRST = Layout("[B, D, N]", 3, 1)
+LAYOUTS = (
+    MAP,
+    Layout("[B, N, D]", 3, 2),
+    CHANNELS_FIRST,
+    Layout("[B, H, W, D]", 4, 3),
+    Layout("[D, H, W]", 3, 0, batched=False),
+    Layout("[N, D]", 2, 1, batched=False),
+    Layout("[D, N]", 2, 0, batched=False),
+)
+
+RESULTS = {
+    "[B, K*D]": lambda b, k, d: (b, k * d),
+    "[B, D*K]": lambda b, k, d: (b, k * d),
+    "[B, K, D]": lambda b, k, d: (b, k, d),
+    "[B, D, K]": lambda b, k, d: (b, d, k),
+}
+"""Forms of a result, and its shape by their sizes; that of an unbatched input may be without ``B``."""
+
+
+def results_for(layout: Layout, sizes: tuple[int, ...] = (), shape: tuple[int, ...] = ()) -> list[str]:
+    """The forms a result for an input in a layout may have, of this shape for these sizes of B, K and D."""
+    found = {text: size(*sizes) if sizes else () for text, size in RESULTS.items()}
+    if not layout.batched:
+        found |= {text.replace("B, ", ""): size[1:] for text, size in found.items()}
+    return [text for text, size in found.items() if size == tuple(shape)]
+
+
+@dataclass(frozen=True)
+class Form:
+    """A form of input that a layer takes, and what its result is like then.
+
+    Attributes:
+        result: one of :data:`RESULTS`, without ``B`` for a result without; None where it is none of them, so
+            that the layer's own ``forward`` has to give it.
+        orders: the dimensions of the result from the outermost in memory to the innermost, for inputs whose
+            positions and for inputs whose channels are innermost.
+    """
+
+    layout: Layout
+    result: str | None
+    orders: tuple[tuple[int, ...], tuple[int, ...]] = ((), ())
+
+    def arranged(self, vlad: Tensor, x: Tensor) -> Tensor:
+        """Bring ``[B, K, D]`` into the form and memory order of the layer's own result for ``x``."""
+        form = self.result
+        if form.endswith("D, K]"):
+            vlad = vlad.transpose(1, 2)
+        elif form.endswith("D*K]"):
+            vlad = vlad.transpose(1, 2).flatten(1)
+        elif form.endswith("K*D]"):
+            vlad = vlad.flatten(1)
+        vlad = vlad if form.startswith("[B") else vlad.squeeze(0)
+        positions, channels = self.orders
+        order = channels if positions != channels and self.layout.has_channels_innermost(x) else positions
+        return in_order(vlad, order)
+
+
+def in_order(tensor: Tensor, order: tuple[int, ...]) -> Tensor:
+    """The same values with the dimensions in this order in memory, outermost first; copied if need be."""
+    inverse = [order.index(dim) for dim in range(len(order))]
+    return tensor.permute(order).contiguous().permute(inverse)
+
+
+def order_of(tensor: Tensor) -> tuple[int, ...]:
+    """The dimensions from the outermost in memory to the innermost; one of size one stays in its place."""
+    order = list(range(tensor.dim()))
+    moving = [d for d in order if tensor.shape[d] > 1]
+    for place, dim in zip(moving, sorted(moving, key=lambda d: -tensor.stride(d)), strict=True):
+        order[place] = dim
+    return tuple(order)
+
+
+MASKS = {
+    "[B, H, W]": lambda b, h, w: (b, h, w),
+    "[B, 1, H, W]": lambda b, h, w: (b, 1, h, w),
+    "[B, N]": lambda b, h, w: (b, h * w),
+    "[B, N, 1]": lambda b, h, w: (b, h * w, 1),
+    "[B, 1, N]": lambda b, h, w: (b, 1, h * w),
+}
+"""Forms of a tensor with a number for every position of ``[B, D, H, W]``; its shape by their sizes."""
+
+
+@dataclass(frozen=True)
+class Mask:
+    """A form in which a layer takes weights of the positions.
+
+    Attributes:
+        layout: of the input beside it.
+        form: a key of :data:`MASKS`.
+        kind: "float", which is in the dtype of the features, "bool" or "int64".
+        meaning: "weights", "in" where it is not zero, or "out" where it is not.
+    """
+
+    layout: Layout
+    form: str
+    kind: str
+    meaning: str
+
+    @classmethod
+    def all(cls, layout: Layout) -> Iterator["Mask"]:
+        """Every form beside an input in a layout; false and true as weights are the same as out and in."""
+        for form, kind, meaning in product(MASKS, ("float", "bool", "int64"), ("weights", "in", "out")):
+            if (kind, meaning) != ("bool", "weights"):
+                yield cls(layout, form, kind, meaning)
+
+    def shape(self, x: Tensor) -> tuple[int, ...]:
+        batch, _, height, width = self.layout.as_map(x).shape
+        return MASKS[self.form](batch, height, width)
+
+    def fits(self, mask: object, x: Tensor, layout: Layout) -> bool:
+        if not isinstance(mask, Tensor) or mask.device != x.device or layout != self.layout:
+            return False
+        dtype = {"float": x.dtype, "bool": torch.bool, "int64": torch.int64}[self.kind]
+        return mask.dtype == dtype and mask.shape == self.shape(x)
+
+    def weights(self, mask: Tensor, x: Tensor) -> Tensor:
+        """``[B, N]`` in the dtype of ``x``."""
+        if self.meaning != "weights":
+            mask = mask != 0 if self.meaning == "in" else mask == 0
+        return mask.to(x.dtype).flatten(1)
+
+
+Describe = Callable[[Tensor, Form], Tensor]
+ALL = slice(None)
+
+WAYS: dict[str, tuple[slice, Callable[[Describe, Sequence[Tensor], Form], object]]] = {
+    "one result each, in a list": (ALL, lambda describe, xs, form: [describe(x, form) for x in xs]),
+    "one result each, in a tuple": (ALL, lambda describe, xs, form: tuple([describe(x, form) for x in xs])),
+    "their results in one batch": (
+        ALL,
+        lambda describe, xs, form: torch.cat([describe(x, form) for x in xs]),
+    ),
+    "their results stacked": (ALL, lambda describe, xs, form: torch.stack([describe(x, form) for x in xs])),
+    "the positions of all together": (
+        ALL,
+        lambda describe, xs, form: describe(
+            torch.cat([form.layout.as_map(x).flatten(2) for x in xs], 2), replace(form, layout=CHANNELS_FIRST)
+        ),
+    ),
+    "the first alone": (slice(0, 1), lambda describe, xs, form: describe(xs[0], form)),
+    "the last alone": (slice(-1, None), lambda describe, xs, form: describe(xs[0], form)),
+}
+"""What a layer may return for several inputs: those that take part, and how."""
+
+
+@dataclass(frozen=True)
+class Lists:
+    """How a layer takes several inputs: the form of each, one of :data:`WAYS`, and in what they come."""
+
+    form: Form
+    way: str
+    containers: tuple[type, ...]
