@@ -70,6 +70,7 @@ def in_memory(x: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
 def cases(dim: int, generator: torch.Generator) -> Iterator[tuple[str, Tensor, float]]:
     """What is special about an input, the maps, and the factor on the logits; nothing about the first."""
     x = maps(dim, generator)
+    equal = x[:, :, :1, :1].expand_as(x)
     with_zeros = x.clone()
     with_zeros[0, :, 0, 0] = 0
     yield "", x, 1
@@ -77,11 +78,12 @@ def cases(dim: int, generator: torch.Generator) -> Iterator[tuple[str, Tensor, f
     yield "a position without features", with_zeros, 1
     yield "zeros alone", torch.zeros_like(x), 1
     yield "a single position", x[:, :, :1, :1], 1
-    yield "equal features everywhere", x[:, :, :1, :1].expand_as(x), 1
-    yield "one dominant cluster", x[:, :, :1, :1].expand_as(x), 1e3
+    yield "equal features everywhere", equal, 1
+    yield "one dominant cluster", equal, 1e3
     yield "empty clusters", x, 1e3
-    yield "nearly empty clusters", x, 30
-    yield "large features", x * 1e6, 1
+    for factor in (10, 20, 40):  # shares of the clusters from one to 1e-9, 1e-18 and 1e-36, say
+        yield "rare clusters", equal, factor
+    yield "large features", x * 1e6, 1e-6  # with logits as they were
     yield "small features", x * 1e-6, 1
     yield "features below every eps", x * 1e-13, 1
 

@@ -55,57 +55,63 @@ class Check:
         self.twin = twin.to("cpu", torch.float64).eval()
         self.signature = Signature(type(twin).forward)
         self.generator = torch.Generator().manual_seed(0)
+        self.complaints: list[tuple[int, str]] = []  # the less, the nearer to NetVLAD
+        self.not_run: dict[str, str] = {}
         randomise(self.twin, self.generator)
 
     def recipe(self) -> Recipe | str:
-        memory = Memory(self.twin)
-        found = self._search()
-        if isinstance(found, str):
-            return found
-        if names := memory.changed():
-            return remembers(names)
-        if complaint := self._complaint(found):
-            return complaint
-        return self._with_arguments(self._with_lists(self._with_forms(found)))
+        memory, complaints = Memory(self.twin), []
+        for found in self._matches():
+            complaint = self._complaint(found)
+            if names := memory.changed():
+                return remembers(names)
+            if not complaint:
+                return self._with_arguments(self._with_lists(self._with_forms(found)))
+            complaints.append(complaint)
+        return complaints[0] if complaints else self._why_none()
 
-    @torch.no_grad()
-    def _search(self) -> Recipe | str:
-        """The first reading, form of input and set of options that give the copy's own result."""
-        complaints, not_run = [], {}
+    def _matches(self) -> Iterator[Recipe]:
+        """Readings, forms of input and options that give the copy's own result; notes why others do not."""
         dims = dict.fromkeys(reading.dim for reading in readings(self.twin))
         for layout, dim in itertools.product(LAYOUTS, dims):
-            x = in_layout(unmistakable(dim, self.generator), layout)
+            features = unmistakable(dim, self.generator)
+            x, images = in_layout(features, layout), layout.images(features)
             try:
-                theirs, orders, used = self.twin.forward(x), self._orders(x, layout), self._used(x)
+                with torch.no_grad():
+                    theirs, orders, used = self.twin.forward(x), self._orders(x, layout), self._used(x)
             except Exception as error:  # a layer that takes another layout raises anything
-                not_run.setdefault(layout.text, first_line(error))
+                self.not_run.setdefault(layout.text, first_line(error))
                 continue
             for reading in (reading for reading in readings(self.twin, used) if reading.dim == dim):
                 if reading.extras:
                     extras = ", ".join(reading.extras)
-                    complaints.append((2, f"it uses more than a NetVLAD layer's tensors: {extras}"))
+                    self.complaints.append((2, f"it uses more than a NetVLAD layer's tensors: {extras}"))
                     continue
                 best, closest = float("inf"), None
-                for recipe in self._candidates(reading, layout, theirs, orders):
+                for recipe in self._candidates(reading, layout, images, theirs, orders):
                     error = difference(self._respond(recipe, x), theirs)
                     if error <= TOLERANCE:
-                        return recipe
+                        yield recipe
                     best, closest = min((best, closest), (error, recipe), key=lambda pair: pair[0])
                 if closest is None:
                     form = list(theirs.shape) if isinstance(theirs, Tensor) else f"a {type(theirs).__name__}"
-                    complaints.append((1, f"not NetVLAD: its result is {form}, not a descriptor per image"))
+                    self.complaints.append(
+                        (1, f"not NetVLAD: its result is {form}, not a descriptor per image")
+                    )
                 else:
                     nearest = f"{closest.kind} with {closest.steps}, differs by {best:.0e}"
-                    complaints.append((0, f"not NetVLAD: the closest, {nearest}"))
-        places = "; ".join(f"on {text} ({error})" for text, error in [*not_run.items()][:3])
-        default = (3, f"it does not run {places}")
-        return min(complaints, default=default, key=lambda complaint: complaint[0])[1]
+                    self.complaints.append((0, f"not NetVLAD: the closest, {nearest}"))
+
+    def _why_none(self) -> str:
+        places = "; ".join(f"on {text} ({error})" for text, error in [*self.not_run.items()][:3])
+        return min(
+            self.complaints, default=(3, f"it does not run {places}"), key=lambda complaint: complaint[0]
+        )[1]
 
     def _candidates(
-        self, reading: Reading, layout: Layout, theirs: object, orders: tuple
+        self, reading: Reading, layout: Layout, images: int, theirs: object, orders: tuple
     ) -> Iterator[Recipe]:
         """Every recipe that gives a result of the right shape."""
-        images = layout.images(unmistakable(reading.dim, self.generator))
         clusters = theirs.numel() // (images * reading.dim) if isinstance(theirs, Tensor) else 0
         if not 1 <= clusters <= reading.columns:
             return
@@ -129,8 +135,17 @@ class Check:
             )
 
     def _used(self, x: Tensor) -> set[str]:
-        """The copy's units whose values its results depend on, in evaluation or in training."""
-        used = set()
+        """The copy's units that get a gradient or on whose values results depend, in evaluation or training.
+
+        What cancels, such as the assignment to a single cluster, gets a gradient of zeros, which is not none.
+        """
+        layer = copy.deepcopy(self.twin)
+        with torch.enable_grad():
+            result = layer.forward(x)
+            if isinstance(result, Tensor) and result.requires_grad:
+                result.sum().backward()
+        reached = [name for name, parameter in layer.named_parameters() if parameter.grad is not None]
+        used = {part for name in reached for part in (name, name.partition(".")[0])}
         for training, unit in itertools.product((False, True), units(self.twin)):
             results = []
             for other_values in (False, True):
@@ -139,7 +154,7 @@ class Check:
                     _randomise_unit(layer, unit, self.generator)
                 torch.default_generator.manual_seed(
                     0
-                )  # for layers that draw; torch.manual_seed is CUDA's too
+                )  # for layers that draw; torch.manual_seed sets CUDA's too
                 results.append(layer.forward(x))
             used |= set() if are_close(*results, tolerance=0) else {unit}
         return used
@@ -235,8 +250,8 @@ class Check:
         x = in_layout(maps(recipe.dim, self.generator), layout)
         plain, trial = self._attempt(x), replace(recipe, ignored=(name,))
         tensors = [m for form in Mask.all(layout) for m in masks(form, x, self.generator)]
-        same = all(are_close(self._attempt(x, {name: v}), plain, tolerance=0) for v in (*tensors, object()))
-        return same and self._agrees(trial, x, {name: tensors[0]})
+        same = all(are_close(self._attempt(x, **{name: v}), plain, tolerance=0) for v in (*tensors, object()))
+        return same and self._agrees(trial, x, **{name: tensors[0]})
 
     def _masks(self, recipe: Recipe, name: str) -> tuple[Mask, ...]:
         found = []
@@ -244,15 +259,14 @@ class Check:
             x = in_layout(maps(recipe.dim, self.generator), form.layout)
             for mask in Mask.all(form.layout):
                 trial = replace(recipe, forms=(form,), mask=name, masks=(mask,))
-                if all(self._agrees(trial, x, {name: m}) for m in masks(mask, x, self.generator)):
+                if all(self._agrees(trial, x, **{name: m}) for m in masks(mask, x, self.generator)):
                     found.append(mask)
         return tuple(found)
 
-    def _agrees(self, recipe: Recipe, x: object, arguments: dict | None = None) -> bool:
+    def _agrees(self, recipe: Recipe, x: object, **arguments) -> bool:
         """Whether the copy runs and its fused form gives the same, in evaluation and in training."""
-        arguments = arguments or {}
-        theirs = self._attempt(x, arguments)
-        if theirs is None or not are_close(self._respond(recipe, x, arguments), theirs):
+        theirs = self._attempt(x, **arguments)
+        if theirs is None or not are_close(self._respond(recipe, x, **arguments), theirs):
             return False
         try:
             return not any(
@@ -262,16 +276,16 @@ class Check:
             return False
 
     @torch.no_grad()
-    def _attempt(self, x: object, arguments: dict | None = None) -> object:
+    def _attempt(self, x: object, **arguments) -> object:
         """The copy's result, or None where it does not run."""
         try:
-            return self.twin.forward(x, **(arguments or {}))
+            return self.twin.forward(x, **arguments)
         except Exception:  # what a layer raises that takes no such input
             return None
 
     @torch.no_grad()
-    def _respond(self, recipe: Recipe, x: object, arguments: dict | None = None) -> object:
-        return respond(self.twin, recipe, self.signature, (x,), arguments or {})
+    def _respond(self, recipe: Recipe, x: object, **arguments) -> object:
+        return respond(self.twin, recipe, self.signature, (x,), arguments)
 
 
 def _randomise_unit(layer: nn.Module, unit: str, generator: torch.Generator) -> None:

@@ -84,23 +84,26 @@ class Form:
     result: str | None
     orders: tuple[tuple[int, ...], tuple[int, ...]] = ((), ())
 
+    @property
+    def is_flat(self) -> bool:
+        """Whether the result is the operator's own flat one."""
+        return self.result.endswith("K*D]")
+
     def arranged(self, vlad: Tensor, x: Tensor) -> Tensor:
-        """Bring ``[B, K, D]`` into the form and memory order of the layer's own result for ``x``."""
-        form = self.result
-        if form.endswith("D, K]"):
-            vlad = vlad.transpose(1, 2)
-        elif form.endswith("D*K]"):
-            vlad = vlad.transpose(1, 2).flatten(1)
-        elif form.endswith("K*D]"):
-            vlad = vlad.flatten(1)
+        """Bring the operator's result into the form and memory order of the layer's own for ``x``."""
+        form, (positions, channels) = self.result, self.orders
+        if not self.is_flat:
+            vlad = vlad if form.endswith("K, D]") else vlad.transpose(1, 2)
+            vlad = vlad.flatten(1) if form.endswith("D*K]") else vlad
         vlad = vlad if form.startswith("[B") else vlad.squeeze(0)
-        positions, channels = self.orders
-        order = channels if positions != channels and self.layout.has_channels_innermost(x) else positions
-        return in_order(vlad, order)
+        innermost = positions != channels and self.layout.has_channels_innermost(x)
+        return in_order(vlad, channels if innermost else positions)
 
 
 def in_order(tensor: Tensor, order: tuple[int, ...]) -> Tensor:
     """The same values with the dimensions in this order in memory, outermost first; copied if need be."""
+    if order == tuple(range(len(order))):
+        return tensor.contiguous()
     inverse = [order.index(dim) for dim in range(len(order))]
     return tensor.permute(order).contiguous().permute(inverse)
 

@@ -82,7 +82,7 @@ class Signature:
     def __init__(self, forward: Callable):
         parameters = [*inspect.signature(forward).parameters.values()][1:]  # without self
         named = [p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
-        self.names = tuple(p.name for p in named if p.kind != p.KEYWORD_ONLY)
+        self.names = tuple(p.name for p in named if p.kind != p.KEYWORD_ONLY) or ("*args",)
         self.others = tuple(p.name for p in named if p.name not in self.names[:1])
         self.unread = {*self.others} - _mentioned(forward)
         self.variable = tuple(str(p) for p in parameters if p not in named)
@@ -108,11 +108,10 @@ def _mentioned(forward: Callable) -> set[str]:
 
 def respond(layer: nn.Module, recipe: Recipe, signature: Signature, args: tuple, kwargs: dict) -> object:
     """The layer's result for these arguments; or, as a string, why its own ``forward`` has to give it."""
-    given = dict(zip(signature.names, args, strict=False))
-    given.update(kwargs)
+    given, mask = dict(zip(signature.names, args, strict=False)) | kwargs, None
     if len(given) != len(args) + len(kwargs) or signature.names[0] not in given:
         return "other arguments"
-    x, mask = given.pop(signature.names[0]), None
+    x = given.pop(signature.names[0])
     for name, value in given.items():
         if name in recipe.ignored or signature.is_default(name, value):
             continue

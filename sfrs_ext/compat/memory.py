@@ -79,11 +79,11 @@ class Memory:
 def _surroundings(layer: nn.Module) -> Iterator[tuple[str, dict | type | None, str, object]]:
     """Label, owner, name and value of all in which the code of a layer can keep something."""
     waiting: list[object] = [cls for module in layer.modules() for cls in type(module).__mro__]
-    homes = {cls.__module__.split(".")[0] for cls in waiting} - sys.stdlib_module_names - {"torch"}
+    homes = {str(cls.__module__).split(".")[0] for cls in waiting} - sys.stdlib_module_names - {"torch"}
     seen = set()
     while waiting:
         thing = _code_of(waiting.pop())
-        if thing is None or id(thing) in seen or _is_of_a_library(thing.__module__, homes):
+        if thing is None or id(thing) in seen or _is_of_a_library(str(thing.__module__), homes):
             continue
         seen.add(id(thing))
         for label, owner, name, value in _names_of(thing, homes):
@@ -121,7 +121,7 @@ def _names_of(
         seen.add(id(scope))
         for name in mentioned & scope.keys():
             value = scope[name]
-            yield f"{scope['__name__']}.{name}", scope, name, value
+            yield f"{scope.get('__name__')}.{name}", scope, name, value
             if isinstance(value, types.ModuleType) and id(vars(value)) not in seen:
                 scopes += [] if _is_of_a_library(vars(value)["__name__"], homes) else [vars(value)]
 

@@ -127,7 +127,7 @@ def _aggregate(layer: nn.Module, recipe: Recipe, form: Form, x: Tensor, mask: Te
         normalize_input=recipe.normalize_input,
         intra_norm=recipe.intra_norm,
         l2_norm=recipe.l2_norm,
-        flatten=False,
+        flatten=form.is_flat,
         **arguments,
     )
     return form.arranged(vlad, x)
@@ -135,11 +135,12 @@ def _aggregate(layer: nn.Module, recipe: Recipe, form: Form, x: Tensor, mask: Te
 
 def as_matrix(tensor: Tensor) -> Tensor | None:
     """A view without dimensions of size one in front (``[1, D, K]``) or behind (1x1 kernels)."""
-    if tensor.dim() == 3 and tensor.shape[0] == 1:
+    sizes = tensor.shape
+    if len(sizes) == 3 and sizes[0] == 1:
         return tensor[0]
-    while tensor.dim() > 2 and tensor.shape[-1] == 1:
-        tensor = tensor[..., 0]
-    return tensor if tensor.dim() == 2 else None
+    if len(sizes) > 2 and all([size == 1 for size in sizes[2:]]):
+        return tensor.flatten(1)
+    return tensor if len(sizes) == 2 else None
 
 
 def _assignment(layer: nn.Module, recipe: Recipe) -> tuple[Tensor, Tensor | None]:
@@ -162,7 +163,8 @@ def _centroids(layer: nn.Module, recipe: Recipe) -> Tensor | None:
     if recipe.centroids is None:
         return None
     centroids = as_matrix(getattr(layer, recipe.centroids))
-    return (centroids.T if recipe.centroids_transposed else centroids)[: recipe.clusters]
+    centroids = centroids.T if recipe.centroids_transposed else centroids
+    return centroids if len(centroids) == recipe.clusters else centroids[: recipe.clusters]
 
 
 def _normalised_logits(

@@ -36,7 +36,8 @@ class Used:
     def __str__(self) -> str:
         why = ", ".join(f"{what}: {number}" for what, number in self.own.items())
         own = f"{sum(self.own.values())} by its own forward" + (f" ({why})" if why else "")
-        return f"{_where(self.paths)} ({self.layer}): {self.fused} calls fused, {own}"
+        calls = "call" if self.fused == 1 else "calls"
+        return f"{_where(self.paths)} ({self.layer}): {self.fused} {calls} fused, {own}"
 
 
 @dataclass(frozen=True)

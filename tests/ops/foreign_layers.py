@@ -149,6 +149,19 @@ class UnusedPartsNetVLAD(ConvolutionNetVLAD):
         return normalised(vlad_of(x.flatten(2), logits.flatten(2).softmax(1), self.centroids))
 
 
+class OneClusterNetVLAD(nn.Module):
+    """Everything goes to the one cluster, whatever the assignment's weights."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(D, 1, kernel_size=1)
+        self.centroids = nn.Parameter(torch.rand(1, D))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.normalize(x, dim=1)
+        return normalised(vlad_of(x.flatten(2), self.conv(x).flatten(2).softmax(1), self.centroids))
+
+
 class UnusedBiasNetVLAD(ConvolutionNetVLAD):
     """Takes the weight of a convolution, and not its bias."""
 
@@ -230,6 +243,7 @@ LAYERS = {
     "unused parts": (UnusedPartsNetVLAD, {}, MAP),
     "parts of which one is used": (UnusedPartsNetVLAD, dict(add_batch_norm=True), MAP),
     "unused bias": (UnusedBiasNetVLAD, {}, MAP),
+    "one cluster": (OneClusterNetVLAD, {}, MAP),
     "learnt scale": (LearntScaleNetVLAD, {}, MAP),
     "two layouts": (TwoLayoutsNetVLAD, dict(prefers_tokens=True), TOKENS),
     "region network": (RegionNetwork, {}, IMAGES),

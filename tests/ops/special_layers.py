@@ -74,7 +74,7 @@ class SqueezesABatchOfOne(Special):
 
 class ClampsLargeFeatures(Special):
     def before(self, x):
-        return x.clamp(-1e4, 1e4)
+        return x.clamp(-1e3, 1e3)
 
 
 class RoundsSmallFeatures(Special):
@@ -106,7 +106,7 @@ class EqualFeaturesAreOne(Special):
 SPECIAL = {
     PerturbsEmptyClusters: "for one dominant cluster|for empty clusters",
     PerturbsThemInTrainingOnly: "for (one dominant cluster|empty clusters)",
-    DropsRareClusters: "clusters?$",
+    DropsRareClusters: "for (one dominant cluster|rare clusters)",
     SpreadsADominantCluster: "for one dominant cluster",
     LeavesOutPositionsOfZeros: "for a position without features",
     AnswersZerosByZeros: "for zeros alone",
@@ -115,7 +115,7 @@ SPECIAL = {
     ClampsLargeFeatures: "for large features",
     RoundsSmallFeatures: "for (small features|a position without features)",
     AnotherEps: "for (features below every eps|a position without features)",
-    AnotherEpsOfClusters: "for nearly empty clusters",
+    AnotherEpsOfClusters: "for rare clusters",
     EqualFeaturesAreOne: "for (equal features everywhere|zeros alone)",
 }
 """Class -> the end of the reason for leaving it alone."""

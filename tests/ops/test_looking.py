@@ -11,92 +11,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from foreign_layers import BatchNormNetVLAD, ConvolutionNetVLAD, D, K, build
+from remembering_layers import CACHE, KEEPS, MakesACacheInItsClass, UsesAnLruCache, grid
 from torch import nn
 from torch.nn.utils import parametrizations
 
 import sfrs_ext
-
-CACHE: dict = {}
-CALLS = 0
-
-
-@functools.lru_cache
-def grid(height: int, width: int) -> torch.Tensor:
-    return torch.ones(height, width)
-
-
-def cached_grid(height: int, width: int, held={}) -> torch.Tensor:  # noqa: B006
-    return held.setdefault((height, width), torch.ones(height, width))
-
-
-def counter():
-    numbers = []
-    return numbers, lambda: numbers.append(len(numbers))
-
-
-COUNTED, count = counter()
-
-
-class FillsAGlobalCache(ConvolutionNetVLAD):
-    def forward(self, x):
-        CACHE[x.shape[2:]] = torch.ones(x.shape[2:])
-        return super().forward(x)
-
-
-class CountsInAGlobal(ConvolutionNetVLAD):
-    def forward(self, x):
-        global CALLS
-        CALLS += 1
-        return super().forward(x)
-
-
-class CountsInItsClass(ConvolutionNetVLAD):
-    calls = 0
-
-    def forward(self, x):
-        type(self).calls += 1
-        return super().forward(x)
-
-
-class FillsACacheOfItsClass(ConvolutionNetVLAD):
-    cache: dict = {}
-
-    def forward(self, x):
-        self.cache[x.shape] = x.shape[2] * x.shape[3]
-        return super().forward(x)
-
-
-class MakesACacheInItsClass(ConvolutionNetVLAD):
-    def forward(self, x):
-        if not hasattr(type(self), "sizes"):
-            type(self).sizes = [x.shape]
-        return super().forward(x)
-
-
-class FillsADefault(ConvolutionNetVLAD):
-    def forward(self, x):
-        return super().forward(x * cached_grid(*x.shape[2:]))
-
-
-class CountsInAClosure(ConvolutionNetVLAD):
-    def forward(self, x):
-        count()
-        return super().forward(x)
-
-
-class UsesAnLruCache(ConvolutionNetVLAD):
-    def forward(self, x):
-        return super().forward(x * grid(*x.shape[2:]).to(x.dtype))
-
-
-KEEPS = {
-    FillsAGlobalCache: ("test_looking.CACHE", lambda: CACHE),
-    CountsInAGlobal: ("test_looking.CALLS", lambda: CALLS),
-    CountsInItsClass: ("test_looking.CountsInItsClass.calls", lambda: CountsInItsClass.calls),
-    FillsACacheOfItsClass: ("test_looking.FillsACacheOfItsClass.cache", lambda: FillsACacheOfItsClass.cache),
-    FillsADefault: ("cached_grid, default or closure 0", lambda: cached_grid.__defaults__),
-    CountsInAClosure: ("default or closure 0", lambda: COUNTED),
-}
 
 
 @pytest.mark.parametrize("layer", KEEPS, ids=lambda layer: layer.__name__)
@@ -111,7 +30,7 @@ def test_what_a_layers_code_keeps_elsewhere_is_put_back_and_named(layer):
 
 def test_a_cache_made_by_looking_is_not_left_in_the_class():
     (entry,) = sfrs_ext.accelerate(MakesACacheInItsClass()).left_alone
-    assert entry.reason.endswith("test_looking.MakesACacheInItsClass.sizes")
+    assert entry.reason.endswith("remembering_layers.MakesACacheInItsClass.sizes")
     assert not hasattr(MakesACacheInItsClass, "sizes")
 
 
