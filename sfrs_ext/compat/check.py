@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from .cases import cases, in_layout, in_memory, maps, masks, randomise, randomise_tensors, unmistakable
 from .compare import TOLERANCE, NoAnswer, are_close, difference, disagreement, first_line, remembers
 from .forms import LAYOUTS, WAYS, Form, Layout, Lists, Mask, order_of, results_for
-from .fused import Signature, respond
+from .fused import Signature, fused_class, respond
 from .memory import Memory
 from .recipe import Recipe
 from .structure import Reading, readings, scales, units
@@ -32,10 +32,10 @@ def find_recipe(layer: nn.Module) -> Recipe | str:
         if shared:
             return "its copy shares tensors with it, so that it cannot be tried out"
         try:
-            found = Check(twin).recipe()
+            found, names = Check(twin).recipe(), memory.changed()
+            fused_class(type(layer))  # which some classes refuse, and some make a note of
         except Exception as error:  # as above
             return f"it cannot be run beside the fused form: {first_line(error)}"
-        names = memory.changed()
         return remembers(names) if names and isinstance(found, Recipe) else found
 
 

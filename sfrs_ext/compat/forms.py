@@ -33,17 +33,16 @@ class Layout:
         return x if x.dim() == 4 else x.unsqueeze(2)
 
     def has_channels_innermost(self, x: Tensor) -> bool:
-        """Whether the channels are innermost in memory; the last stride comes first, it hangs on no size."""
+        """Whether the channels are innermost in memory; asks first for the stride that depends on no size."""
         last = self.rank - 1
         if self.channels == last:
             return x.stride(last) == 1
         return x.stride(last) != 1 and x.stride(self.channels) == 1
 
 
-MAP = Layout("[B, D, H, W]", 4, 1)
 CHANNELS_FIRST = Layout("[B, D, N]", 3, 1)
 LAYOUTS = (
-    MAP,
+    Layout("[B, D, H, W]", 4, 1),
     Layout("[B, N, D]", 3, 2),
     CHANNELS_FIRST,
     Layout("[B, H, W, D]", 4, 3),

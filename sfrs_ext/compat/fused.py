@@ -8,6 +8,7 @@ import copyreg
 import dis
 import functools
 import inspect
+import re
 import threading
 from collections.abc import Callable
 
@@ -85,7 +86,7 @@ class Signature:
         self.names = tuple(p.name for p in named if p.kind != p.KEYWORD_ONLY) or ("*args",)
         self.others = tuple(p.name for p in named if p.name not in self.names[:1])
         self.unread = {*self.others} - _mentioned(forward)
-        self.variable = tuple(str(p) for p in parameters if p not in named)
+        self.variable = tuple(str(p.replace(annotation=p.empty)) for p in parameters if p not in named)
         self.defaults = {p.name: p.default for p in named if isinstance(p.default, CONSTANTS)}
 
     def is_default(self, name: str, value: object) -> bool:
@@ -94,16 +95,12 @@ class Signature:
 
 
 def _mentioned(forward: Callable) -> set[str]:
-    """The names in the code of a function; those of its arguments where its code is another's."""
+    """The words in the code of a function; the names of its arguments where that is somewhere else."""
     if not inspect.isfunction(forward) or hasattr(forward, "__wrapped__"):
         return {*inspect.signature(forward).parameters}
-    values = [instruction.argval for instruction in dis.get_instructions(forward)]
-    return {
-        name
-        for value in values
-        for name in (value if isinstance(value, tuple) else (value,))
-        if isinstance(name, str)
-    }
+    return set(
+        re.findall(r"\w+", " ".join(instruction.argrepr for instruction in dis.get_instructions(forward)))
+    )
 
 
 def respond(layer: nn.Module, recipe: Recipe, signature: Signature, args: tuple, kwargs: dict) -> object:
@@ -167,7 +164,7 @@ def fused_class(original: type) -> type:
     """The subclass of a layer's class that is fused."""
     signature = Signature(original.forward)
 
-    @functools.wraps(original.forward)
+    @functools.wraps(original.forward, updated=())  # without what torch.compile marks the function with
     def forward(self, *args, **kwargs):
         result = respond(self, self._sfrs_recipe, signature, args, kwargs)
         if isinstance(result, str):

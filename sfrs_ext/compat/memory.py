@@ -6,7 +6,7 @@ import types
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from torch import nn
+from torch import Tensor, nn
 
 TENSORS_AND_CHILDREN = ("_parameters", "_buffers", "_modules")
 """Buffers are compared by value elsewhere: batch norm's statistics change rightly."""
@@ -34,6 +34,11 @@ class Memory:
     def __init__(self, layer: nn.Module, outside: bool = False):
         self._layer, self._outside = layer, outside
         self._before = self._look()
+        self._values = {
+            label: held.value.detach().clone()
+            for label, held in self._before.items()
+            if outside and isinstance(held.value, Tensor) and not held.value.is_inference()
+        }
 
     def changed(self) -> list[str]:
         """Names that are new, gone, bound to something else or hold something else; no caches of results."""
@@ -45,7 +50,7 @@ class Memory:
 
     def restore(self) -> None:
         """Bind names as they were bound, fill containers with what they held, empty caches that were used."""
-        for _, before, after in self._differences():
+        for label, before, after in self._differences():
             owner, name, value, contents = before or after
             if isinstance(value, CACHE):
                 value.cache_clear()
@@ -56,7 +61,7 @@ class Memory:
                     owner[name] = value
                 elif owner is not None and vars(owner).get(name) is not value:
                     setattr(owner, name, value)
-                _refill(value, contents)
+                _refill(value, self._values.get(label, contents))
 
     def _differences(self) -> list[tuple[str, Held | None, Held | None]]:
         after = self._look()
@@ -67,9 +72,10 @@ class Memory:
     def _look(self) -> dict[str, Held]:
         found = {}
         for path, module in self._layer.named_modules():
-            for name in vars(module).keys() - TENSORS_AND_CHILDREN:
-                value = vars(module)[name]
-                found[f"{path}.{name}" if path else name] = Held(vars(module), name, value, _contents(value))
+            for name, value in vars(module).items():
+                if name not in TENSORS_AND_CHILDREN:
+                    label = f"{path}.{name}" if path else name
+                    found[label] = Held(vars(module), name, value, _contents(value))
         if self._outside:
             for label, owner, name, value in _surroundings(self._layer):
                 found[label] = Held(owner, name, value, _contents(value))
@@ -119,7 +125,7 @@ def _names_of(
     while scopes:
         scope = scopes.pop()
         seen.add(id(scope))
-        for name in mentioned & scope.keys():
+        for name in sorted(mentioned & scope.keys()):
             value = scope[name]
             yield f"{scope.get('__name__')}.{name}", scope, name, value
             if isinstance(value, types.ModuleType) and id(vars(value)) not in seen:
@@ -144,13 +150,17 @@ def _mentioned(code: types.CodeType) -> set[str]:
 def _contents(value: object) -> list[object]:
     if isinstance(value, CACHE):
         return [value.cache_info().misses]
+    if isinstance(value, Tensor):
+        return [value, None if value.is_inference() else value._version]
     if isinstance(value, dict):
         return [*value, *value.values()]
     return list(value) if isinstance(value, (list, tuple, set, frozenset)) else [value]
 
 
-def _refill(container: object, contents: list[object]) -> None:
-    if isinstance(container, dict):
+def _refill(container: object, contents: list[object] | Tensor) -> None:
+    if isinstance(container, Tensor):
+        container.data.copy_(contents)
+    elif isinstance(container, dict):
         half = len(contents) // 2
         container.clear()
         container.update(zip(contents[:half], contents[half:], strict=True))

@@ -88,12 +88,13 @@ class Recipe:
         """The forms of call: which of them are fused, and which are not."""
         fused = [f"{form.layout.text} -> {form.result}" for form in self.forms if form.result]
         own = [form.layout.text for form in self.forms if not form.result and form.layout.batched]
+        masks = " or ".join(dict.fromkeys(mask.form for mask in self.masks))
         parts = [
             "; ".join(fused),
             self.lists and f"lists of {self.lists.form.layout.text}: {self.lists.way}",
-            self.mask and f"{self.mask} over {' or '.join(dict.fromkeys(m.form for m in self.masks))}",
-            self.ignored and f"{', '.join(self.ignored)} ignored",
-            (own or self.unforeseen) and f"own forward for {', '.join((*own, *self.unforeseen))}",
+            self.mask and f"mask: {self.mask} {masks}",
+            self.ignored and f"ignored: {', '.join(self.ignored)}",
+            (own or self.unforeseen) and f"own forward: {', '.join((*own, *self.unforeseen))}",
         ]
         return "; ".join(part for part in parts if part)
 

@@ -29,6 +29,9 @@ OTHERS = {
 }
 """Other aggregators by the names of their classes, and what they do instead."""
 
+MOST = 2**26
+"""Elements of a layer that is copied although it has more than NetVLAD's tensors, to see if it uses them."""
+
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
@@ -198,4 +201,9 @@ def obstacle(layer: nn.Module) -> str | None:
     for name, child in layer.named_modules():
         if child is not layer and any(getattr(child, kind) for kind in HOOKS):
             return f"{name} has hooks, which a fused layer would not call"
-    return None if readings(layer) else "it has no assignment weights [K, D]"
+    found = readings(layer)
+    if not found:
+        return "it has no assignment weights [K, D]"
+    if found[0].extras and sum(tensor.numel() for tensor in tensors.values()) > MOST:
+        return f"it has more than a NetVLAD layer's tensors: {', '.join(found[0].extras)}"
+    return None

@@ -55,6 +55,14 @@ class FillsACacheOfItsClass(ConvolutionNetVLAD):
         return super().forward(x)
 
 
+class CountsInATensorOfItsClass(ConvolutionNetVLAD):
+    calls = torch.zeros(())
+
+    def forward(self, x):
+        self.calls.add_(1)
+        return super().forward(x)
+
+
 class MakesACacheInItsClass(ConvolutionNetVLAD):
     def forward(self, x):
         if not hasattr(type(self), "sizes"):
@@ -86,6 +94,7 @@ KEEPS = {
         "FillsACacheOfItsClass.cache",
         lambda: FillsACacheOfItsClass.cache,
     ),
+    CountsInATensorOfItsClass: ("OfItsClass.calls", lambda: CountsInATensorOfItsClass.calls.item()),
     FillsADefault: ("cached_grid, default or closure 0", lambda: cached_grid.__defaults__),
     CountsInAClosure: ("default or closure 0", lambda: COUNTED),
 }

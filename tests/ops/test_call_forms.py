@@ -143,12 +143,12 @@ def test_the_report_says_which_calls_are_fused_and_which_are_not():
         str(sfrs_ext.accelerate(make()).replaced[0]).split("; ", 2)[2] for make in (FilledNetVLAD, Options)
     ]
     assert lines == [
-        "[B, N, D] -> [B, K*D]; x_mask over [B, N]; own forward for flatten; intra + L2 norm",
-        "[B, N, D] -> [B, K*D]; own forward for **options, save_to, raw; input + intra + L2 norm",
+        "[B, N, D] -> [B, K*D]; mask: x_mask [B, N]; own forward: flatten; intra + L2 norm",
+        "[B, N, D] -> [B, K*D]; own forward: **options, save_to, raw; input + intra + L2 norm",
     ]
     assert "lists of [N, D]: their results in one batch" in str(sfrs_ext.accelerate(Frames()))
-    assert "own forward for lists" in str(sfrs_ext.accelerate(SumOfMaps()))
-    assert "mask, verbose ignored" in str(sfrs_ext.accelerate(PassesItsMaskOn()))
+    assert "own forward: lists" in str(sfrs_ext.accelerate(SumOfMaps()))
+    assert "ignored: mask, verbose" in str(sfrs_ext.accelerate(PassesItsMaskOn()))
 
 
 def test_calls_are_counted_per_layer_and_both_reports_say_how_many():

@@ -17,6 +17,7 @@ from special_layers import SPECIAL, Special
 from torch import nn
 
 import sfrs_ext
+from sfrs_ext.compat import structure
 
 
 class ReturnsTuple(ConvolutionNetVLAD):
@@ -113,6 +114,16 @@ class KeepsHistory(ConvolutionNetVLAD):
         return super().forward(x)
 
 
+class CountsInATensor(ConvolutionNetVLAD):
+    def __init__(self):
+        super().__init__()
+        self.steps = torch.zeros(())
+
+    def forward(self, x):
+        self.steps += 1
+        return super().forward(x)
+
+
 class FillsABuffer(ConvolutionNetVLAD):
     def __init__(self):
         super().__init__()
@@ -126,6 +137,11 @@ class FillsABuffer(ConvolutionNetVLAD):
 class RefusesFloat64(ConvolutionNetVLAD):
     def _apply(self, function, recurse=True):
         raise RuntimeError("stays in float32")
+
+
+class HasNoSubclasses(ConvolutionNetVLAD):
+    def __init_subclass__(cls):
+        raise TypeError("final")
 
 
 class VLADHead(nn.Module):
@@ -182,9 +198,11 @@ def copied_with_difficulty() -> nn.Module:
         (RemembersItsAssignment, "its forward remembers something, .*: last$"),
         (lambda: RemembersItsAssignment(in_training_only=True), "its forward remembers something, .*: last$"),
         (CachesOnce, "its forward remembers something, .*: grid$"),
+        (CountsInATensor, "its forward remembers something, .*: steps$"),
         (KeepsHistory, "its forward remembers something, .*: history$"),
         (FillsABuffer, "its mean differs"),
         (RefusesFloat64, "cannot be run beside the fused form: RuntimeError: stays in float32"),
+        (HasNoSubclasses, "cannot be run beside the fused form: TypeError: final"),
         (lazy, "have no shapes before the model has run once: conv.weight"),
         (lambda: ConvolutionNetVLAD().to("meta"), "on the device meta"),
         (lambda: sfrs_ext.nn.NetVLAD(K, 10), "a layer of sfrs_ext.nn"),
@@ -250,6 +268,20 @@ def test_a_netvlad_layer_of_another_aggregators_name_is_replaced():
     assert sfrs_ext.accelerate(SALAD()).replaced
 
 
+def test_a_network_that_is_named_so_is_not_copied(monkeypatch):
+    class NetVLADNetwork(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.backbone, self.head = nn.Conv2d(3, 64, 3), nn.Linear(64, 8)
+
+        def __deepcopy__(self, memo):
+            raise AssertionError("a network is copied")
+
+    monkeypatch.setattr(structure, "MOST", 1000)
+    (entry,) = sfrs_ext.accelerate(NetVLADNetwork()).left_alone
+    assert entry.reason == "it has more than a NetVLAD layer's tensors: backbone"
+
+
 def test_a_second_call_finds_everything_fused():
     model = RegionNetwork()
     sfrs_ext.accelerate(model)
@@ -273,7 +305,7 @@ def test_the_report_says_what_was_recognised():
         "  replaced    regions.net_vlad (ConvolutionNetVLAD): NetVLAD; K = 6, D = 10; "
         "[B, D, H, W] -> [B, K, D]; input norm",
         "  replaced    text (BatchNormNetVLAD): NetVLAD, batch norm, ghost clusters: 2; K = 6, D = 10; "
-        "[B, N, D] -> [B, D*K]; mask ignored; intra + L2 norm",
+        "[B, N, D] -> [B, D*K]; ignored: mask; intra + L2 norm",
         "  replaced    soft (TemperatureNetVLAD): NetVLAD, scale temperature; K = 6, D = 10; "
         "[B, D, H, W] -> [B, D, K]; input norm",
     ]

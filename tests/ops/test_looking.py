@@ -148,6 +148,18 @@ def test_no_hook_is_called():
             handle.remove()
 
 
+class KeepsItsSubclasses(ConvolutionNetVLAD):
+    subclasses: list[type] = []
+
+    def __init_subclass__(cls):
+        cls.subclasses.append(cls)
+
+
+def test_no_class_is_registered():
+    assert sfrs_ext.accelerate(KeepsItsSubclasses()).replaced
+    assert KeepsItsSubclasses.subclasses == []
+
+
 def test_hooks_anywhere_inside_are_seen():
     model = ConvolutionNetVLAD()
     model.extra = nn.Sequential(nn.Sequential(nn.Identity()))
