@@ -160,6 +160,7 @@ inline void add_truncated(float (&c)[8], const double (*products)[8], int count)
   typedef double Doubles [[gnu::vector_size(64)]];
   typedef int64_t Bits [[gnu::vector_size(64)]];
   typedef int32_t Integers [[gnu::vector_size(32)]];
+  typedef uint32_t Wrapping [[gnu::vector_size(32)]];  // what is no number may overflow, and is not used
   typedef float Floats [[gnu::vector_size(32)]];
   const auto magnitude = [](Doubles v) { return (Doubles)((Bits)v & INT64_MAX); };
   Floats before;
@@ -176,13 +177,14 @@ inline void add_truncated(float (&c)[8], const double (*products)[8], int count)
   Bits exponent = (Bits)largest >> 52;  // biased; of nothing but zeros any will do
   exponent = exponent > 700 ? exponent : exponent - exponent + 700;
   const Doubles up = (Doubles)((1023 + 1022 + 26 - exponent) << 52), down = 1 / up;
-  Integers sum = __builtin_convertvector(first * up, Integers);
+  Wrapping sum = (Wrapping) __builtin_convertvector(first * up, Integers);
   for (int i = 0; i < count; ++i) {
     Doubles product;
     std::memcpy(&product, products[i], sizeof product);
-    sum += __builtin_convertvector(product * up, Integers);
+    sum += (Wrapping) __builtin_convertvector(product * up, Integers);
   }
-  const Doubles kept = (Doubles)((Bits) __builtin_convertvector(sum, Doubles) & ~(int64_t)0x1fffffff) * down;
+  const Doubles total = __builtin_convertvector((Integers)sum, Doubles);
+  const Doubles kept = (Doubles)((Bits)total & ~(int64_t)0x1fffffff) * down;
   for (int i = 0; i < 8; ++i) c[i] = (float)(std::isfinite(plain[i]) ? kept[i] : plain[i]);
 }
 

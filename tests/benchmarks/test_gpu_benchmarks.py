@@ -102,9 +102,9 @@ def test_when_time_is_over_the_rest_is_named_as_not_measured(tmp_path, capsys):
 
 
 def test_a_worker_that_hangs_is_ended_and_what_it_was_at_is_named(tmp_path, monkeypatch, capsys):
-    hangs = WORKER.replace('sys.exit("CUDA', 'import time; time.sleep(60); print("')
+    hangs = WORKER.replace('sys.exit("CUDA', 'import time; time.sleep(120); print("')
     monkeypatch.setattr(driver, "WORKER", [sys.executable, "-c", hangs])
-    monkeypatch.setattr(driver, "LONGEST", 2.0)
+    monkeypatch.setattr(driver, "LONGEST", 15.0)  # a slow start is no hang
     monkeypatch.setattr(driver, "PATIENCE", 0.1)
     driver.main(["--device", "cpu", "--case", SMALL, "--out", f"{tmp_path}/r"])
     result = json.loads((tmp_path / "r.json").read_text())["results"][SMALL]

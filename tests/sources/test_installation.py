@@ -17,7 +17,7 @@ import pytest
 import setuptools
 import torch
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 SUFFIX = sysconfig.get_config_var("EXT_SUFFIX")
 SETUPTOOLS = setuptools.__version__
 INSTALLED = Path(setuptools.__file__).parents[1]

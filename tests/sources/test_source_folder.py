@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 BUILT = ROOT / "sfrs_ext" / f"_C{sysconfig.get_config_var('EXT_SUFFIX')}"
 
 HUB = "import torch; torch.hub.load('.', 'vgg16_netvlad', source='local', clusters=2)"
