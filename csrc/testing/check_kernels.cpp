@@ -57,6 +57,18 @@ void add_flagships(std::vector<AggregationProblem>* all) {
   const std::pair<Layout, int64_t> ways[] = {
       {Layout::planes, 1}, {Layout::planes, 4}, {Layout::tokens, 1}, {Layout::channels_last, 4}};
   for (const auto& [layout, regions] : ways) p.layout = layout, p.regions = regions, all->push_back(p);
+  // Every type with the tiling that its kernels know by heart (Usual in csrc/cuda/aggregate_tiling.h).
+  AggregationProblem usual{"usual", 1, 512, 5, 16, 64, 0};
+  usual.device = {1, 232448};
+  for (const Type& type : kTypes)
+    for (const auto& [layout, regions] : ways) {
+      usual.dtype = type.dtype, usual.tf32 = type.tf32, usual.layout = layout, usual.regions = regions;
+      all->push_back(usual);
+    }
+  // Halves of rows that are copied four bytes at a time.
+  AggregationProblem narrow{"narrow", 2, 40, 5, 20, 9, 0};
+  narrow.regions = 4, narrow.intra = narrow.l2 = false;
+  for (DType dtype : {DType::bf16, DType::f16}) narrow.dtype = dtype, all->push_back(narrow);
   AggregationProblem many{"many_positions", 1, 24, 1, 3000, 8, 0};
   many.dtype = DType::f32, many.layout = Layout::tokens, many.device = {1, 232448}, many.mask = false;
   all->push_back(many);

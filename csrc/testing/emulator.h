@@ -109,10 +109,18 @@ inline void store_as(f16* p, float v) {
   p->bits = (uint16_t)(sign | half);
 }
 
+template <class S>
+uint32_t packed(S*, float low, float high) {
+  S halves[2];
+  store_as(halves, low), store_as(halves + 1, high);
+  return (uint32_t)halves[0].bits | (uint32_t)halves[1].bits << 16;
+}
+
 // Rounds to nearest, ties away from zero.
 inline uint32_t to_tf32(float v) { return v != v ? 0x7fffffffu : (float_bits(v) + 0x1000u) & ~0x1fffu; }
 
 inline float exp_quick(float v) { return expf(v); }
+inline float inverse_quick(float v) { return 1 / v; }
 inline float exp_exact(float v) { return expf(v); }
 inline double exp_exact(double v) { return exp(v); }
 
@@ -381,6 +389,31 @@ T __shfl_up_sync(unsigned lanes, T value, unsigned delta, int width = 32) {
   const int lane = sfrs::cuda::emulator::block.lane(), source = lane - (int)delta;
   return sfrs::cuda::emulator::shuffle("__shfl_up_sync", lanes, value,
                                        source >= (lane & ~(width - 1)) ? source : lane);
+}
+
+inline int __any_sync(unsigned lanes, int predicate) {
+  using namespace sfrs::cuda::emulator;
+  struct Vote {
+    int predicate, *result;
+  };
+  check_mask(lanes, "__any_sync");
+  int result = 0;
+  const Vote offer{predicate, &result};
+  block.meet("__any_sync", &offer, [](const void* const* offers) {
+    int any = 0;
+    for (int lane = 0; lane < kLanes; ++lane) any |= static_cast<const Vote*>(offers[lane])->predicate != 0;
+    for (int lane = 0; lane < kLanes; ++lane) *static_cast<const Vote*>(offers[lane])->result = any;
+  });
+  return result;
+}
+
+// Blocks run one after the other.
+inline void __threadfence() {}
+template <class T>
+T atomicAdd(T* p, T v) {
+  const T before = *p;
+  *p = before + v;
+  return before;
 }
 
 template <class T>
