@@ -45,37 +45,33 @@ void add_up(const BackwardParameters<T>& p, const Machine& machine) {
   const AggregationBackward& f = p.f;
   const Tiling& n = p.n;
   if (!f.dweight && !f.dbias && !f.dcentroids) return;
-  ParameterSums<T> s{p.weight_sums,    p.bias_sums,   p.masses,    p.gradient_cores,
-                     p.gradient_scale, n.blocks,      n.groups,    n.splits,
-                     n.clusters,       n.logits,      n.dim,       n.cluster_columns,
-                     n.padded_dim(),   (T*)f.dweight, (T*)f.dbias, (T*)f.dcentroids};
+  ParameterSums<T> s{p.weight_sums, p.bias_sums,     p.masses,          p.gradient_cores, p.gradient_scale,
+                     n.blocks,      n.groups,        n.splits,          n.clusters,       n.logits,
+                     n.dim,         n.sums_dim(),    n.cluster_columns, n.padded_dim(),   (T*)f.dweight,
+                     (T*)f.dbias,   (T*)f.dcentroids};
   dim3 grid((unsigned)n.logits, (unsigned)((n.dim + kSumColumns - 1) / kSumColumns), f.dcentroids ? 2 : 1);
   launch(machine, add_blocks<S, T>, grid, kThreads, (kWarps * kSumColumns + kWarps) * (int64_t)sizeof(T), s);
 }
 
-template <class M, int kClusterTiles, int kLanes>
-void run(const AggregationBackward& f, const Machine& machine) {
+template <class M, class Shape>
+void run(BackwardParameters<typename M::Sum>& p, const Machine& machine) {
   using S = typename M::Storage;
   using T = typename M::Sum;
-  BackwardParameters<T> p{};
-  p.f = f;
-  p.x = f.x;
-  p.dx = f.dx;
-  if (f.regions == 1 && flatten_rows(&p.x)) flatten_rows(&p.dx);
-  p.n = make_tiling<M>(f, p.x, machine, kClusterTiles, true);
+  const AggregationBackward& f = p.f;
   Tiling& n = p.n;
+  n.by_position = f.mask || f.dmask || f.logits_given;
   if (f.dx.data) n.store_bytes = copy_bytes(p.dx, (int)f.regions, sizeof(S));
   if (n.groups == 0) return add_up<S, T>(p, machine);  // zeros
   pass_norms<S, T>(&p, machine);
   if (f.weight && !n.weight_resident) p.weight_cores = pack_weights_on<S, T>(machine, n, f.weight);
   if (f.dcentroids) p.masses = machine.scratch<T>((int64_t)n.units * n.clusters);
-  if (f.dweight) p.weight_sums = machine.scratch<T>((int64_t)n.blocks * n.logits * n.dim);
+  if (f.dweight) p.weight_sums = machine.scratch<T>((int64_t)n.blocks * n.logits * n.sums_dim());
   if (f.dbias) p.bias_sums = machine.scratch<T>((int64_t)n.blocks * n.logits);
   dim3 grid((unsigned)n.blocks, (unsigned)n.chunks);
   if (f.x.stride_w == 1)
-    launch(machine, aggregate_backward_kernel<M, kClusterTiles, kLanes, true>, grid, kThreads, n.shared, p);
+    launch(machine, aggregate_backward_kernel<M, Shape, true>, grid, kThreads, n.shared, p);
   else
-    launch(machine, aggregate_backward_kernel<M, kClusterTiles, kLanes, false>, grid, kThreads, n.shared, p);
+    launch(machine, aggregate_backward_kernel<M, Shape, false>, grid, kThreads, n.shared, p);
   add_up<S, T>(p, machine);
 }
 
@@ -83,8 +79,15 @@ void run(const AggregationBackward& f, const Machine& machine) {
 
 template <class M>
 void aggregate_backward_with(const AggregationBackward& f, const Machine& machine) {
-  with_size<M>(f.logits(), f.logits(),
-               [&](auto size) { run<M, decltype(size)::kClusterTiles, decltype(size)::kLanes>(f, machine); });
+  BackwardParameters<typename M::Sum> p{};
+  p.f = f;
+  p.x = f.x;
+  p.dx = f.dx;
+  if (f.regions == 1 && flatten_rows(&p.x)) flatten_rows(&p.dx);
+  with_size<M, true>(f, p.x, machine, [&](auto size, const Tiling& n) {
+    p.n = n;
+    run<M, decltype(size)>(p, machine);
+  });
 }
 
 #ifdef SFRS_MATMUL

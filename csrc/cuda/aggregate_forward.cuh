@@ -1,15 +1,16 @@
 // NetVLAD aggregation, forward. Idea: attention without the running maximum. A tile of positions is copied
 // into shared memory once, while its predecessor is worked on; logits are made from it on the tensor cores,
-// soft-maxed, divided by the norms, and the tile is summed up by clusters into a K x D matrix that never
-// leaves the registers. The weights wait in shared memory. Assignments never reach global memory.
+// soft-maxed by a few lanes per position, divided by the norms, and the tile is summed up by clusters into a
+// K x D matrix that never leaves the registers. The weights wait in shared memory. Assignments never reach
+// global memory.
 //
 // Floor: x read once. 2 D bytes against 4 (K + G) D flops per position in 16 bits: at K = 64 both the copy
 // bandwidth and mma.sync of an H200 need 0.3 us per 30 x 40 x 512 map; exact float32 is bound by three TF32
-// products instead of one. Shared memory comes third:
-// 490 KB per tile of 64 positions. `python -m benchmarks.predict` counts it all.
+// products instead of one. Shared memory is the third: products of 32 x 32 pieces read it twice over.
+// `python -m benchmarks.predict` counts it all.
 #pragma once
 
-#include "aggregate_logits.cuh"
+#include "aggregate_softmax.cuh"
 #include "aggregate_sums.cuh"
 
 namespace sfrs::cuda {
@@ -22,9 +23,10 @@ struct ForwardParameters {
   unsigned char* weight_cores;  // packed weights, if they are not resident
   // Where a unit's sums go: the result itself if one block has all of a group, else these.
   bool finish_in_block;
-  T* sums;     // [units, K, D]
-  T* masses;   // [units, K]: sums of assignments
-  T* squares;  // [groups, K]
+  T* sums;        // [units, K, D padded to fours]
+  T* masses;      // [units, K]: sums of assignments
+  T* squares;     // [groups, K]
+  int* arrivals;  // [groups]: clusters whose units have been added up
 };
 
 // Whether registers are left to finish a group where its sums are; three TF32 products beside the most sums
@@ -32,30 +34,51 @@ struct ForwardParameters {
 template <class M, int kClusterTiles>
 constexpr bool kFinishesInBlock = M::kRowTiles >= kClusterTiles;
 
-template <class M, int kClusterTiles, int kLanes, bool kPlanes>
+// Whether four neighbours of results and centroids may be moved at once.
+template <class S, class T>
+SFRS_HOST_DEVICE bool four_together(const ForwardParameters<T>& p) {
+  return p.n.dim % 4 == 0 && (uint64_t)p.f.centroids % alignof(Four<T>) == 0 &&
+         (uint64_t)p.f.vlad % alignof(Four<S>) == 0;
+}
+
+template <class M, class Shape, bool kPlanes>
 class ForwardBlock {
   using S = typename M::Storage;
   using T = typename M::Sum;
+  using Cut = typename Shape::Cut;
+  static constexpr int kClusterTiles = Shape::kClusterTiles;
+  static constexpr bool kOneWindow = Shape::kOneWindow;
   using BlockSums = Sums<M, kClusterTiles>;
+  using TileSoftmax = Softmax<M, Cut, kOneWindow, sizeof(S) == 2 ? 4 : 8>;
 
  public:
   SFRS_DEVICE ForwardBlock(const ForwardParameters<T>& p, unsigned char* memory)
-      : p(p), f(p.f), n(p.n), memory(memory), own((int)blockIdx.y) {}
+      : p(p), f(p.f), n(Shape::of(p.n)), memory(memory), own((int)blockIdx.y) {}
 
   SFRS_DEVICE void run() {
-    keep_weights<S, T>(n, f.weight, memory);
-    BlockSums sums(n);
+    if (p.arrivals && blockIdx.x == 0 && own == 0)
+      for (int group = this_thread(); group < n.groups; group += kThreads) p.arrivals[group] = 0;
+    BlockSums sums;
+    sums.clear();
     walk<S, kPlanes>(p.x, (int)f.regions, n, memory, *this, sums);
   }
+  SFRS_DEVICE void prepare() const {
+    keep_weights<S, T>(n, f.weight, memory);
+    keep_bias<T>(n, f.bias, memory);
+  }
 
-  SFRS_DEVICE void work(const Step& now, const Panels<S>& x, BlockSums& sums) const {
-    LogitOperand<T> weights{n.weight_resident ? memory + n.at.weight : p.weight_cores, n.weight_resident,
-                            n.logits_given ? 0 : n.logit_columns, logits(), n.logit_stride()};
-    LogitMaker<M, kPlanes>{n, now, x, f.normalize_input, part(n.at.squares), weights, {}}.run();
-    if (!now.last_chunk(n)) return;
+  template <class BlockSteps>
+  SFRS_DEVICE void work(const BlockSteps& steps, int i, const Panels<S>& x, BlockSums& sums) const {
+    const Step& now = steps.at(i);
+    LogitOperand weights{n.logits_given ? 0 : n.logit_columns, n.weight_resident, n.at.weight, p.weight_cores,
+                         n.at.logits};
+    LogitMaker<M, Cut, kPlanes, kClusterTiles == 4>{n, memory, now, x, f.normalize_input, weights, {}}.run();
+    if (n.stages == 2) steps.send(i + 1);
+    if (!now.last_chunk(n)) return steps.plan(i + 1);
     assign(now, x);
     __syncthreads();
-    add_shares(n, logits(), n.clusters, now.first_tile(), part(n.at.masses));
+    steps.plan(i + 1);
+    softmax().template add_rows<true>(n.logit_columns, now.first_tile(), part(n.at.masses));
     sum_up<M, kClusterTiles, kPlanes>(n, assignment_view(), x, sums);
     if (!now.last_tile()) return;
     __syncthreads();
@@ -64,59 +87,78 @@ class ForwardBlock {
 
  private:
   SFRS_DEVICE T* part(int offset) const { return (T*)(memory + offset); }
-  SFRS_DEVICE T* logits() const { return part(n.at.logits); }
-
+  SFRS_DEVICE TileSoftmax softmax() const { return {n, memory, f.logits_given}; }
   SFRS_DEVICE Panels<S> assignment_view() const {
     return {memory + n.at.assignment, n.positions, n.cluster_rows};
   }
 
-  // A warp per position: the softmax over clusters, divided by the feature's norm, as left operand of sum_up.
+  // The softmax over clusters takes the place of the logits; divided by the feature's norm it is the left
+  // operand of sum_up.
   SFRS_DEVICE void assign(const Step& now, const Panels<S>& x) const {
-    int lane = lane_of_thread(), warp = warp_of_thread();
-    int begin = now.begin(n), count = now.count(n);
-    T weights[kLanes] = {};
-    for (int i = warp; i < n.positions; i += kWarps) {
-      T l[kLanes] = {}, scale = 0, inverse = 1;
-      if (i < count) {
-        int64_t at = p.x.height * p.x.width * now.group.image + now.group.position(p.x, begin + i);
-        if (f.normalize_input) inverse = inverse_norm(square_of(n, part(n.at.squares), i));
-        if (f.saved_inv_norm && own == 0 && lane == 0) ((T*)f.saved_inv_norm)[at] = inverse;
-        load_logits(i, at, inverse, l);
-        scale = exponentials<M, kLanes>(l, n.logit_columns);
-        if (f.mask) scale *= ((const T*)f.mask)[at];
-        inverse /= rescale_vector<S, kPlanes>(n, x, i, inverse);
+    TileSoftmax soft = softmax();
+    int lane = lane_of_thread(), begin = now.begin, count = now.count;
+    for (int first = warp_of_thread() * soft.kAtOnce; first < n.positions; first += kWarps * soft.kAtOnce) {
+      int i = first + lane / soft.kSharers;
+      bool valid = i < count;
+      int64_t at = 0;  // among all positions
+      if (n.by_position && valid) at = now.group.index_of(p.x, begin + i);
+      T inverse = 1, top = (T)-INFINITY, total = 0;
+      if (f.normalize_input) {
+        inverse = inverse_norm(square_of(n, part(n.at.squares), i));
+        if (!valid) inverse = 1;
       }
-      SFRS_EACH (j, kLanes) {
-        int k = lane + 32 * j;
-        T a = k < n.clusters ? l[j] * scale : (T)0;
-        weights[j] += a;
-        if (k < n.cluster_rows) store_as(assignment_view().at(i, k), a * inverse);
+      if (f.saved_inv_norm && own == 0 && valid && lane % soft.kSharers == 0)
+        ((T*)f.saved_inv_norm)[at] = inverse;
+      typename TileSoftmax::Values l;
+      auto load = [&](int window) {
+        soft.load_logits(window, i, at, valid, inverse, l);
+        soft.add_bias(window, l, l);
+      };
+      for (int window = 0; window < soft.windows(); window += kWindow) {
+        load(window);
+        soft.raise(l, top);
       }
-      for (int k = lane + 32 * kLanes; k < n.cluster_rows; k += 32)
-        store_as(assignment_view().at(i, k), (T)0);
+      top = soft.share_max(top);
+      for (int window = 0; window < soft.windows(); window += kWindow) {
+        if (!kOneWindow) load(window);
+        soft.exponentiate(top, l);
+        total += soft.sum_of(l);
+      }
+      T scale = soft.inverse_of(soft.share_sum(total));
+      if (f.mask && valid) scale *= ((const T*)f.mask)[at];
+      T factor = inverse / rescale_vectors<S, kPlanes, soft.kSharers>(n, x, first, inverse);
+      for (int window = 0; window < soft.windows(); window += kWindow) {
+        if (!kOneWindow) {
+          load(window);
+          soft.exponentiate(top, l);
+        }
+        write(window, i, valid, scale, factor, l);
+      }
+      for (int k = round_up(n.logit_columns, kWindow) + soft.cluster(0, 0); k < n.cluster_rows;
+           k += 4 * soft.kSharers)
+        assignment_view().put(i, k, Four<S>{});
     }
-    leave_share(n, logits() + warp * n.logit_stride(), weights);
   }
-  SFRS_DEVICE void load_logits(int i, int64_t at, T inverse, T (&l)[kLanes]) const {
-    int lane = lane_of_thread();
-    SFRS_EACH (j, kLanes) {
-      int k = lane + 32 * j;
-      l[j] = (T)-INFINITY;
-      if (k >= n.logits) continue;
-      T bias = f.bias ? ((const T*)f.bias)[k] : (T)0;
-      T made = n.logits_given ? ((const T*)f.logits_given)[at * n.logits + k]
-                              : logits()[i * n.logit_stride() + k] * inverse;
-      l[j] = made + bias;
+  SFRS_DEVICE void write(int window, int i, bool valid, T scale, T factor,
+                         const typename TileSoftmax::Values& l) const {
+    SFRS_EACH (j, TileSoftmax::kFours) {
+      int k = TileSoftmax::cluster(window, j);
+      Four<T> kept;
+      Four<S> left;
+      SFRS_EACH (e, 4) kept.v[e] = valid && k + e < n.clusters ? l[j][e] * scale : (T)0;
+      SFRS_EACH (e, 2) left.set(e, kept.v[2 * e] * factor, kept.v[2 * e + 1] * factor);
+      if (k < n.logit_columns) softmax().logits(i, k) = kept;
+      if (k < n.cluster_rows) assignment_view().put(i, k, left);
     }
   }
 
   SFRS_DEVICE void finish(const Group& g, int64_t unit, BlockSums& sums) const {
-    int64_t first = unit * n.clusters * n.dim;
     bool in_block = false;
     if constexpr (kFinishesInBlock<M, kClusterTiles>) in_block = p.finish_in_block;
     if (in_block) {
-      T* shares = logits();  // no longer needed; now [warps along dimensions, clusters] of the squares
-      T* scale = shares + kWarps / n.cluster_warps * n.cluster_rows;  // [clusters], then the descriptor's
+      T* shares =
+          part(n.at.logits);  // no longer needed; now [warps along dimensions, clusters] of the squares
+      T* scale = shares + (n.cluster_rows << n.along_bits);  // [clusters], then the descriptor's
       subtract_centroids(shares, sums);
       bool norms = f.intra_norm || f.l2_norm || f.saved_scale;
       if (norms) {
@@ -124,48 +166,47 @@ class ForwardBlock {
         if (warp_of_thread() == 0) make_scales(g, shares, scale);
         __syncthreads();
       }
-      sums.each_pair(WriteSums<S, T>{(S*)f.vlad + first, n.clusters, n.dim, own * n.chunk, n.chunk,
-                                     norms ? scale : nullptr, norms ? scale[n.cluster_rows] : (T)1});
+      sums.each_four(n,
+                     WriteSums<S, T>{(S*)f.vlad + unit * n.clusters * n.dim, n.clusters, n.dim, own * n.chunk,
+                                     n.chunk, norms ? scale : nullptr, norms ? scale[n.cluster_rows] : (T)1});
     } else {
-      sums.each_pair(
-          WriteSums<T, T>{p.sums + first, n.clusters, n.dim, own * n.chunk, n.chunk, nullptr, (T)1});
+      sums.each_four(n, WriteSums<T, T>{p.sums + unit * n.clusters * n.sums_dim(), n.clusters, n.sums_dim(),
+                                        own * n.chunk, n.chunk, nullptr, (T)1});
       if (own == 0)
-        for (int k = (int)threadIdx.x; k < n.clusters; k += kThreads)
+        for (int k = this_thread(); k < n.clusters; k += kThreads)
           p.masses[unit * n.clusters + k] = part(n.at.masses)[k];
     }
     sums.clear();
   }
   // Takes the centroids away and leaves every warp's share of each cluster's square.
   SFRS_DEVICE void subtract_centroids(T* shares, BlockSums& sums) const {
-    SFRS_EACH (i, kClusterTiles)
-      SFRS_EACH (half, 2) {
-        int lane = lane_of_thread(), k = sums.row + 16 * i + 8 * half + lane / 4;
-        int first = own * n.chunk + sums.column + 2 * (lane % 4);
-        int end = (own + 1) * n.chunk < n.dim ? (own + 1) * n.chunk : n.dim;
-        T square = 0, weight_sum = k < n.clusters ? part(n.at.masses)[k] : (T)0;
-        const T* centroid = (const T*)f.centroids + (int64_t)(k < n.clusters ? k : 0) * n.dim;
-        constexpr int together =
-            M::kRowTiles;  // pieces whose centroids travel together: no branch between loads
-        SFRS_EACH (run, M::kColumnTiles / together) {
-          T of[together][2] = {};
-          if (f.centroids)
-            SFRS_EACH (j, together)
-              SFRS_EACH (e, 2) {
-                int d = first + 8 * (run * together + j) + e;
-                of[j][e] = centroid[d < end ? d : 0];
-              }
-          SFRS_EACH (j, together)
-            SFRS_EACH (e, 2) {
-              T& v = sums.v[i][run * together + j][2 * half + e];
-              if (first + 8 * (run * together + j) + e < end) v -= weight_sum * of[j][e];
-              square += v * v;
-            }
+    SFRS_EACH (i, kClusterTiles) {
+      int lane = lane_of_thread(), first = own * n.chunk + sums.column(n) + 2 * (lane % 4);
+      int end = (own + 1) * n.chunk < n.dim ? (own + 1) * n.chunk : n.dim;
+      Packed<T, 2> of[2][M::kColumnTiles] = {};
+      if (f.centroids) {  // they travel together: no branch between loads
+        SFRS_EACH (half, 2) {
+          int k = sums.row(n) + 16 * i + 8 * half + lane / 4;
+          const T* centroid = (const T*)f.centroids + (int64_t)(k < n.clusters ? k : 0) * n.dim;
+          SFRS_EACH (j, M::kColumnTiles)
+            of[half][j] = *(const Packed<T, 2>*)(centroid + (first + 8 * j < end ? first + 8 * j : 0));
         }
+      }
+      SFRS_EACH (half, 2) {
+        int k = sums.row(n) + 16 * i + 8 * half + lane / 4;
+        T square = 0, mass = k < n.clusters ? part(n.at.masses)[k] : (T)0;
+        SFRS_EACH (j, M::kColumnTiles)
+          SFRS_EACH (e, 2) {
+            T& v = sums.v[i][j][2 * half + e];
+            if (first + 8 * j < end) v -= mass * of[half][j].v[e];
+            square += v * v;
+          }
         square += __shfl_xor_sync(kAllLanes, square, 1);
         square += __shfl_xor_sync(kAllLanes, square, 2);
         if (lane % 4 == 0)
-          shares[warp_of_thread() % (kWarps / n.cluster_warps) * n.cluster_rows + k] = square;
+          shares[(warp_of_thread() & ((1 << n.along_bits) - 1)) * n.cluster_rows + k] = square;
       }
+    }
   }
   SFRS_DEVICE void make_scales(const Group& g, const T* shares, T* scale) const {
     int lane = lane_of_thread();
@@ -173,7 +214,7 @@ class ForwardBlock {
     T* saved = f.saved_scale ? (T*)f.saved_scale + g.image * (n.clusters + 1) : nullptr;
     for (int k = lane; k < n.clusters; k += 32) {
       T square = 0;
-      for (int w = 0; w < kWarps / n.cluster_warps; ++w) square += shares[w * n.cluster_rows + k];
+      for (int w = 0; w < 1 << n.along_bits; ++w) square += shares[w * n.cluster_rows + k];
       T inner = f.intra_norm ? inverse_norm(square) : 1;
       scale[k] = inner;
       if (saved) saved[k] = inner;
@@ -189,74 +230,16 @@ class ForwardBlock {
 
   const ForwardParameters<T>& p;
   const AggregationForward& f;
-  const Tiling& n;
+  const Cut& n;
   unsigned char* memory;
   int own;
 };
 
-template <class M, int kClusterTiles, int kLanes, bool kPlanes>
+template <class M, class Shape, bool kPlanes>
 SFRS_KERNEL(256)
 aggregate_forward_kernel(SFRS_CONSTANT ForwardParameters<typename M::Sum> p) {
   SFRS_SHARED_MEMORY(memory);
-  ForwardBlock<M, kClusterTiles, kLanes, kPlanes>(p, memory).run();
-}
-
-// The sums of a group's units in their order, less the centroids. One block per group and cluster.
-template <class S, class T>
-SFRS_KERNEL(256)
-add_units(SFRS_CONSTANT ForwardParameters<T> p) {
-  SFRS_SHARED_MEMORY(memory);
-  const Tiling& n = p.n;
-  int64_t group = blockIdx.x, first = group * n.splits, row = (int64_t)n.clusters * n.dim;
-  int k = (int)blockIdx.y;
-  bool norms = p.f.intra_norm || p.f.l2_norm || p.f.saved_scale;
-  T mass = 0, square = 0;
-  for (int s = 0; s < n.splits; ++s) mass += p.masses[(first + s) * n.clusters + k];
-  for (int d = (int)threadIdx.x; d < n.dim; d += kThreads) {
-    T* at = p.sums + first * row + (int64_t)k * n.dim + d;
-    T v = 0;
-    for (int s = 0; s < n.splits; ++s) v += at[s * row];
-    if (p.f.centroids) v -= mass * ((const T*)p.f.centroids)[(int64_t)k * n.dim + d];
-    square += v * v;
-    if (norms)
-      *at = v;
-    else
-      store_as((S*)p.f.vlad + group * row + (int64_t)k * n.dim + d, v);
-  }
-  if (!norms) return;
-  square = warp_sum(square);
-  T* shares = (T*)memory;
-  if (threadIdx.x % 32 == 0) shares[threadIdx.x / 32] = square;
-  __syncthreads();
-  if (threadIdx.x) return;
-  T total = 0;
-  for (int w = 0; w < kWarps; ++w) total += shares[w];
-  p.squares[group * n.clusters + k] = total;
-}
-
-// Normalises what add_units left. One block per group and cluster.
-template <class S, class T>
-SFRS_KERNEL(256)
-normalize_units(SFRS_CONSTANT ForwardParameters<T> p) {
-  const Tiling& n = p.n;
-  int64_t group = blockIdx.x, row = (int64_t)n.clusters * n.dim;
-  int k = (int)blockIdx.y;
-  const T* squares = p.squares + group * n.clusters;
-  T total = 0;
-  for (int i = (int)threadIdx.x % 32; i < n.clusters; i += 32) {
-    T inner = p.f.intra_norm ? inverse_norm(squares[i]) : 1;
-    total += squares[i] * inner * inner;
-  }
-  T inner = p.f.intra_norm ? inverse_norm(squares[k]) : 1;
-  T outer = p.f.l2_norm ? inverse_norm(warp_sum(total)) : 1;
-  if (p.f.saved_scale && threadIdx.x == 0) {
-    T* saved = (T*)p.f.saved_scale + group * (n.clusters + 1);
-    saved[k] = inner;
-    if (k == 0) saved[n.clusters] = outer;
-  }
-  const T* from = p.sums + group * n.splits * row + (int64_t)k * n.dim;
-  S* to = (S*)p.f.vlad + group * row + (int64_t)k * n.dim;
-  for (int d = (int)threadIdx.x; d < n.dim; d += kThreads) store_as(to + d, from[d] * inner * outer);
+  ForwardBlock<M, Shape, kPlanes>(p, memory).run();
 }
 
 }  // namespace sfrs::cuda

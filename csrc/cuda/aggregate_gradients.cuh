@@ -4,21 +4,10 @@
 // Floor: the descriptors, their gradients and the sums of the blocks, all of which L2 holds.
 #pragma once
 
-#include "aggregate_logits.cuh"
+#include "aggregate_blocks.cuh"
+#include "norms.cuh"
 
 namespace sfrs::cuda {
-
-// Sums of all threads of a block, the same for every thread; `shares` holds one value per warp.
-template <class T>
-SFRS_DEVICE T block_sum(T v, T* shares) {
-  v = warp_sum(v);
-  if (threadIdx.x % 32 == 0) shares[threadIdx.x / 32] = v;
-  __syncthreads();
-  T sum = 0;
-  for (int w = 0; w < kWarps; ++w) sum += shares[w];
-  __syncthreads();
-  return sum;
-}
 
 template <class T>
 struct GradientParameters {
@@ -98,7 +87,7 @@ vlad_gradients(SFRS_CONSTANT GradientParameters<T> p) {
   for (int d = (int)threadIdx.x; d < p.padded_dim; d += kThreads) {
     T v = pads || d >= p.dim ? (T)0 : gradient.at(d);
     if (p.centroids && !pads && d < p.dim) dot += v * p.centroids[(int64_t)k * p.dim + d];
-    store_as((S*)(cores + Cores<S, true>::template core_offset<S>(k, d, p.padded_dim)), v / scale);
+    store_as((S*)(cores + Cores<S, true>::offset(k, d, p.padded_dim)), v / scale);
   }
   dot = block_sum(dot, (T*)memory);
   if (threadIdx.x || pads) return;
@@ -125,11 +114,11 @@ SFRS_DEVICE T range_of(const NormBackward<S, T>& gradient, int dim, T* shares) {
 
 template <class T>
 struct ParameterSums {
-  const T *weight_sums, *bias_sums;  // [blocks, K + G, D], [blocks, K + G]
+  const T *weight_sums, *bias_sums;  // [blocks, K + G, sums_dim], [blocks, K + G]
   const T* masses;                   // [units, K]
   const unsigned char* cores;
   const T* cores_scale;
-  int blocks, groups, splits, clusters, logits, dim, padded_clusters, padded_dim;
+  int blocks, groups, splits, clusters, logits, dim, sums_dim, padded_clusters, padded_dim;
   T *dweight, *dbias, *dcentroids;
 
   SFRS_DEVICE T mass(int group, int k) const {
@@ -158,10 +147,9 @@ add_blocks(SFRS_CONSTANT ParameterSums<T> p) {
       int d = (int)blockIdx.y * kSumColumns + lane + 32 * e;
       if (d >= p.dim) continue;
       if (centroids)
-        sums[e] += factor *
-                   to_float(*(const S*)(cores + Cores<S, true>::template core_offset<S>(k, d, p.padded_dim)));
+        sums[e] += factor * to_float(*(const S*)(cores + Cores<S, true>::offset(k, d, p.padded_dim)));
       else if (p.dweight)
-        sums[e] += p.weight_sums[((int64_t)i * p.logits + k) * p.dim + d];
+        sums[e] += p.weight_sums[((int64_t)i * p.logits + k) * p.sums_dim + d];
     }
     if (!centroids && p.dbias) bias += p.bias_sums[(int64_t)i * p.logits + k];
   }

@@ -15,8 +15,7 @@ struct PackParameters {
 template <class S, class T>
 SFRS_KERNEL(256)
 pack_weights(SFRS_CONSTANT PackParameters<T> p) {
-  int64_t first = blockIdx.x * (int64_t)kThreads + threadIdx.x, step = (int64_t)gridDim.x * kThreads;
-  pack_cores<S>(p.from, p.rows, p.dim, p.padded_rows, p.padded_dim, p.to, first, step);
+  pack_cores<S>(p.from, p.rows, p.dim, p.padded_rows, p.padded_dim, p.to, (int)blockIdx.x, (int)gridDim.x);
 }
 
 template <class S, class T>
@@ -24,8 +23,7 @@ unsigned char* pack_weights_on(const Machine& machine, const Tiling& n, const vo
   int64_t bytes = (int64_t)n.logit_columns * n.padded_dim() * (int64_t)sizeof(S);
   PackParameters<T> p{(const T*)weight, n.logits,       n.dim,
                       n.logit_columns,  n.padded_dim(), machine.scratch<unsigned char>(bytes)};
-  launch(machine, pack_weights<S, T>, dim3((unsigned)((bytes / 16 + kThreads - 1) / kThreads)), kThreads, 0,
-         p);
+  launch(machine, pack_weights<S, T>, dim3((unsigned)(n.logit_columns / 8)), kThreads, 0, p);
   return p.to;
 }
 

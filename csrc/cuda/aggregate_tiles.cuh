@@ -9,7 +9,8 @@ namespace sfrs::cuda {
 // One image, or one quarter of one.
 struct Group {
   int index;  // of the group
-  int image, region, row, column, width, positions;
+  int region, row, column, width, positions;
+  int64_t image;
 
   SFRS_DEVICE Group(const FeatureMap& x, int regions, int index) : index(index) {
     image = regions == 1 ? index : index / 4;
@@ -22,14 +23,14 @@ struct Group {
     width = whole ? full : (region & 1) ? full - half : half;
     positions = rows * width;
   }
-  // Elements from the image's first to position i, and i's index among all positions of the image.
+  // Elements from the image's first to position i, and i's index among the positions of all images.
   SFRS_DEVICE int64_t offset(const FeatureMap& x, int i) const {
     int h = x.height == 1 ? 0 : i / width, w = i - h * width;
     return (row + h) * x.stride_h + (column + w) * x.stride_w;
   }
-  SFRS_DEVICE int64_t position(const FeatureMap& x, int i) const {
+  SFRS_DEVICE int64_t index_of(const FeatureMap& x, int i) const {
     int h = x.height == 1 ? 0 : i / width, w = i - h * width;
-    return (int64_t)(row + h) * x.width + column + w;
+    return (image * x.height + row + h) * x.width + column + w;
   }
 };
 
@@ -40,9 +41,12 @@ struct Step {
   int unit, split, units_left;
   int tile, tile_begin, tile_end, chunk_step;
   bool first_unit;
+  int begin, count;    // positions of the group
+  int d0, dimensions;  // of the chunk
   Group group;
 
-  SFRS_DEVICE Step(const Tiling& n, const FeatureMap& x, int regions, int block)
+  template <class N>
+  SFRS_DEVICE Step(const N& n, const FeatureMap& x, int regions, int block)
       : unit((int)((int64_t)n.units * block / n.blocks)),
         split(unit % n.splits),
         units_left((int)((int64_t)n.units * (block + 1) / n.blocks) - unit),
@@ -52,28 +56,20 @@ struct Step {
     enter(n);
   }
   SFRS_DEVICE bool valid() const { return units_left > 0; }
-  SFRS_DEVICE bool last_chunk(const Tiling& n) const { return chunk_step == n.chunks - 1; }
+  template <class N>
+  SFRS_DEVICE bool last_chunk(const N& n) const {
+    return chunk_step == n.chunks - 1;
+  }
   SFRS_DEVICE bool first_tile() const { return tile == tile_begin; }
   SFRS_DEVICE bool first_of_block() const { return first_unit && first_tile(); }
   SFRS_DEVICE bool last_tile() const { return tile + 1 == tile_end; }
-  // The chunk's first dimension, and how many of its dimensions there are.
-  SFRS_DEVICE int first_dimension(const Tiling& n) const {
-    int chunk = (int)blockIdx.y + 1 + chunk_step;
-    return (chunk < n.chunks ? chunk : chunk - n.chunks) * n.chunk;
-  }
-  SFRS_DEVICE int dimensions(const Tiling& n) const {
-    int left = n.dim - first_dimension(n);
-    return left < n.chunk ? left : n.chunk;
-  }
-  SFRS_DEVICE int begin(const Tiling& n) const { return tile * n.positions; }
-  SFRS_DEVICE int count(const Tiling& n) const {
-    int left = group.positions - tile * n.positions;
-    return left < 0 ? 0 : left < n.positions ? left : n.positions;
-  }
-  SFRS_DEVICE void advance(const Tiling& n, const FeatureMap& x, int regions) {
-    if (!valid() || ++chunk_step < n.chunks) return;
+
+  template <class N>
+  SFRS_DEVICE void advance(const N& n, const FeatureMap& x, int regions) {
+    if (!valid()) return;
+    if (++chunk_step < n.chunks) return cut(n);
     chunk_step = 0;
-    if (++tile < tile_end) return;
+    if (++tile < tile_end) return cut(n);
     ++unit;
     --units_left;
     first_unit = false;
@@ -86,90 +82,129 @@ struct Step {
 
  private:
   // A unit without positions has one tile behind the last position, so that its sums are written too.
-  SFRS_DEVICE void enter(const Tiling& n) {
-    int tiles = (group.positions + n.positions - 1) / n.positions;
+  template <class N>
+  SFRS_DEVICE void enter(const N& n) {
+    int tiles = (group.positions + n.positions - 1) >> n.position_bits;
     tile = tile_begin = split * n.unit_tiles;
     tile_end = tile + n.unit_tiles < tiles ? tile + n.unit_tiles : tiles;
     if (tile_end <= tile) tile_end = tile + 1;
+    cut(n);
+  }
+  template <class N>
+  SFRS_DEVICE void cut(const N& n) {
+    begin = tile << n.position_bits;
+    int left = group.positions - begin, chunk = (int)blockIdx.y + 1 + chunk_step;
+    count = left < 0 ? 0 : left < n.positions ? left : n.positions;
+    d0 = (chunk < n.chunks ? chunk : chunk - n.chunks) * n.chunk;
+    dimensions = n.dim - d0 < n.chunk ? n.dim - d0 : n.chunk;
   }
 };
 
 static_assert(sizeof(Step) <= kStepBytes);
 
 // Planes: panels [chunk][positions]. Tokens: panels [positions][chunk].
-template <class S, bool kPlanes>
-SFRS_DEVICE Panels<S> tile_view(const Tiling& n, unsigned char* stage) {
+template <class S, bool kPlanes, class N>
+SFRS_DEVICE Panels<S> tile_view(const N& n, unsigned char* stage) {
   return Panels<S>(stage, kPlanes ? n.chunk : n.positions, kPlanes ? n.positions : n.chunk);
 }
 
 // Starts copying positions [begin, begin + count) of dimensions [d0, d0 + chunk) into a stage; what lies
 // outside the map becomes zero.
-template <class S, bool kPlanes, int kBytes>
-SFRS_DEVICE void load_tile(const FeatureMap& x, const Tiling& n, const Group& g, int begin, int count, int d0,
+template <class S, bool kPlanes, int kBytes, class N>
+SFRS_DEVICE void load_tile(const FeatureMap& x, const N& n, const Group& g, int begin, int count, int d0,
                            const Panels<S>& to) {
-  constexpr int unit = kBytes ? kBytes / (int)sizeof(S) : 1;
+  constexpr int unit = kBytes / (int)sizeof(S);
   const S* image = (const S*)x.data + g.image * x.stride_b;
-  auto copy = [&](S* shared, const S* global, bool valid) {
-    if constexpr (kBytes)
-      copy_async<kBytes>(shared, valid ? global : (const S*)x.data, valid);
+  int left = n.dim - d0 < n.chunk ? n.dim - d0 : n.chunk;
+  // What is not valid is not read.
+  auto copy = [](S* shared, const S* global, bool valid) {
+    if constexpr (kBytes >= 4)
+      copy_async<kBytes>(shared, global, valid);
     else
       *shared = valid ? *global : S{};
   };
-  int left = n.dim - d0;
-  if constexpr (kPlanes) {
-    int across = n.positions / unit, p = (int)threadIdx.x % across * unit;
-    const S* column = image + (p < count ? g.offset(x, begin + p) : 0);
-    for (int d = (int)threadIdx.x / across; d < n.chunk; d += kThreads / across)
-      copy(to.at(d, p), column + (d0 + d) * x.stride_d, p < count && d < left);
-  } else {
-    for (int p = (int)threadIdx.x / 32; p < n.positions; p += kWarps) {
-      const S* row = image + (p < count ? g.offset(x, begin + p) : 0) + d0;
-      for (int d = (int)threadIdx.x % 32 * unit; d < n.chunk; d += 32 * unit)
-        copy(to.at(p, d), row + d, p < count && d < left);
+  if constexpr (kPlanes) {  // a thread copies the same positions of every so many dimensions
+    int thread = this_thread(), bits = n.position_bits - log2_of(unit), step_bits = log2_of(kThreads) - bits;
+    int p = (thread & ((1 << bits) - 1)) * unit, d = thread >> bits, step = 1 << step_bits;
+    int end = p < count ? left : 0, passes = (n.chunk - d + step - 1) >> step_bits;
+    const S* from = image + (p < count ? g.offset(x, begin + p) : 0) + (d0 + d) * x.stride_d;
+    int64_t further = step * x.stride_d;
+    S* shared = to.at(d, p);
+    SFRS_UNROLL_BY(8)
+    for (int pass = 0; pass < passes; ++pass, d += step, from += further) {
+      copy(shared, from, d < end);
+      if constexpr (kBytes >= 4)  // rows a multiple of 8 apart have the same swizzle
+        shared += step * to.row_bytes / (int)sizeof(S);
+      else
+        shared = to.at(d + step, p);
+    }
+  } else {  // a warp copies features; where they lie, its lanes find out beforehand, one each
+    int warp = warp_of_thread(), lane = lane_of_thread(), mine = warp + kWarps * (lane & 7);
+    const S* row = image + (mine < count ? g.offset(x, begin + mine) : 0) + d0;
+    for (int d = lane * unit; d - lane * unit < n.chunk; d += 32 * unit) {
+      SFRS_UNROLL_BY(4)
+      for (int i = 0; i < n.positions / kWarps; ++i) {
+        int p = warp + kWarps * i;
+        const S* from = image + __shfl_sync(kAllLanes, (int64_t)(row - image), i) + d;
+        if (d < n.chunk) copy(to.at(p, d), from, p < count && d < left);
+      }
     }
   }
 }
 
-template <class S, bool kPlanes>
-SFRS_DEVICE void load_step(const FeatureMap& x, const Tiling& n, const Step& step, unsigned char* stage) {
-  Panels<S> to = tile_view<S, kPlanes>(n, stage);
-  int count = step.count(n), begin = step.begin(n), d0 = step.first_dimension(n);
-  constexpr int narrow = narrow_copy(sizeof(S));
-  if (n.load_bytes == 16)
-    load_tile<S, kPlanes, 16>(x, n, step.group, begin, count, d0, to);
-  else if (n.load_bytes == narrow)
-    load_tile<S, kPlanes, narrow>(x, n, step.group, begin, count, d0, to);
-  else if constexpr (narrow > sizeof(S))
-    load_tile<S, kPlanes, 0>(x, n, step.group, begin, count, d0, to);
+template <class S, bool kPlanes, class N>
+SFRS_DEVICE void load_step(const FeatureMap& x, const N& n, const Step& step, const Panels<S>& to) {
+  with_copy_bytes<S>(n.load_bytes, [&](auto bytes) {
+    load_tile<S, kPlanes, decltype(bytes)::value>(x, n, step.group, step.begin, step.count, step.d0, to);
+  });
   copy_async_commit();
 }
 
-// Runs block.work(step, its tile, sums) for all steps of a block, whose shared memory begins with the stages.
-// With two stages the next tile travels meanwhile.
-template <class S, bool kPlanes, class Block, class BlockSums>
-SFRS_DEVICE void walk(const FeatureMap& x, int regions, const Tiling& n, unsigned char* memory,
-                      const Block& block, BlockSums& sums) {
-  Step* steps = (Step*)(memory + n.at.steps);
-  int behind = n.stages - 1;
-  if (threadIdx.x == 0) steps[0] = Step(n, x, regions, (int)blockIdx.x);
+// Steps of a block, by their numbers: four lie in shared memory, and as many tiles as there are stages.
+template <class S, bool kPlanes, class N>
+struct Steps {
+  const FeatureMap& x;
+  int regions;
+  const N& n;
+  unsigned char* memory;
+
+  SFRS_DEVICE Step& at(int i) const { return ((Step*)(memory + n.at.steps))[i & 3]; }
+  SFRS_DEVICE Panels<S> tile(int i) const {
+    return tile_view<S, kPlanes>(n, memory + (i & (n.stages - 1)) * n.stage_bytes);
+  }
+  // What a block does on the side while it works on step i - 1: it sends for the tile of step i, and one
+  // thread finds out which step comes then.
+  SFRS_DEVICE void send(int i) const {
+    if (at(i).valid()) load_step<S, kPlanes>(x, n, at(i), tile(i));
+  }
+  SFRS_DEVICE void plan(int i) const {
+    if (threadIdx.x) return;
+    at(i + 1) = at(i);
+    at(i + 1).advance(n, x, regions);
+  }
+};
+
+// Runs block.prepare() while the first tile travels, and block.work(steps, i, its tile, sums) for all steps
+// of a block, whose shared memory begins with the stages. work() plans step i + 1, and with two stages sends
+// for it.
+template <class S, bool kPlanes, class N, class Block, class BlockSums>
+SFRS_DEVICE void walk(const FeatureMap& x, int regions, const N& n, unsigned char* memory, const Block& block,
+                      BlockSums& sums) {
+  Steps<S, kPlanes, N> steps{x, regions, n, memory};
+  if (threadIdx.x == 0) steps.at(0) = Step(n, x, regions, (int)blockIdx.x);
   __syncthreads();
-  for (int i = 0;; ++i) {  // tile i is sent for, tile i - behind is worked on
-    const Step &coming = steps[i & 3], &now = steps[(i - behind) & 3];
-    if (i >= behind && !now.valid()) break;
-    if (coming.valid()) load_step<S, kPlanes>(x, n, coming, memory + (i & behind) * n.stage_bytes);
-    if (threadIdx.x == 0) {
-      steps[(i + 1) & 3] = coming;
-      steps[(i + 1) & 3].advance(n, x, regions);
-    }
-    if (!behind) {
-      copy_async_wait<0>();
-      __syncthreads();
-    }
-    if (i >= behind)
-      block.work(now, tile_view<S, kPlanes>(n, memory + ((i - behind) & behind) * n.stage_bytes), sums);
-    // After this the next tile is here, and nobody reads this one, nor what was made of it, any more.
-    if (behind) copy_async_wait<0>();
+  steps.send(0);
+  block.prepare();
+  steps.plan(0);
+  for (int i = 0;; ++i) {
+    copy_async_wait<0>();  // the tile is here, and nobody uses the other stage, nor what was made of it, any
+                           // more
     __syncthreads();
+    if (!steps.at(i).valid()) break;
+    block.work(steps, i, steps.tile(i), sums);
+    if (n.stages == 2) continue;
+    __syncthreads();
+    steps.send(i + 1);
   }
 }
 

@@ -14,8 +14,11 @@ namespace sfrs::cuda {
 constexpr int kThreads = 256, kWarps = kThreads / 32;
 constexpr int kMaxLogits = 320, kMaxLogits64 = 256;  // K + G, of float64
 constexpr int kLogitTask = 32;                       // columns of logits that one warp makes at a time
-constexpr int kMaxSquareSlots = 16;
-constexpr int kStepBytes = 64;  // of a Step, see aggregate_tiles.cuh
+constexpr int kWindow = 64;                          // clusters that the softmax takes at a time
+constexpr int kMaxSlices = 4;
+constexpr int kStepBytes = 96;  // of a Step, see aggregate_tiles.cuh
+
+SFRS_HOST_DEVICE constexpr int log2_of(int power) { return power == 1 ? 0 : 1 + log2_of(power / 2); }
 
 // Where the parts of a block's shared memory begin, in bytes; the stages come first. Known to the host, so
 // that no register has to remember them.
@@ -23,9 +26,11 @@ struct SharedOffsets {
   int assignment, logit_gradient;  // left operands of dW and dx, of the sums in the forward
   int weight, gradient;            // right operands, if resident
   int logits, products;            // W x and <x, dV>
-  int squares;                     // shares of |x|^2, [slots, positions]
+  int squares;                     // |x|^2, a share of every slice, [slices, positions]
   int along;                       // of dx along x, and the power that scales it, [2, positions]
-  int masses;                      // sums of assignments, and of the logits' gradients, [2, logit_columns]
+  int masses;                      // sums of assignments, [cluster_columns], and of the logits' gradients
+  int bias;                        // -infinity behind the last cluster, [logit_columns]
+  int gradient_facts;              // scale of dV and <c, dV>, zero behind the last, [2, cluster_columns]
   int steps;
 };
 
@@ -33,25 +38,58 @@ struct Tiling {
   int dim, clusters, logits;  // D, K, K + G
   int element_bytes;          // of the storage type
   bool logits_given;
+  bool by_position;     // whether something but x is read or written by position: mask, saved norms, logits
   int positions;        // of a tile: 16, 32 or 64
+  int position_bits;    // their logarithm
   int chunk, chunks;    // dimensions that one block sums up, and blocks that share a unit
-  int cluster_warps;    // warps side by side along clusters; the others lie along dimensions
+  int cluster_warps;    // warps side by side along clusters
+  int along_bits;       // logarithm of the warps side by side along dimensions
   int cluster_rows;     // of the sums, padded to whole warps
   int logit_columns;    // K + G, padded to whole tasks
   int cluster_columns;  // K, padded to whole tasks
-  int slices;           // of the dimensions, given to different warps when making logits
-  int stages;           // tiles of x in shared memory: the next one travels while one is used
+  int slices, slice_bits;  // of the dimensions, given to different warps when making logits; their logarithm
+  int slice_depth;         // dimensions of a slice of a chunk
+  int stages;              // tiles of x in shared memory: the next one travels while one is used
   bool weight_resident, gradient_resident;  // in shared memory, else read through L1
-  int load_bytes, store_bytes;              // of one copy of x, dx; 0: element by element
+  int load_bytes, store_bytes;              // of one copy of x, dx
   int splits, unit_tiles;                   // units of a group, tiles of a unit
   int groups, units, blocks;
   int stage_bytes;
   SharedOffsets at;
   int64_t shared;  // bytes of a block
 
+  static constexpr bool kKnown = false;
+
   SFRS_HOST_DEVICE int padded_dim() const { return chunk * chunks; }
-  SFRS_HOST_DEVICE int logit_stride() const { return logit_columns + 8; }  // spreads rows over the banks
-  SFRS_HOST_DEVICE int product_stride() const { return cluster_columns + 8; }
+  // D of sums in scratch, which are written four at a time.
+  SFRS_HOST_DEVICE int sums_dim() const { return (dim + 3) & ~3; }
+  // Where row i of logits or products begins. Of two neighbours half a line each, of four a quarter of a line
+  // each lie in different banks: that is how lanes read and write them.
+  SFRS_HOST_DEVICE int logit_row(int i) const { return i * (logit_columns + 16) + (i & 2) * 4; }
+  SFRS_HOST_DEVICE int product_row(int i) const { return i * (cluster_columns + 16) + (i & 2) * 4; }
+};
+
+// The same with what hot loops depend on known to the compiler: for 33 to 64 clusters and logits, all weights
+// in shared memory. Kernels are templates of one or the other and take members by their names.
+template <int kPositions, int kSlices, int kStages, bool kGradient>
+struct Fixed : Tiling {
+  static constexpr bool kKnown = true;
+  static constexpr bool logits_given = false, weight_resident = true, gradient_resident = kGradient;
+  static constexpr int positions = kPositions, position_bits = log2_of(kPositions);
+  static constexpr int slices = kSlices, slice_bits = log2_of(kSlices), stages = kStages;
+  static constexpr int cluster_warps = 1, along_bits = log2_of(kWarps), cluster_rows = 64, logit_columns = 64,
+                       cluster_columns = 64;
+
+  static bool fits(const Tiling& n) {
+    return n.logits_given == logits_given && n.weight_resident && n.gradient_resident == kGradient &&
+           n.positions == kPositions && n.slices == kSlices && n.stages == kStages &&
+           n.cluster_warps == cluster_warps && n.cluster_rows == cluster_rows &&
+           n.logit_columns == logit_columns && n.cluster_columns == cluster_columns;
+  }
+  SFRS_HOST_DEVICE static constexpr int logit_row(int i) { return i * (logit_columns + 16) + (i & 2) * 4; }
+  SFRS_HOST_DEVICE static constexpr int product_row(int i) {
+    return i * (cluster_columns + 16) + (i & 2) * 4;
+  }
 };
 
 SFRS_HOST_DEVICE inline int round_up(int n, int unit) { return (n + unit - 1) / unit * unit; }
@@ -77,11 +115,13 @@ void lay_out(Tiling* n, bool backward) {
   at.logit_gradient = take(backward ? panels(n->cluster_rows) : 0);
   at.weight = take(n->weight_resident ? n->logit_columns * cores : 0);
   at.gradient = take(n->gradient_resident ? n->cluster_columns * cores : 0);
-  at.logits = take(n->positions * n->logit_stride() * sum);
-  at.products = take(backward ? n->positions * n->product_stride() * sum : 0);
-  at.squares = take(kMaxSquareSlots * n->positions * sum);
-  at.along = take(2 * n->positions * sum);
-  at.masses = take(2 * n->logit_columns * sum);
+  at.logits = take(n->logit_row(n->positions) * sum);
+  at.products = take(backward ? n->product_row(n->positions) * sum : 0);
+  at.squares = take(kMaxSlices * n->positions * sum);
+  at.along = take(backward ? 2 * n->positions * sum : 0);
+  at.masses = take((n->cluster_columns + n->logit_columns) * sum);
+  at.bias = take(n->logit_columns * sum);
+  at.gradient_facts = take(backward ? 2 * n->cluster_columns * sum : 0);
   at.steps = take(4 * kStepBytes);
   n->shared = end;
 }
@@ -103,6 +143,7 @@ bool choose_tile(Tiling* n, bool backward, int64_t limit, int most_positions) {
   for (const Choice& c : kChoices) {
     if (c.positions > most_positions) continue;
     n->positions = c.positions;
+    n->position_bits = log2_of(c.positions);
     n->stages = c.stages;
     n->weight_resident = c.weight && !n->logits_given;
     n->gradient_resident = backward && c.gradient;
@@ -132,42 +173,57 @@ inline bool flatten_rows(FeatureMap* x) {
   return true;
 }
 
-// Beside 16-byte copies there are those of one wide element, or of four 16-bit ones: the rows of quarters.
-SFRS_HOST_DEVICE constexpr int narrow_copy(int64_t element) { return element == 4 ? 4 : 8; }
+// Calls copy(bytes) with the constant that `bytes` of a copy of S are: 16, or what the rows of quarters
+// allow.
+template <class S, class F>
+SFRS_HOST_DEVICE void with_copy_bytes(int bytes, const F& copy) {
+  if (bytes == 16) return copy(std::integral_constant<int, 16>());
+  if constexpr (sizeof(S) != 4) {
+    if (bytes == 8) return copy(std::integral_constant<int, 8>());
+  }
+  if constexpr (sizeof(S) <= 4) {
+    if (bytes == 4) return copy(std::integral_constant<int, 4>());
+  }
+  if constexpr (sizeof(S) == 2) copy(std::integral_constant<int, 2>());
+}
 
-// The wider copy of the two that never straddles two rows or two features, else 0: element by element.
+// The widest copy that never straddles two rows or two features, an element if need be.
 inline int copy_bytes(const FeatureMap& x, int regions, int64_t element) {
   bool planes = x.stride_w == 1;
   auto fits = [&](int64_t bytes) {
     int64_t unit = bytes / element;
-    if (unit < 1 || (uint64_t)x.data % bytes) return false;
+    if (unit < 1 || (element == 4 && unit == 2) || (uint64_t)x.data % bytes) return false;
     int64_t along_d = planes ? x.stride_d : x.stride_w;
     if (x.stride_b % unit || x.stride_h % unit || along_d % unit) return false;
     if (!planes) return x.dim % unit == 0;
     return x.width % unit == 0 && (regions == 1 || (x.width / 2) % unit == 0);
   };
-  for (int bytes : {16, narrow_copy(element)})
+  for (int bytes : {16, 8, 4})
     if (fits(bytes)) return bytes;
-  return 0;
+  return (int)element;
 }
 
-// How many registers a kernel spends: on 16 kClusterTiles clusters of sums per warp, and on 32 kLanes logits
-// in the softmax.
-template <int kTiles, int kLogitLanes>
+// What a kernel is compiled for: 16 kClusterTiles clusters of sums per warp, whether all logits of a position
+// fit the one window that the softmax keeps in registers, and how much of the tiling it knows.
+template <int kTiles, bool kInWindow, class Known = Tiling>
 struct Size {
-  static constexpr int kClusterTiles = kTiles, kLanes = kLogitLanes;
+  static constexpr int kClusterTiles = kTiles;
+  static constexpr bool kOneWindow = kInWindow;
+  using Cut = Known;
+
+  // A Fixed adds nothing to the tiling that it fits.
+  SFRS_HOST_DEVICE static const Cut& of(const Tiling& n) { return static_cast<const Cut&>(n); }
 };
-// Calls work(Size<...>()) with the smallest that takes so many clusters of sums and logits.
-template <class M, class F>
-void with_size(int64_t clusters, int64_t logits, const F& work) {
-  if constexpr (sizeof(typename M::Storage) == 8) {
-    work(Size<2, kMaxLogits64 / 32>());
-  } else {
-    if (logits > 64) return work(Size<4, kMaxLogits / 32>());
-    if (clusters > 32) return work(Size<4, 2>());
-    work(Size<2, 2>());
-  }
-}
+
+// The tiling that large maps get on a GPU with the shared memory of sm_90, for 33 to 64 clusters.
+template <class M, bool kBackward>
+struct Usual {
+  static constexpr int kBytes = (int)sizeof(typename M::Storage);
+  static constexpr int kPositions = (kBytes == 2 ? 64 : 32) / (kBackward ? 2 : 1);
+  static constexpr int kTasks =
+      (kPositions > 16 * M::kTaskRows ? kPositions / (16 * M::kTaskRows) : 1) * (kBackward ? 4 : 2);
+  using Cut = Fixed<kPositions, kWarps / kTasks, kBytes == 2 || kBackward ? 2 : 1, kBackward && kBytes == 2>;
+};
 
 // Tasks that the positions of a tile are for products other than the sums.
 template <class M>
@@ -186,9 +242,12 @@ Tiling make_tiling(const Aggregation& f, const FeatureMap& x, const Machine& mac
   n.element_bytes = (int)sizeof(S);
   n.logits_given = f.logits_given != nullptr;
   n.logit_columns = round_up(n.logits, kLogitTask);
-  n.cluster_columns = round_up(n.clusters, kLogitTask);
+  // The widest kernels count on two tasks of columns that share the squares.
+  n.cluster_columns =
+      round_up(n.clusters, n.logits_given && cluster_tiles == 4 ? 2 * kLogitTask : kLogitTask);
   int rows = backward ? n.logits : n.clusters, warp_rows = 16 * cluster_tiles;
   for (n.cluster_warps = 1; n.cluster_warps * warp_rows < rows;) n.cluster_warps *= 2;
+  n.along_bits = log2_of(kWarps / n.cluster_warps);
   n.cluster_rows = n.cluster_warps * warp_rows;
   int most = kWarps / n.cluster_warps * M::kColumnTiles * 8;
   n.chunks = (n.dim + most - 1) / most;
@@ -209,7 +268,10 @@ Tiling make_tiling(const Aggregation& f, const FeatureMap& x, const Machine& mac
   n.load_bytes = copy_bytes(x, (int)f.regions, sizeof(S));
   int m_tasks = row_tasks<M>(n);
   int tasks = m_tasks * (n.logit_columns + (backward ? n.cluster_columns : 0)) / kLogitTask;
-  for (n.slices = 1; n.slices < 4 && tasks * n.slices * 2 <= kWarps;) n.slices *= 2;
+  int most_slices = n.chunk / M::kBlock < kMaxSlices ? n.chunk / M::kBlock : kMaxSlices;
+  for (n.slices = 1; n.slices * 2 <= most_slices && tasks * n.slices * 2 <= kWarps;)
+    n.slices *= 2, ++n.slice_bits;
+  n.slice_depth = round_up((n.chunk + n.slices - 1) / n.slices, M::kBlock);
 
   // Splits: the fewest rounds of tiles, where a unit costs about two tiles more than its own.
   int64_t wide = machine.multiprocessors / n.chunks > 1 ? machine.multiprocessors / n.chunks : 1, best = 0;
@@ -224,6 +286,23 @@ Tiling make_tiling(const Aggregation& f, const FeatureMap& x, const Machine& mac
   n.units = n.groups * n.splits;
   n.blocks = (int)(n.units < wide ? n.units : wide);
   return n;
+}
+
+// Calls work(Size<...>(), tiling) with the smallest kernel that takes so many clusters of sums and logits.
+template <class M, bool kBackward, class F>
+void with_size(const Aggregation& f, const FeatureMap& x, const Machine& machine, const F& work) {
+  // Sums of a backward are of the logits' gradients, with weights; without, its tasks are of clusters.
+  int64_t logits = f.logits(), clusters = kBackward && !f.logits_given ? logits : f.clusters;
+  auto cut = [&](int cluster_tiles) { return make_tiling<M>(f, x, machine, cluster_tiles, kBackward); };
+  if constexpr (sizeof(typename M::Storage) == 8) {
+    work(Size<2, false>(), cut(2));
+  } else {
+    if (clusters <= 32 && logits <= kWindow) return work(Size<2, true>(), cut(2));
+    using Cut = typename Usual<M, kBackward>::Cut;
+    Tiling n = cut(4);
+    if (Cut::fits(n)) return work(Size<4, true, Cut>(), n);
+    work(Size<4, false>(), n);
+  }
 }
 
 }  // namespace sfrs::cuda

@@ -3,6 +3,8 @@
 // they come from csrc/testing/emulator.h, which runs the same kernels without a GPU.
 #pragma once
 
+#include <type_traits>
+
 #include "../tensors.h"
 
 // An unrolled loop: its counter may index registers.
@@ -13,6 +15,7 @@
 #define SFRS_HOST_DEVICE
 #define SFRS_CONSTANT
 #define SFRS_ROLLED
+#define SFRS_UNROLL_BY(n)
 #else
 
 #include <cuda_runtime.h>
@@ -24,6 +27,8 @@
 #define SFRS_CONSTANT const __grid_constant__
 #define SFRS_UNROLL _Pragma("unroll")
 #define SFRS_ROLLED _Pragma("unroll 1")
+#define SFRS_PRAGMA(text) _Pragma(#text)
+#define SFRS_UNROLL_BY(n) SFRS_PRAGMA(unroll n)
 // All shared memory of a block; the launch says how much. 1024 bytes is the period of the swizzle.
 #define SFRS_SHARED_MEMORY(name) extern __shared__ __align__(1024) unsigned char name[]
 
@@ -58,15 +63,13 @@ SFRS_DEVICE void load_matrices_transposed(uint32_t (&m)[4], const void* row) {
 // (g + 8, 2t + 1) for every type. 16-bit, k = 16: a holds the pairs (g, 2t), (g + 8, 2t), (g, 2t + 8),
 // (g + 8, 2t + 8), b the pairs (2t, g), (2t + 8, g), the pair running along k.
 SFRS_DEVICE void multiply_bf16(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-  asm volatile(
-      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
       "{%0, %1, %2, %3};"
       : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 SFRS_DEVICE void multiply_f16(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-  asm volatile(
-      "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
       "{%0, %1, %2, %3};"
       : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
@@ -74,20 +77,19 @@ SFRS_DEVICE void multiply_f16(float (&c)[4], const uint32_t (&a)[4], uint32_t b0
 // TF32, k = 8: a holds (g, t), (g + 8, t), (g, t + 4), (g + 8, t + 4), b holds (t, g), (t + 4, g), as bits of
 // floats that to_tf32 has rounded.
 SFRS_DEVICE void multiply_tf32(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
-  asm volatile(
-      "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+  asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
       "{%0, %1, %2, %3};"
       : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 // Double, k = 4: a holds (g, t), (g + 8, t), b holds (t, g). Two m8n8k4 instructions, the only ones of sm_80.
 SFRS_DEVICE void multiply_f64(double (&c)[4], double a0, double a1, double b) {
-  asm volatile("mma.sync.aligned.m8n8k4.row.col.f64.f64.f64.f64 {%0, %1}, {%2}, {%3}, {%0, %1};"
-               : "+d"(c[0]), "+d"(c[1])
-               : "d"(a0), "d"(b));
-  asm volatile("mma.sync.aligned.m8n8k4.row.col.f64.f64.f64.f64 {%0, %1}, {%2}, {%3}, {%0, %1};"
-               : "+d"(c[2]), "+d"(c[3])
-               : "d"(a1), "d"(b));
+  asm("mma.sync.aligned.m8n8k4.row.col.f64.f64.f64.f64 {%0, %1}, {%2}, {%3}, {%0, %1};"
+      : "+d"(c[0]), "+d"(c[1])
+      : "d"(a0), "d"(b));
+  asm("mma.sync.aligned.m8n8k4.row.col.f64.f64.f64.f64 {%0, %1}, {%2}, {%3}, {%0, %1};"
+      : "+d"(c[2]), "+d"(c[3])
+      : "d"(a1), "d"(b));
 }
 SFRS_DEVICE uint32_t to_tf32(float v) {
   uint32_t bits;
@@ -134,8 +136,30 @@ SFRS_DEVICE void store_as(double* p, double v) { *p = v; }
 SFRS_DEVICE void store_as(bf16* p, float v) { asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(p->bits) : "f"(v)); }
 SFRS_DEVICE void store_as(f16* p, float v) { asm("cvt.rn.f16.f32 %0, %1;" : "=h"(p->bits) : "f"(v)); }
 
-// exp(v) for v <= 0; the 16-bit types are served by the quick one.
-SFRS_DEVICE float exp_quick(float v) { return __expf(v); }
+// Two values as one register of 16-bit halves, rounded like store_as.
+SFRS_DEVICE uint32_t packed(bf16*, float low, float high) {
+  uint32_t both;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
+  return both;
+}
+SFRS_DEVICE uint32_t packed(f16*, float low, float high) {
+  uint32_t both;
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(both) : "f"(high), "f"(low));
+  return both;
+}
+
+// exp(v) for v <= 0, and 1 / v. The 16-bit types are served by the quick ones, which make zero of what is not
+// normal and are wrong in the last bit or two.
+SFRS_DEVICE float exp_quick(float v) {
+  float power;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(v * 1.4426950408889634f));
+  return power;
+}
+SFRS_DEVICE float inverse_quick(float v) {
+  float inverse;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(inverse) : "f"(v));
+  return inverse;
+}
 SFRS_DEVICE float exp_exact(float v) { return expf(v); }
 SFRS_DEVICE double exp_exact(double v) { return exp(v); }
 
@@ -148,7 +172,25 @@ SFRS_DEVICE float bits_float(uint32_t v) { return __uint_as_float(v); }
 
 namespace sfrs::cuda {
 
+SFRS_DEVICE int this_thread() { return here((int)threadIdx.x); }
 SFRS_DEVICE int lane_of_thread() { return here((int)threadIdx.x % 32); }
 SFRS_DEVICE int warp_of_thread() { return here((int)threadIdx.x / 32); }
+
+// kCount neighbours of storage type S, moved at once as far as 16 bytes reach.
+template <class S, int kCount>
+struct alignas(kCount * sizeof(S) < 16 ? kCount * sizeof(S) : 16) Packed {
+  static constexpr bool kHalves = sizeof(S) == 2 && kCount > 1;
+  std::conditional_t<kHalves, uint32_t, S> v[kHalves ? kCount / 2 : kCount];
+
+  template <class T>
+  SFRS_DEVICE void set(int pair, T first, T second) {
+    if constexpr (kHalves)
+      v[pair] = packed((S*)nullptr, first, second);
+    else
+      v[2 * pair] = first, v[2 * pair + 1] = second;
+  }
+};
+template <class T>
+using Four = Packed<T, 4>;
 
 }  // namespace sfrs::cuda

@@ -10,7 +10,8 @@ namespace sfrs::cuda {
 
 // A matrix in shared memory that is written by rows of 16-byte chunks and read in either direction: panels
 // of 128-byte rows, chunk c of row r at c ^ (r % 8), so that eight rows of one chunk never share a bank.
-// Narrower matrices have rows of 32 or 64 bytes, and the same law on 128-byte lines.
+// Narrower matrices have rows of 32 or 64 bytes and fewer chunks to exchange. These are the swizzles that the
+// hardware calls 128B, 64B and 32B.
 template <class S>
 struct Panels {
   static constexpr bool kGlobal = false;
@@ -21,11 +22,23 @@ struct Panels {
       : base(base), rows(rows), row_bytes(columns * (int)sizeof(S) < 128 ? columns * (int)sizeof(S) : 128) {}
   SFRS_DEVICE S* at(int row, int column) const {
     int byte = column * (int)sizeof(S), within = byte & (row_bytes - 1);
-    // A panel is a multiple of 1024 bytes, so the swizzle knows only rows: eight rows further is as many
-    // bytes further, an immediate offset.
-    int line = row * row_bytes;
-    return (S*)(base + (byte - within) * rows + (line & ~127) +
-                (((line & 127) + within) ^ ((line >> 3) & 0x70)));
+    // The swizzle knows a row by its last three bits: eight rows further is as many bytes further.
+    int swizzle = (row & 7) * row_bytes >> 3 & (row_bytes - 16);
+    return (S*)(base + (byte - within) * rows + row * row_bytes + (within ^ swizzle));
+  }
+  // Four neighbours, `column` a multiple of 4: 16 bytes at a time.
+  SFRS_DEVICE void put(int row, int column, const Four<S>& v) const {
+    if constexpr (sizeof(S) == 8) {
+      SFRS_EACH (i, 2) *(Packed<S, 2>*)at(row, column + 2 * i) = {v.v[2 * i], v.v[2 * i + 1]};
+    } else {
+      *(Four<S>*)at(row, column) = v;
+    }
+  }
+  // The matrix from there on: `row` a multiple of 8, `column` of a panel's columns.
+  SFRS_DEVICE Panels from(int row, int column) const {
+    Panels rest = *this;
+    rest.base += column * (int)sizeof(S) * rows + row * row_bytes;
+    return rest;
   }
 };
 
@@ -35,16 +48,19 @@ template <class S, bool kInGlobal>
 struct Cores {
   static constexpr bool kGlobal = kInGlobal;
   static constexpr int kChunk = 16 / (int)sizeof(S);
-  unsigned char* base;
+  using Offset = std::conditional_t<kInGlobal, int64_t, int>;
+  std::conditional_t<kInGlobal, const unsigned char, unsigned char>* base;
   int columns;  // multiple of kChunk
 
-  SFRS_DEVICE S* at(int row, int column) const { return (S*)(base + core_offset<S>(row, column, columns)); }
-  template <class U>
-  SFRS_DEVICE static int64_t core_offset(int row, int column, int columns) {
-    constexpr int chunk = 16 / (int)sizeof(U);
-    int64_t core = (int64_t)(row >> 3) * (columns / chunk) + column / chunk;
-    return core * 128 + (row & 7) * 16 + column % chunk * (int)sizeof(U);
+  SFRS_DEVICE const S* at(int row, int column) const {
+    return (const S*)(base + offset(row, column, columns));
   }
+  SFRS_DEVICE static Offset offset(int row, int column, int columns) {
+    Offset core = (Offset)(row >> 3) * (columns / kChunk) + column / kChunk;
+    return core * 128 + (row & 7) * 16 + column % kChunk * (int)sizeof(S);
+  }
+  // The matrix from there on: `row` a multiple of 8, `column` of kChunk.
+  SFRS_DEVICE Cores from(int row, int column) const { return {base + offset(row, column, columns), columns}; }
 };
 
 SFRS_DEVICE uint32_t pair_at(const void* p) { return *(const uint32_t*)p; }
@@ -58,13 +74,16 @@ SFRS_DEVICE uint32_t pair_of(const S* low, const S* high) {
 // step in another order, the same for both operands, which spares 32-bit transposed loads their bank
 // conflicts. A warp sums up kColumnTiles pieces of 8 columns and, at a time, kRowTiles of 16 rows; a task of
 // other products is kTaskRows of 16 rows by 32 columns: what the registers hold. `ready` turns loaded
-// operands into what multiply takes, once for all products they enter.
+// operands into what multiply takes, once for all products they enter. kBlock numbers of k are 128 bytes of a
+// row: loops over k go by blocks, whose addresses then are a moving base and constants, and kTogether of
+// their steps are unrolled: what the registers hold.
 template <class S, bool kTf32 = false>
 struct Matmul {
   static_assert(sizeof(S) == 2);
   using Storage = S;
   using Sum = float;
-  static constexpr int kStep = 16, kColumnTiles = 8, kRowTiles = 4, kTaskRows = 2;
+  static constexpr int kStep = 16, kBlock = 4 * kStep, kColumnTiles = 8, kRowTiles = 4, kTaskRows = 2;
+  static constexpr int kTogether = 4;
   struct Operand {
     uint32_t r[4];
   };
@@ -73,10 +92,14 @@ struct Matmul {
   template <bool kTransposed, bool kPaired = false, class View>
   static SFRS_DEVICE Operand load_a(const View& v, int m, int k, int lane) {
     Operand a;
-    if constexpr (kTransposed)
+    if constexpr (View::kGlobal) {
+      Operand b = load_b<kTransposed, kPaired>(v, m, k, lane);
+      SFRS_EACH (i, 4) a.r[i] = b.r[(i & 1) * 2 + (i >> 1)];
+    } else if constexpr (kTransposed) {
       load_matrices_transposed(a.r, v.at(k + (lane & 7) + (lane >> 4) * 8, m + (lane >> 3 & 1) * 8));
-    else
+    } else {
       load_matrices(a.r, v.at(m + (lane & 15), k + (lane >> 4) * 8));
+    }
     return a;
   }
   template <bool kTransposed, bool kPaired = false, class View>
@@ -108,16 +131,41 @@ struct Matmul {
       multiply_f16(c1, a.r, b.r[2], b.r[3]);
     }
   }
-  // Adds the squares of a's rows lane / 4 and lane / 4 + 8, as far as this lane holds them.
-  static SFRS_DEVICE void add_squares(const Operand& a, float (&sum)[2]) {
-    SFRS_EACH (i, 4) {
-      float low = to_float(S{(uint16_t)(a.r[i] & 0xffff)}), high = to_float(S{(uint16_t)(a.r[i] >> 16)});
-      sum[i & 1] += low * low + high * high;
+  // |row|^2 of the 16 rows of operands: the tensor cores multiply each half of the rows with itself, which
+  // takes no instruction but theirs. What is not on the diagonals is ignored.
+  struct Squares {
+    float c[2][4];
+  };
+  static SFRS_DEVICE void add_squares(const Operand& a, Squares& sum) {
+    SFRS_EACH (half, 2) {
+      if constexpr (kBrain)
+        multiply_bf16(sum.c[half], a.r, a.r[half], a.r[half + 2]);
+      else
+        multiply_f16(sum.c[half], a.r, a.r[half], a.r[half + 2]);
     }
+  }
+  // Rows lane / 4 and lane / 4 + 8, in the lanes that return true. All lanes.
+  static SFRS_DEVICE bool take_squares(const Squares& sum, int lane, float (&square)[2]) {
+    bool odd = lane >> 2 & 1;
+    square[0] = odd ? sum.c[0][1] : sum.c[0][0];
+    square[1] = odd ? sum.c[1][3] : sum.c[1][2];
+    return lane % 4 == lane / 8;
   }
 
  private:
   static constexpr bool kBrain = __is_same(S, bf16);
+};
+
+// Squares of two rows, a share in each of the four lanes that hold them.
+template <class T>
+struct LaneSquares {
+  T v[2];
+  SFRS_DEVICE bool take(int lane, T (&square)[2]) const {
+    SFRS_EACH (half, 2) square[half] = v[half];
+    SFRS_EACH (step, 2)
+      SFRS_EACH (half, 2) square[half] += __shfl_xor_sync(kAllLanes, square[half], 1 << step);
+    return lane % 4 == 0;
+  }
 };
 
 // float: one product of operands rounded to TF32, or three of operands split into two TF32 parts each,
@@ -127,8 +175,8 @@ template <bool kTf32>
 struct Matmul<float, kTf32> {
   using Storage = float;
   using Sum = float;
-  static constexpr int kStep = 8, kColumnTiles = 8;
-  static constexpr int kRowTiles = kTf32 ? 4 : 2, kTaskRows = kTf32 ? 2 : 1;
+  static constexpr int kStep = 8, kBlock = 4 * kStep, kColumnTiles = 8;
+  static constexpr int kRowTiles = kTf32 ? 4 : 2, kTaskRows = kTf32 ? 2 : 1, kTogether = 1;
   struct Operand {
     float r[4];
   };
@@ -143,7 +191,7 @@ struct Matmul<float, kTf32> {
   template <bool kTransposed, bool kPaired = false, class View>
   static SFRS_DEVICE Operand load_a(const View& v, int m, int k, int lane) {
     Operand a;
-    if constexpr (!kTransposed && !kPaired) {  // the same fragment, of matrices of halves
+    if constexpr (!kTransposed && !kPaired && !View::kGlobal) {  // the same fragment, of matrices of halves
       uint32_t bits[4];
       load_matrices(bits, v.at(m + (lane & 15), k + (lane >> 4) * 4));
       SFRS_EACH (i, 4) a.r[i] = bits_float(bits[i]);
@@ -194,8 +242,12 @@ struct Matmul<float, kTf32> {
     multiply_tf32(c0, a.high, b.high[0], b.high[1]);
     multiply_tf32(c1, a.high, b.high[2], b.high[3]);
   }
-  static SFRS_DEVICE void add_squares(const Operand& a, float (&sum)[2]) {
-    SFRS_EACH (i, 4) sum[i & 1] += a.r[i] * a.r[i];
+  using Squares = LaneSquares<float>;
+  static SFRS_DEVICE void add_squares(const Operand& a, Squares& sum) {
+    SFRS_EACH (i, 4) sum.v[i & 1] += a.r[i] * a.r[i];
+  }
+  static SFRS_DEVICE bool take_squares(const Squares& sum, int lane, float (&square)[2]) {
+    return sum.take(lane, square);
   }
 };
 
@@ -203,7 +255,8 @@ template <bool kTf32>
 struct Matmul<double, kTf32> {
   using Storage = double;
   using Sum = double;
-  static constexpr int kStep = 4, kColumnTiles = 4, kRowTiles = 2, kTaskRows = 1;
+  static constexpr int kStep = 4, kBlock = 4 * kStep, kColumnTiles = 4, kRowTiles = 2, kTaskRows = 1,
+                       kTogether = 4;
   struct Operand {
     double r[2];
   };
@@ -224,15 +277,13 @@ struct Matmul<double, kTf32> {
     multiply_f64(c0, a.r[0], a.r[1], b.r[0]);
     multiply_f64(c1, a.r[0], a.r[1], b.r[1]);
   }
-  static SFRS_DEVICE void add_squares(const Operand& a, double (&sum)[2]) {
-    SFRS_EACH (i, 2) sum[i] += a.r[i] * a.r[i];
+  using Squares = LaneSquares<double>;
+  static SFRS_DEVICE void add_squares(const Operand& a, Squares& sum) {
+    SFRS_EACH (i, 2) sum.v[i] += a.r[i] * a.r[i];
   }
-};
-
-// The two neighbouring sums of one row that a lane holds, moved at once.
-template <class T>
-struct alignas(2 * sizeof(T)) Pair {
-  T first, second;
+  static SFRS_DEVICE bool take_squares(const Squares& sum, int lane, double (&square)[2]) {
+    return sum.take(lane, square);
+  }
 };
 
 // Sums over the lanes of a warp, in one order for all lanes.

@@ -1,0 +1,36 @@
+// What the threads of a block make together, and the blocks of a launch.
+#pragma once
+
+#include "aggregate_tiling.h"
+#include "matrix.cuh"
+
+namespace sfrs::cuda {
+
+// Sums of all threads of a block, the same for every thread; `shares` holds one value per warp.
+template <class T>
+SFRS_DEVICE T block_sum(T v, T* shares) {
+  v = warp_sum(v);
+  if (threadIdx.x % 32 == 0) shares[threadIdx.x / 32] = v;
+  __syncthreads();
+  T sum = 0;
+  for (int w = 0; w < kWarps; ++w) sum += shares[w];
+  __syncthreads();
+  return sum;
+}
+
+// True for the threads of the block that comes last of `count`, each of which has written to global memory
+// before: there all of it may be read. `arrivals` is zero before the first comes.
+SFRS_DEVICE bool last_of(int* arrivals, int count, int* shared) {
+  __threadfence();
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    *shared = atomicAdd(arrivals, 1) == count - 1;
+    __threadfence();  // also for what this block has in L1
+  }
+  __syncthreads();
+  bool last = *shared;
+  __syncthreads();  // the word may be used again
+  return last;
+}
+
+}  // namespace sfrs::cuda
