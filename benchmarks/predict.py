@@ -28,6 +28,8 @@ COUNTED = json.loads((ROOT.parent / "tests" / "cuda" / "clocks.json").read_text(
 COUNTED_TILE = 64  # positions
 MOST_DIMENSIONS = 512  # summed up by a block for K <= 64; what csrc/cuda/aggregate_tiling.h takes for them
 PAIR_QUERIES = 128  # of a tile of pairs, and its images below, as csrc/cuda/similarity_pairs.cuh has them
+PRODUCTS = 4_004  # clocks of a tile of bf16 planes, forward: multiply and sum_up in tests/cuda/clocks.py
+TENSOR_CORES = 4096  # FLOP per clock and SM, bfloat16, by wgmma alone
 LAUNCH = 2.0e-6  # s per kernel in a graph, ramp and tail included; an assumption
 STREAM = 0.85  # of the copy rate, for kernels that only read and add; an assumption
 
@@ -80,9 +82,10 @@ def splits_of(groups: int, tiles: int, wide: int) -> int:
     return min(range(1, min(tiles, 64) + 1), key=cost)
 
 
-def stream(name: str, moved: float, kept: float = 0.0) -> Kernel:
-    """A kernel that only reads and adds; ``kept`` bytes of it were written by the one before."""
-    return Kernel(name, memory=moved / (COPY * STREAM) + kept / kept_rate(kept), other=LAUNCH)
+def stream(name: str, moved: float, kept: float = 0.0, alone: float = 0.0) -> Kernel:
+    """A kernel that only reads and adds; ``kept`` of its bytes lie in L2, its last block moves ``alone``."""
+    memory = moved / (COPY * STREAM) + kept / kept_rate(kept)
+    return Kernel(name, memory=memory, other=LAUNCH + alone / (L2 / SMS))
 
 
 def kept_rate(size: float) -> float:
@@ -138,8 +141,12 @@ def aggregation(
         dots = [stream("products of gradients and results", 2 * results)] if norms else []
         passed = stream("gradients through the norms", results, kept=(2 if norms else 1) * results)
         return [*dots, passed, tiles, stream("add blocks", results, kept=left)]
-    after = [stream("add units", results, kept=left)] if split else []
-    return [tiles, *after, *([stream("normalise", results, kept=results)] if split and norms else [])]
+    if not split:
+        return [tiles]
+    # The last block of a group normalises what the others have added up.
+    added = norms * clusters * dim * 4
+    alone = norms * clusters * dim * (4 + element)
+    return [tiles, stream("add units", results, kept=left + 2 * groups * added, alone=alone)]
 
 
 def pairs(precision: str, s: dict) -> Kernel:
@@ -200,6 +207,23 @@ def measured() -> dict[str, float]:
     return {n: r[OURS]["device"]["median"] for n, r in results.items() if "device" in r.get(OURS, {})}
 
 
+def wgmma() -> str:
+    """Say what the forward in bfloat16 could gain by the instructions of sm_90a."""
+    case = registry(Sizes())["netvlad-forward-B64-bf16"]
+    kernels, dim, clusters = predicted(case), case.shapes["D"], case.shapes["K"]
+    floor = 2 * 2 * COUNTED_TILE * dim * clusters // TENSOR_CORES
+    tile = COUNTED["bf16 planes: forward"]["tile"]
+    now = sum(k.seconds for k in kernels)
+    gain = kernels[0].counted * (PRODUCTS - floor) / tile
+    return (
+        "wgmma (sm_90a) in place of `mma.sync`, in the forward in bfloat16: the two products of "
+        f"{COUNTED_TILE} positions with D = {dim}, K = {clusters} need {floor:,} clocks at the datasheet's "
+        f"rate, and take {PRODUCTS:,} of the {tile:,} clocks of a tile (`python tests/cuda/clocks.py "
+        "build/cuda --only bf16 planes forward`: multiply and sum_up). The difference is all that wgmma "
+        f"could save: of the first line's {now * 1e6:.0f} us at most {gain * 1e6:.0f}."
+    )
+
+
 def page() -> str:
     found = measured()
     lines = [
@@ -217,6 +241,8 @@ def page() -> str:
         "kernels slower. Memory is counted at the rate of a large copy; kernels of torch, and ours that only "
         "read and add, by their bytes alone. Quarters in float32 and TF32, and given logits in TF32, are "
         "scaled from what was counted in bfloat16.",
+        "",
+        wgmma(),
         "",
         "| computation | precision | predicted us | of the floor | kernels | measured us |",
         "|---|---|---|---|---|---|",
