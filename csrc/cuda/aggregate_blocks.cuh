@@ -18,12 +18,11 @@ SFRS_DEVICE T block_sum(T v, T* shares) {
   return sum;
 }
 
-// True for the threads of the block that comes last of `count`, each of which has written to global memory
-// before: there all of it may be read. `arrivals` is zero before the first comes.
+// True for the threads of the block that comes last of `count`: there everything may be read that they wrote
+// to global memory, each before a barrier of its block. `arrivals` is zero before the first comes.
 SFRS_DEVICE bool last_of(int* arrivals, int count, int* shared) {
-  __threadfence();
-  __syncthreads();
   if (threadIdx.x == 0) {
+    __threadfence();  // for the whole block, whose barrier this thread has passed
     *shared = atomicAdd(arrivals, 1) == count - 1;
     __threadfence();  // also for what this block has in L1
   }
