@@ -61,8 +61,9 @@ emulated: build  ## the CUDA kernels without a GPU, and every way to break them:
 	$(BIN)/python -m pytest tests/cuda/test_emulator.py
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python csrc/testing/mutations.py
 
-cuda: build  ## the GPU library for every architecture: registers, instructions, clocks, loading; needs nvcc, no GPU
-	PATH="$(CURDIR)/$(BIN):$$PATH" tests/cuda/library.sh $(BUDGET)
+ARCHS ?= all
+cuda: build  ## the GPU library for ARCHS=all: registers, instructions, clocks, loading; needs nvcc, no GPU
+	PATH="$(CURDIR)/$(BIN):$$PATH" SFRS_CUDA_ARCHS=$(ARCHS) tests/cuda/library.sh $(BUDGET)
 
 gpu:  ## on a GPU, with the torch of $(PYTHON): STAGE=look (150 s), STAGE=full (6 minutes), or both
 	PYTHON=$(PYTHON) tests/cuda/gpu.sh $(STAGE)

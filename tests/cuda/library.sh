@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# Compiles the GPU library for every architecture into build/cuda, where warnings are errors; holds its kernels
-# to their budget of registers, to the instructions they are made of and to the clocks they take on sm_90; tests
-# how kernels are launched and that the library loads beside this torch. Needs nvcc, but no GPU.
+# Compiles the GPU library for every architecture, or those in SFRS_CUDA_ARCHS, into build/cuda, where warnings
+# are errors; holds its kernels to their budget of registers, to the instructions they are made of and to the
+# clocks they take on sm_90; tests how kernels are launched and that the library loads beside this torch. Needs
+# nvcc, but no GPU.
 # --update rewrites the records (make cuda BUDGET=--update).
 set -euo pipefail
 cd "$(dirname "$0")/../.."
@@ -13,7 +14,7 @@ if ! PATH=$PATH:/usr/local/cuda/bin command -v "${CUDACXX:-nvcc}" > /dev/null; t
 fi
 # nvcc takes what follows `if constexpr (...) return` for unreachable (128), and a file of one arithmetic does not
 # use all its functions (177).
-SFRS_CUDA=ON SFRS_CUDA_ARCHS=all cmake -S . -B "$build" -G Ninja -DPYTHON="$python" -DOUTPUT_DIR="$build" \
+SFRS_CUDA=ON SFRS_CUDA_ARCHS="${SFRS_CUDA_ARCHS:-all}" cmake -S . -B "$build" -G Ninja -DPYTHON="$python" -DOUTPUT_DIR="$build" \
   -DSFRS_CUDA_USAGE=ON -DSFRS_CXX_OPTIONS=-Werror -DSFRS_CUDA_OPTIONS="-lineinfo;-Werror=all-warnings;-diag-suppress=128,177" > /dev/null
 cmake --build "$build" --target _C_cuda
 "$python" tests/cuda/budget.py "$build" "$@"
