@@ -8,12 +8,16 @@ from torch import nn
 
 from sfrs.convolution import Convolution3x3
 from sfrs.errors import UserError
+from sfrs.images import Size
 
 REGISTRY = {
     "vgg16": "sfrs.backbones:VGG16",
     "gradient": "sfrs.gradient_backbone:GradientBackbone",
+    "efficientnet-lite0": "sfrs.efficientnet_lite:lite0",
+    "efficientnet-lite1": "sfrs.efficientnet_lite:lite1",
+    "efficientnet-lite2": "sfrs.efficientnet_lite:lite2",
 }
-"""Name -> module:class, imported when asked for."""
+"""Name -> module:class or function, imported when asked for."""
 
 # Layer names of VGG16 (configuration D) up to conv5_3 with their output channels; "pool" halves the size.
 VGG16_TRUNK = (
@@ -35,6 +39,10 @@ class BackboneError(UserError, ValueError):
     """There is no such backbone."""
 
 
+class PretrainedWeightsError(UserError):
+    """A backbone has no published weights here."""
+
+
 class Backbone(nn.Module):
     """A trunk that is never trained and a head that is.
 
@@ -45,7 +53,12 @@ class Backbone(nn.Module):
         stride: pixels per position of the local features.
         mean, std: normalisation of RGB in 0..1.
         name, options: what :func:`build_backbone` needs to build it again.
+        default_size: image size where nothing says another, see :data:`sfrs.images.Size`.
+        has_published_weights: whether :meth:`load_pretrained` knows weights for it.
     """
+
+    has_published_weights = False
+    default_size: Size = None
 
     def __init__(
         self,
@@ -70,6 +83,17 @@ class Backbone(nn.Module):
         self.trunk.eval()
         return self
 
+    def load_pretrained(self) -> None:
+        """Take the weights that are published with the backbone, in place.
+
+        Raises:
+            PretrainedWeightsError: there are none, or they are not installed.
+        """
+        raise PretrainedWeightsError(
+            f"{self.name}: no weights come with this backbone; give --weights FILE, or --random-weights to "
+            "try the path."
+        )
+
 
 class VGG16(Backbone):
     """VGG16 up to conv5_3 without its ReLU: 512 channels, stride 16 (Simonyan & Zisserman, 2015).
@@ -80,6 +104,8 @@ class VGG16(Backbone):
     Args:
         inputs: how pixels are normalised, a key of :data:`VGG16_INPUTS`; it belongs to the weights.
     """
+
+    default_size = (480, 640)
 
     def __init__(self, inputs: str = "caffe"):
         if inputs not in VGG16_INPUTS:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sfrs.descriptor import DescriptorNetwork
 from sfrs.errors import UserError
-from sfrs.images import ImageFiles, Progress, Size, batches
+from sfrs.images import ImageFiles, Progress, Size, batches, check_images
 
 
 class TooFewFeaturesError(UserError, ValueError):
@@ -75,6 +75,7 @@ def init_vlad_from_images(
     size: Size = None,
     images: int = 500,
     per_image: int = 100,
+    skip_bad_images: bool = False,
     batch_size: int = 8,
     device: str | torch.device = "cpu",
     seed: int = 0,
@@ -83,10 +84,18 @@ def init_vlad_from_images(
     """Set the network's NetVLAD from ``images`` random ones of ``files``; returns alpha.
 
     The defaults are the paper's 50,000 features.
+
+    Raises:
+        BadImageError: an image cannot be read, unless ``skip_bad_images``.
+        TooFewFeaturesError: they have fewer local features than there are clusters.
     """
     generator = torch.Generator().manual_seed(seed)
     chosen = sorted(torch.randperm(len(files), generator=generator)[:images].tolist())
-    dataset = ImageFiles([files[i] for i in chosen], size, network.backbone.mean, network.backbone.std)
+    taken = [files[i] for i in chosen]
+    if skip_bad_images:
+        bad = {file for file, _ in check_images(taken)}
+        taken = [file for file in taken if file not in bad]
+    dataset = ImageFiles(taken, size, network.backbone.mean, network.backbone.std)
     network.to(device).eval()
 
     def trunks() -> Iterable[Tensor]:

@@ -31,7 +31,7 @@ class TrainConfig:
         False, "leave out images that cannot be read, and list them", compare=False
     )
     backbone: str = _option("vgg16", "name of the backbone")
-    weights: str = _option("", "file with pretrained backbone weights; empty: random weights")
+    weights: str = _option("", "file with weights; empty: those published for the backbone, else random ones")
     clusters: int = _option(64, "NetVLAD clusters K")
     height: int = _option(480, "height of training images, pixels")
     width: int = _option(640, "width of training images, pixels")

@@ -31,12 +31,16 @@ class Trunks:
 
 
 def build_network(config: TrainConfig) -> DescriptorNetwork:
-    """The network of a configuration, from ``config.weights`` or random from torch's generator.
+    """The network of a configuration: from ``config.weights``, else from the weights published for its
+    backbone, else random from torch's generator.
 
     With ``init`` kmeans the weights' NetVLAD may have another number of clusters; it is replaced anyway.
     """
     if not config.weights:
-        return DescriptorNetwork(build_backbone(config.backbone), config.clusters)
+        backbone = build_backbone(config.backbone)
+        if backbone.has_published_weights:
+            backbone.load_pretrained()
+        return DescriptorNetwork(backbone, config.clusters)
     network = load_network(config.weights)
     if config.init == "kmeans" and network.vlad.num_clusters != config.clusters:
         bias = network.vlad.conv.bias is not None

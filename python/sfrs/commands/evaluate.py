@@ -29,7 +29,7 @@ EXAMPLES = """
 
   sfrs evaluate --data data/city --weights runs/demo/best.safetensors --rerank regions
 
-  sfrs evaluate --data places/lund --backbone vgg16 --random-weights --json
+  sfrs evaluate --data places/lund --json
 """
 SHEET_ROWS = 12
 
@@ -136,7 +136,16 @@ def evaluate(
         if skip_bad_images:
             places, skipped = evaluation.without_bad_images(places, threads=threads, tasks=tasks)
         if network.meta.get("untrained_vlad"):
-            _initialise(network, places, size, batch_size, device, seed, tasks)
+            shared.make_clusters(
+                network,
+                places.database.files,
+                size,
+                skip_bad_images=False,  # none is left
+                batch_size=batch_size,
+                device=device,
+                seed=seed,
+                tasks=tasks,
+            )
         query_size = "same" if query_shorter_side is None else query_shorter_side
         search = evaluation.evaluate if options is None else region_reranking.evaluate_reranked
         result = search(
@@ -162,7 +171,11 @@ def evaluate(
         "data": str(data.resolve()),
         "split": split,
         "nms": nms,
-        "weights": str(weights.resolve()) if weights else "random",
+        "weights": str(weights.resolve())
+        if weights
+        else "random"
+        if random_weights
+        else network.meta["source"],
         "whitening": str(whitening.resolve()) if whitening else None,
         "size": size,
         "query_size": query_size,
@@ -181,25 +194,6 @@ def _parse_depths(text: str) -> tuple[int, ...]:
     if not depths or depths[0] < 1:
         raise UserError(f"--recall-at is {text!r}; expected whole numbers from 1, as 1,5,10,20.")
     return depths
-
-
-def _initialise(network, places, size, batch_size, device, seed, tasks) -> None:
-    """Give an untrained NetVLAD clusters of the database's local features: the off-the-shelf descriptor."""
-    from sfrs.clusters import init_vlad_from_images
-
-    # Random features are not worth passing the paper's 500 images through the network.
-    random = network.meta["source"] == "random weights"
-    init_vlad_from_images(
-        network,
-        places.database.files,
-        size=size,
-        images=10 if random else 500,
-        per_image=500 if random else 100,
-        batch_size=batch_size,
-        device=device,
-        seed=seed,
-        progress=tasks("k-means for NetVLAD"),
-    )
 
 
 def _summary(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -30,7 +31,7 @@ on disk; memory; ms per query; queries whose place is found first.
 
 [b]Examples[/b]
 
-  sfrs index photos/ --out city.index --weights runs/demo/best.safetensors
+  sfrs index photos/ --out city.index
 
   sfrs index places/lund --out lund.index --weights sfrs.safetensors --zone 33N --kind pq
 
@@ -69,8 +70,9 @@ def index(
     regions: Annotated[
         bool | None,
         typer.Option(
-            "--regions",
-            help="Keep what re-ranking by regions needs: 8 K D bytes per image, 262 kB for VGG16.",
+            "--regions/--no-regions",
+            help="Keep what re-ranking by regions needs: 8 K D bytes per image, 262 kB for VGG16. Default: "
+            "as the index is; for a new one, only where its clusters are made from the photographs.",
             rich_help_panel="Index",
             show_default=False,
         ),
@@ -137,9 +139,10 @@ def index(
 ) -> None:
     """Index photographs: what they look like and where they were taken, for sfrs locate and sfrs serve.
 
-    Coordinates come from @easting@northing@... names, EXIF GPS or the manifest's columns. The directory
-    keeps a copy of the network, so later commands need no weights. Run it again to add new images and to
-    describe changed ones again; interrupted at any moment, it goes on where it stopped.
+    Coordinates come from @easting@northing@... names, EXIF GPS or the manifest's columns. Without --weights
+    the network is EfficientNet-Lite0 as ImageNet trained it, with clusters made from these photographs. The
+    directory keeps a copy of the network, so later commands need no weights. Run it again to add new images
+    and to describe changed ones again; interrupted at any moment, it goes on where it stopped.
     """
     if info:
         if photos is not None or remove or remove_missing or kind is not None:
@@ -164,6 +167,19 @@ def index(
         if photos is not None:
             reading = tasks("reading coordinates")
             found = read_photos(photos, split, skip_bad_images=skip_bad_images, progress=reading)
+        prepare = None
+        if model is not None and model.network.meta.get("untrained_vlad"):
+            regions = regions is not False
+            prepare = partial(
+                shared.make_clusters,
+                model.network,
+                size=model.size,
+                skip_bad_images=skip_bad_images,
+                batch_size=batch_size,
+                device=device,
+                seed=seed,
+                tasks=tasks,
+            )
         with Builder(out, model, kind=kind, regions=regions, zone=zone, device=device) as builder:
             for pattern in remove or ():
                 builder.remove(pattern)
@@ -176,6 +192,7 @@ def index(
                 batch_size=batch_size,
                 threads=shared.decoding_threads(threads),
                 tasks=tasks,
+                prepare=prepare,
             )
             change = builder.finish(tasks)
     _show(out, as_json, change)
@@ -196,7 +213,6 @@ def _model(
     """What the options say describes images; None where they leave that to the index there is."""
     from sfrs.index import Model
     from sfrs.index.store import TABLE
-    from sfrs.terminal import messages
 
     sized = image_size is not None or shorter_side is not None or keep_size
     if (out / TABLE).is_file() and weights is None and backbone is None and not random_weights:
@@ -208,8 +224,6 @@ def _model(
         return None
     network = shared.open_network(weights, backbone, random_weights, seed)
     size = shared.parse_size(image_size, shorter_side, keep_size, network)
-    if network.meta.get("untrained_vlad"):
-        messages.print("[yellow]NetVLAD is untrained:[/yellow] this index only serves to try the path.")
     return Model(network.to(device).eval(), shared.open_whitening(whitening, network, device), size, device)
 
 

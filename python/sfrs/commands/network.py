@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,6 +14,7 @@ from sfrs.errors import UserError
 
 if TYPE_CHECKING:
     from sfrs.descriptor import DescriptorNetwork
+    from sfrs.evaluation import Tasks
     from sfrs.images import Size
     from sfrs.whitening import Whitening
 
@@ -29,7 +31,8 @@ Backbone = Annotated[
     str | None,
     typer.Option(
         "--backbone",
-        help="Backbone to build without weights; needs --random-weights.",
+        help="Backbone to take with the weights published for it: efficientnet-lite0, -lite1 or -lite2; any "
+        "with --random-weights.",
         rich_help_panel="Network",
         show_default=False,
     ),
@@ -52,7 +55,8 @@ ImageSize = Annotated[
     typer.Option(
         "--image-size",
         metavar="HxW",
-        help="Resize images to this height and width. Default: as trained; 480x640 for VGG16.",
+        help="Resize images to this height and width. Default: as trained; without that 480x640 for VGG16, "
+        "a shorter side of 240 for EfficientNet-Lite.",
         rich_help_panel="Images",
         show_default=False,
     ),
@@ -98,23 +102,24 @@ Device = Annotated[
 ]
 Seed = Annotated[int, typer.Option("--seed", help="Seed of random weights.", rich_help_panel="Running")]
 
-PAPER_SIZE = (480, 640)
+DEFAULT_BACKBONE = "efficientnet-lite0"
+RANDOM_WEIGHTS = "random weights"
 
 
 def open_network(
     weights: Path | None, backbone: str | None, random_weights: bool, seed: int
 ) -> DescriptorNetwork:
-    """The network the options ask for.
+    """The network the options ask for; without any, :data:`DEFAULT_BACKBONE` with its published weights.
+
+    Where the weights are a backbone's alone, NetVLAD is untrained (``network.meta["untrained_vlad"]``).
 
     Raises:
-        UserError: the options contradict each other or leave the network open.
+        UserError: the options contradict each other, or weights are missing or cannot be read.
     """
     if weights is not None and (backbone or random_weights):
         raise UserError("--weights says which network it is; leave out --backbone and --random-weights.")
-    if weights is None and not (backbone and random_weights):
-        raise UserError(
-            "Which network? Give --weights FILE, or --backbone vgg16 --random-weights to try the path."
-        )
+    if random_weights and backbone is None:
+        raise UserError("--random-weights of which network? Give --backbone, as --backbone vgg16.")
     import torch
 
     from sfrs.backbones import build_backbone
@@ -123,9 +128,49 @@ def open_network(
     torch.manual_seed(seed)
     if weights is not None:
         return load_network(weights)
-    network = DescriptorNetwork(build_backbone(backbone))
-    network.meta = {"source": "random weights", "untrained_vlad": True}
-    return network
+    network = DescriptorNetwork(build_backbone(backbone or DEFAULT_BACKBONE))
+    if not random_weights:
+        network.backbone.load_pretrained()
+    source = RANDOM_WEIGHTS if random_weights else f"{network.backbone.name} with published weights"
+    network.meta = {"source": source, "untrained_vlad": True}
+    return network.eval()
+
+
+def make_clusters(
+    network: DescriptorNetwork,
+    files: Sequence[Path],
+    size: Size,
+    *,
+    skip_bad_images: bool,
+    batch_size: int,
+    device: str,
+    seed: int,
+    tasks: Tasks,
+) -> None:
+    """Give an untrained NetVLAD clusters of the local features of images: the off-the-shelf descriptor.
+
+    Raises:
+        BadImageError: one of them cannot be read, and bad ones are not to be skipped.
+        UserError: they have too few features.
+    """
+    from sfrs.clusters import init_vlad_from_images
+
+    # Random features are not worth passing the paper's 500 images through the network.
+    random = network.meta["source"] == RANDOM_WEIGHTS
+    init_vlad_from_images(
+        network,
+        files,
+        size=size,
+        images=10 if random else 500,
+        per_image=500 if random else 100,
+        skip_bad_images=skip_bad_images,
+        batch_size=batch_size,
+        device=device,
+        seed=seed,
+        progress=tasks("k-means for NetVLAD"),
+    )
+    del network.meta["untrained_vlad"]
+    network.meta["clusters_from"] = len(files)
 
 
 def require_trained(network: DescriptorNetwork, what: str) -> None:
@@ -158,7 +203,7 @@ def parse_size(
     if "image_size" in network.meta:
         trained = network.meta["image_size"]
         return tuple(trained) if isinstance(trained, list) else trained
-    return PAPER_SIZE if network.backbone.name == "vgg16" else None
+    return network.backbone.default_size
 
 
 def describe_size(size: Size) -> str:

@@ -123,8 +123,12 @@ class Builder(AbstractContextManager):
         batch_size: int = 8,
         threads: int = 2,
         tasks: Tasks | None = None,
+        prepare: Callable[[list[Path]], None] | None = None,
     ) -> None:
         """Describe photos that are new, or whose file or position changed.
+
+        Args:
+            prepare: called with the files before a new index begins, to finish its model.
 
         Raises:
             UserError: no position is known of a photo and ``allow_unplaced`` is not set, or positions do not
@@ -136,6 +140,8 @@ class Builder(AbstractContextManager):
         if not allow_unplaced:
             check_placed(photos, positions)
         if self._store is None:
+            if prepare is not None:
+                prepare([photo.file for photo in photos])
             self._create(zone)
         elif zone != self._store.settings["zone"]:
             table = self._store.pending()

@@ -124,8 +124,8 @@ def _finder(images: ImageSet, root: Path) -> Callable[[str], int | None]:
 def _open_network(summary: dict, source: Path, overrides: Overrides) -> tuple[DescriptorNetwork | None, str]:
     """The network that made the predictions, or None and why not."""
     recorded = overrides.weights or summary["weights"]
-    if recorded == "random":
-        return None, "The evaluation used random weights, which are not kept."
+    if summary.get("network", {}).get("clusters_from"):
+        return None, "Its clusters were made from the images of the database, and not kept."
     try:
         network = load_network(overrides.weights or find_path(str(recorded), source, "--weights"))
     except UserError:
