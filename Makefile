@@ -7,17 +7,21 @@ STAMP := $(VENV)/.installed
 # The GPU library takes minutes to compile: without a GPU, only `make cuda` and pip do it.
 export SFRS_CUDA ?= $(if $(wildcard /dev/nvidiactl /dev/dxg),AUTO,OFF)
 
-.PHONY: demo test lint aarch64 format emulated cuda gpu gpu-package bench report build clean
+.PHONY: demo test fuzz lint aarch64 format emulated cuda gpu gpu-package bench report build clean
 .DELETE_ON_ERROR:
 
 demo: build  ## render the city, train SFRS beside its baseline, evaluate: runs/demo
 	$(BIN)/sfrs demo --out runs/demo
 
-test: export CMAKE_ARGS = -DSFRS_WIDE_KERNELS=ON -DSFRS_EMULATED_KERNELS=ON -DSFRS_FAILING_MEMORY=ON
+test fuzz: export CMAKE_ARGS = -DSFRS_WIDE_KERNELS=ON -DSFRS_EMULATED_KERNELS=ON -DSFRS_FAILING_MEMORY=ON
 # Workers that share cores must not spin while they wait: that alone makes it twice as long.
-test: export OMP_WAIT_POLICY = PASSIVE
+test fuzz: export OMP_WAIT_POLICY = PASSIVE
 test: build  ## all tests, on all cores
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest --numprocesses auto --dist loadfile
+
+MINUTES ?= 10
+fuzz: build  ## random calls of every operator with every set of kernels, for MINUTES=10; one minute of it in `.ci/run`
+	$(BIN)/python tests/fuzz/fuzz.py --minutes $(MINUTES)
 
 build: $(STAMP)
 	@$(BIN)/python setup.py --quiet build_ext --inplace
