@@ -20,8 +20,9 @@ test: build  ## all tests, on all cores
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 MINUTES ?= 10
+SEED ?= $(shell date +%s)000
 fuzz: build  ## random calls of every operator with every set of kernels, for MINUTES=10; one minute of it in `.ci/run`
-	$(BIN)/python tests/fuzz/fuzz.py --minutes $(MINUTES)
+	$(BIN)/python tests/fuzz/fuzz.py --minutes $(MINUTES) --seed $(SEED)
 
 build: $(STAMP)
 	@$(BIN)/python setup.py --quiet build_ext --inplace

@@ -31,13 +31,15 @@ def randomise_tensors(module: nn.Module, generator: torch.Generator, only: str |
 
 @torch.no_grad()
 def harden(layer: nn.Module, recipe: Recipe, factor: float) -> None:
-    """Multiply a copy's logits, in place: a large factor leaves clusters empty."""
-    owner = getattr(layer, recipe.assignment)
-    norm = None if recipe.batch_norm is None else getattr(layer, recipe.batch_norm)
+    """Multiply a copy's logits, in place: a large factor leaves clusters empty.
+
+    Batch norm undoes what happens before it, all but its rounding.
+    """
+    owner = getattr(layer, recipe.assignment if recipe.batch_norm is None else recipe.batch_norm)
     tensors = [*owner.parameters()] if isinstance(owner, nn.Module) else [owner]
-    if recipe.bias in layer._parameters or recipe.bias in layer._buffers:
+    if recipe.batch_norm is None and (recipe.bias in layer._parameters or recipe.bias in layer._buffers):
         tensors.append(getattr(layer, recipe.bias))
-    for tensor in (*tensors, *(() if norm is None else norm.parameters())):
+    for tensor in tensors:
         tensor.mul_(factor)
 
 
@@ -65,6 +67,10 @@ def in_memory(x: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
     return tuple(
         x.movedim(layout.channels, to).contiguous().movedim(to, layout.channels) for to in (first, last)
     )
+
+
+EQUAL = ("equal features everywhere", "one dominant cluster", "rare clusters")
+"""Cases in which all features are equal: batch norm in training makes nothing but rounding of them."""
 
 
 def cases(dim: int, generator: torch.Generator) -> Iterator[tuple[str, Tensor, float]]:
