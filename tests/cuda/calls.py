@@ -39,8 +39,9 @@ def products_in(name: str) -> Iterator[None]:
     matmul.allow_tf32 = before
 
 
-# Largest error that --check allows, in parts of the largest value.
-ALLOWED = {"bf16": 4e-2, "f16": 1e-2, "f32": 1e-4, "tf32": 2e-2, "f64": 1e-10}
+# Largest error that --check allows, in parts of the largest value. Weights and logits are large here, and
+# products in bfloat16 round both: under autocast plain torch errs by up to 9e-2 in the same calls.
+ALLOWED = {"bf16": 1.5e-1, "f16": 1e-2, "f32": 1e-4, "tf32": 2e-2, "f64": 1e-10}
 
 
 def tensor(device: str, dtype: torch.dtype, *sizes: int) -> Tensor:
