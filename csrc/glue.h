@@ -115,7 +115,10 @@ class Arguments {
     STD_TORCH_CHECK(x.dim() == 4, "sfrs_ext: x is not [B, D, H, W]");
     STD_TORCH_CHECK(countable({x.size(0), x.size(1), x.size(2), x.size(3)}),
                     "sfrs_ext: x has sizes that make 2^44 elements or more");
-    held_.push_back(x.stride(3) == 1 || x.stride(1) == 1 ? x : torch::stable::contiguous(x));
+    // The stride of a dimension of size one says nothing, and contiguous() leaves it as it is.
+    const bool column = x.size(3) == 1 && x.stride(1) != 1;
+    const bool in_place = column || x.stride(3) == 1 || x.stride(1) == 1;
+    held_.push_back(in_place ? x : torch::stable::contiguous(x));
     const Tensor& t = held_.back();
     return {const_cast<void*>(t.const_data_ptr()),
             storage_type(t, "x"),
@@ -126,7 +129,7 @@ class Arguments {
             t.stride(0),
             t.stride(1),
             t.stride(2),
-            t.stride(3)};
+            column ? 1 : t.stride(3)};
   }
 
  private:

@@ -203,3 +203,16 @@ def test_every_float16_and_bfloat16_value_is_read_exactly(device):
             l2_norm=False,
         )
         assert torch.equal(out.view(-1), x)
+
+
+@pytest.mark.parametrize("operator", ["netvlad", "region_vlad"])
+@pytest.mark.parametrize(("size", "strides"), [((8, 1), (1, 272)), ((8, 1), (3, 8)), ((1, 8), (99, 1))])
+def test_strides_of_dimensions_of_size_one_say_nothing(operator, size, strides):
+    memory = torch.randn(400, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    x = memory.as_strided((2, 5, *size), (150, 30, *strides)).requires_grad_()
+    weight, centroids = torch.randn(2, 3, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    found = getattr(sfrs_ext, operator)(x, weight, centroids)
+    exact = getattr(reference, operator)(x, weight, centroids)
+    torch.testing.assert_close(found, exact)
+    grads = [torch.autograd.grad(out.square().sum(), x)[0] for out in (found, exact)]
+    torch.testing.assert_close(*grads)
