@@ -112,7 +112,7 @@ class BackwardBlock {
       bool valid = i < count, leads = lane % soft.kSharers == 0;
       int64_t at = 0;  // among all positions
       if (n.by_position && valid) at = now.group.index_of(p.x, begin + i);
-      T inverse = 1, top = (T)-INFINITY, total = 0;
+      T inverse = 1, top;
       if (f.normalize_input) {
         inverse = inverse_norm(square_of(n, part(n.at.squares), i));
         if (!valid) inverse = 1;
@@ -122,24 +122,11 @@ class BackwardBlock {
         soft.load_logits(window, i, at, valid, inverse, l);
         soft.add_bias(window, l, a);
       };
-      for (int window = 0; window < soft.windows(); window += kWindow) {
-        load(window);
-        soft.raise(a, top);
-      }
-      top = soft.share_max(top);
-      for (int window = 0; window < soft.windows(); window += kWindow) {
-        if (!kOneWindow) load(window);
-        soft.exponentiate(top, a);
-        total += soft.sum_of(a);
-      }
-      T scale = soft.inverse_of(soft.share_sum(total));
+      T scale = soft.normalize(load, top, a);
       if (!valid) scale = 0;
       T m = f.mask && valid ? ((const T*)f.mask)[at] : (T)1, inner = 0, onto_x = 0;
       for (int window = 0; window < soft.windows(); window += kWindow) {
-        if (!kOneWindow) {
-          load(window);
-          soft.exponentiate(top, a);
-        }
+        soft.restore(load, window, top, a);
         load_gradients(window, i, inverse, scale, a, da, inner, onto_x);
       }
       inner = soft.share_sum(inner);

@@ -102,7 +102,7 @@ class ForwardBlock {
       bool valid = i < count;
       int64_t at = 0;  // among all positions
       if (n.by_position && valid) at = now.group.index_of(p.x, begin + i);
-      T inverse = 1, top = (T)-INFINITY, total = 0;
+      T inverse = 1, top;
       if (f.normalize_input) {
         inverse = inverse_norm(square_of(n, part(n.at.squares), i));
         if (!valid) inverse = 1;
@@ -114,24 +114,11 @@ class ForwardBlock {
         soft.load_logits(window, i, at, valid, inverse, l);
         soft.add_bias(window, l, l);
       };
-      for (int window = 0; window < soft.windows(); window += kWindow) {
-        load(window);
-        soft.raise(l, top);
-      }
-      top = soft.share_max(top);
-      for (int window = 0; window < soft.windows(); window += kWindow) {
-        if (!kOneWindow) load(window);
-        soft.exponentiate(top, l);
-        total += soft.sum_of(l);
-      }
-      T scale = soft.inverse_of(soft.share_sum(total));
+      T scale = soft.normalize(load, top, l);
       if (f.mask && valid) scale *= ((const T*)f.mask)[at];
       T factor = inverse / rescale_vectors<S, kPlanes, soft.kSharers>(n, x, first, inverse);
       for (int window = 0; window < soft.windows(); window += kWindow) {
-        if (!kOneWindow) {
-          load(window);
-          soft.exponentiate(top, l);
-        }
+        soft.restore(load, window, top, l);
         write(window, i, valid, scale, factor, l);
       }
       for (int k = round_up(n.logit_columns, kWindow) + soft.cluster(0, 0); k < n.cluster_rows;

@@ -114,6 +114,32 @@ struct Softmax {
     return v;
   }
 
+  // The exponentials of a position: load(window) brings its logits with the bias into l, where with one
+  // window the exponentials stay; returns the inverse of their sum.
+  template <class F>
+  SFRS_DEVICE T normalize(const F& load, T& top, Values& l) const {
+    T total = 0;
+    top = (T)-INFINITY;
+    for (int window = 0; window < windows(); window += kWindow) {
+      load(window);
+      raise(l, top);
+    }
+    top = share_max(top);
+    for (int window = 0; window < windows(); window += kWindow) {
+      if (!kOneWindow) load(window);
+      exponentiate(top, l);
+      total += sum_of(l);
+    }
+    return inverse_of(share_sum(total));
+  }
+  // Those of one window once more.
+  template <class F>
+  SFRS_DEVICE static void restore(const F& load, int window, T top, Values& l) {
+    if (kOneWindow) return;
+    load(window);
+    exponentiate(top, l);
+  }
+
   // totals[k] = (first ? 0 : totals[k]) + the sum over the positions of `rows`, in order: four lanes take
   // every fourth position each. All warps.
   template <bool kLogits>
