@@ -1,7 +1,7 @@
 """``python -m benchmarks.confidence [--study runs/study] [--places DIR]``: is the confidence of
 ``sfrs locate`` the share of right answers?
 
-The temperatures of :mod:`sfrs.location` are chosen on the validation quarters of the cities of ``sfrs
+The temperatures of `location` are chosen on the validation quarters of the cities of ``sfrs
 study``; test quarters and photographs are only reported. Figures go to benchmarks/results/confidence.json,
 piece by piece: an interrupted run goes on where it stopped. `make report` puts what is recorded
 into docs/locate.md.
@@ -17,14 +17,14 @@ import torch
 from benchmarks.pages import show
 from benchmarks.record import machine, write_json
 from benchmarks.reranking import BEST, NETWORKS, ROOT, SEEDS
-from sfrs.descriptor import load_network
-from sfrs.images import Size
-from sfrs.kept_quarters import KeptQuarters, describe_with_quarters, temporary_quarters
-from sfrs.location import CONSIDERED, RADIUS, REGION_TEMPERATURE, TEMPERATURE, estimate
-from sfrs.places import ImageSet, load_places
-from sfrs.region_reranking import DEPTH, rerank
-from sfrs.search import search
-from sfrs.terminal import messages, progress_tasks
+from sfrs.data.images import Size
+from sfrs.data.places import ImageSet, load_places
+from sfrs.models.network import load_network
+from sfrs.retrieval.location import CONSIDERED, RADIUS, REGION_TEMPERATURE, TEMPERATURE, estimate
+from sfrs.retrieval.quarters import KeptQuarters, describe_with_quarters, temporary_quarters
+from sfrs.retrieval.region_rerank import DEPTH, rerank
+from sfrs.retrieval.search import search
+from sfrs.runtime.terminal import messages, progress_tasks
 
 RESULTS = ROOT / "benchmarks/results/confidence.json"
 PAGE = ROOT / "docs/locate.md"

@@ -22,11 +22,11 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from sfrs.backbones import REGISTRY, build_backbone
-from sfrs.convolution import Convolution3x3
-from sfrs.descriptor import DescriptorNetwork, describe
-from sfrs.images import ImageFiles
-from sfrs.search import search
+from sfrs.data.images import ImageFiles
+from sfrs.models.backbones import REGISTRY, build_backbone
+from sfrs.models.convolution import Convolution3x3
+from sfrs.models.network import DescriptorNetwork, describe
+from sfrs.retrieval.search import search
 from sfrs_ext import reference
 
 from .record import file_of, machine, write_json

@@ -18,13 +18,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sfrs.backbones import build_backbone
-from sfrs.describer import Describer
-from sfrs.descriptor import DescriptorNetwork
-from sfrs.export import FORMATS, ImageShape, export
-from sfrs.export.shapes import made_up_images
-from sfrs.places.folder import image_files
-from sfrs.whitening import Whitening
+from sfrs.data.places.folder import image_files
+from sfrs.models.backbones import build_backbone
+from sfrs.models.describer import Describer
+from sfrs.models.export import FORMATS, ImageShape, export
+from sfrs.models.export.shapes import made_up_images
+from sfrs.models.network import DescriptorNetwork
+from sfrs.models.whitening import Whitening
 
 from .pages import show
 from .record import RESULTS, command, machine, write_json

@@ -19,19 +19,19 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from sfrs.config import TrainConfig
-from sfrs.descriptor import DescriptorNetwork, load_network
-from sfrs.evaluation import score
-from sfrs.generations import train
-from sfrs.paired_test import mcnemar
-from sfrs.places import Places, load_places
-from sfrs.preparation import Trunks, build_trunks
-from sfrs.progress import TrainingProgress
-from sfrs.run_directory import RunDirectory
-from sfrs.search import search
-from sfrs.training import StepReport
-from sfrs.trunk_cache import CachePlan, TrunkCache
-from sfrs.trunk_source import describe_trunk
+from sfrs.data.places import Places, load_places
+from sfrs.features.cache import CachePlan, TrunkCache
+from sfrs.features.source import describe_trunk
+from sfrs.models.network import DescriptorNetwork, load_network
+from sfrs.retrieval.evaluation import score
+from sfrs.retrieval.mcnemar import mcnemar
+from sfrs.retrieval.search import search
+from sfrs.training.config import TrainConfig
+from sfrs.training.epoch import StepReport
+from sfrs.training.preparation import Trunks, build_trunks
+from sfrs.training.progress import TrainingProgress
+from sfrs.training.run_folder import RunDirectory
+from sfrs.training.trainer import train
 
 from .pages import show
 from .record import RESULTS, machine, write_json

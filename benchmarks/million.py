@@ -27,14 +27,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sfrs.backbones import build_backbone
-from sfrs.descriptor import DescriptorNetwork
-from sfrs.index import Index, Model
-from sfrs.index.build import KINDS
-from sfrs.index.derive import derive
-from sfrs.index.rows import RowFile
-from sfrs.index.settings import new_settings
-from sfrs.index.store import Store
+from sfrs.models.backbones import build_backbone
+from sfrs.models.network import DescriptorNetwork
+from sfrs.retrieval.index import Index, Model
+from sfrs.retrieval.index.build import KINDS
+from sfrs.retrieval.index.derive import derive
+from sfrs.retrieval.index.rows import RowFile
+from sfrs.retrieval.index.settings import new_settings
+from sfrs.retrieval.index.store import Store
 
 from .pages import show
 from .record import RESULTS, machine, write_json

@@ -16,7 +16,7 @@ import matplotlib
 from matplotlib.figure import Figure
 from PIL import Image, PngImagePlugin
 
-from sfrs.whole_files import replaced
+from sfrs.runtime.atomic_io import replaced
 
 from . import goals
 from .cases import OURS

@@ -18,16 +18,16 @@ import torch
 from benchmarks.pages import show
 from benchmarks.record import machine, write_json
 from benchmarks.reranking_tables import tables
-from sfrs.descriptor import DescriptorNetwork, describe, load_network
-from sfrs.images import Size
-from sfrs.kept_quarters import KeptQuarters, describe_with_quarters, temporary_quarters
-from sfrs.places import Places, load_places, within
-from sfrs.recall import correct
-from sfrs.region_matching import region_matches
-from sfrs.region_reranking import DEFAULT_SCORE, DEPTH, SCORES
-from sfrs.search import search
-from sfrs.terminal import messages, progress_tasks
-from sfrs.whitening import Whitening
+from sfrs.data.images import Size
+from sfrs.data.places import Places, load_places, within
+from sfrs.models.network import DescriptorNetwork, describe, load_network
+from sfrs.models.whitening import Whitening
+from sfrs.retrieval.quarters import KeptQuarters, describe_with_quarters, temporary_quarters
+from sfrs.retrieval.recall import correct
+from sfrs.retrieval.region_matching import region_matches
+from sfrs.retrieval.region_rerank import DEFAULT_SCORE, DEPTH, SCORES
+from sfrs.retrieval.search import search
+from sfrs.runtime.terminal import messages, progress_tasks
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks/results/reranking.json"

@@ -2,7 +2,7 @@
 
 from scipy.stats import binomtest
 
-from sfrs.region_reranking import SCORES
+from sfrs.retrieval.region_rerank import SCORES
 
 
 def pooled(pieces: list[dict], score: str) -> tuple[dict[str, list[float]], float, float]:

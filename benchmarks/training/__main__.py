@@ -17,8 +17,8 @@ from pathlib import Path
 import torch
 
 from benchmarks.record import RESULTS, file_of, machine, write_json
-from sfrs.config import TrainConfig
-from sfrs.threads import single_threads
+from sfrs.runtime.threads import single_threads
+from sfrs.training.config import TrainConfig
 
 from . import counting, mining, refresh, steps
 from .job import Job, build_job

@@ -10,16 +10,16 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from sfrs.config import TrainConfig
-from sfrs.descriptor import DescriptorNetwork
-from sfrs.images import load_image
-from sfrs.jitter import ColorJitter
-from sfrs.mining import Tuples
-from sfrs.places import ImageSet, Places
-from sfrs.preparation import Trunks, build_network, build_trunks, init_clusters, training_images
-from sfrs.training import sgd
-from sfrs.trunk_cache import TrunkCache
-from sfrs.tuple_losses import Generation, TrainingImages
+from sfrs.data.images import load_image
+from sfrs.data.jitter import ColorJitter
+from sfrs.data.places import ImageSet, Places
+from sfrs.features.cache import TrunkCache
+from sfrs.models.network import DescriptorNetwork
+from sfrs.training.config import TrainConfig
+from sfrs.training.epoch import sgd
+from sfrs.training.mining import Tuples
+from sfrs.training.preparation import Trunks, build_network, build_trunks, init_clusters, training_images
+from sfrs.training.tuple_losses import Generation, TrainingImages
 
 PHOTOGRAPH = (480, 640)
 """Height and width of Pittsburgh's photographs."""

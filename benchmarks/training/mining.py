@@ -5,9 +5,9 @@ import time
 import torch
 
 import sfrs_ext
-from sfrs.config import TrainConfig
-from sfrs.mining import Miner, Tuples
-from sfrs.reranking import TILE_BYTES, tile_rows
+from sfrs.training.config import TrainConfig
+from sfrs.training.k_reciprocal import TILE_BYTES, tile_rows
+from sfrs.training.mining import Miner, Tuples
 
 from . import list_mining
 from .list_mining import ListTuple

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.peers import residual, residual_regions
-from sfrs.config import TrainConfig
-from sfrs.convolution import Convolution3x3
-from sfrs.descriptor import DescriptorNetwork
+from sfrs.models.convolution import Convolution3x3
+from sfrs.models.network import DescriptorNetwork
+from sfrs.training.config import TrainConfig
 
 REGIONS = 9
 

@@ -6,8 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from torch import Tensor
 
-from sfrs.trunk_cache import TrunkCache
-from sfrs.trunk_source import describe_trunk
+from sfrs.features.cache import TrunkCache
+from sfrs.features.source import describe_trunk
 
 from . import reference
 from .job import Job, plain

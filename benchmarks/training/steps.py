@@ -6,11 +6,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
 
-from sfrs.autocast import loss_scale
-from sfrs.config import TrainConfig
-from sfrs.preparation import build_trunks, training_images
-from sfrs.trunk_source import step_number
-from sfrs.tuple_losses import Generation, TrainingImages, load_ahead, tuple_losses
+from sfrs.features.source import step_number
+from sfrs.models.autocast import loss_scale
+from sfrs.training.config import TrainConfig
+from sfrs.training.preparation import build_trunks, training_images
+from sfrs.training.tuple_losses import Generation, TrainingImages, load_ahead, tuple_losses
 
 from . import reference
 from .job import Job

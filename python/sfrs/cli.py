@@ -9,8 +9,8 @@ from importlib import import_module
 
 import typer
 
-from sfrs.errors import UserError
-from sfrs.terminal import show_error, shown_warnings
+from sfrs.runtime.errors import UserError
+from sfrs.runtime.terminal import show_error, shown_warnings
 
 COMMANDS = (
     "demo", "city", "data", "train", "runs", "evaluate", "report", "index",

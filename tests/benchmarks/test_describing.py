@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from benchmarks import describing
-from sfrs.backbones import build_backbone
-from sfrs.convolution import Convolution3x3
-from sfrs.descriptor import DescriptorNetwork
+from sfrs.models.backbones import build_backbone
+from sfrs.models.convolution import Convolution3x3
+from sfrs.models.network import DescriptorNetwork
 
 
 @pytest.fixture

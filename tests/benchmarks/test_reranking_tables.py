@@ -4,7 +4,7 @@ import pytest
 
 from benchmarks.pages import show
 from benchmarks.reranking_tables import gains_table, pooled, scores_table
-from sfrs.region_reranking import SCORES
+from sfrs.retrieval.region_rerank import SCORES
 
 
 def piece(queries, before, after, gained, lost, network="A"):

@@ -10,9 +10,9 @@ from benchmarks import jitter
 from benchmarks.training import __main__ as benchmark
 from benchmarks.training import counting, mining, refresh, steps, table
 from benchmarks.training.mining_problem import MiningProblem
-from sfrs.config import TrainConfig
-from sfrs.mining import Miner
-from sfrs.trunk_cache import CachePlan, TrunkCache
+from sfrs.features.cache import CachePlan, TrunkCache
+from sfrs.training.config import TrainConfig
+from sfrs.training.mining import Miner
 
 SMALL = [
     *"--backbone gradient --clusters 4 --size 64x80 --tuples 2 --images 4 --gallery 24x480".split(),

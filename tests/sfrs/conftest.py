@@ -10,9 +10,9 @@ from browser import chromium
 from PIL import Image
 from tiny_training import tiny_places
 
-from sfrs.backbones import REGISTRY, build_backbone
 from sfrs.cli import app
-from sfrs.descriptor import DescriptorNetwork
+from sfrs.models.backbones import REGISTRY, build_backbone
+from sfrs.models.network import DescriptorNetwork
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -15,14 +15,14 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-import sfrs.generations
-import sfrs.training_display  # noqa: F401
-from sfrs.backbones import REGISTRY
+import sfrs.training.display  # noqa: F401
+import sfrs.training.trainer
 from sfrs.cli import app
+from sfrs.models.backbones import REGISTRY
 
 REGISTRY["tiny"] = "tiny_backbone:TinyBackbone"
 torch.optim.SGD([torch.zeros(1, requires_grad=True)])  # imports half of torch
-sfrs.generations.recall_curves = lambda *arguments, **options: None  # half of a tiny run's time
+sfrs.training.trainer.recall_curves = lambda *arguments, **options: None  # half of a tiny run's time
 PATIENCE = 60.0
 
 

@@ -12,9 +12,9 @@ from pathlib import Path
 import torch
 from forked import ended, fork, sfrs_command
 
-import sfrs.distributed
-import sfrs.training
-from sfrs.distributed import processes, running_together
+import sfrs.runtime.distributed
+import sfrs.training.epoch
+from sfrs.runtime.distributed import processes, running_together
 
 
 def free_port() -> int:
@@ -70,21 +70,21 @@ def disagree(rank: int, folder: Path) -> None:
 def die_in_training(rank: int, folder: Path) -> None:
     """The second process is killed in its third step."""
     if rank == 1:
-        original = sfrs.training._Epoch._step
+        original = sfrs.training.epoch._Epoch._step
 
         def step(self, tuples):
             if self.state.done >= 7:
                 os.kill(os.getpid(), signal.SIGKILL)
             original(self, tuples)
 
-        sfrs.training._Epoch._step = step
+        sfrs.training.epoch._Epoch._step = step
     options = json.loads((folder / "options.json").read_text())
     sfrs_command(*options, "--out", folder / "die")
 
 
 def diverge(rank: int, folder: Path) -> None:
     """In the third step the second process gets a loss that is not a number."""
-    original, calls = sfrs.training.tuple_losses, 0
+    original, calls = sfrs.training.epoch.tuple_losses, 0
 
     def losses(*arguments, **options):
         nonlocal calls
@@ -94,14 +94,14 @@ def diverge(rank: int, folder: Path) -> None:
             found.hard_by_tuple.data[0] = torch.nan
         return found
 
-    sfrs.training.tuple_losses = losses
+    sfrs.training.epoch.tuple_losses = losses
     options = json.loads((folder / "options.json").read_text())
     sfrs_command(*options, "--out", folder / "diverge", "--checkpoint-minutes", 0)
 
 
 def main() -> None:
     folder = Path(sys.argv[1])
-    sfrs.distributed.LAST_WORDS = 0.2
+    sfrs.runtime.distributed.LAST_WORDS = 0.2
     outcome = {"collect": together(folder, "collect", collect, count=3)}
     for work in (disagree, die_in_training, diverge):
         outcome[work.__name__] = together(folder, work.__name__, work)

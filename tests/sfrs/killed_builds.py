@@ -19,10 +19,10 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from sfrs.backbones import REGISTRY, build_backbone
-from sfrs.descriptor import DescriptorNetwork
-from sfrs.errors import UserError
-from sfrs.index import Builder, Index, Model, build, derive, read_photos, rows, store
+from sfrs.models.backbones import REGISTRY, build_backbone
+from sfrs.models.network import DescriptorNetwork
+from sfrs.retrieval.index import Builder, Index, Model, build, derive, read_photos, rows, store
+from sfrs.runtime.errors import UserError
 
 REGISTRY["tiny"] = "tiny_backbone:TinyBackbone"
 POINTS = (("create", 1), ("sync", 1), ("sync", 6), ("add", 1), ("add", 4), ("finish", 1), ("sweep", 1))

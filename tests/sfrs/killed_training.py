@@ -17,11 +17,11 @@ from safetensors.numpy import load_file
 from tiny_town import OPTIONS, write_town
 from tiny_training import network_of_seed
 
-import sfrs.tensor_files
-import sfrs.whole_files
-from sfrs.descriptor import save_network
-from sfrs.run_directory import RunDirectory
-from sfrs.training_display import TrainingDisplay
+import sfrs.runtime.atomic_io
+import sfrs.runtime.tensor_files
+from sfrs.models.network import save_network
+from sfrs.training.display import TrainingDisplay
+from sfrs.training.run_folder import RunDirectory
 
 KILLS, MOST_KILLS_OF_RUN = 20, 7
 POINTS = (
@@ -71,7 +71,7 @@ def train_and_die(path: Path, point: str, count: int) -> None:
         calls += 1
         return calls == count
 
-    write_tensors, replace, log = sfrs.tensor_files.save_file, os.replace, RunDirectory.log
+    write_tensors, replace, log = sfrs.runtime.tensor_files.save_file, os.replace, RunDirectory.log
 
     def half_a_file(tensors, file, metadata):
         write_tensors(tensors, file, metadata)
@@ -94,11 +94,11 @@ def train_and_die(path: Path, point: str, count: int) -> None:
             die()
 
     if point == "half a file":
-        sfrs.tensor_files.save_file = half_a_file
+        sfrs.runtime.tensor_files.save_file = half_a_file
     elif point == "half a line":
         RunDirectory.log = half_a_line
     else:
-        sfrs.whole_files.os.replace = named
+        sfrs.runtime.atomic_io.os.replace = named
     train(path)
 
 

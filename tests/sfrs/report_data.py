@@ -5,10 +5,10 @@ from pathlib import Path
 
 from conftest import picture
 
-from sfrs.descriptor import DescriptorNetwork, save_network
-from sfrs.evaluation import evaluate
-from sfrs.places import load_places
-from sfrs.results import write_json, write_predictions
+from sfrs.data.places import load_places
+from sfrs.models.network import DescriptorNetwork, save_network
+from sfrs.retrieval.evaluation import evaluate
+from sfrs.retrieval.results import write_json, write_predictions
 
 QUERIES = ("day", "dusk", "night", "rain")
 """Conditions of the queries, in turn; those of index 4, 5 and 6 show another place than where they stand."""

@@ -14,10 +14,10 @@ import typer
 from conftest import picture
 from PIL import Image
 
-from sfrs.backbones import build_backbone
-from sfrs.clusters import init_vlad_from_images
-from sfrs.descriptor import DescriptorNetwork, save_network
-from sfrs.images import load_image
+from sfrs.data.images import load_image
+from sfrs.models.backbones import build_backbone
+from sfrs.models.clusters import init_vlad_from_images
+from sfrs.models.network import DescriptorNetwork, save_network
 
 BOUNDARY = "7f3a"
 SPOTS = 12
@@ -76,7 +76,7 @@ def form(photo: bytes, name: str = "photo") -> bytes:
 @contextmanager
 def serving(app) -> Iterator[Client]:
     """Serve an application on a free port until the block ends."""
-    from sfrs.serve import server
+    from sfrs.web.serve import server
 
     listener = server.listen("127.0.0.1", 0)
     served = server.server(app)

@@ -4,17 +4,17 @@ import pytest
 import torch
 from tiny_training import SIZE, network_of_seed, tiny_config
 
-from sfrs.autocast import autocast, loss_scale
-from sfrs.backbones import build_backbone
-from sfrs.descriptor import DescriptorNetwork
-from sfrs.frozen_trunk import FrozenTrunk
-from sfrs.generations import train
-from sfrs.mining import Miner, Tuples
-from sfrs.neighbourhood import Neighbourhood
-from sfrs.preparation import build_trunks, training_images
-from sfrs.training import sgd, train_epoch
-from sfrs.trunk_source import describe_trunk
-from sfrs.tuple_losses import Generation, tuple_losses
+from sfrs.data.neighbourhood import Neighbourhood
+from sfrs.features.frozen import FrozenTrunk
+from sfrs.features.source import describe_trunk
+from sfrs.models.autocast import autocast, loss_scale
+from sfrs.models.backbones import build_backbone
+from sfrs.models.network import DescriptorNetwork
+from sfrs.training.epoch import sgd, train_epoch
+from sfrs.training.mining import Miner, Tuples
+from sfrs.training.preparation import build_trunks, training_images
+from sfrs.training.trainer import train
+from sfrs.training.tuple_losses import Generation, tuple_losses
 
 SPOTS = (8, 6)
 

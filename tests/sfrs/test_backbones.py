@@ -3,8 +3,8 @@ import torch
 from torch import nn
 
 import sfrs_ext
-from sfrs.backbones import REGISTRY, VGG16, BackboneError, build_backbone
-from sfrs.descriptor import DescriptorNetwork, load_network, save_network
+from sfrs.models.backbones import REGISTRY, VGG16, BackboneError, build_backbone
+from sfrs.models.network import DescriptorNetwork, load_network, save_network
 
 
 @pytest.fixture(scope="module")

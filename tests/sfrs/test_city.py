@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 import torch
 
-from sfrs.city.renderer import render
-from sfrs.city.scene import build_scene
-from sfrs.city.style import draw_style
-from sfrs.city.textures import paint_front
-from sfrs.city.utm import to_latlon
-from sfrs.city.views import DAY, NIGHT, Drive, Views, Visit, drive, visit
-from sfrs.city.write import city_config, write_city
-from sfrs.errors import UserError
-from sfrs.places import load_places
+from sfrs.data.places import load_places
+from sfrs.runtime.errors import UserError
+from sfrs.synthetic.city.renderer import render
+from sfrs.synthetic.city.scene import build_scene
+from sfrs.synthetic.city.style import draw_style
+from sfrs.synthetic.city.textures import paint_front
+from sfrs.synthetic.city.utm import to_latlon
+from sfrs.synthetic.city.views import DAY, NIGHT, Drive, Views, Visit, drive, visit
+from sfrs.synthetic.city.write import city_config, write_city
 
 SIZE = (64, 80)
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from sfrs.descriptor import describe, load_network, save_network
-from sfrs.whitening import Whitening
+from sfrs.models.network import describe, load_network, save_network
+from sfrs.models.whitening import Whitening
 
 
 @pytest.fixture

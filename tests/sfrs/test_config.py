@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from sfrs.config import PRESETS, ConfigError, TrainConfig, flag_text, parse_flag
+from sfrs.training.config import PRESETS, ConfigError, TrainConfig, flag_text, parse_flag
 
 
 def test_the_paper_preset_has_the_papers_values():

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from sfrs.convolution import Convolution3x3, _Convolution3x3
+from sfrs.models.convolution import Convolution3x3, _Convolution3x3
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sfrs.convolution import Convolution3x3
+from sfrs.models.convolution import Convolution3x3
 
 
 def plain(layer: Convolution3x3, x: Tensor) -> Tensor:

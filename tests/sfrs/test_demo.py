@@ -5,9 +5,9 @@ import json
 import pytest
 from PIL import Image
 
-from sfrs.demo import BASELINE, BEFORE, run_demo
-from sfrs.descriptor import load_network
-from sfrs.errors import UserError
+from sfrs.models.network import load_network
+from sfrs.runtime.errors import UserError
+from sfrs.synthetic.demo import BASELINE, BEFORE, run_demo
 
 
 def _silent(_):

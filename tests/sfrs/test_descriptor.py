@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 import torch
 
-from sfrs.backbones import build_backbone
-from sfrs.descriptor import DescriptorNetwork, describe, load_network, save_network
-from sfrs.images import BadImageError, ImageFiles
-from sfrs.whitening import Whitening
+from sfrs.data.images import BadImageError, ImageFiles
+from sfrs.models.backbones import build_backbone
+from sfrs.models.network import DescriptorNetwork, describe, load_network, save_network
+from sfrs.models.whitening import Whitening
 
 
 def test_descriptors_are_unit_vectors_of_k_times_d(tiny_network):

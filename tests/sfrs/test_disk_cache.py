@@ -14,12 +14,12 @@ import pytest
 import torch
 from tiny_training import SIZE, network_of_seed
 
-from sfrs.disk_cache import DiskCache
-from sfrs.errors import UserError
-from sfrs.frozen_trunk import FrozenTrunk
-from sfrs.jitter import ColorJitter
-from sfrs.trunk_cache import TrunkCache
-from sfrs.whole_files import lock_taken
+from sfrs.data.jitter import ColorJitter
+from sfrs.features.cache import TrunkCache
+from sfrs.features.disk import DiskCache
+from sfrs.features.frozen import FrozenTrunk
+from sfrs.runtime.atomic_io import lock_taken
+from sfrs.runtime.errors import UserError
 
 PAPER = (0.7, 0.7, 0.7, 0.5)
 
@@ -155,9 +155,9 @@ import os, signal, sys
 sys.path.insert(0, sys.argv[1])
 from pathlib import Path
 from tiny_training import SIZE, network_of_seed
-from sfrs.backbones import REGISTRY
-from sfrs.jitter import ColorJitter
-from sfrs.trunk_cache import TrunkCache
+from sfrs.models.backbones import REGISTRY
+from sfrs.data.jitter import ColorJitter
+from sfrs.features.cache import TrunkCache
 
 REGISTRY["tiny"] = "tiny_backbone:TinyBackbone"
 files = [Path(line) for line in sys.stdin.read().splitlines()]

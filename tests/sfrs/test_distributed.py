@@ -13,10 +13,10 @@ from safetensors.torch import load_file
 from tiny_town import OPTIONS, write_town
 from typer.testing import CliRunner
 
-from sfrs.backbones import REGISTRY
 from sfrs.cli import app
-from sfrs.distributed import Processes, processes, running_together
-from sfrs.errors import UserError
+from sfrs.models.backbones import REGISTRY
+from sfrs.runtime.distributed import Processes, processes, running_together
+from sfrs.runtime.errors import UserError
 
 HERE = Path(__file__).parent
 RUNS = {
@@ -80,7 +80,7 @@ def runs(data, tmp_path_factory):
 
 def stop_in_last_epoch(patch) -> None:
     """As Ctrl-C does, after the second step."""
-    from sfrs.training_display import TrainingDisplay
+    from sfrs.training.display import TrainingDisplay
 
     original = TrainingDisplay.step
 

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from sfrs import efficientnet_lite
-from sfrs.backbones import Backbone, PretrainedWeightsError, build_backbone
-from sfrs.efficientnet_lite import SCALES
+from sfrs.models import efficientnet_lite
+from sfrs.models.backbones import Backbone, PretrainedWeightsError, build_backbone
+from sfrs.models.efficientnet_lite import SCALES
 
 PARAMETERS = {"0": (692_688, 442_800), "1": (977_872, 611_584), "2": (1_149_128, 701_280)}
 """Of trunk and head, of the head."""

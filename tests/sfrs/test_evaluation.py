@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
 
-from sfrs.errors import UserError
-from sfrs.evaluation import evaluate, score, without_bad_images
-from sfrs.places import ImageSet, Places, load_places
-from sfrs.whitening import Whitening
+from sfrs.data.places import ImageSet, Places, load_places
+from sfrs.models.whitening import Whitening
+from sfrs.retrieval.evaluation import evaluate, score, without_bad_images
+from sfrs.runtime.errors import UserError
 
 
 def line(eastings: list[float], ids: list[int] | None = None) -> ImageSet:
@@ -24,7 +24,7 @@ def test_pictures_of_one_scene_find_each_other(tiny_network, place_folder):
 
 
 def test_whitened_evaluation_finds_them_too(tiny_network, place_folder):
-    from sfrs.descriptor import describe
+    from sfrs.models.network import describe
 
     places = load_places(place_folder)
     whitening = Whitening.fit(describe(tiny_network, places.database.files), 8)

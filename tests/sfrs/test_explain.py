@@ -6,8 +6,9 @@ import torch
 from conftest import picture
 from PIL import Image
 
-from sfrs.descriptor import describe
-from sfrs.explain import (
+from sfrs.data.images import BadImageError
+from sfrs.models.network import describe
+from sfrs.retrieval.explain import (
     REGION_BOXES,
     REGION_NAMES,
     assignment_map,
@@ -19,7 +20,6 @@ from sfrs.explain import (
     open_photograph,
     region_boxes,
 )
-from sfrs.images import BadImageError
 from sfrs_ext import REGIONS
 
 SIZE = (48, 64)

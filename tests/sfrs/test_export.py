@@ -14,15 +14,15 @@ import torch
 
 import sfrs
 import sfrs_ext
-from sfrs.backbones import REGISTRY, build_backbone
-from sfrs.describer import Describer
-from sfrs.descriptor import METADATA_KEY, DescriptorNetwork, describe, load_network, save_network
-from sfrs.errors import UserError
-from sfrs.export import FORMATS, ExportError, ImageShape, choose_format, export
-from sfrs.export.compare import compare
-from sfrs.export.shapes import made_up_images
-from sfrs.images import load_image
-from sfrs.whitening import Whitening
+from sfrs.data.images import load_image
+from sfrs.models.backbones import REGISTRY, build_backbone
+from sfrs.models.describer import Describer
+from sfrs.models.export import FORMATS, ExportError, ImageShape, choose_format, export
+from sfrs.models.export.compare import compare
+from sfrs.models.export.shapes import made_up_images
+from sfrs.models.network import METADATA_KEY, DescriptorNetwork, describe, load_network, save_network
+from sfrs.models.whitening import Whitening
+from sfrs.runtime.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 FIXED, DYNAMIC = ImageShape(48, 64, 8), ImageShape(48, 64, 8, dynamic=True)
@@ -224,13 +224,15 @@ def test_a_describer_is_where_its_network_is(tiny_network):
 
 def test_weights_too_large_for_onnx_are_refused_before_the_work(describer, tmp_path, monkeypatch):
     require_onnx()
-    monkeypatch.setattr("sfrs.export.onnx_graph.LARGEST_FILE", 100)
+    monkeypatch.setattr("sfrs.models.export.onnx_graph.LARGEST_FILE", 100)
     with pytest.raises(UserError, match="an ONNX file holds 2 GiB at most"):
         export(describer, tmp_path / "net.onnx", "onnx", FIXED)
 
 
 def test_packages_that_are_not_installed_are_named(describer, tmp_path, monkeypatch):
-    monkeypatch.setattr("sfrs.export.onnx_graph.find_spec", lambda name: None if "script" in name else name)
+    monkeypatch.setattr(
+        "sfrs.models.export.onnx_graph.find_spec", lambda name: None if "script" in name else name
+    )
     with pytest.raises(UserError, match=r"needs onnxscript, not installed here: pip install onnxscript"):
         export(describer, tmp_path / "net.onnx", "onnx", FIXED)
 

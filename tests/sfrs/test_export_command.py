@@ -4,11 +4,11 @@ import pytest
 import torch
 
 import sfrs
-from sfrs.backbones import build_backbone
-from sfrs.descriptor import DescriptorNetwork, save_network
-from sfrs.export import FORMATS
-from sfrs.images import load_image
-from sfrs.whitening import Whitening
+from sfrs.data.images import load_image
+from sfrs.models.backbones import build_backbone
+from sfrs.models.export import FORMATS
+from sfrs.models.network import DescriptorNetwork, save_network
+from sfrs.models.whitening import Whitening
 
 
 @pytest.fixture

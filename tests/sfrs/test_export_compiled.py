@@ -7,11 +7,11 @@ import sys
 import pytest
 import torch
 
-from sfrs.describer import Describer
-from sfrs.export import ImageShape, export
-from sfrs.export.programs import cxx, open_package
-from sfrs.export.shapes import made_up_images
-from sfrs.whitening import Whitening
+from sfrs.models.describer import Describer
+from sfrs.models.export import ImageShape, export
+from sfrs.models.export.programs import cxx, open_package
+from sfrs.models.export.shapes import made_up_images
+from sfrs.models.whitening import Whitening
 
 PROGRAM = """
 import sys, torch, sfrs_ext

@@ -14,15 +14,15 @@ import torch
 from safetensors.torch import load_file
 from tiny_training import network_of_seed, tiny_config
 
-from sfrs.checkpoint import load_checkpoint
-from sfrs.descriptor import save_network
-from sfrs.errors import UserError
-from sfrs.generations import train
-from sfrs.images import BadImageError
-from sfrs.places import Places
-from sfrs.progress import Silent
-from sfrs.run_directory import RunDirectory
-from sfrs.whole_files import WriteError, replaced
+from sfrs.data.images import BadImageError
+from sfrs.data.places import Places
+from sfrs.models.network import save_network
+from sfrs.runtime.atomic_io import WriteError, replaced
+from sfrs.runtime.errors import UserError
+from sfrs.training.checkpoint import load_checkpoint
+from sfrs.training.progress import Silent
+from sfrs.training.run_folder import RunDirectory
+from sfrs.training.trainer import train
 
 SPOTS = (12, 8)
 
@@ -181,7 +181,7 @@ def test_an_edited_data_set_is_refused_in_words(places, finished, how, told):
 
 @pytest.fixture(scope="module")
 def finished(places, tmp_path_factory):
-    from sfrs.backbones import REGISTRY
+    from sfrs.models.backbones import REGISTRY
 
     path = tmp_path_factory.mktemp("finished") / "run"
     with pytest.MonkeyPatch.context() as patch:

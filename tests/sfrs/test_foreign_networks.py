@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from scipy.io import savemat
 from torch import Tensor
 
-from sfrs.config import TrainConfig
-from sfrs.descriptor import load_network, save_network
-from sfrs.preparation import build_network
-from sfrs.pretrained import WeightsError, vgg16_layers
-from sfrs.whitening import Whitening
+from sfrs.models.foreign import WeightsError, vgg16_layers
+from sfrs.models.network import load_network, save_network
+from sfrs.models.whitening import Whitening
+from sfrs.training.config import TrainConfig
+from sfrs.training.preparation import build_network
 
 K, D, DIM = 3, 512, 5
 CAFFE, IMAGENET = (1 / 255,) * 3, (0.229, 0.224, 0.225)

@@ -8,15 +8,15 @@ import pytest
 import torch
 from tiny_training import SIZE, network_of_seed, tiny_config
 
-from sfrs.errors import UserError
-from sfrs.fresh_trunk import FreshTrunk
-from sfrs.generations import train
-from sfrs.jitter import ColorJitter
-from sfrs.preparation import build_network, build_trunks
-from sfrs.progress import Silent
-from sfrs.training import train_epoch
-from sfrs.trunk_cache import TrunkCache
-from sfrs.trunk_source import describe_trunk
+from sfrs.data.jitter import ColorJitter
+from sfrs.features.cache import TrunkCache
+from sfrs.features.on_the_fly import FreshTrunk
+from sfrs.features.source import describe_trunk
+from sfrs.runtime.errors import UserError
+from sfrs.training.epoch import train_epoch
+from sfrs.training.preparation import build_network, build_trunks
+from sfrs.training.progress import Silent
+from sfrs.training.trainer import train
 
 SPOTS = (16, 8)
 
@@ -56,7 +56,7 @@ def test_a_generations_student_starts_from_the_initial_weights_and_its_teacher_i
             seen[generation.number] = [{k: v.clone() for k, v in state.items()} for state in states]
         return train_epoch(generation, epoch, *args, **kwargs)
 
-    monkeypatch.setattr("sfrs.generations.train_epoch", spy)
+    monkeypatch.setattr("sfrs.training.trainer.train_epoch", spy)
     result = train(
         tiny_config(generations=3, epochs=(2, 1)), *places, tmp_path / "run", network=network_of_seed()
     )
@@ -182,7 +182,7 @@ def test_a_trunk_cache_that_would_overflow_names_the_image(places):
 
 
 def test_descriptors_from_the_cache_are_those_of_the_images(places):
-    from sfrs.descriptor import describe
+    from sfrs.models.network import describe
 
     network, files = network_of_seed(), places[0].database.files
     cache = TrunkCache.build(network, files, SIZE, dtype=torch.float32)
@@ -210,7 +210,7 @@ def test_a_network_that_is_not_the_configurations_is_refused(places, tmp_path):
 
 
 def test_build_network_refuses_weights_of_another_backbone(tmp_path):
-    from sfrs.descriptor import save_network
+    from sfrs.models.network import save_network
 
     save_network(tmp_path / "w.safetensors", network_of_seed())
     weights = str(tmp_path / "w.safetensors")

@@ -5,11 +5,11 @@ import pytest
 from PIL import ExifTags, Image
 from PIL.TiffImagePlugin import IFDRational
 
-from sfrs.city.utm import to_latlon
-from sfrs.errors import UserError
-from sfrs.exif import gps
-from sfrs.geodesy import parse_zone, to_degrees, to_metres, zone_at, zone_of_band
-from sfrs.images import BadImageError
+from sfrs.data.coordinates import parse_zone, to_degrees, to_metres, zone_at, zone_of_band
+from sfrs.data.exif import gps
+from sfrs.data.images import BadImageError
+from sfrs.runtime.errors import UserError
+from sfrs.synthetic.city.utm import to_latlon
 
 # A published example: easting, northing, zone, latitude, longitude.
 CN_TOWER = (630084.0, 4833438.0, "17N", 43.642567, -79.387139)

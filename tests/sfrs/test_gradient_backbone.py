@@ -5,12 +5,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from sfrs.backbones import build_backbone
-from sfrs.city.write import pretext_config, write_city
-from sfrs.descriptor import DescriptorNetwork, load_network, save_network
-from sfrs.gradient_backbone import BINS, CELL, TRUNK_CHANNELS
-from sfrs.places import load_places
-from sfrs.pretext import pretrain, view_pairs
+from sfrs.data.places import load_places
+from sfrs.models.backbones import build_backbone
+from sfrs.models.gradient import BINS, CELL, TRUNK_CHANNELS
+from sfrs.models.network import DescriptorNetwork, load_network, save_network
+from sfrs.synthetic.city.write import pretext_config, write_city
+from sfrs.synthetic.pretext import pretrain, view_pairs
 
 ORIENTATIONS = 2 * BINS
 

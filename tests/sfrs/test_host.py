@@ -5,7 +5,7 @@ import os
 import torch
 
 import sfrs_ext
-from sfrs.host import host_facts, resident_bytes
+from sfrs.runtime.host import host_facts, resident_bytes
 
 
 def test_facts_are_json_and_name_versions_and_threads():

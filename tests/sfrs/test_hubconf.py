@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from sfrs.backbones import build_backbone
-from sfrs.describer import Describer
-from sfrs.descriptor import DescriptorNetwork, save_network
-from sfrs.whitening import Whitening
+from sfrs.models.backbones import build_backbone
+from sfrs.models.describer import Describer
+from sfrs.models.network import DescriptorNetwork, save_network
+from sfrs.models.whitening import Whitening
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -3,7 +3,7 @@ import pytest
 import torch
 from PIL import Image
 
-from sfrs.images import BadImageError, ImageFiles, batches, check_images, load_image
+from sfrs.data.images import BadImageError, ImageFiles, batches, check_images, load_image
 
 
 def cut_off(path) -> None:

@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from sfrs.descriptor import describe
-from sfrs.errors import UserError
-from sfrs.images import BadImageError
-from sfrs.index import Builder, Index, Model, read_photos
-from sfrs.index.store import LOCK, TABLE, Store
-from sfrs.kept_quarters import describe_with_quarters
-from sfrs.search import search
-from sfrs.whitening import Whitening
+from sfrs.data.images import BadImageError
+from sfrs.models.network import describe
+from sfrs.models.whitening import Whitening
+from sfrs.retrieval.index import Builder, Index, Model, read_photos
+from sfrs.retrieval.index.store import LOCK, TABLE, Store
+from sfrs.retrieval.quarters import describe_with_quarters
+from sfrs.retrieval.search import search
+from sfrs.runtime.errors import UserError
 
 SIZE = (48, 64)
 

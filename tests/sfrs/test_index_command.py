@@ -6,7 +6,7 @@ import json
 import pytest
 from conftest import picture
 
-from sfrs.descriptor import save_network
+from sfrs.models.network import save_network
 
 
 @pytest.fixture

@@ -6,16 +6,16 @@ import numpy as np
 import pytest
 import torch
 
-from sfrs.errors import UserError
-from sfrs.index import Index, Model
-from sfrs.index import quantised as quantised_module
-from sfrs.index.build import KINDS, Builder
-from sfrs.index.derive import derive
-from sfrs.index.quantised import Compressed
-from sfrs.index.rows import RowFile
-from sfrs.index.scan import scan
-from sfrs.index.settings import new_settings
-from sfrs.index.store import Store
+from sfrs.retrieval.index import Index, Model
+from sfrs.retrieval.index import quantised as quantised_module
+from sfrs.retrieval.index.build import KINDS, Builder
+from sfrs.retrieval.index.derive import derive
+from sfrs.retrieval.index.quantised import Compressed
+from sfrs.retrieval.index.rows import RowFile
+from sfrs.retrieval.index.scan import scan
+from sfrs.retrieval.index.settings import new_settings
+from sfrs.retrieval.index.store import Store
+from sfrs.runtime.errors import UserError
 
 COMPRESSED = tuple(quantised_module.KINDS)
 VIEWS = 4
@@ -185,8 +185,8 @@ def test_lengths_that_no_part_divides_are_padded():
 
 
 def test_float16_rows_are_scanned_as_float32_ones(monkeypatch):
-    monkeypatch.setattr("sfrs.index.scan.BLOCK_ROWS", 64)
-    monkeypatch.setattr("sfrs.index.scan.CONVERTED_ROWS", 30)
+    monkeypatch.setattr("sfrs.retrieval.index.scan.BLOCK_ROWS", 64)
+    monkeypatch.setattr("sfrs.retrieval.index.scan.CONVERTED_ROWS", 30)
     rows = unit_rows(250).astype(np.float16)
     live = np.arange(250) % 7 > 0
     scores, where = scan(rows, live, unit_rows(9, seed=1), 12)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from sfrs.jitter import ColorJitter, hashed, luminance, shift_hue
+from sfrs.data.jitter import ColorJitter, hashed, luminance, shift_hue
 
 PAPER = (0.7, 0.7, 0.7, 0.5)
 

@@ -11,23 +11,23 @@ import torch
 from conftest import picture
 from PIL import ExifTags, Image
 
-from sfrs import index as index_module
-from sfrs import locate as locating
 from sfrs.cli import app
-from sfrs.descriptor import describe, save_network
-from sfrs.errors import UserError
-from sfrs.geodesy import to_degrees
-from sfrs.images import BadImageError, image_tensor, load_image
-from sfrs.locate import as_geojson, as_json, locate, summary
-from sfrs.location import CONSIDERED
-from sfrs.location import estimate as estimate_location
-from sfrs.search import search
+from sfrs.data.coordinates import to_degrees
+from sfrs.data.images import BadImageError, image_tensor, load_image
+from sfrs.models.network import describe, save_network
+from sfrs.retrieval import index as index_module
+from sfrs.retrieval import locate as locating
+from sfrs.retrieval.locate import as_geojson, as_json, locate, summary
+from sfrs.retrieval.location import CONSIDERED
+from sfrs.retrieval.location import estimate as estimate_location
+from sfrs.retrieval.search import search
+from sfrs.runtime.errors import UserError
 
 SIZE = (48, 64)
 
 
 class InMemory:
-    """What :class:`sfrs.index.Index` offers to locate, over a list of files."""
+    """What :class:`sfrs.retrieval.index.Index` offers to locate, over a list of files."""
 
     def __init__(self, network, files, positions, zone="33N", has_regions=True):
         self.network, self.files, self.zone, self.has_regions = network, files, zone, has_regions

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from sfrs.location import CONSIDERED, TEMPERATURE, estimate
+from sfrs.retrieval.location import CONSIDERED, TEMPERATURE, estimate
 
 SQUARE = np.array([[0.0, 0.0], [10.0, 0.0], [0.0, 10.0], [1000.0, 0.0]])
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import sfrs_ext
-from sfrs.losses import hard_loss, region_negatives, sare_ind, sare_joint, soft_loss, triplet
+from sfrs.training.losses import hard_loss, region_negatives, sare_ind, sare_joint, soft_loss, triplet
 
 REGIONS = ((0, 1, 2, 3), (0, 1), (2, 3), (0, 2), (1, 3), (0,), (1,), (2,), (3,))
 T, K, D, N, P = 3, 4, 5, 4, 3

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from sfrs.config import TrainConfig
-from sfrs.errors import UserError
-from sfrs.mining import Miner, hardest_negatives, pool_ranks
-from sfrs.neighbourhood import Neighbourhood
-from sfrs.places import Ragged
+from sfrs.data.neighbourhood import Neighbourhood
+from sfrs.data.places import Ragged
+from sfrs.runtime.errors import UserError
+from sfrs.training.config import TrainConfig
+from sfrs.training.mining import Miner, hardest_negatives, pool_ranks
 
 QUERIES, DATABASE, DIM = 12, 90, 16
 

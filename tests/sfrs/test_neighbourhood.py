@@ -3,8 +3,8 @@
 import numpy as np
 from tiny_training import tiny_config, tiny_places
 
-from sfrs.neighbourhood import Neighbourhood, right_images, without_same_place
-from sfrs.places import ImageSet, Places, Ragged
+from sfrs.data.neighbourhood import Neighbourhood, right_images, without_same_place
+from sfrs.data.places import ImageSet, Places, Ragged
 
 
 def test_images_of_the_querys_own_panorama_are_no_positives():

@@ -4,8 +4,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sfrs.places import CoordinatesWarning, ImageSet, PlacesError, Ragged, load_places, within
-from sfrs.places.cities import eastward_shifts
+from sfrs.data.places import CoordinatesWarning, ImageSet, PlacesError, Ragged, load_places, within
+from sfrs.data.places.cities import eastward_shifts
 
 
 def touch(root: Path, *names: str) -> None:

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sfrs.images import BadImageError
-from sfrs.plots import RIGHT, WRONG, SheetRow, contact_sheet, recall_curves
+from sfrs.data.images import BadImageError
+from sfrs.retrieval.plots import RIGHT, WRONG, SheetRow, contact_sheet, recall_curves
 
 
 def count(path, colour: str) -> int:

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from sfrs.descriptor import load_network, save_network
-from sfrs.pretrained import WeightsError, read_state
+from sfrs.models.foreign import WeightsError, read_state
+from sfrs.models.network import load_network, save_network
 
 # torchvision's vgg16().features: the indices of its convolutions and their widths.
 CONVOLUTIONS = {

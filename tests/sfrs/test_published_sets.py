@@ -19,12 +19,12 @@ from published_sets import (
 from scipy.io import loadmat, savemat
 from tiny_training import tiny_config
 
-from sfrs.descriptor import save_network
-from sfrs.errors import UserError
-from sfrs.evaluation import evaluate
-from sfrs.geodesy import to_metres
-from sfrs.neighbourhood import Neighbourhood, right_images
-from sfrs.places import PlacesError, format_of, is_data_set, load_places
+from sfrs.data.coordinates import to_metres
+from sfrs.data.neighbourhood import Neighbourhood, right_images
+from sfrs.data.places import PlacesError, format_of, is_data_set, load_places
+from sfrs.models.network import save_network
+from sfrs.retrieval.evaluation import evaluate
+from sfrs.runtime.errors import UserError
 
 
 def test_the_structure_is_nested_as_in_the_published_files(tmp_path):

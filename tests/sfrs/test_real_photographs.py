@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from sfrs.backbones import build_backbone
-from sfrs.clusters import init_vlad_from_images
-from sfrs.descriptor import DescriptorNetwork
-from sfrs.evaluation import evaluate
-from sfrs.images import check_images
-from sfrs.places import load_places, within
+from sfrs.data.images import check_images
+from sfrs.data.places import load_places, within
+from sfrs.models.backbones import build_backbone
+from sfrs.models.clusters import init_vlad_from_images
+from sfrs.models.network import DescriptorNetwork
+from sfrs.retrieval.evaluation import evaluate
 
 
 @pytest.mark.parametrize(

@@ -3,8 +3,8 @@ import math
 import numpy as np
 import pytest
 
-from sfrs.places import Ragged
-from sfrs.recall import correct, recall_at, spatial_nms, without_same_time
+from sfrs.data.places import Ragged
+from sfrs.retrieval.recall import correct, recall_at, spatial_nms, without_same_time
 
 POSITIVES = Ragged.from_lists([[4], [0, 2], [], [7]])
 PREDICTIONS = np.array([[4, 1, 2], [1, 2, 0], [0, 1, 2], [1, 2, 3]])

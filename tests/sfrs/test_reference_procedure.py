@@ -16,11 +16,11 @@ from torch import nn
 
 from benchmarks.training import list_mining, reference
 from benchmarks.training.mining_problem import MiningProblem
-from sfrs.backbones import VGG16_HEAD, Backbone, _layers
-from sfrs.config import TrainConfig
-from sfrs.descriptor import DescriptorNetwork
-from sfrs.mining import Miner, Tuples
-from sfrs.tuple_losses import Generation, TrainingImages, tuple_losses
+from sfrs.models.backbones import VGG16_HEAD, Backbone, _layers
+from sfrs.models.network import DescriptorNetwork
+from sfrs.training.config import TrainConfig
+from sfrs.training.mining import Miner, Tuples
+from sfrs.training.tuple_losses import Generation, TrainingImages, tuple_losses
 
 QUERIES, DATABASE, NEGATIVES = 4, 12, 3
 SHARPNESS = 0.1
@@ -267,7 +267,7 @@ def test_mined_tuples_are_those_of_lists_of_the_whole_gallery_given_the_same_poo
 
 def drawn_pools(miner, state, queries, database):
     """A random pool of each query whose hardest have the ranks the miner drew: the rest may be any."""
-    from sfrs.mining import pool_ranks
+    from sfrs.training.mining import pool_ranks
 
     config, excluded = miner.config, miner.excluded
     generator = torch.Generator()

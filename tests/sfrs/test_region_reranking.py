@@ -8,15 +8,15 @@ import pytest
 import torch
 from conftest import picture
 
-from sfrs import kept_quarters
-from sfrs.descriptor import describe, save_network
-from sfrs.errors import UserError
-from sfrs.evaluation import evaluate
-from sfrs.kept_quarters import KeptQuarters, RememberedQuarters, compact, describe_with_quarters
-from sfrs.places import load_places
-from sfrs.region_matching import region_matches
-from sfrs.region_reranking import SCORES, evaluate_reranked, rerank, rerank_all
-from sfrs.whitening import Whitening
+from sfrs.data.places import load_places
+from sfrs.models.network import describe, save_network
+from sfrs.models.whitening import Whitening
+from sfrs.retrieval import quarters as kept_quarters
+from sfrs.retrieval.evaluation import evaluate
+from sfrs.retrieval.quarters import KeptQuarters, RememberedQuarters, compact, describe_with_quarters
+from sfrs.retrieval.region_matching import region_matches
+from sfrs.retrieval.region_rerank import SCORES, evaluate_reranked, rerank, rerank_all
+from sfrs.runtime.errors import UserError
 
 
 @pytest.fixture

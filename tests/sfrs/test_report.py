@@ -11,12 +11,12 @@ from conftest import picture
 from report_data import QUERIES, evaluated, photographs
 
 from sfrs.cli import app
-from sfrs.descriptor import save_network
-from sfrs.errors import UserError
-from sfrs.evaluation import score
-from sfrs.places import ImageSet, Places, load_places
-from sfrs.report import Overrides, cases, charts, figures, page, subject, views
-from sfrs.report.recorded import read_evaluation, read_predictions
+from sfrs.data.places import ImageSet, Places, load_places
+from sfrs.models.network import save_network
+from sfrs.retrieval.evaluation import score
+from sfrs.runtime.errors import UserError
+from sfrs.web.report import Overrides, cases, charts, figures, page, subject, views
+from sfrs.web.report.recorded import read_evaluation, read_predictions
 
 
 @pytest.fixture
@@ -192,7 +192,7 @@ def test_weights_that_are_gone_leave_a_page_without_explanations(run, evaluation
 
 def training_run(folder, data, network) -> None:
     """The files of ``sfrs train`` that a report reads."""
-    from sfrs.config import TrainConfig
+    from sfrs.training.config import TrainConfig
 
     (folder / "generation_1").mkdir(parents=True)
     config = TrainConfig.preset("demo", data=str(data)).to_dict()

@@ -4,9 +4,9 @@ import pytest
 import torch
 from report_data import evaluated
 
-from sfrs.backbones import REGISTRY, build_backbone
-from sfrs.descriptor import DescriptorNetwork
-from sfrs.report import Overrides, Running, read_subject, write_report
+from sfrs.models.backbones import REGISTRY, build_backbone
+from sfrs.models.network import DescriptorNetwork
+from sfrs.web.report import Overrides, Running, read_subject, write_report
 
 
 @pytest.fixture(scope="module")

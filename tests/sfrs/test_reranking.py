@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from sfrs.reranking import nearest_neighbours, promoted, reranked_distances
+from sfrs.training.k_reciprocal import nearest_neighbours, promoted, reranked_distances
 
 
 def oracle(features, query, candidates, k1, lambda_value):

@@ -7,16 +7,16 @@ import torch
 from safetensors.torch import load_file
 from tiny_training import network_of_seed, tiny_config, tiny_places
 
-from sfrs.checkpoint import (
+from sfrs.runtime.errors import UserError
+from sfrs.training.checkpoint import (
     CheckpointError,
     load_checkpoint,
     load_momentum,
     momentum_state,
     save_checkpoint,
 )
-from sfrs.errors import UserError
-from sfrs.generations import train
-from sfrs.progress import Silent
+from sfrs.training.progress import Silent
+from sfrs.training.trainer import train
 
 SPOTS = (12, 8)
 
@@ -85,7 +85,7 @@ def test_resuming_a_finished_run_returns_its_result_without_work(places, tmp_pat
     config = tiny_config(generations=1, epochs=(1,))
     finished = train(config, *places, tmp_path / "run", network=network_of_seed())
     metrics = (tmp_path / "run/metrics.jsonl").read_text()
-    monkeypatch.setattr("sfrs.generations.build_trunks", None)
+    monkeypatch.setattr("sfrs.training.trainer.build_trunks", None)
     assert train(config, *places, tmp_path / "run", resume=True) == finished
     assert (tmp_path / "run/metrics.jsonl").read_text() == metrics
 
@@ -150,7 +150,7 @@ def test_the_previous_checkpoint_survives_a_failure_while_writing(tmp_path, monk
         file.write_bytes(b"half")
         raise OSError("disk full")
 
-    monkeypatch.setattr("sfrs.tensor_files.save_file", torn)
+    monkeypatch.setattr("sfrs.runtime.tensor_files.save_file", torn)
     with pytest.raises(OSError, match="disk full"):
         save_checkpoint(path, {"x": torch.zeros(2)}, {"epoch": 2})
     tensors, facts = load_checkpoint(path)

@@ -3,7 +3,7 @@
 import pytest
 from tiny_training import tiny_config
 
-from sfrs.run_estimate import RunEstimate
+from sfrs.training.run_estimate import RunEstimate
 
 CACHE, REFRESH, TUPLE, VALIDATION = 100.0, {1: 5.0, 2: 9.0}, {1: 0.5, 2: 2.0}, 30.0
 QUERIES, EVERY = 20, 8

@@ -8,11 +8,11 @@ from PIL import Image
 from tiny_training import network_of_seed, tiny_config, tiny_places
 
 from sfrs.commands.runs import BLOCKS, sparkline
-from sfrs.errors import UserError
-from sfrs.generations import train
-from sfrs.plots import RunCurves, training_curves
-from sfrs.run_directory import RunDirectory
-from sfrs.runs import FINISHED, INTERRUPTED, RUNNING, Run, differences, find_runs, labels
+from sfrs.retrieval.plots import RunCurves, training_curves
+from sfrs.runtime.errors import UserError
+from sfrs.training.run_folder import RunDirectory
+from sfrs.training.runs import FINISHED, INTERRUPTED, RUNNING, Run, differences, find_runs, labels
+from sfrs.training.trainer import train
 
 RECALLS = {"1": 0.5, "5": 0.75, "10": 0.875, "20": 1.0}
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from sfrs.search import search
+from sfrs.retrieval.search import search
 
 
 def unit(n: int, d: int, seed: int) -> np.ndarray:

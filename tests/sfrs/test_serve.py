@@ -10,12 +10,12 @@ from PIL import ExifTags, Image
 from served import SPOTS, build_index, encoded, photo, serving
 
 pytest.importorskip("fastapi", reason='needs the extra "serve"')
-from sfrs.index import Index
-from sfrs.locate import as_json, locate
-from sfrs.serve.app import create_app
-from sfrs.serve.overview import overview
-from sfrs.serve.page import page
-from sfrs.serve.uploads import Limits
+from sfrs.retrieval.index import Index
+from sfrs.retrieval.locate import as_json, locate
+from sfrs.web.serve.app import create_app
+from sfrs.web.serve.overview import overview
+from sfrs.web.serve.page import page
+from sfrs.web.serve.uploads import Limits
 
 LIMITS = Limits(megabytes=1, megapixels=4)
 PATHS = ("../../../etc/passwd", "..%2f..%2fetc%2fpasswd", "0/../1", "%00")

@@ -13,8 +13,8 @@ from served import SPOTS, Client, build_index, photo
 
 pytest.importorskip("fastapi", reason='needs the extra "serve"')
 from sfrs.commands import serve as command
-from sfrs.errors import UserError
-from sfrs.serve import server
+from sfrs.runtime.errors import UserError
+from sfrs.web.serve import server
 
 CROWD, MEGABYTES = 64, 3
 

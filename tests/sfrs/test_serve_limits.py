@@ -13,13 +13,13 @@ from PIL import Image
 from served import SPOTS, build_index, encoded, form, photo, serving
 
 pytest.importorskip("fastapi", reason='needs the extra "serve"')
-from sfrs.errors import UserError
-from sfrs.index import Index
-from sfrs.serve import app as application
-from sfrs.serve import server
-from sfrs.serve.app import create_app
-from sfrs.serve.refusal import Refusal
-from sfrs.serve.uploads import NETWORK_MEGAPIXELS, Limits, decode_photo
+from sfrs.retrieval.index import Index
+from sfrs.runtime.errors import UserError
+from sfrs.web.serve import app as application
+from sfrs.web.serve import server
+from sfrs.web.serve.app import create_app
+from sfrs.web.serve.refusal import Refusal
+from sfrs.web.serve.uploads import NETWORK_MEGAPIXELS, Limits, decode_photo
 
 LIMITS = Limits(megabytes=1, megapixels=4)
 

@@ -7,10 +7,10 @@ from PIL import ExifTags, Image
 from served import SPOTS, build_index, photo, serving
 
 pytest.importorskip("fastapi", reason='needs the extra "serve"')
-from sfrs.index import Index
-from sfrs.serve.app import create_app
-from sfrs.serve.page import page as served_page
-from sfrs.serve.uploads import Limits
+from sfrs.retrieval.index import Index
+from sfrs.web.serve.app import create_app
+from sfrs.web.serve.page import page as served_page
+from sfrs.web.serve.uploads import Limits
 
 WAIT = 30_000
 SEND = """([where, name, kind, data]) => {

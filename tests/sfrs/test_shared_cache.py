@@ -8,12 +8,12 @@ import pytest
 import torch
 from tiny_training import SIZE, network_of_seed, tiny_config
 
-from sfrs.distributed import Processes
-from sfrs.generations import train
-from sfrs.jitter import ColorJitter
-from sfrs.preparation import build_trunks
-from sfrs.progress import Silent
-from sfrs.trunk_cache import TrunkCache
+from sfrs.data.jitter import ColorJitter
+from sfrs.features.cache import TrunkCache
+from sfrs.runtime.distributed import Processes
+from sfrs.training.preparation import build_trunks
+from sfrs.training.progress import Silent
+from sfrs.training.trainer import train
 
 PAPER = (0.7, 0.7, 0.7, 0.5)
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from sfrs.paired_test import mcnemar
-from sfrs.study import Score, markdown, summarise
+from sfrs.retrieval.mcnemar import mcnemar
+from sfrs.synthetic.study import Score, markdown, summarise
 
 
 def _hits(*right: int, of: int = 20) -> np.ndarray:

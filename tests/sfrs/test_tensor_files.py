@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from sfrs.tensor_files import write_tensors
+from sfrs.runtime.tensor_files import write_tensors
 
 
 @pytest.mark.parametrize("umask", [0o022, 0o077])

@@ -6,10 +6,10 @@ import sys
 import pytest
 from tiny_training import network_of_seed, tiny_config
 
-from sfrs.errors import UserError
-from sfrs.generations import train
-from sfrs.progress import Several, Silent
-from sfrs.run_directory import RunDirectory
+from sfrs.runtime.errors import UserError
+from sfrs.training.progress import Several, Silent
+from sfrs.training.run_folder import RunDirectory
+from sfrs.training.trainer import train
 
 SPOTS = (8, 6)
 
@@ -31,7 +31,7 @@ class StopIn(Silent):
 
 
 def watched_train(places, run, **options):
-    from sfrs.tensorboard import TensorBoard
+    from sfrs.training.tensorboard import TensorBoard
 
     watchers = options.pop("watchers", ())
     config = tiny_config(**options.pop("changes", {"tuples_per_step": 2}))
@@ -100,7 +100,7 @@ def test_without_tensorboard_the_message_says_what_to_install(monkeypatch, tmp_p
     monkeypatch.setitem(sys.modules, "tensorboard", None)
     for name in [name for name in sys.modules if name.startswith("torch.utils.tensorboard")]:
         monkeypatch.delitem(sys.modules, name)
-    from sfrs.tensorboard import TensorBoard
+    from sfrs.training.tensorboard import TensorBoard
 
     with pytest.raises(UserError, match="pip install tensorboard"):
         TensorBoard(RunDirectory(tmp_path))

@@ -4,7 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
-from sfrs.threads import single_threads
+from sfrs.runtime.threads import single_threads
 
 
 def test_each_thread_computes_alone_and_the_others_keep_their_number():

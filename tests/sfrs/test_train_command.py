@@ -9,8 +9,8 @@ from conftest import picture
 from typer.testing import CliRunner
 
 from sfrs.cli import app
-from sfrs.config import TrainConfig
-from sfrs.errors import UserError
+from sfrs.runtime.errors import UserError
+from sfrs.training.config import TrainConfig
 
 FLAGS = (
     "--backbone tiny --clusters 4 --height 48 --width 64 --jitter , --init-images 8 --init-features 100 "
@@ -97,7 +97,7 @@ def test_a_stopped_run_says_how_to_go_on(data, tmp_path, monkeypatch):
     def stopped(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("sfrs.generations.train", stopped)
+    monkeypatch.setattr("sfrs.training.trainer.train", stopped)
     result = run("--data", data, "--out", tmp_path / "run", *FLAGS)
     assert result.exit_code == 130
     assert "sfrs train --resume" in result.output

@@ -7,15 +7,15 @@ import torch
 from tiny_training import SIZE, network_of_seed, tiny_config
 
 import sfrs_ext
-from sfrs.checkpoint import load_momentum, momentum_state
-from sfrs.losses import sare_ind, soft_loss
-from sfrs.mining import Miner, Tuples
-from sfrs.neighbourhood import Neighbourhood
-from sfrs.preparation import init_clusters
-from sfrs.training import learning_rate, sgd, train_epoch
-from sfrs.trunk_cache import TrunkCache
-from sfrs.trunk_source import step_number
-from sfrs.tuple_losses import DivergedError, Generation, TrainingImages, tuple_losses
+from sfrs.data.neighbourhood import Neighbourhood
+from sfrs.features.cache import TrunkCache
+from sfrs.features.source import step_number
+from sfrs.training.checkpoint import load_momentum, momentum_state
+from sfrs.training.epoch import learning_rate, sgd, train_epoch
+from sfrs.training.losses import sare_ind, soft_loss
+from sfrs.training.mining import Miner, Tuples
+from sfrs.training.preparation import init_clusters
+from sfrs.training.tuple_losses import DivergedError, Generation, TrainingImages, tuple_losses
 
 SPOTS = (16, 8)
 
@@ -212,7 +212,7 @@ def test_a_loss_that_is_not_finite_names_its_tuple_and_neither_its_step_nor_one_
     expected = generation(places, config)
     train_epoch(expected, 1, images, config, on_step=lambda report: states.append(learned(expected)))
     if looks != "at every step":
-        monkeypatch.setattr("sfrs.training._Epoch._should_look", lambda self, now: False)
+        monkeypatch.setattr("sfrs.training.epoch._Epoch._should_look", lambda self, now: False)
     broken = Breaking(images.mining, broken_query, from_call=1)
     ours = generation(places, config)
     reports = []

@@ -7,9 +7,9 @@ import pytest
 from rich.console import Console
 from tiny_training import tiny_config
 
-from sfrs.terminal import duration
-from sfrs.training import StepReport
-from sfrs.training_display import TrainingBars, TrainingLines, training_display
+from sfrs.runtime.terminal import duration
+from sfrs.training.display import TrainingBars, TrainingLines, training_display
+from sfrs.training.epoch import StepReport
 
 CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\r")
 

@@ -6,19 +6,19 @@ import pytest
 import torch
 from tiny_training import SIZE, network_of_seed, tiny_config
 
-from sfrs.cache_plan import CachePlan
-from sfrs.cache_spec import CacheSpec
-from sfrs.distributed import Processes
-from sfrs.errors import UserError
-from sfrs.fresh_trunk import Draw, FreshTrunk
-from sfrs.frozen_trunk import FrozenTrunk
-from sfrs.generations import train
-from sfrs.images import BadImageError, load_image
-from sfrs.jitter import ColorJitter, hashed
-from sfrs.preparation import build_trunks, training_images
-from sfrs.progress import Silent
-from sfrs.trunk_cache import TrunkCache
-from sfrs.trunk_source import describe_trunk, step_number
+from sfrs.data.images import BadImageError, load_image
+from sfrs.data.jitter import ColorJitter, hashed
+from sfrs.features.cache import TrunkCache
+from sfrs.features.frozen import FrozenTrunk
+from sfrs.features.on_the_fly import Draw, FreshTrunk
+from sfrs.features.plan import CachePlan
+from sfrs.features.source import describe_trunk, step_number
+from sfrs.features.spec import CacheSpec
+from sfrs.runtime.distributed import Processes
+from sfrs.runtime.errors import UserError
+from sfrs.training.preparation import build_trunks, training_images
+from sfrs.training.progress import Silent
+from sfrs.training.trainer import train
 
 PAPER = (0.7, 0.7, 0.7, 0.5)
 ROW = 6 * 8 * 3  # numbers in a trunk output of the tiny backbone
@@ -72,7 +72,7 @@ def test_loading_ahead_changes_nothing_and_decodes_nothing_twice(files, monkeypa
         read.append(path)
         return load_image(path, size)
 
-    monkeypatch.setattr("sfrs.fresh_trunk.load_image", counting)
+    monkeypatch.setattr("sfrs.features.on_the_fly.load_image", counting)
     jitter = ColorJitter(*PAPER)
     source = FreshTrunk(network_of_seed(), files, SIZE, jitter=jitter, batch_size=4)
     parts = torch.arange(36).split(12)
@@ -184,7 +184,7 @@ def test_places_of_a_cache_that_cannot_be_are_refused(files):
 
 
 def test_more_than_the_memory_is_refused_before_it_is_taken(files, monkeypatch):
-    monkeypatch.setattr("sfrs.cache_building._available_memory", lambda: 1000)
+    monkeypatch.setattr("sfrs.features.building._available_memory", lambda: 1000)
     with pytest.raises(
         UserError, match=r"GB are needed in the memory of cpu.*--cache-gigabytes or --trunk-cache disk"
     ):
@@ -193,7 +193,7 @@ def test_more_than_the_memory_is_refused_before_it_is_taken(files, monkeypatch):
 
 def test_processes_of_a_machine_share_its_memory(files, monkeypatch):
     needed = TrunkCache.build(network_of_seed(), files, SIZE).bytes
-    monkeypatch.setattr("sfrs.cache_building._available_memory", lambda: 2 * needed)
+    monkeypatch.setattr("sfrs.features.building._available_memory", lambda: 2 * needed)
     two, three = (Processes(count=1, local_count=count) for count in (2, 3))
     TrunkCache.build(network_of_seed(), files, SIZE, processes=two)
     with pytest.raises(UserError, match="memory of cpu in each of 3 processes"):
@@ -202,7 +202,7 @@ def test_processes_of_a_machine_share_its_memory(files, monkeypatch):
 
 @pytest.mark.skipif(not os.path.exists("/proc/meminfo"), reason="Linux tells the memory that is left")
 def test_the_memory_that_is_left_is_known():
-    from sfrs.cache_building import _available_memory
+    from sfrs.features.building import _available_memory
 
     assert 10**7 < _available_memory() < 10**14
 

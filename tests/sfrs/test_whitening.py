@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from sfrs.pretrained import WeightsError
-from sfrs.whitening import Whitening
+from sfrs.models.foreign import WeightsError
+from sfrs.models.whitening import Whitening
 
 
 def correlated(n: int, d: int, seed: int = 0) -> np.ndarray:

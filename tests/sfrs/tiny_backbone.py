@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from sfrs.backbones import Backbone
+from sfrs.models.backbones import Backbone
 
 
 class TinyBackbone(Backbone):

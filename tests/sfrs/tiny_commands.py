@@ -11,8 +11,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from sfrs.backbones import REGISTRY
 from sfrs.cli import app
+from sfrs.models.backbones import REGISTRY
 
 REGISTRY["tiny"] = "tiny_backbone:TinyBackbone"
 

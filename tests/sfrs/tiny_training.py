@@ -6,10 +6,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from sfrs.backbones import build_backbone
-from sfrs.config import TrainConfig
-from sfrs.descriptor import DescriptorNetwork
-from sfrs.places import ImageSet, Places
+from sfrs.data.places import ImageSet, Places
+from sfrs.models.backbones import build_backbone
+from sfrs.models.network import DescriptorNetwork
+from sfrs.training.config import TrainConfig
 
 SIZE = (48, 64)
 

@@ -43,8 +43,8 @@ def city(
 
     import torch
 
-    from sfrs.city.write import city_config, write_city
-    from sfrs.terminal import progress_tasks
+    from sfrs.runtime.terminal import progress_tasks
+    from sfrs.synthetic.city.write import city_config, write_city
 
     if threads is not None:
         torch.set_num_threads(threads)

@@ -12,7 +12,7 @@ from sfrs.commands import network as shared
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from sfrs.data_check import SplitCheck
+    from sfrs.data.check import SplitCheck
 
 EXAMPLES = """
 [b]Examples[/b]
@@ -87,9 +87,9 @@ def check(
 
     Leaves with exit code 1 if something was found at which training or evaluation would stop.
     """  # fmt: skip
-    from sfrs.config import TrainConfig
-    from sfrs.data_check import check_data
-    from sfrs.terminal import progress_tasks
+    from sfrs.data.check import check_data
+    from sfrs.runtime.terminal import progress_tasks
+    from sfrs.training.config import TrainConfig
 
     config = TrainConfig(
         positive_radius=positive_radius, negative_radius=negative_radius, tuple_negatives=tuple_negatives

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from sfrs.demo import DemoResult
+    from sfrs.synthetic.demo import DemoResult
 
 EXAMPLES = """
 [b]Examples[/b]
@@ -46,10 +46,10 @@ def demo(
 
     import torch
 
-    from sfrs.demo import run_demo
-    from sfrs.errors import UserError
-    from sfrs.experiment import SCALES
-    from sfrs.terminal import messages, progress_tasks
+    from sfrs.runtime.errors import UserError
+    from sfrs.runtime.terminal import messages, progress_tasks
+    from sfrs.synthetic.demo import run_demo
+    from sfrs.synthetic.experiment import SCALES
 
     if size not in SCALES:
         raise UserError(f"--size is {size!r}, expected one of {', '.join(SCALES)}")

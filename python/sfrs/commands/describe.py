@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from sfrs.commands import network as shared
-from sfrs.errors import UserError
+from sfrs.runtime.errors import UserError
 
 EXAMPLES = """
 [b]Examples[/b]
@@ -66,9 +66,9 @@ def describe(
 
     import numpy as np
 
-    from sfrs import descriptor
-    from sfrs.images import check_images
-    from sfrs.terminal import messages, progress_tasks
+    from sfrs.data.images import check_images
+    from sfrs.models import network as descriptor
+    from sfrs.runtime.terminal import messages, progress_tasks
 
     if network.meta.get("source") == shared.RANDOM_WEIGHTS:
         messages.print("[yellow]Random weights:[/yellow] these descriptors only serve to try the path.")
@@ -111,7 +111,7 @@ def describe(
 
 
 def _files(path: Path) -> list[Path]:
-    from sfrs.places.folder import IMAGE_SUFFIXES, image_files
+    from sfrs.data.places.folder import IMAGE_SUFFIXES, image_files
 
     if path.is_file():
         return [path]

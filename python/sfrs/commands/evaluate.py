@@ -9,16 +9,16 @@ import typer
 
 from sfrs.commands import network as shared
 from sfrs.commands import reranking
-from sfrs.errors import UserError
+from sfrs.runtime.errors import UserError
 
 if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
-    from sfrs.descriptor import DescriptorNetwork
-    from sfrs.evaluation import Evaluation
-    from sfrs.images import Size
-    from sfrs.places import Places
+    from sfrs.data.images import Size
+    from sfrs.data.places import Places
+    from sfrs.models.network import DescriptorNetwork
+    from sfrs.retrieval.evaluation import Evaluation
 
 EXAMPLES = """
 [b]Examples[/b]
@@ -124,9 +124,10 @@ def evaluate(
     device = shared.parse_device(device)
     loaded = shared.open_whitening(whitening, network, device)
 
-    from sfrs import evaluation, region_reranking
-    from sfrs.places import load_places
-    from sfrs.terminal import progress_tasks
+    from sfrs.data.places import load_places
+    from sfrs.retrieval import evaluation
+    from sfrs.retrieval import region_rerank as region_reranking
+    from sfrs.runtime.terminal import progress_tasks
 
     places = load_places(data, split)
     evaluation.check_answerable(places, radius)
@@ -232,7 +233,7 @@ def _by_condition(result: Evaluation, places: Places) -> dict[str, dict[str, flo
 
 
 def _gain(before: Evaluation, after: Evaluation) -> dict:
-    from sfrs.paired_test import mcnemar
+    from sfrs.retrieval.mcnemar import mcnemar
 
     counted = after.answerable
     paired = mcnemar(after.hits(1)[counted], before.hits(1)[counted])
@@ -245,7 +246,7 @@ def _gain(before: Evaluation, after: Evaluation) -> dict:
 
 
 def _write(out: Path, summary: dict, result: Evaluation, places: Places, save_contact_sheet: bool) -> None:
-    from sfrs import plots, results
+    from sfrs.retrieval import plots, results
 
     out.mkdir(parents=True, exist_ok=True)
     results.write_json(out / "results.json", summary)
@@ -270,7 +271,7 @@ def _show(summary: dict, skipped: list[tuple], out: Path | None, as_json: bool) 
     from rich.table import Table
     from rich.text import Text
 
-    from sfrs.terminal import messages
+    from sfrs.runtime.terminal import messages
 
     console = Console()
     for file, why in skipped:

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sfrs.commands import network as shared
-from sfrs.errors import UserError
+from sfrs.runtime.errors import UserError
 
 if TYPE_CHECKING:
-    from sfrs.describer import Describer
-    from sfrs.export import Exported, ImageShape
+    from sfrs.models.describer import Describer
+    from sfrs.models.export import Exported, ImageShape
 
 EXAMPLES = """
 [b]Examples[/b]
@@ -97,9 +97,9 @@ def export(
     """
     if whitening is not None and no_whitening:
         raise UserError("--whitening and --no-whitening exclude each other.")
-    from sfrs import export as exports
-    from sfrs.describer import load_describer
-    from sfrs.terminal import messages, progress_tasks
+    from sfrs.models import export as exports
+    from sfrs.models.describer import load_describer
+    from sfrs.runtime.terminal import messages, progress_tasks
 
     name = exports.choose_format(format, out)
     device = shared.parse_device(device)
@@ -160,7 +160,7 @@ def parse_shape(size: str | None, describer: Describer) -> ImageShape:
     Raises:
         UserError: it is neither HxW nor dynamic, or smaller than two positions of the feature map.
     """
-    from sfrs.export import ImageShape
+    from sfrs.models.export import ImageShape
 
     network = describer.network
     stride = network.backbone.stride
@@ -179,7 +179,7 @@ def parse_shape(size: str | None, describer: Describer) -> ImageShape:
 
 def check_files(paths: list[Path]) -> list[Path]:
     """Images to compare on: the files given, and up to MOST_PHOTOS of each folder, evenly spread."""
-    from sfrs.places.folder import IMAGE_SUFFIXES, image_files
+    from sfrs.data.places.folder import IMAGE_SUFFIXES, image_files
 
     files: list[Path] = []
     for path in paths:

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sfrs.commands import network as shared
-from sfrs.errors import UserError
+from sfrs.runtime.errors import UserError
 
 if TYPE_CHECKING:
-    from sfrs.index import Change, Model
+    from sfrs.retrieval.index import Change, Model
 
 EXAMPLES = """
 [b]Kinds[/b], with a million descriptors of 4,096 numbers on one core (docs/index.md): descriptors and codes
@@ -153,9 +153,9 @@ def index(
         raise UserError("What to do? Give PHOTOS to index, --kind, --remove, --zone, or --info.")
     device = shared.parse_device(device)
 
-    from sfrs.index import Builder, read_photos
-    from sfrs.index.store import Store
-    from sfrs.terminal import progress_tasks
+    from sfrs.retrieval.index import Builder, read_photos
+    from sfrs.retrieval.index.store import Store
+    from sfrs.runtime.terminal import progress_tasks
 
     if photos is None:
         Store.open(out).close()  # raises where there is no index to change, before a network is opened
@@ -211,8 +211,8 @@ def _model(
     seed: int,
 ) -> Model | None:
     """What the options say describes images; None where they leave that to the index there is."""
-    from sfrs.index import Model
-    from sfrs.index.store import TABLE
+    from sfrs.retrieval.index import Model
+    from sfrs.retrieval.index.store import TABLE
 
     sized = image_size is not None or shorter_side is not None or keep_size
     if (out / TABLE).is_file() and weights is None and backbone is None and not random_weights:
@@ -232,8 +232,8 @@ def _show(out: Path, as_json: bool, change: Change | None = None) -> None:
 
     from rich.text import Text
 
-    from sfrs.index.summary import summarise
-    from sfrs.terminal import messages
+    from sfrs.retrieval.index.summary import summarise
+    from sfrs.runtime.terminal import messages
 
     facts = summarise(out)
     if change is not None:

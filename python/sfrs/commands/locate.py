@@ -9,11 +9,11 @@ import typer
 
 from sfrs.commands import network as shared
 from sfrs.commands import reranking
-from sfrs.errors import UserError
+from sfrs.runtime.errors import UserError
 
 if TYPE_CHECKING:
-    from sfrs.index import Index
-    from sfrs.locate import Found
+    from sfrs.retrieval.index import Index
+    from sfrs.retrieval.locate import Found
 
 EXAMPLES = """
 [b]Examples[/b]
@@ -72,10 +72,10 @@ def locate(
     files = _files(path)
     threads = shared.decoding_threads(threads)
 
-    from sfrs import locate as locating
-    from sfrs.index import Index
-    from sfrs.results import write_json
-    from sfrs.terminal import progress_tasks
+    from sfrs.retrieval import locate as locating
+    from sfrs.retrieval.index import Index
+    from sfrs.retrieval.results import write_json
+    from sfrs.runtime.terminal import progress_tasks
 
     opened = Index.open(index, device=shared.parse_device(device))
     if geojson is not None:
@@ -97,7 +97,7 @@ def locate(
 
 
 def _files(path: Path) -> list[Path]:
-    from sfrs.places.folder import IMAGE_SUFFIXES, image_files
+    from sfrs.data.places.folder import IMAGE_SUFFIXES, image_files
 
     if path.is_file():
         return [path]
@@ -112,8 +112,8 @@ def _files(path: Path) -> list[Path]:
 def _readable(files: list[Path], path: Path, threads: int, tasks) -> list[Path]:
     from rich.text import Text
 
-    from sfrs.images import check_images
-    from sfrs.terminal import messages
+    from sfrs.data.images import check_images
+    from sfrs.runtime.terminal import messages
 
     bad = dict(check_images(files, threads=threads, progress=tasks("checking")))
     for file, why in bad.items():
@@ -126,8 +126,8 @@ def _readable(files: list[Path], path: Path, threads: int, tasks) -> list[Path]:
 def _warn_of_slow_reranking(index: Index, options: dict | None, top: int) -> None:
     if options is None or index.has_regions:
         return
-    from sfrs.candidates import reranked_depth
-    from sfrs.terminal import messages
+    from sfrs.retrieval.candidates import reranked_depth
+    from sfrs.runtime.terminal import messages
 
     depth = min(reranked_depth(options["depth"], top), len(index))
     messages.print(
@@ -144,7 +144,7 @@ def _tell_left_out(founds: list[Found], index: Index) -> None:
         return
     from rich.text import Text
 
-    from sfrs.terminal import messages
+    from sfrs.runtime.terminal import messages
 
     more = f" and {len(rows) - 1} more" if len(rows) > 1 else ""
     messages.print(
@@ -160,14 +160,14 @@ def _tell_left_out(founds: list[Found], index: Index) -> None:
 def _print_json(founds: list[Found], index: Index) -> None:
     import json
 
-    from sfrs.locate import as_json, summary
+    from sfrs.retrieval.locate import as_json, summary
 
     queries = [as_json(found, index) for found in founds]
     print(json.dumps({"queries": queries, "summary": summary(founds)}, indent=2, allow_nan=False))
 
 
 def _print_text(founds: list[Found], index: Index, geojson: Path | None) -> None:
-    from sfrs.locate import summary
+    from sfrs.retrieval.locate import summary
 
     for found in founds:
         print(found.query)
@@ -210,7 +210,7 @@ def _location_lines(found: Found, zone: str) -> list[str]:
 def _match_lines(found: Found) -> list[str]:
     import math
 
-    from sfrs.explain import REGION_NAMES
+    from sfrs.retrieval.explain import REGION_NAMES
 
     place, lines = found.location, []
     for rank, match in enumerate(found.matches, start=1):

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sfrs.errors import UserError
+from sfrs.runtime.errors import UserError
 
 if TYPE_CHECKING:
-    from sfrs.descriptor import DescriptorNetwork
-    from sfrs.evaluation import Tasks
-    from sfrs.images import Size
-    from sfrs.whitening import Whitening
+    from sfrs.data.images import Size
+    from sfrs.models.network import DescriptorNetwork
+    from sfrs.models.whitening import Whitening
+    from sfrs.retrieval.evaluation import Tasks
 
 Weights = Annotated[
     Path | None,
@@ -122,8 +122,8 @@ def open_network(
         raise UserError("--random-weights of which network? Give --backbone, as --backbone vgg16.")
     import torch
 
-    from sfrs.backbones import build_backbone
-    from sfrs.descriptor import DescriptorNetwork, load_network
+    from sfrs.models.backbones import build_backbone
+    from sfrs.models.network import DescriptorNetwork, load_network
 
     torch.manual_seed(seed)
     if weights is not None:
@@ -153,7 +153,7 @@ def make_clusters(
         BadImageError: one of them cannot be read, and bad ones are not to be skipped.
         UserError: they have too few features.
     """
-    from sfrs.clusters import init_vlad_from_images
+    from sfrs.models.clusters import init_vlad_from_images
 
     # Random features are not worth passing the paper's 500 images through the network.
     random = network.meta["source"] == RANDOM_WEIGHTS
@@ -218,7 +218,7 @@ def parse_device(name: str) -> str:
     Raises:
         UserError: it has not.
     """
-    from sfrs.host import usable_device
+    from sfrs.runtime.host import usable_device
 
     return usable_device(name)
 
@@ -235,13 +235,13 @@ def open_whitening(path: Path | None, network: DescriptorNetwork, device: str) -
     """
     if path is None:
         if network.meta.get("has_pca"):
-            from sfrs.terminal import messages
+            from sfrs.runtime.terminal import messages
 
             messages.print(
                 "The weights file holds a PCA layer too; to apply it, give it to --whitening as well."
             )
         return None
-    from sfrs.whitening import Whitening
+    from sfrs.models.whitening import Whitening
 
     require_trained(network, "--whitening")
     whitening = Whitening.load(path)

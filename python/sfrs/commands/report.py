@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from sfrs.commands import network as shared
-from sfrs.errors import UserError
+from sfrs.runtime.errors import UserError
 
 EXAMPLES = """
 [b]Examples[/b]
@@ -88,8 +88,8 @@ def report(
 
     from rich.text import Text
 
-    from sfrs.report import Overrides, Running, read_subject, write_report
-    from sfrs.terminal import messages, progress_tasks
+    from sfrs.runtime.terminal import messages, progress_tasks
+    from sfrs.web.report import Overrides, Running, read_subject, write_report
 
     with progress_tasks() as tasks:
         running = Running(batch_size, shared.decoding_threads(threads), device, tasks)

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from sfrs.errors import UserError
+from sfrs.runtime.errors import UserError
 
 Rerank = Annotated[
     str | None,
@@ -54,7 +54,7 @@ def parse_reranking(rerank: str | None, depth: int | None, score: str | None) ->
         return None
     if rerank != "regions":
         raise UserError(f"--rerank is {rerank!r}; expected regions.")
-    from sfrs.region_reranking import DEFAULT_SCORE, DEPTH, parse_score
+    from sfrs.retrieval.region_rerank import DEFAULT_SCORE, DEPTH, parse_score
 
     parse_score(score or DEFAULT_SCORE)
     return {"depth": depth or DEPTH, "score": score or DEFAULT_SCORE}

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from sfrs.plots import RunCurves
-    from sfrs.runs import Point, Run
+    from sfrs.retrieval.plots import RunCurves
+    from sfrs.training.runs import Point, Run
 
 EXAMPLES = """
 [b]Examples[/b]
@@ -57,9 +57,9 @@ def runs(
     """
     import json
 
-    from sfrs.errors import UserError
-    from sfrs.runs import Run, find_runs, labels
-    from sfrs.terminal import messages
+    from sfrs.runtime.errors import UserError
+    from sfrs.runtime.terminal import messages
+    from sfrs.training.runs import Run, find_runs, labels
 
     if plot is not None and plot.suffix != ".png":
         raise UserError(f"--plot is {plot}, expected a name that ends in .png")
@@ -109,8 +109,8 @@ def _show(runs: Sequence[Run], names: Sequence[str], recall_at: int) -> None:
 def _states(runs: Sequence[Run], names: Sequence[str]) -> Table:
     from rich.text import Text
 
-    from sfrs.runs import RUNNING
-    from sfrs.terminal import duration
+    from sfrs.runtime.terminal import duration
+    from sfrs.training.runs import RUNNING
 
     table = _table("Runs", "run", left=2)
     for heading in ("generation", "epoch", "loss", "tuples/s", "time"):
@@ -177,7 +177,7 @@ def sparkline(values: Sequence[float], width: int) -> str:
 
 
 def _show_differences(console: Console, runs: Sequence[Run], names: Sequence[str]) -> None:
-    from sfrs.runs import differences
+    from sfrs.training.runs import differences
 
     different = differences(runs)
     if not different:
@@ -230,8 +230,8 @@ def _table(title: str, first: str, left: int = 1) -> Table:
 
 
 def _draw(runs: Sequence[Run], names: Sequence[str], path: Path, recall_at: int) -> None:
-    from sfrs.errors import UserError
-    from sfrs.plots import training_curves
+    from sfrs.retrieval.plots import training_curves
+    from sfrs.runtime.errors import UserError
 
     if not any(run.epochs or run.steps for run in runs):
         raise UserError("--plot: none of the runs has trained yet, there is nothing to draw")
@@ -241,7 +241,7 @@ def _draw(runs: Sequence[Run], names: Sequence[str], path: Path, recall_at: int)
 
 
 def _run_curves(run: Run, n: int) -> RunCurves:
-    from sfrs.plots import RunCurves
+    from sfrs.retrieval.plots import RunCurves
 
     initial = next((best.recalls.get(n) for best in run.best if best.generation == 0), None)
     recalls = _by_generation(run.recalls(n))

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from sfrs.commands import network as shared
-from sfrs.errors import UserError
+from sfrs.runtime.errors import UserError
 
 EXAMPLES = """
 [b]Examples[/b]
@@ -89,11 +89,11 @@ def serve(
         raise UserError(f'sfrs serve needs {", ".join(missing)}: pip install "sfrs-ext[serve]".')
     device = shared.parse_device(device)
 
-    from sfrs.index import Index
-    from sfrs.serve import server
-    from sfrs.serve.app import create_app
-    from sfrs.serve.uploads import Limits
-    from sfrs.terminal import messages
+    from sfrs.retrieval.index import Index
+    from sfrs.runtime.terminal import messages
+    from sfrs.web.serve import server
+    from sfrs.web.serve.app import create_app
+    from sfrs.web.serve.uploads import Limits
 
     opened = Index.open(index, device=device)
     if len(opened) == 0:

@@ -38,10 +38,10 @@ def study(
     """
     import torch
 
-    from sfrs.errors import UserError
-    from sfrs.experiment import SCALES
-    from sfrs.study import run_study
-    from sfrs.terminal import messages, progress_tasks
+    from sfrs.runtime.errors import UserError
+    from sfrs.runtime.terminal import messages, progress_tasks
+    from sfrs.synthetic.experiment import SCALES
+    from sfrs.synthetic.study import run_study
 
     if size not in SCALES:
         raise UserError(f"--size is {size!r}, expected one of {', '.join(SCALES)}")

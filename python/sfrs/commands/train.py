@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional, get_type_hints
 
 import typer
 
-from sfrs.config import PRESETS, TrainConfig, flag_text, parse_flag
-from sfrs.errors import UserError
+from sfrs.runtime.errors import UserError
+from sfrs.training.config import PRESETS, TrainConfig, flag_text, parse_flag
 
 if TYPE_CHECKING:
-    from sfrs.places import Places
-    from sfrs.progress import TrainingProgress
-    from sfrs.run_directory import RunResult
+    from sfrs.data.places import Places
+    from sfrs.training.progress import TrainingProgress
+    from sfrs.training.run_folder import RunResult
 
 EXAMPLES = """
 [b]Examples[/b]
@@ -129,7 +129,7 @@ def train(
         raise UserError("give either --out DIR for a new run or --resume RUN")
     if resume is not None and (first_generation is not None or preset != "paper"):
         raise UserError("--resume takes everything from the run; leave out --preset and --first-generation")
-    from sfrs.run_directory import RunDirectory
+    from sfrs.training.run_folder import RunDirectory
 
     if resume is None:
         config = TrainConfig.preset(preset, **changes)
@@ -138,10 +138,10 @@ def train(
     if not config.data:
         raise UserError("--data is missing: the folder or manifest to train on")
 
-    from sfrs.distributed import running_together
-    from sfrs.generations import train as run_training
-    from sfrs.places import load_places
-    from sfrs.terminal import messages
+    from sfrs.data.places import load_places
+    from sfrs.runtime.distributed import running_together
+    from sfrs.runtime.terminal import messages
+    from sfrs.training.trainer import train as run_training
 
     try:
         with running_together() as processes:
@@ -168,7 +168,7 @@ def train(
 
 def _require_tensorboard() -> None:
     """Raise `UserError` without it, before hours of work and not behind them."""
-    from sfrs.tensorboard import event_writer
+    from sfrs.training.tensorboard import event_writer
 
     event_writer()
 
@@ -178,9 +178,9 @@ def _watching(
     config: TrainConfig, run: Path, tensorboard: bool, is_main: bool
 ) -> Iterator["TrainingProgress | None"]:
     """What shows the run, in the main process."""
-    from sfrs.progress import Several
-    from sfrs.run_directory import RunDirectory
-    from sfrs.training_display import training_display
+    from sfrs.training.display import training_display
+    from sfrs.training.progress import Several
+    from sfrs.training.run_folder import RunDirectory
 
     if not is_main:
         yield None
@@ -188,15 +188,15 @@ def _watching(
     with ExitStack() as watching:
         watchers = [watching.enter_context(training_display(config))]
         if tensorboard:
-            from sfrs.tensorboard import TensorBoard
+            from sfrs.training.tensorboard import TensorBoard
 
             watchers.append(watching.enter_context(TensorBoard(RunDirectory(run))))
         yield Several(*watchers)
 
 
 def _without_bad_images(places: list["Places"], *, show: bool) -> list["Places"]:
-    from sfrs.evaluation import without_bad_images
-    from sfrs.terminal import messages, progress_tasks
+    from sfrs.retrieval.evaluation import without_bad_images
+    from sfrs.runtime.terminal import messages, progress_tasks
 
     kept = []
     with progress_tasks() if show else nullcontext() as tasks:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from sfrs.commands import network as shared
-from sfrs.errors import UserError
+from sfrs.runtime.errors import UserError
 
 EXAMPLES = """
 [b]Examples[/b]
@@ -60,10 +60,10 @@ def whiten(
 
     import numpy as np
 
-    from sfrs.descriptor import describe
-    from sfrs.places import load_places
-    from sfrs.terminal import messages, progress_tasks
-    from sfrs.whitening import Whitening
+    from sfrs.data.places import load_places
+    from sfrs.models.network import describe
+    from sfrs.models.whitening import Whitening
+    from sfrs.runtime.terminal import messages, progress_tasks
 
     places = load_places(data, split)
     files = places.database.files + places.queries.files

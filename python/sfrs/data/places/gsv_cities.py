@@ -1,0 +1,125 @@
+"""Reader of GSV-Cities.
+
+``ROOT/Dataframes/CITY.csv`` (place_id, year, month, northdeg, city_id, lat, lon, panoid) and
+``ROOT/Images/CITY/CITY_PLACE_YEAR_MONTH_NORTHDEG_LAT_LON_PANOID.jpg``, the place with 7, the month with 2
+and the bearing with 3 digits.
+
+The data set has no queries and no splits of its own. Here the newest image of every place (by year, month and
+name) is its query and the others are the database; places whose number divides by 20 are validation, all
+others training. Places lie at least 100 m apart, so the two share none. There is no test split.
+"""
+
+from collections import defaultdict
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from sfrs.runtime.errors import UserError
+from sfrs.data.coordinates import to_metres
+from sfrs.data.places.assembly import Shot, make_places
+from sfrs.data.places.cities import eastward_shifts
+from sfrs.data.places.disk import find_images
+from sfrs.data.places.sets import Places, PlacesError
+from sfrs.data.places.tables import table_rows
+
+COLUMNS = ("place_id", "year", "month", "northdeg", "city_id", "lat", "lon", "panoid")
+SPLITS = ("train", "val")
+VALIDATION_EVERY = 20
+
+
+class _Row(NamedTuple):
+    """A line of a city's table; rows of one place sort by age."""
+
+    place: int
+    year: int
+    month: int
+    name: str
+    latitude: float
+    longitude: float
+    panorama: str
+
+
+def is_gsv_cities(path: Path) -> bool:
+    """Whether ``path`` holds tables and images of GSV-Cities."""
+    return (path / "Images").is_dir() and any((path / "Dataframes").glob("*.csv"))
+
+
+def gsv_splits(path: Path) -> list[str]:
+    """The splits made of the places, see above."""
+    return list(SPLITS)
+
+
+def read_gsv_cities(path: Path, split: str) -> Places:
+    """Read the places of ``split`` of all cities that have a table and an image folder.
+
+    Positions are UTM metres, each city in the zone of its first image (:func:`eastward_shifts`).
+
+    Raises:
+        PlacesError: the split is neither train nor val, no city is there, or a table is wrong.
+    """
+    if split not in SPLITS:
+        raise PlacesError(
+            f"{path}: GSV-Cities is made for training and read as the splits train and val; there is no "
+            f"{split}. Evaluate on another data set, such as Pittsburgh or MSLS."
+        )
+    tables = [t for t in sorted((path / "Dataframes").glob("*.csv")) if (path / "Images" / t.stem).is_dir()]
+    if not tables:
+        raise PlacesError(f"{path}: none of the tables in Dataframes has a folder of its name in Images.")
+    cities = {table.stem: _read_city(path, table, split) for table in tables}
+    cities = {name: city for name, city in cities.items() if city["queries"]}
+    if not cities:
+        raise PlacesError(f"{path / 'Dataframes'}: no place with at least two images in the split {split}.")
+    shifts = eastward_shifts({name: _positions(city) for name, city in cities.items()})
+    shots = {
+        role: [s._replace(easting=s.easting + shifts[name]) for name in cities for s in cities[name][role]]
+        for role in ("database", "queries")
+    }
+    return make_places("gsv_cities", split, **shots)
+
+
+def _read_city(path: Path, table: Path, split: str) -> dict[str, list[Shot]]:
+    places: dict[int, list[_Row]] = defaultdict(list)
+    for number, line in table_rows(table, COLUMNS):
+        row = _parse_row(table, number, line)
+        if (row.place % VALIDATION_EVERY == 0) == (split == "val"):
+            places[row.place].append(row)
+    rows: dict[str, list[_Row]] = {"database": [], "queries": []}
+    for place in sorted(places):
+        *older, newest = sorted(places[place])
+        # An only image has nothing to be found by; it can still be a negative.
+        rows["queries" if older else "database"].append(newest)
+        rows["database"] += older
+    if not rows["queries"]:
+        return {"database": [], "queries": []}
+    listed = [*rows["database"], *rows["queries"]]
+    _, files = find_images([row.name for row in listed], [path / "Images" / table.stem], table, "places")
+    metres = _metres(table, listed)
+    shots = [Shot(f, *xy, row.panorama) for f, xy, row in zip(files, metres.tolist(), listed, strict=True)]
+    count = len(rows["database"])
+    return {"database": shots[:count], "queries": shots[count:]}
+
+
+def _positions(city: dict[str, list[Shot]]) -> np.ndarray:
+    return np.array([shot[1:3] for shots in city.values() for shot in shots])
+
+
+def _metres(table: Path, rows: list[_Row]) -> np.ndarray:
+    try:
+        return to_metres(np.array([(row.latitude, row.longitude) for row in rows]))[0]
+    except UserError as error:
+        raise PlacesError(f"{table}: {error}") from None
+
+
+def _parse_row(table: Path, number: int, line: dict[str, str]) -> _Row:
+    try:
+        place, year, month, bearing = (int(line[key]) for key in ("place_id", "year", "month", "northdeg"))
+        latitude, longitude = float(line["lat"]), float(line["lon"])
+    except (TypeError, ValueError):
+        values = ", ".join(f"{key} {line[key]!r}" for key in COLUMNS if key not in ("city_id", "panoid"))
+        raise PlacesError(f"{table}, line {number}: {values}; expected numbers.") from None
+    name = (
+        f"{line['city_id']}_{place:07d}_{year:04d}_{month:02d}_{bearing:03d}_{line['lat']}_{line['lon']}_"
+        f"{line['panoid']}.jpg"
+    )
+    return _Row(place, year, month, name, latitude, longitude, line["panoid"])

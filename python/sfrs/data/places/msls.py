@@ -1,0 +1,123 @@
+"""Reader of Mapillary Street-level Sequences (MSLS).
+
+``ROOT/train_val/CITY/{query,database}`` with ``images/KEY.jpg``, ``postprocessed.csv`` (key, easting,
+northing, night, ...), ``raw.csv`` (key, pano, ...) and ``subtask_index.csv`` (key, all, ...). Copenhagen
+and San Francisco are the validation cities, all others of ``train_val`` the training ones. Panoramas are
+left out, and of the validation cities what is not in the subtask "all". ``ROOT/test`` comes without
+positions.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from sfrs.data.places.assembly import Shot, make_places
+from sfrs.data.places.cities import eastward_shifts
+from sfrs.data.places.sets import Places, PlacesError
+from sfrs.data.places.tables import finite_pair, table_rows
+
+VALIDATION = ("cph", "sf")
+ROLES = {"database": "database", "query": "queries"}
+POSITIONS = "postprocessed.csv"
+
+
+@dataclass(frozen=True)
+class _City:
+    """The images of one city, by role."""
+
+    database: list[Shot]
+    queries: list[Shot]
+
+    def positions(self) -> np.ndarray:
+        return np.array([shot[1:3] for shot in (*self.database, *self.queries)])
+
+
+def is_msls(path: Path) -> bool:
+    """Whether ``path`` holds cities of MSLS."""
+    return any(_cities(path / part) for part in ("train_val", "test"))
+
+
+def msls_splits(path: Path) -> list[str]:
+    """Those of train and val of which a city is there; the test cities have no positions."""
+    return [split for split in ("train", "val") if _of_split(path, split)]
+
+
+def read_msls(path: Path, split: str) -> Places:
+    """Read the cities of ``split`` that are there; positions are UTM metres (:func:`eastward_shifts`).
+
+    Raises:
+        PlacesError: the split is test, whose positions are not published, or none of its cities is there; a
+            table is missing or wrong.
+    """
+    if split == "test":
+        raise PlacesError(
+            f"{path}: the positions of MSLS's test cities are not published, so nothing can be scored on "
+            "them here. Evaluate on Copenhagen and San Francisco: --split val."
+        )
+    folders = _of_split(path, split)
+    if not folders:
+        found = ", ".join(folder.name for folder in _cities(path / "train_val")) or "none"
+        wanted = " and ".join(VALIDATION) if split == "val" else f"any but {' and '.join(VALIDATION)}"
+        raise PlacesError(
+            f"{path / 'train_val'}: no city of the split {split}. Expected CITY/query and CITY/database with "
+            f"{POSITIONS}, for {split} {wanted}; cities found: {found}."
+        )
+    cities = {folder.name: _read_city(folder, split) for folder in folders}
+    shifts = eastward_shifts({name: city.positions() for name, city in cities.items()})
+    shots = {
+        role: [
+            shot._replace(easting=shot.easting + shifts[name])
+            for name, city in cities.items()
+            for shot in getattr(city, role)
+        ]
+        for role in ROLES.values()
+    }
+    return make_places("msls", split, **shots)
+
+
+def _cities(folder: Path) -> list[Path]:
+    """Cities below ``folder``, by name."""
+    return sorted(path.parent for path in folder.glob("*/database") if (path.parent / "query").is_dir())
+
+
+def _of_split(path: Path, split: str) -> list[Path]:
+    if split not in ("train", "val"):
+        return []
+    found = [city for city in _cities(path / "train_val") if (city / "database" / POSITIONS).is_file()]
+    return [city for city in found if (city.name in VALIDATION) == (split == "val")]
+
+
+def _read_city(folder: Path, split: str) -> _City:
+    return _City(**{role: _read_role(folder / part, split) for part, role in ROLES.items()})
+
+
+def _read_role(folder: Path, split: str) -> list[Shot]:
+    left_out = _keys(folder / "raw.csv", "pano", "true")
+    subtasks = folder / "subtask_index.csv"
+    if split == "val" and subtasks.is_file():
+        left_out |= _keys(subtasks, "all", "false")
+    shots = []
+    for number, line in table_rows(folder / POSITIONS, ("key", "easting", "northing", "night")):
+        if line["key"] in left_out:
+            continue
+        position = finite_pair(line["easting"], line["northing"])
+        if position is None:
+            raise PlacesError(
+                f"{folder / POSITIONS}, line {number}: easting is {line['easting']!r} and northing "
+                f"{line['northing']!r}; expected metres."
+            )
+        condition = "night" if _flag(line["night"]) == "true" else "day"
+        shots.append(Shot(folder / "images" / f"{line['key']}.jpg", *position, line["key"], condition))
+    if not shots:
+        raise PlacesError(f"{folder / POSITIONS}: it lists no image that is not a panorama.")
+    return shots
+
+
+def _keys(path: Path, column: str, value: str) -> set[str]:
+    """The keys of the lines whose ``column`` says ``value``."""
+    return {line["key"] for _, line in table_rows(path, ("key", column)) if _flag(line[column]) == value}
+
+
+def _flag(text: str | None) -> str:
+    return (text or "").strip().lower()

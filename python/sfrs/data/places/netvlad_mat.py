@@ -1,0 +1,193 @@
+"""Reader of the ``.mat`` files of NetVLAD: Pittsburgh 30k and 250k, Tokyo 24/7, Tokyo Time Machine.
+
+A file holds a structure ``dbStruct``, read by the position of its fields: 1 database names, 2 UTM 2 x N,
+3 query names, 4 UTM 2 x M. Tokyo Time Machine has time stamps as fields 3 and 6, so that queries are fields
+4 and 5. The images lie in folders beside the file or beside its folder (:func:`image_roots`).
+"""
+
+import re
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from scipy.io import loadmat
+from scipy.io.matlab import MatReadError
+
+from sfrs.data.places.assembly import Shot, make_places
+from sfrs.data.places.disk import find_images
+from sfrs.data.places.sets import Places, PlacesError
+
+SPLITS = ("train", "val", "test")
+FOLDERS = {"pitts": ("pitts",), "tokyo247": ("tokyo247",), "tokyotm": ("tokyotm", "tokyotimemachine")}
+"""Beginning of a set's name -> beginnings of the names of image folders; small letters, without _."""
+
+QUERY_FOLDERS = ("queries", "queries_real", "query", "247query_subset_v2")
+CONDITIONS = ("day", "sunset", "night")
+"""Query i of Tokyo 24/7 was taken under CONDITIONS[i % 3]."""
+
+CUTOUT = re.compile(r"(_pitch\d+_yaw\d+|_\d{3}_\d{3})\.\w+$")
+"""What follows the panorama in the names of Pittsburgh and of the Tokyo sets."""
+
+
+@dataclass(frozen=True)
+class Listed:
+    """Images as a ``.mat`` file lists them: names, UTM ``[n, 2]``, and time stamps, "" where it has none."""
+
+    names: list[str]
+    utm: np.ndarray
+    stamps: list[str]
+
+
+def set_and_split(path: Path) -> tuple[str, str]:
+    """``pitts30k_train.mat`` -> ("pitts30k", "train"); ``tokyo247.mat``, without a split, is a test set."""
+    name, _, split = path.stem.rpartition("_")
+    return (name, split) if split in SPLITS else (path.stem, "test")
+
+
+def mat_files(path: Path) -> dict[str, list[Path]]:
+    """Split -> the ``.mat`` files that ``path`` may mean.
+
+    Args:
+        path: a file; a folder that holds files itself or in ``datasets`` or ``raw``; or the beginning of
+            files' names, ``datasets/pitts30k``.
+    """
+    if path.is_dir():
+        folders = (path, path / "datasets", path / "raw")
+        files = next((found for folder in folders if (found := sorted(folder.glob("*.mat")))), [])
+    elif path.is_file():
+        files = [path] if path.suffix.lower() == ".mat" else []
+    else:
+        files = [f for s in SPLITS if (f := path.with_name(f"{path.name}_{s}.mat")).is_file()]
+    found: dict[str, list[Path]] = {}
+    for file in files:
+        found.setdefault(set_and_split(file)[1], []).append(file)
+    return {split: found[split] for split in SPLITS if split in found}
+
+
+def read_mat_split(path: Path, split: str) -> Places:
+    """Read the file of ``split`` that ``path`` means (:func:`mat_files`).
+
+    Raises:
+        PlacesError: there is none or more than one, it is damaged, or its images are not found.
+    """
+    files = mat_files(path)
+    if split not in files:
+        beginning = path.with_name(set_and_split(path)[0]) if path.is_file() else path / "SET"
+        raise PlacesError(
+            f"{path}: no split {split}, it has {', '.join(files)}. Ask for that with --split, or give the "
+            f"beginning of the name, {beginning}, where {beginning}_{split}.mat is there."
+        )
+    if len(files[split]) > 1:
+        beginnings = ", ".join(str(file.with_name(set_and_split(file)[0])) for file in files[split])
+        raise PlacesError(f"{path}: several data sets have the split {split}. Give one of {beginnings}.")
+    return _places_of(files[split][0], split)
+
+
+def read_mat(path: Path) -> tuple[Listed, Listed]:
+    """The database and the queries that ``dbStruct`` of a ``.mat`` file lists.
+
+    Raises:
+        PlacesError: it is no such file, or numbers of names and positions differ.
+    """
+    try:
+        content = loadmat(path, variable_names=["dbStruct"])
+    except NotImplementedError:
+        raise PlacesError(
+            f"{path}: this is a MATLAB file of version 7.3. Save it in MATLAB with -v7 to read it here."
+        ) from None
+    except (ValueError, TypeError, LookupError, OSError, EOFError, MatReadError, zlib.error) as error:
+        raise PlacesError(f"{path}: this MATLAB file cannot be read ({error}).") from error
+    struct = content.get("dbStruct")
+    if struct is None or struct.dtype.names is None or struct.size != 1 or len(struct.dtype.names) < 5:
+        raise PlacesError(f"{path}: no structure dbStruct with at least five fields in it.")
+    fields = list(struct.item())
+    # Names come as cells (objects); behind the database's UTM these are the queries', or time stamps are.
+    stamped = fields[3].dtype != object and len(fields) > 6
+    return _listed(path, fields, 1, 3 if stamped else 0), (
+        _listed(path, fields, 4, 6) if stamped else _listed(path, fields, 3, 0)
+    )
+
+
+def image_roots(path: Path) -> Iterator[Path]:
+    """Folders that may hold the images of ``path``: those named after the set, beside the file or beside its
+    folder, then these places themselves.
+    """
+    name = set_and_split(path)[0].lower()
+    known = next((names for start, names in FOLDERS.items() if name.startswith(start)), (name,))
+    beside = (path.absolute().parent, path.absolute().parent.parent)
+    for folder in beside:
+        for child in sorted(folder.iterdir()):
+            if child.name.lower().replace("_", "").startswith(known) and child.is_dir():
+                yield child
+    yield from beside
+
+
+def _places_of(path: Path, split: str) -> Places:
+    (database, queries), name = read_mat(path), set_and_split(path)[0]
+    roots = list(image_roots(path))
+    folders = [folder for root in roots for folder in (root / "images", root)]
+    database_folder, database_files = find_images(database.names, folders, path, "database")
+    stamped = any(queries.stamps)
+    if not stamped:
+        # Names of queries repeat those of the database in Pittsburgh, so its folder is none of theirs.
+        folders = [folder for root in roots for folder in (*(root / q for q in QUERY_FOLDERS), root)]
+        folders = [folder for folder in folders if folder != database_folder]
+    _, query_files = find_images(queries.names, folders, path, "queries")
+    shots = _shots(database, database_files, [_panorama(listed) for listed in database.names])
+    # Time stamps come with queries that are cut from panoramas of the database. Without, a query of the
+    # same name is another recording.
+    asked = _shots(queries, query_files, [_panorama(q) if stamped else "" for q in queries.names])
+    if name.lower().startswith("tokyo247") and len(asked) % len(CONDITIONS) == 0:
+        asked = [shot._replace(condition=CONDITIONS[i % 3]) for i, shot in enumerate(asked)]
+    return make_places(name, split, shots, asked)
+
+
+def _shots(listed: Listed, files: list[Path], panoramas: list[str]) -> list[Shot]:
+    rows = zip(files, listed.utm.tolist(), panoramas, listed.stamps, strict=True)
+    return [Shot(file, *utm, panorama, time_stamp=stamp) for file, utm, panorama, stamp in rows]
+
+
+def _panorama(name: str) -> str:
+    """The panorama an image was cut from: its name without the direction; "" if the name has none."""
+    found = CUTOUT.search(name)
+    return name[: found.start()] if found else ""
+
+
+def _listed(path: Path, fields: list, first: int, stamps: int) -> Listed:
+    """What the fields from ``first`` on say: names, then UTM; time stamps in ``stamps``, unless it is 0."""
+    names = _names(path, fields, first)
+    utm = _positions(path, fields, first + 1, len(names))
+    return Listed(names, utm, _stamps(path, fields, stamps, len(names)) if stamps else [""] * len(names))
+
+
+def _names(path: Path, fields: list, position: int) -> list[str]:
+    names = []
+    for cell in fields[position].ravel():
+        while isinstance(cell, np.ndarray) and cell.size == 1:
+            cell = cell.item()
+        names.append(cell)
+    if not names or not all(isinstance(name, str) for name in names):
+        raise PlacesError(f"{path}: field {position} of dbStruct holds no file names.")
+    return names
+
+
+def _positions(path: Path, fields: list, position: int, count: int) -> np.ndarray:
+    utm = fields[position]
+    if utm.shape != (2, count) or not np.issubdtype(utm.dtype, np.number) or not np.isfinite(utm).all():
+        raise PlacesError(
+            f"{path}: field {position} of dbStruct is {list(utm.shape)} {utm.dtype}; expected finite UTM "
+            f"coordinates [2, {count}] of {count} images."
+        )
+    return utm.T.astype(np.float64)
+
+
+def _stamps(path: Path, fields: list, position: int, count: int) -> list[str]:
+    stamps = fields[position].ravel()
+    if stamps.size != count or not np.issubdtype(stamps.dtype, np.number):
+        raise PlacesError(
+            f"{path}: field {position} of dbStruct is {list(fields[position].shape)} {stamps.dtype}; "
+            f"expected time stamps of {count} images."
+        )
+    return [f"{float(stamp):.17g}" for stamp in stamps]

@@ -1,0 +1,76 @@
+"""Running the frozen trunk: its number format, its compilation, its identity."""
+
+import hashlib
+import warnings
+
+import torch
+from torch import Tensor
+
+from sfrs.models.autocast import autocast
+from sfrs.models.network import DescriptorNetwork
+
+
+class FrozenTrunk:
+    """The trunk of a network as a function of images, without gradients.
+
+    Args:
+        network: moved to ``device``.
+        autocast: off, bfloat16 or float16, see `sfrs.models.autocast`.
+        compiled: run through torch.compile. Where that fails, for example because there is no compiler, a
+            warning says so and the trunk runs as it is.
+    """
+
+    def __init__(
+        self,
+        network: DescriptorNetwork,
+        *,
+        device: str | torch.device = "cpu",
+        autocast: str = "off",
+        compiled: bool = False,
+    ) -> None:
+        self.device, self.autocast = torch.device(device), autocast
+        self.backbone = network.to(self.device).backbone.eval()
+        self.run = torch.compile(self.backbone.trunk) if compiled else self.backbone.trunk
+        self.mean = torch.tensor(self.backbone.mean).view(3, 1, 1).to(self.device)
+        self.std = torch.tensor(self.backbone.std).view(3, 1, 1).to(self.device)
+        self._output_shapes: dict[tuple[int, int], tuple[int, int, int]] = {}
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> Tensor:
+        """Normalised images ``[B, 3, H, W]`` on the device -> float32 ``[B, C, h, w]``, channels_last."""
+        with autocast(self.autocast, self.device):
+            try:
+                outputs = self.run(images)
+            except RuntimeError as error:
+                if self.run is self.backbone.trunk:
+                    raise
+                self.run = self.backbone.trunk
+                reason = next(
+                    (line for line in str(error).splitlines() if line.strip()), type(error).__name__
+                )
+                warnings.warn(f"--compile-trunk: the trunk runs uncompiled ({reason})", stacklevel=2)
+                outputs = self.run(images)
+        return outputs.to(torch.float32, memory_format=torch.channels_last)
+
+    def normalised(self, image: Tensor) -> Tensor:
+        """RGB ``[3, H, W]`` in 0..1 on the device -> the trunk's input; overwrites the image."""
+        return image.sub_(self.mean).div_(self.std)
+
+    def output_shape(self, size: tuple[int, int]) -> tuple[int, int, int]:
+        """(C, h, w) of the output for images of ``size`` (height, width)."""
+        if size not in self._output_shapes:
+            with torch.no_grad():
+                output = self.backbone.trunk(torch.zeros(1, 3, *size, device=self.device))
+            self._output_shapes[size] = tuple(output.shape[1:])
+        return self._output_shapes[size]
+
+    def fingerprint(self) -> str:
+        """The same for trunks with the same weights, layers and input normalisation, and for no others."""
+        backbone = self.backbone
+        digest = hashlib.sha256(
+            repr((backbone.name, sorted(backbone.options.items()), backbone.mean, backbone.std)).encode()
+        )
+        for name, value in (*backbone.trunk.named_parameters(), *backbone.trunk.named_buffers()):
+            digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+            digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+        return digest.hexdigest()[:16]

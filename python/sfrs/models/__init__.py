@@ -1,0 +1,1 @@
+"""Networks from image to descriptor: backbones, clusters, whitening, weights of other projects."""

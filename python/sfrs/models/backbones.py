@@ -1,0 +1,156 @@
+"""Backbones: a frozen trunk and a trained head that turn images into local features."""
+
+from collections import OrderedDict
+from importlib import import_module
+
+import torch
+from torch import nn
+
+from sfrs.data.images import Size
+from sfrs.models.convolution import Convolution3x3
+from sfrs.runtime.errors import UserError
+
+REGISTRY = {
+    "vgg16": "sfrs.models.backbones:VGG16",
+    "gradient": "sfrs.models.gradient:GradientBackbone",
+    "efficientnet-lite0": "sfrs.models.efficientnet_lite:lite0",
+    "efficientnet-lite1": "sfrs.models.efficientnet_lite:lite1",
+    "efficientnet-lite2": "sfrs.models.efficientnet_lite:lite2",
+}
+"""Name -> module:class or function, imported when asked for."""
+
+# Layer names of VGG16 (configuration D) up to conv5_3 with their output channels; "pool" halves the size.
+VGG16_TRUNK = (
+    ("conv1_1", 64), ("conv1_2", 64), ("pool1", 0),
+    ("conv2_1", 128), ("conv2_2", 128), ("pool2", 0),
+    ("conv3_1", 256), ("conv3_2", 256), ("conv3_3", 256), ("pool3", 0),
+    ("conv4_1", 512), ("conv4_2", 512), ("conv4_3", 512), ("pool4", 0),
+)  # fmt: skip
+VGG16_INPUTS = {
+    # RGB in 0..255 minus the mean, as VGG's authors and the paper trained it.
+    "caffe": ((0.48501960784313836, 0.4579568627450961, 0.4076039215686255), (1 / 255, 1 / 255, 1 / 255)),
+    # As torchvision trained its weights.
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+}
+VGG16_HEAD = (("conv5_1", 512), ("conv5_2", 512), ("conv5_3", 512))
+
+
+class BackboneError(UserError, ValueError):
+    """There is no such backbone."""
+
+
+class PretrainedWeightsError(UserError):
+    """A backbone has no published weights here."""
+
+
+class Backbone(nn.Module):
+    """A trunk that is never trained and a head that is.
+
+    Attributes:
+        trunk: images ``[B, 3, H, W]`` -> ``[B, Ct, Ht, Wt]``; frozen, always in evaluation mode.
+        head: trunk output -> local features ``[B, channels, h, w]``.
+        channels: D, channels of the local features.
+        stride: pixels per position of the local features.
+        mean, std: normalisation of RGB in 0..1.
+        name, options: what :func:`build_backbone` needs to build it again.
+        default_size: image size where nothing says another, see :data:`sfrs.data.images.Size`.
+        has_published_weights: whether :meth:`load_pretrained` knows weights for it.
+    """
+
+    has_published_weights = False
+    default_size: Size = None
+
+    def __init__(
+        self,
+        trunk: nn.Module,
+        head: nn.Module,
+        *,
+        name: str,
+        channels: int,
+        stride: int,
+        mean: tuple[float, float, float],
+        std: tuple[float, float, float],
+    ):
+        super().__init__()
+        self.trunk = trunk.eval().requires_grad_(False)
+        self.head = head
+        self.name, self.options = name, {}
+        self.channels, self.stride = channels, stride
+        self.mean, self.std = mean, std
+
+    def train(self, mode: bool = True) -> "Backbone":
+        super().train(mode)
+        self.trunk.eval()
+        return self
+
+    def load_pretrained(self) -> None:
+        """Take the weights that are published with the backbone, in place.
+
+        Raises:
+            PretrainedWeightsError: there are none, or they are not installed.
+        """
+        raise PretrainedWeightsError(
+            f"{self.name}: no weights come with this backbone; give --weights FILE, or --random-weights to "
+            "try the path."
+        )
+
+
+class VGG16(Backbone):
+    """VGG16 up to conv5_3 without its ReLU: 512 channels, stride 16 (Simonyan & Zisserman, 2015).
+
+    The trunk is conv1_1 .. conv4_3 with pool4, the head conv5_1 .. conv5_3, as SFRS trains it. Convolutions
+    start from He initialisation by fan-out and zero biases, drawn from torch's global generator.
+
+    Args:
+        inputs: how pixels are normalised, a key of :data:`VGG16_INPUTS`; it belongs to the weights.
+    """
+
+    default_size = (480, 640)
+
+    def __init__(self, inputs: str = "caffe"):
+        if inputs not in VGG16_INPUTS:
+            raise BackboneError(f"VGG16: inputs is {inputs!r}; expected one of {', '.join(VGG16_INPUTS)}")
+        mean, std = VGG16_INPUTS[inputs]
+        super().__init__(
+            _layers(VGG16_TRUNK, 3),
+            _layers(VGG16_HEAD, 512, last_relu=False),
+            name="vgg16",
+            channels=512,
+            stride=16,
+            mean=mean,
+            std=std,
+        )
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out")
+                nn.init.zeros_(module.bias)
+        # A fifth less CPU time and memory than the contiguous layout; NetVLAD reads this one in place too.
+        self.to(memory_format=torch.channels_last)
+
+
+def _layers(plan: tuple[tuple[str, int], ...], channels: int, last_relu: bool = True) -> nn.Sequential:
+    layers: OrderedDict[str, nn.Module] = OrderedDict()
+    for name, width in plan:
+        if name.startswith("pool"):
+            layers[name] = nn.MaxPool2d(2)
+            continue
+        layers[name] = Convolution3x3(channels, width)
+        layers[name.replace("conv", "relu")] = nn.ReLU(inplace=True)
+        channels = width
+    if not last_relu:
+        layers.popitem()
+    return nn.Sequential(layers)
+
+
+def build_backbone(name: str, **options) -> Backbone:
+    """Build a backbone by its name in :data:`REGISTRY`; ``options`` go to its constructor.
+
+    Raises:
+        BackboneError: no such name.
+    """
+    if name not in REGISTRY:
+        raise BackboneError(f"backbone: {name!r} is not known; expected one of {', '.join(REGISTRY)}")
+    module, _, cls = REGISTRY[name].partition(":")
+    backbone = getattr(import_module(module), cls)(**options)
+    backbone.options = dict(options)
+    return backbone

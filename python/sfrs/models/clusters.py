@@ -1,0 +1,107 @@
+"""Initialising NetVLAD from k-means over local features (NetVLAD, CVPR 2016, appendix A)."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import faiss
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sfrs.data.images import ImageFiles, Progress, Size, batches, check_images
+from sfrs.models.network import DescriptorNetwork
+from sfrs.runtime.errors import UserError
+
+
+class TooFewFeaturesError(UserError, ValueError):
+    """The images have fewer local features than there are clusters."""
+
+
+def kmeans(features: Tensor, num_clusters: int, *, iterations: int = 25, seed: int = 0) -> Tensor:
+    """Cluster centres float32 ``[num_clusters, D]`` of ``features`` ``[n, D]`` (Lloyd's algorithm in faiss).
+
+    Raises:
+        TooFewFeaturesError: fewer features than clusters.
+    """
+    if len(features) < num_clusters:
+        raise TooFewFeaturesError(
+            f"kmeans: {len(features)} local features for {num_clusters} clusters; expected at least as many. "
+            "Use more or larger images."
+        )
+    points = np.ascontiguousarray(features.cpu().numpy(), dtype=np.float32)
+    solver = faiss.Kmeans(
+        points.shape[1],
+        num_clusters,
+        niter=iterations,
+        seed=seed,
+        min_points_per_centroid=1,
+        max_points_per_centroid=len(points),
+    )
+    solver.train(points)
+    return torch.from_numpy(solver.centroids.copy())
+
+
+@torch.no_grad()
+def sample_features(
+    network: DescriptorNetwork, trunks: Iterable[Tensor], per_image: int, generator: torch.Generator
+) -> Tensor:
+    """L2-normalised local features ``[n, D]``, at most ``per_image`` random positions of each image.
+
+    Args:
+        trunks: trunk outputs ``[B, Ct, Ht, Wt]``, batch by batch.
+    """
+    samples = []
+    for trunk in trunks:
+        features = F.normalize(network.features(trunk).flatten(2), dim=1)  # [B, D, P]
+        for image in features.cpu():
+            chosen = torch.randperm(image.shape[1], generator=generator)[:per_image]
+            samples.append(image[:, chosen].T)
+    return torch.cat(samples)
+
+
+def init_vlad(network: DescriptorNetwork, features: Tensor, *, seed: int = 0) -> float:
+    """Set the network's NetVLAD from local ``features`` ``[n, D]`` (normalised); returns alpha."""
+    centers = kmeans(features, network.vlad.num_clusters, seed=seed)
+    return network.vlad.init_from_clusters(
+        centers.to(network.vlad.centroids), features.to(network.vlad.centroids)
+    )
+
+
+def init_vlad_from_images(
+    network: DescriptorNetwork,
+    files: Sequence[Path],
+    *,
+    size: Size = None,
+    images: int = 500,
+    per_image: int = 100,
+    skip_bad_images: bool = False,
+    batch_size: int = 8,
+    device: str | torch.device = "cpu",
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> float:
+    """Set the network's NetVLAD from ``images`` random ones of ``files``; returns alpha.
+
+    The defaults are the paper's 50,000 features.
+
+    Raises:
+        BadImageError: an image cannot be read, unless ``skip_bad_images``.
+        TooFewFeaturesError: they have fewer local features than there are clusters.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    chosen = sorted(torch.randperm(len(files), generator=generator)[:images].tolist())
+    taken = [files[i] for i in chosen]
+    if skip_bad_images:
+        bad = {file for file, _ in check_images(taken)}
+        taken = [file for file in taken if file not in bad]
+    dataset = ImageFiles(taken, size, network.backbone.mean, network.backbone.std)
+    network.to(device).eval()
+
+    def trunks() -> Iterable[Tensor]:
+        for rows, batch in batches(dataset, batch_size):
+            yield network.trunk(batch.to(device))
+            if progress is not None:
+                progress(rows[-1] + 1, len(dataset))
+
+    return init_vlad(network, sample_features(network, trunks(), per_image, generator), seed=seed)

@@ -1,0 +1,77 @@
+"""Which images an exported file takes, and images of such sizes to try it with."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sfrs.data.images import load_image
+
+LARGEST_BATCH = 4096
+LARGEST_SIDE = 8192
+
+
+@dataclass(frozen=True)
+class ImageShape:
+    """Sizes of the images a file takes; batches are of any size.
+
+    Attributes:
+        height, width: in pixels; where ``dynamic``, those of the images that serve as examples.
+        stride: the backbone's, in pixels.
+        dynamic: whether other heights and widths are taken as well.
+    """
+
+    height: int
+    width: int
+    stride: int
+    dynamic: bool = False
+
+    @property
+    def smallest_side(self) -> int:
+        """Of a dynamic shape: two positions of the feature map."""
+        return 2 * self.stride
+
+    def __str__(self) -> str:
+        return "any size" if self.dynamic else f"{self.height}x{self.width}"
+
+    def dynamic_shapes(self) -> dict:
+        """The argument of ``torch.export.export`` and ``torch.onnx.export``."""
+        free = {0: torch.export.Dim("batch", min=1, max=LARGEST_BATCH)}
+        if self.dynamic:
+            for axis, name in ((2, "height"), (3, "width")):
+                free[axis] = torch.export.Dim(name, min=self.smallest_side, max=LARGEST_SIDE)
+        return {"images": free}
+
+    def example(self, device: str | torch.device = "cpu") -> Tensor:
+        """Images to trace with; more than one, since torch takes a one it sees for a constant."""
+        width = self.width + (self.height == self.width and self.dynamic)  # equal sides would be tied
+        return made_up_images(2, self.height, width).to(device)
+
+    def batches(self, photos: Sequence[str | Path]) -> Iterator[Tensor]:
+        """Batches to compare with: made-up images alone and in threes, in an odd size too where sizes are
+        free, and the photographs resized to ``height`` and ``width``.
+        """
+        for height, width in self._made_up_sizes():
+            yield made_up_images(1, height, width)
+            yield made_up_images(3, height, width, seed=1)
+        for photo in photos:
+            yield load_image(photo, (self.height, self.width))[None]
+
+    def number_of_batches(self, photos: Sequence[str | Path]) -> int:
+        """Of :meth:`batches`."""
+        return 2 * len(self._made_up_sizes()) + len(photos)
+
+    def _made_up_sizes(self) -> list[tuple[int, int]]:
+        odd = (max(self.smallest_side, side * 3 // 4) | 1 for side in (self.height, self.width))
+        return [(self.height, self.width), tuple(odd)] if self.dynamic else [(self.height, self.width)]
+
+
+def made_up_images(count: int, height: int, width: int, seed: int = 0) -> Tensor:
+    """Coloured shapes with soft edges under a little noise, ``[count, 3, height, width]`` in 0..1."""
+    random = torch.Generator().manual_seed(seed)
+    coarse = torch.rand(count, 3, 7, 9, generator=random)
+    shapes = F.interpolate(coarse, (height, width), mode="bicubic", align_corners=False)
+    return (shapes + 0.05 * torch.randn(shapes.shape, generator=random)).clamp_(0, 1)

@@ -1,0 +1,120 @@
+"""Writing a file, comparing it with the original, and only then putting it in place."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from sfrs.data.images import Progress
+from sfrs.models.describer import Describer
+from sfrs.models.export.compare import Agreement, compare
+from sfrs.models.export.formats import FORMATS, WHITENED, ExportError
+from sfrs.models.export.programs import versions
+from sfrs.models.export.shapes import ImageShape
+from sfrs.models.network import network_description
+from sfrs.runtime.atomic_io import told
+from sfrs.runtime.errors import UserError
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A file that was put in place.
+
+    Attributes:
+        path: the file.
+        bytes: its size.
+        agreement: with the original.
+    """
+
+    path: Path
+    bytes: int
+    agreement: Agreement
+
+
+def export(
+    describer: Describer,
+    path: str | Path,
+    format: str,
+    shape: ImageShape,
+    *,
+    photos: Sequence[str | Path] = (),
+    device: str = "cpu",
+    source: str | None = None,
+    progress: Progress | None = None,
+) -> Exported:
+    """Write ``describer`` to ``path``, which the file replaces once its descriptors are the original's.
+
+    Args:
+        format: a key of :data:`FORMATS`.
+        shape: the images the file takes; of ``safetensors``, which takes all, the one it recommends.
+        photos: images to compare on, besides made-up ones.
+        device: what ``torch`` and ``aoti`` are written for, and compared on.
+        source: what the file says it was made from.
+        progress: called with (done, total) as batches are compared.
+
+    Raises:
+        ExportError: the file's descriptors are farther from the original's than the format's tolerance.
+        UserError: the format needs what is not installed, or ``path`` is a folder.
+        WriteError: the disk is full, or another fault of it.
+        BadImageError: a photo cannot be read.
+    """
+    path, kind = Path(path), FORMATS[format]
+    if path.is_dir():
+        raise UserError(f"{path}: this is a folder; expected the name of a file to write")
+    partial = path.with_name(f"{path.stem}.partial{kind.suffix}")  # torch insists on the suffix
+    device = device if kind.on_device else "cpu"
+    try:
+        with told(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            kind.write(describer, partial, shape, describe_file(describer, shape, source), device)
+        agreement = _compare(describer, partial, format, shape, photos, device, progress)
+        limit = kind.tolerance * (1.0 if describer.whitening is None else WHITENED)
+        if not agreement.relative_error <= limit:
+            raise ExportError(
+                f"{path}: not written, its descriptors are not the network's: {agreement}; at most "
+                f"{limit:g} is expected of --format {format}."
+            )
+        with told(path):
+            with partial.open("rb") as file:
+                os.fsync(file.fileno())
+            os.replace(partial, path)
+    finally:
+        if partial.exists():
+            partial.unlink()
+    return Exported(path, path.stat().st_size, agreement)
+
+
+def _compare(
+    describer: Describer,
+    written: Path,
+    format: str,
+    shape: ImageShape,
+    photos: Sequence[str | Path],
+    device: str,
+    progress: Progress | None,
+) -> Agreement:
+    original, exported = describer.to(device), FORMATS[format].open(written)
+    # On CUDA convolutions may round to TF32 by default, which is no property of the file.
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        return compare(
+            original,
+            exported,
+            (batch.to(device) for batch in shape.batches(photos)),
+            progress,
+            total=shape.number_of_batches(photos),
+        )
+
+
+def describe_file(describer: Describer, shape: ImageShape, source: str | None) -> dict:
+    """What every format says about itself, as JSON: see docs/export.md."""
+    network, whitening = describer.network, describer.whitening
+    exported = {
+        "source": source,
+        "input": f"images float32 [B, 3, H, W], RGB in 0..1, {shape}",
+        "dim": describer.dim,
+        "versions": versions(),
+    }
+    size = {} if shape.dynamic else {"image_size": [shape.height, shape.width]}
+    return network_description(network, {**network.meta, **size, "exported": exported}, whitening)

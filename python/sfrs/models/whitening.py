@@ -1,0 +1,151 @@
+"""PCA whitening of descriptors (Jegou & Chum, ECCV 2012), as NetVLAD and SFRS apply it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sfrs.models.foreign import WeightsError, find_whitening, read_state
+from sfrs.runtime.tensor_files import write_tensors
+
+WHITENING = "whitening."
+"""Prefix of the whitening's tensors in a network's file."""
+
+SMALLEST_VARIANCE = 1e-9
+"""Relative to the largest; what varies less is rounding, which whitening would blow up."""
+
+
+@dataclass(frozen=True)
+class Whitening:
+    """``y = L2(P x + b)`` with ``P = diag(variance^-1/2) U^T`` and ``b = -P mean``.
+
+    Attributes:
+        projection: float32 ``[dim, input_dim]``.
+        bias: float32 ``[dim]``.
+    """
+
+    projection: Tensor
+    bias: Tensor
+
+    @property
+    def dim(self) -> int:
+        return self.projection.shape[0]
+
+    @property
+    def input_dim(self) -> int:
+        return self.projection.shape[1]
+
+    def to(self, device: str | torch.device) -> "Whitening":
+        return Whitening(self.projection.to(device), self.bias.to(device))
+
+    def apply(self, descriptors: Tensor) -> Tensor:
+        """Whiten and L2-normalise ``[B, input_dim]`` -> ``[B, dim]``.
+
+        Raises:
+            WeightsError: the descriptors have another length than those this was fitted to.
+        """
+        if descriptors.shape[1] != self.input_dim:
+            raise WeightsError(
+                f"whitening: fitted to descriptors of {self.input_dim} numbers, but these have "
+                f"{descriptors.shape[1]}. Whitening belongs to the network it was fitted with."
+            )
+        projection, bias = self.projection.to(descriptors), self.bias.to(descriptors)
+        return F.normalize(F.linear(descriptors, projection, bias), dim=1)
+
+    @classmethod
+    def fit(
+        cls, descriptors: np.ndarray, dim: int = 4096, *, max_images: int = 10_000, seed: int = 0
+    ) -> "Whitening":
+        """Fit to descriptors ``[n, d]`` (a random ``max_images`` of them), keeping ``dim`` directions.
+
+        With n <= d the eigenvectors come from the n x n Gram matrix, otherwise from the d x d covariance,
+        both in float64 and in blocks. n centred points span n - 1 directions at most: directions without
+        variance are dropped, so the result can have fewer than ``dim``.
+
+        Raises:
+            ValueError: fewer than two different descriptors, or ``dim`` larger than d.
+        """
+        n, d = descriptors.shape
+        if n < 2 or not 0 < dim <= d:
+            raise ValueError(
+                f"Whitening.fit: {n} descriptors of {d} numbers to {dim}; expected n >= 2 and dim in 1..{d}"
+            )
+        if n > max_images:
+            rows = np.sort(np.random.default_rng(seed).choice(n, max_images, replace=False))
+            descriptors, n = descriptors[rows], max_images
+        mean = descriptors.mean(axis=0, dtype=np.float64)
+        dim = min(dim, n - 1)
+        if n <= d:
+            projection = _project_by_gram(descriptors, mean, dim)
+        else:
+            projection = _project_by_covariance(descriptors, mean, dim)
+        return cls(torch.from_numpy(projection), torch.from_numpy((-projection @ mean).astype(np.float32)))
+
+    def save(self, path: str | Path) -> None:
+        """Write ``projection`` and ``bias`` to a safetensors file, replacing it in one step."""
+        write_tensors(path, {"projection": self.projection, "bias": self.bias})
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Whitening":
+        """Read :meth:`save`'s file, or the whitening in a network of ours or of other origin.
+
+        The latter are the paper's (``pca_layer.*``), Patch-NetVLAD's, the deep visual geo-localization
+        benchmark's output layer, hloc's and MatConvNet's; see :data:`sfrs.models.foreign.LAYOUTS`.
+
+        Raises:
+            WeightsError: no such file, or none is in it.
+        """
+        state = read_state(Path(path))
+        for prefix in ("", WHITENING):
+            if prefix + "projection" in state and prefix + "bias" in state:
+                return cls(state[prefix + "projection"].float(), state[prefix + "bias"].float())
+        found = find_whitening(state)
+        if found is None:
+            raise WeightsError(
+                f"{path}: no whitening in it. Expected projection and bias, or a network with such a layer "
+                "(pca_layer.weight and pca_layer.bias, for example); it has "
+                f"{', '.join(list(state)[:4]) or 'nothing'}."
+            )
+        return cls(*found)
+
+
+def _project_by_gram(descriptors: np.ndarray, mean: np.ndarray, dim: int) -> np.ndarray:
+    n, d = descriptors.shape
+    gram = np.zeros((n, n))
+    for columns in _blocks(d):
+        centred = descriptors[:, columns] - mean[columns]
+        gram += centred @ centred.T
+    variance, vectors = _largest(gram / (n - 1), dim)
+    # An eigenvector v of the Gram matrix gives the direction X^T v / sqrt((n - 1) variance).
+    weights = vectors / (np.sqrt(n - 1) * variance)
+    projection = np.empty((len(variance), d), dtype=np.float32)
+    for columns in _blocks(d):
+        projection[:, columns] = weights.T @ (descriptors[:, columns] - mean[columns])
+    return projection
+
+
+def _project_by_covariance(descriptors: np.ndarray, mean: np.ndarray, dim: int) -> np.ndarray:
+    n, d = descriptors.shape
+    covariance = np.zeros((d, d))
+    for rows in _blocks(n):
+        centred = descriptors[rows] - mean
+        covariance += centred.T @ centred
+    variance, directions = _largest(covariance / (n - 1), dim)
+    return np.ascontiguousarray((directions / np.sqrt(variance)).T, dtype=np.float32)
+
+
+def _blocks(n: int, size: int = 2048) -> list[slice]:
+    return [slice(start, min(start + size, n)) for start in range(0, n, size)]
+
+
+def _largest(matrix: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """At most k largest eigenvalues above zero, falling, and their eigenvectors of a symmetric matrix."""
+    values, vectors = np.linalg.eigh(matrix)
+    values, vectors = values[::-1][:k], vectors[:, ::-1][:, :k]
+    if values[0] <= 0:
+        raise ValueError("Whitening.fit: all descriptors are equal; expected at least two different ones")
+    kept = values > SMALLEST_VARIANCE * values[0]
+    return values[kept], vectors[:, kept]

@@ -1,0 +1,1 @@
+"""Retrieval: search, recall, re-ranking by regions, locating photographs, the index."""

@@ -1,0 +1,22 @@
+"""An index of photographs: what they look like and where they were taken, in one directory.
+
+::
+
+    index.sqlite                 settings, and one line per image; what makes the directory an index
+    network.safetensors          the network all descriptors come from
+    whitening.safetensors        its whitening, if there is one
+    descriptors-G.float32        (or .float16) a descriptor per image, row after row, nothing else
+    quarters-G.float16           quarter VLADs per image, if the index keeps them for re-ranking by regions
+    pq-G.faiss, ivf-G.faiss      compressed descriptors of the kinds pq, ivf and disk, made from the others
+    lock                         held by whoever writes
+
+G is the generation (`store`) that wrote the file. :class:`Index` opens an index to search
+it, :class:`Builder` makes and changes one, :func:`read_photos` finds photographs and their coordinates.
+"""
+
+from sfrs.retrieval.index.build import Builder, Change
+from sfrs.retrieval.index.model import Model
+from sfrs.retrieval.index.opened import Index
+from sfrs.retrieval.index.photos import Photo, read_photos
+
+__all__ = ["Builder", "Change", "Index", "Model", "Photo", "read_photos"]

@@ -1,0 +1,179 @@
+"""Compressed copies of the descriptors (faiss), which name candidates that are then compared exactly."""
+
+import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import faiss
+import numpy as np
+import torch
+
+from sfrs.data.images import Progress
+from sfrs.runtime.errors import UserError
+
+FEWEST = 2_000
+"""Images below which no copy is made: comparing every row takes milliseconds."""
+PART = 8
+"""Numbers of a descriptor that share a product-quantised code of 4 bits."""
+LARGEST_PARTS = 512
+"""Parts at most: faiss adds their similarities in 16 bits, and more would saturate."""
+TRAINED_ON = 4_096
+"""Descriptors that the 16 centres of every part are fitted to."""
+PER_LIST = 64
+"""Descriptors per inverted list that its centre is fitted to."""
+BLOCK_ROWS = 8_192
+
+
+@dataclass(frozen=True)
+class Kind:
+    """How a compressed kind searches.
+
+    Attributes:
+        candidates: that are compared exactly for each query, at least.
+        share: of the images that are compared exactly: the more there are, the closer they lie.
+        lists: whether there are inverted lists, about the root of the number of images.
+        probed: share of them that is read for a query.
+    """
+
+    candidates: int
+    share: float = 0.0
+    lists: bool = False
+    probed: float = 1.0
+
+
+KINDS = {
+    "pq": Kind(500, 1 / 500),
+    "ivf": Kind(500, 1 / 500, lists=True, probed=0.25),
+    "disk": Kind(200, lists=True, probed=0.25),
+}
+"""Kinds that have a compressed copy; the others compare every row."""
+
+
+class Compressed:
+    """A faiss index whose entry i is row i of the descriptor file, removed or not.
+
+    - pq: product quantiser of 4 bits per part, compared in registers (faiss's fast scan); in memory.
+    - ivf: the same in inverted lists, of which the nearest are read; in memory.
+    - disk: one bit per number (RaBitQ) in inverted lists that stay in the file, mapped.
+
+    Attributes:
+        dim: of the descriptors; the faiss index pads them to a multiple of the parts.
+    """
+
+    def __init__(self, kind: str, index: faiss.Index, dim: int) -> None:
+        self.kind, self.index, self.dim = kind, index, dim
+
+    def __len__(self) -> int:
+        return self.index.ntotal
+
+    @classmethod
+    def train(cls, kind: str, rows: np.ndarray) -> "Compressed":
+        """Fit a copy of ``kind`` to ``rows`` ``[n, dim]``, taking evenly spaced ones; it is empty still."""
+        index = _empty(kind, len(rows), rows.shape[1])
+        if KINDS[kind].lists:
+            sample = _sample(rows, PER_LIST * index.nlist, index.d)
+            options = dict(niter=8, spherical=True, seed=1, max_points_per_centroid=PER_LIST)
+            means = faiss.Kmeans(index.d, index.nlist, **options)
+            means.train(sample)
+            index.quantizer.add(means.centroids)
+        # Thousands of tiny fits: threads would wait for each other longer than they work.
+        with _one_thread():
+            index.train(_sample(rows, TRAINED_ON, index.d))
+        return cls(kind, index, rows.shape[1])
+
+    def extend(self, rows: np.ndarray, progress: Progress | None = None) -> None:
+        """Add the rows of ``rows`` ``[n, dim]`` that are not in yet, which are the last ones."""
+        for start in range(len(self), len(rows), BLOCK_ROWS):
+            self.index.add(_padded(rows[start : start + BLOCK_ROWS], self.index.d))
+            if progress is not None:
+                progress(len(self), len(rows))
+
+    def save(self, path: Path) -> None:
+        """Write the copy, replacing ``path`` in one step."""
+        partial = path.with_name(path.name + ".partial")
+        faiss.write_index(self.index, str(partial))
+        with open(partial, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+
+    @classmethod
+    def open(cls, path: Path, kind: str, dim: int, *, to_extend: bool = False) -> "Compressed":
+        """Read :meth:`save`'s file; the lists of the kind disk stay there unless ``to_extend``.
+
+        Raises:
+            UserError: the file is missing or damaged.
+        """
+        mapped = kind == "disk" and not to_extend
+        flags = faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY if mapped else 0
+        try:
+            index = faiss.read_index(str(path), flags)
+        except RuntimeError as error:
+            raise UserError(
+                f"{path}: this file is missing or damaged. Removing it and running sfrs index --kind {kind} "
+                "makes it anew from the descriptors."
+            ) from error
+        return cls(kind, index, dim)
+
+    def candidates(self, queries: np.ndarray, k: int, live: np.ndarray) -> np.ndarray:
+        """Rows to compare exactly, int64 ``[m, c]``, -1 where there is none; at least k that are ``live``.
+
+        Args:
+            queries: float32 ``[m, dim]``.
+            live: bool, at least as many as there are rows in the copy: those that count.
+        """
+        queries, kind = _padded(queries, self.index.d), KINDS[self.kind]
+        wanted, probed = max(kind.candidates, round(kind.share * len(self)), 4 * k), kind.probed
+        enough = min(k, int(live.sum()))
+        while True:
+            wanted, probed = min(wanted, len(self)), min(probed, 1.0)
+            if kind.lists:
+                self.index.nprobe = math.ceil(probed * self.index.nlist)
+            found = self.index.search(queries, wanted)[1]
+            found[(found >= 0) & ~live[found]] = -1
+            # Where all candidates of a query have been removed, or its lists are short, look further.
+            if ((found >= 0).sum(axis=1) >= enough).all() or (wanted == len(self) and probed == 1.0):
+                return found
+            wanted, probed = 2 * wanted, 2 * probed
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    threads = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(1)
+    try:
+        yield
+    finally:
+        faiss.omp_set_num_threads(threads)
+
+
+def _empty(kind: str, rows: int, dim: int) -> faiss.Index:
+    parts = min(LARGEST_PARTS, 2 * math.ceil(dim / (2 * PART)))
+    padded = parts * math.ceil(dim / parts)
+    if kind == "pq":
+        return faiss.IndexPQFastScan(padded, parts, 4, faiss.METRIC_INNER_PRODUCT)
+    lists = max(1, round(math.sqrt(rows)))
+    centres = faiss.IndexFlatIP(padded)
+    if kind == "ivf":
+        index = faiss.IndexIVFPQFastScan(centres, padded, lists, parts, 4, faiss.METRIC_INNER_PRODUCT)
+    else:
+        if not hasattr(faiss, "IndexIVFRaBitQ"):
+            raise UserError(f"--kind disk needs faiss 1.11 or newer, but this is {faiss.__version__}.")
+        index = faiss.IndexIVFRaBitQ(centres, padded, lists, faiss.METRIC_INNER_PRODUCT)
+    index.own_fields = True  # the index frees the centres, not Python
+    centres.this.disown()
+    return index
+
+
+def _sample(rows: np.ndarray, count: int, dim: int) -> np.ndarray:
+    chosen = np.unique(np.linspace(0, len(rows) - 1, min(count, len(rows))).round().astype(np.int64))
+    return _padded(rows[chosen], dim)
+
+
+def _padded(rows: np.ndarray, dim: int) -> np.ndarray:
+    # By torch, which makes float32 of float16 five times as fast as numpy.
+    padded = torch.zeros(len(rows), dim)
+    padded[:, : rows.shape[1]] = torch.from_numpy(rows)
+    return padded.numpy()

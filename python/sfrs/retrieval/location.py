@@ -1,0 +1,95 @@
+"""From the positions of similar images to one position, and how far it can be trusted."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from sfrs.data.coordinates import to_degrees
+
+RADIUS = 25.0
+"""Metres around an image within which others show the same place."""
+
+CONSIDERED = 20
+"""How many of the first matches are weighed against each other."""
+
+TEMPERATURE = 0.02
+"""Of the weights of descriptor similarities: a match this much less similar weighs 1/e of another."""
+
+REGION_TEMPERATURE = 0.015
+"""The same for the scores of re-ranking by regions, which lie closer together.
+
+Both were chosen on the validation quarters of rendered cities, where the confidence then is the share of
+right answers; see docs/locate.md.
+"""
+
+
+@dataclass(frozen=True)
+class Location:
+    """Where a photograph was taken.
+
+    Attributes:
+        easting, northing: metres in the coordinate system of the positions; nan if none is known.
+        latitude, longitude: degrees; None where the coordinate system is not known.
+        confidence: 0..1, how likely this is within :data:`RADIUS`; see :func:`estimate`.
+        spread: root mean square distance in metres of the images it was made of, weighted as they were.
+    """
+
+    easting: float
+    northing: float
+    latitude: float | None
+    longitude: float | None
+    confidence: float
+    spread: float
+
+
+def estimate(
+    positions: np.ndarray, similarities: np.ndarray, zone: str = "", *, temperature: float = TEMPERATURE
+) -> Location:
+    """Weigh the matches of one query into a position.
+
+    The first :data:`CONSIDERED` matches with a known position weigh ``w = exp(s / temperature)``. The
+    neighbourhood is what lies within :data:`RADIUS` of the match around which most weight lies; the position
+    is the weighted mean of the neighbourhood, which one good match far away does not move.
+
+    The confidence is the neighbourhood's share of the weight of all these matches and of one more that nobody
+    has looked at, as similar as the last of them: ``sum_near w / (sum_all w + w_last)``. So it rises with the
+    similarities near the position, falls with those elsewhere, and never reaches 1. It compares places of the
+    database with each other: that a photograph was taken at none of them it can only suspect, where several
+    places are about equally similar.
+
+    Args:
+        positions: easting and northing in metres, ``[k, 2]``; nan where an image has none.
+        similarities: ``[k]``, of descriptors, or scores of re-ranking.
+        zone: UTM zone of the positions, such as "33N"; "" if it is not known.
+
+    Returns:
+        The location; without any known position nan and a confidence of 0.
+
+    Raises:
+        ValueError: the shapes do not belong together.
+    """
+    positions, similarities = np.asarray(positions, np.float64), np.asarray(similarities, np.float64)
+    if positions.shape != (*similarities.shape, 2) or similarities.ndim != 1:
+        raise ValueError(
+            f"estimate: positions are {positions.shape} and similarities {similarities.shape}; "
+            "expected [k, 2] and [k]"
+        )
+    known = np.isfinite(positions).all(axis=1) & np.isfinite(similarities)
+    order = np.argsort(-similarities[known], kind="stable")[:CONSIDERED]
+    positions, similarities = positions[known][order], similarities[known][order]
+    if len(positions) == 0:
+        return Location(math.nan, math.nan, None, None, 0.0, math.nan)
+    weights = np.exp((similarities - similarities[0]) / temperature)
+    apart = np.linalg.norm(positions[:, None] - positions, axis=2)
+    near = (apart <= RADIUS)[np.argmax((apart <= RADIUS) @ weights)]
+    easting, northing = np.average(positions[near], axis=0, weights=weights[near])
+    squared = ((positions[near] - (easting, northing)) ** 2).sum(axis=1)
+    degrees = to_degrees([[easting, northing]], zone)[0].tolist() if zone else (None, None)
+    return Location(
+        float(easting),
+        float(northing),
+        *degrees,
+        confidence=float(weights[near].sum() / (weights.sum() + weights[-1])),
+        spread=float(np.sqrt(np.average(squared, weights=weights[near]))),
+    )

@@ -1,0 +1,88 @@
+"""Recall@N, and spatial non-maximum suppression before it."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from sfrs.data.places import Ragged
+
+RECALL_AT = (1, 5, 10, 20)
+NMS_DEPTH = 12
+"""Tokyo 24/7 has 12 images per panorama: of the first 12 N predictions one per panorama is kept."""
+
+SAME_TIME_DEPTH = 10
+"""Of the first 10 N predictions those of the query's own time stamp are dropped (Tokyo Time Machine)."""
+
+
+def correct(predictions: np.ndarray, positives: Ragged) -> np.ndarray:
+    """Which predictions are right, bool ``[m, k]``.
+
+    Args:
+        predictions: database indices ``[m, k]``, best first; -1 is never right.
+        positives: for each of the m queries the database indices that count as right.
+    """
+    if len(predictions) != len(positives):
+        raise ValueError(
+            f"recall: {len(predictions)} rows of predictions, but {len(positives)} lists of positives"
+        )
+    if predictions.size == 0 or positives.values.size == 0:
+        return np.zeros(predictions.shape, dtype=bool)
+    n = max(int(predictions.max()), int(positives.values.max())) + 1
+    keys = np.arange(len(predictions))[:, None] * n + predictions
+    return np.isin(keys, positives.rows() * n + positives.values) & (predictions >= 0)
+
+
+def recall_at(predictions: np.ndarray, positives: Ragged, ns: Sequence[int] = RECALL_AT) -> dict[int, float]:
+    """Share of queries, in 0..1, with a positive among the first N predictions, for each N.
+
+    Queries without any positive cannot be answered and are not counted; with no query left the recalls
+    are NaN.
+    """
+    answerable = positives.counts() > 0
+    right = correct(predictions, positives)[answerable]
+    if not answerable.any():
+        return {n: float("nan") for n in ns}
+    return {n: float(right[:, :n].any(axis=1).mean()) for n in ns}
+
+
+def without_same_time(
+    predictions: np.ndarray, query_stamps: np.ndarray, database_stamps: np.ndarray, n: int
+) -> np.ndarray:
+    """The first n predictions whose time stamp is not the query's.
+
+    Args:
+        predictions: database indices ``[m, k]``, best first; -1 past the end.
+        query_stamps, database_stamps: int64 ``[m]``, ``[database]``.
+
+    Returns:
+        int64 ``[m, n]``, filled up with -1.
+    """
+    keep = (predictions >= 0) & (database_stamps[predictions] != query_stamps[:, None])
+    front = np.argsort(~keep, axis=1, kind="stable")[:, :n]
+    kept = np.where(np.take_along_axis(keep, front, 1), np.take_along_axis(predictions, front, 1), -1)
+    return np.pad(kept, ((0, 0), (0, n - kept.shape[1])), constant_values=-1)
+
+
+def spatial_nms(predictions: np.ndarray, place_ids: np.ndarray, n: int) -> np.ndarray:
+    """Of the first 12 n predictions keep the best image of each panorama.
+
+    Args:
+        predictions: database indices ``[m, k]``, best first.
+        place_ids: panorama of each database image ``[database]``.
+        n: the largest N of recall@N.
+
+    Returns:
+        int64 ``[m, n]``, filled up with -1 where fewer than n panoramas are left.
+    """
+    predictions = predictions[:, : NMS_DEPTH * n]
+    places = place_ids[predictions]
+    # A stable sort brings the images of a panorama together with the best one in front.
+    order = np.argsort(places, axis=1, kind="stable")
+    ranked = np.take_along_axis(places, order, 1)
+    first = np.ones(ranked.shape, dtype=bool)
+    first[:, 1:] = ranked[:, 1:] != ranked[:, :-1]
+    keep = np.empty_like(first)
+    np.put_along_axis(keep, order, first, 1)
+    front = np.argsort(~keep, axis=1, kind="stable")[:, :n]
+    kept = np.where(np.take_along_axis(keep, front, 1), np.take_along_axis(predictions, front, 1), -1)
+    return np.pad(kept, ((0, 0), (0, n - kept.shape[1])), constant_values=-1)

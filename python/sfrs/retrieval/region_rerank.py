@@ -1,0 +1,216 @@
+"""Re-ranking by regions: the first images of a search, ordered anew by how their parts match the query's.
+
+A photograph taken some steps aside shows the same house in another quarter of the picture, beside other
+things. The descriptor of the whole image mixes these with the house; the nine regions of two images
+(`region_matching`) find it. :data:`SCORES` are the ways to make one number of the 81 similarities;
+which of them help is measured in ``docs/reranking.md``.
+
+Whitening concerns the search alone: it chooses the candidates, un-whitened regions order them.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sfrs.data.images import Progress, Size
+from sfrs.data.places import Places
+from sfrs.models.network import DescriptorNetwork
+from sfrs.models.whitening import Whitening
+from sfrs.retrieval.evaluation import RADIUS, Evaluation, Tasks, check_answerable, search_depth
+from sfrs.retrieval.evaluation import score as score_predictions
+from sfrs.retrieval.quarters import KeptQuarters, compact, describe_with_quarters, temporary_quarters
+from sfrs.retrieval.recall import RECALL_AT
+from sfrs.retrieval.region_matching import region_matches
+from sfrs.retrieval.search import search
+from sfrs.runtime.errors import UserError
+
+DEPTH = 100
+"""How many images of a search are ordered anew."""
+
+Quarters = Callable[[np.ndarray], Tensor]
+"""Database rows ``[C]`` -> their quarter VLADs ``[C, 4, K, D]``; may be valid only until the next call."""
+
+
+def chamfer(matches: Tensor) -> Tensor:
+    """Mean similarity of a region to its best counterpart, over the regions of both images."""
+    return (matches.amax(-1).mean(-1) + matches.amax(-2).mean(-1)) / 2
+
+
+def nine_best(matches: Tensor) -> Tensor:
+    """Mean of the nine best of the 81 pairs."""
+    return matches.flatten(-2).topk(9).values.mean(-1)
+
+
+def mixed(matches: Tensor) -> Tensor:
+    """Mean of :func:`chamfer` and :func:`nine_best`: much has to match, some of it well."""
+    return (chamfer(matches) + nine_best(matches)) / 2
+
+
+def aligned(matches: Tensor) -> Tensor:
+    """Mean similarity of the regions in the same place."""
+    return matches.diagonal(dim1=-2, dim2=-1).mean(-1)
+
+
+def whole_query(matches: Tensor) -> Tensor:
+    """The whole query against the best region."""
+    return matches[..., 0, :].amax(-1)
+
+
+def best_pair(matches: Tensor) -> Tensor:
+    """The best of the 81 pairs."""
+    return matches.flatten(-2).amax(-1)
+
+
+SCORES: dict[str, Callable[[Tensor], Tensor]] = {
+    "mixed": mixed,
+    "chamfer": chamfer,
+    "nine-best": nine_best,
+    "aligned": aligned,
+    "whole-query": whole_query,
+    "best-pair": best_pair,
+}
+"""Scores of region matches ``[..., 9, 9]`` -> ``[...]``; the first is the default."""
+
+DEFAULT_SCORE = next(iter(SCORES))
+
+
+def parse_score(name: str) -> Callable[[Tensor], Tensor]:
+    """The score of that name. Raises :class:`UserError` if there is none."""
+    if name not in SCORES:
+        raise UserError(f"--rerank-score is {name!r}; expected one of {', '.join(SCORES)}.")
+    return SCORES[name]
+
+
+@dataclass(frozen=True)
+class Reranked:
+    """The candidates of one query, best first; C of them.
+
+    Attributes:
+        rows: database rows, int64 ``[C]``.
+        scores: float32 ``[C]``, falling.
+        pairs: int64 ``[C, 2]``: the region of the query and the region of the image that match best.
+    """
+
+    rows: np.ndarray
+    scores: np.ndarray
+    pairs: np.ndarray
+
+
+@torch.no_grad()
+def rerank(
+    query_quarters: Tensor, rows: np.ndarray, quarters: Quarters, score: str = DEFAULT_SCORE
+) -> Reranked:
+    """Order the candidates of one query by their regions; equal scores keep their order.
+
+    Args:
+        query_quarters: ``[1, 4, K, D]``, float32.
+        rows: candidates, int64 ``[C]``, without blanks.
+        quarters: gives the candidates' quarter VLADs, kept by :func:`sfrs.retrieval.quarters.compact`.
+        score: one of :data:`SCORES`.
+
+    Raises:
+        UserError: there is no such score.
+    """
+    measure = parse_score(score)
+    if len(rows) == 0:
+        return Reranked(np.zeros(0, np.int64), np.zeros(0, np.float32), np.zeros((0, 2), np.int64))
+    # Through float16 like the candidates: what that drops must not be missing on one side alone.
+    query_quarters = compact(query_quarters).float()
+    matches = region_matches(query_quarters, quarters(rows))[0].float()  # [C, 9, 9]
+    scores = measure(matches)
+    order = scores.argsort(descending=True, stable=True)
+    best = matches.flatten(1).argmax(dim=1)[order]
+    pairs = torch.stack((best // 9, best % 9), dim=1)
+    order = order.cpu().numpy()
+    return Reranked(np.asarray(rows)[order], scores.cpu().numpy()[order], pairs.cpu().numpy())
+
+
+def rerank_all(
+    query_quarters: Quarters,
+    candidates: np.ndarray,
+    quarters: Quarters,
+    *,
+    score: str = DEFAULT_SCORE,
+    depth: int = DEPTH,
+    progress: Progress | None = None,
+) -> np.ndarray:
+    """Order the first ``depth`` candidates of every query anew; those behind them stay where they are.
+
+    Args:
+        query_quarters: gives the quarter VLADs of queries.
+        candidates: database rows int64 ``[m, k]``, best first; -1 past the end.
+
+    Returns:
+        int64 ``[m, k]``.
+    """
+    result = candidates.copy()
+    for query, found in enumerate(candidates[:, :depth]):
+        rows = found[found >= 0]
+        one = query_quarters(np.array([query]))
+        result[query, : len(rows)] = rerank(one, rows, quarters, score).rows
+        if progress is not None:
+            progress(query + 1, len(candidates))
+    return result
+
+
+def evaluate_reranked(
+    network: DescriptorNetwork,
+    places: Places,
+    *,
+    score: str = DEFAULT_SCORE,
+    depth: int = DEPTH,
+    size: Size = None,
+    query_size: Size | Literal["same"] = "same",
+    recalls: Sequence[int] = RECALL_AT,
+    radius: float = RADIUS,
+    nms: bool = False,
+    whitening: Whitening | None = None,
+    batch_size: int = 8,
+    threads: int = 2,
+    device: str | torch.device = "cpu",
+    tasks: Tasks | None = None,
+) -> tuple[Evaluation, Evaluation]:
+    """As `evaluate`, before and after re-ranking the first ``depth`` of every query.
+
+    Quarter VLADs of all images lie in a temporary file meanwhile, ``8 K D`` bytes per image.
+
+    Raises:
+        UserError: also if that file does not fit on the disk.
+    """
+    parse_score(score)
+    check_answerable(places, radius)
+    started = time.perf_counter()
+    options = dict(batch_size=batch_size, threads=threads, device=device, whitening=whitening)
+    with temporary_quarters(network, len(places.database) + len(places.queries)) as kept:
+        parts = kept[: len(places.database)], kept[len(places.database) :]
+        described = [
+            describe_with_quarters(
+                network,
+                images.files,
+                quarters=part,
+                size=images_size,
+                progress=tasks(role) if tasks else None,
+                **options,
+            )
+            for role, images, images_size, part in (
+                ("database", places.database, size, parts[0]),
+                ("queries", places.queries, size if query_size == "same" else query_size, parts[1]),
+            )
+        ]
+        ended = [time.perf_counter()]
+        deepest = search_depth(places, max(recalls), nms=nms)
+        _, found = search(*described, max(deepest, depth))
+        ended.append(time.perf_counter())
+        database, queries = (KeptQuarters(part, device) for part in parts)
+        progress = tasks("re-ranking") if tasks else None
+        reranked = rerank_all(queries, found, database, score=score, depth=depth, progress=progress)
+        ended.append(time.perf_counter())
+        del database, queries, parts
+    seconds = dict(zip(("describe", "search", "rerank"), np.diff([started, *ended]).tolist(), strict=True))
+    options = dict(recalls=recalls, radius=radius, nms=nms, seconds=seconds)
+    return tuple(score_predictions(places, rows[:, :deepest], **options) for rows in (found, reranked))

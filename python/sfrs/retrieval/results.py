@@ -1,0 +1,62 @@
+"""Writing an evaluation down: JSON, predictions as CSV, rows of the contact sheet."""
+
+import csv
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+
+from sfrs.data.places import Places
+from sfrs.retrieval.evaluation import Evaluation
+from sfrs.retrieval.plots import SheetRow
+from sfrs.runtime.atomic_io import replaced
+
+
+def write_json(path: Path, content: dict) -> None:
+    """Write ``content`` as indented JSON, replacing ``path`` in one step.
+
+    Raises:
+        WriteError: the disk is full, or another fault of it.
+    """
+    text = json.dumps(content, indent=2) + "\n"
+    with replaced(path, size=len(text)) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def write_predictions(path: Path, result: Evaluation, places: Places) -> None:
+    """Write one line per query and rank: query, rank, file, metres between them, right or not (1 or 0)."""
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("w", newline="", encoding="utf-8", errors="surrogateescape") as lines:
+        writer = csv.writer(lines)
+        writer.writerow(("query", "rank", "file", "metres", "correct"))
+        for query, found in enumerate(result.predictions):
+            for rank, index in enumerate(found[found >= 0]):
+                step = places.queries.positions[query] - places.database.positions[index]
+                writer.writerow(
+                    (
+                        places.queries.files[query],
+                        rank + 1,
+                        places.database.files[index],
+                        f"{np.hypot(*step):.2f}",
+                        int(result.correct[query, rank]),
+                    )
+                )
+    os.replace(partial, path)
+
+
+def sheet_rows(result: Evaluation, places: Places, count: int, *, top: int = 5) -> list[SheetRow]:
+    """Evenly spaced queries that have a positive, each with its first ``top`` predictions."""
+    answerable = np.flatnonzero(result.answerable)
+    chosen = answerable[np.linspace(0, len(answerable) - 1, min(count, len(answerable))).round().astype(int)]
+    rows = []
+    for query in chosen:
+        found = result.predictions[query, :top]
+        rows.append(
+            SheetRow(
+                places.queries.files[query],
+                tuple(places.database.files[index] for index in found if index >= 0),
+                tuple(bool(right) for right in result.correct[query, :top][found >= 0]),
+            )
+        )
+    return rows

@@ -1,0 +1,246 @@
+"""The processes of a run: one, or those that torchrun started, with gloo on CPUs and NCCL on GPUs.
+
+Process 0 is the main one: it alone mines, writes files and shows progress. Work that is spread is cut into
+contiguous shares by rank, so that results put together have the order one process would give them.
+"""
+
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from functools import cache
+from typing import Any, NoReturn
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from sfrs.runtime.errors import UserError
+
+PATIENCE = timedelta(minutes=30)
+"""How long a process waits for the others. One that died is noticed at once, by its closed connections."""
+LAST_WORDS = 5.0
+"""Seconds that the process which says why the run failed gets for it."""
+FAILURES = "sfrs/failures"
+
+
+class PeerLostError(UserError, RuntimeError):
+    """Another process of the run has ended."""
+
+
+class Processes:
+    """The processes of this run, seen from one of them.
+
+    Attributes:
+        rank: of this process, from 0.
+        count: of processes.
+        local_rank, local_count: the same among the processes of this machine.
+        is_main: whether this is process 0.
+    """
+
+    def __init__(
+        self,
+        rank: int = 0,
+        count: int = 1,
+        local_rank: int = 0,
+        local_count: int = 1,
+        store: dist.Store | None = None,
+    ):
+        self.rank, self.count = rank, count
+        self.local_rank, self.local_count = local_rank, local_count
+        self._store = store
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    @property
+    def device(self) -> torch.device:
+        """This process's GPU, or the CPU on a machine without. Raises `UserError` for too many processes."""
+        if not torch.cuda.is_available():
+            return torch.device("cpu")
+        if self.local_rank >= torch.cuda.device_count():
+            raise UserError(
+                f"torchrun started process {self.local_rank} of this machine (counted from 0), but it has "
+                f"{torch.cuda.device_count()} GPU(s), expected --nproc-per-node to be at most that"
+            )
+        return torch.device("cuda", self.local_rank)
+
+    def share(self, total: int, rank: int | None = None) -> slice:
+        """The part of ``total`` items in a row that falls to ``rank`` (by default to this process)."""
+        rank = self.rank if rank is None else rank
+        return slice(total * rank // self.count, total * (rank + 1) // self.count)
+
+    def gather_rows(self, local: Tensor, total: int, *, everywhere: bool = True) -> Tensor | None:
+        """Rows ``[total, ...]`` in order from every process's share of them.
+
+        Args:
+            local: the rows of `share` of this process; the same type and trailing shape in all.
+            everywhere: else the main process gets them, the others None.
+        """
+        if self.count == 1:
+            return local
+        if not everywhere and not self.is_main:
+            if len(local):
+                self._call(dist.send, local.contiguous(), 0)
+            return None
+        rows = local.new_empty(total, *local.shape[1:])
+        rows[self.share(total)] = local
+        for rank in range(self.count):
+            part = rows[self.share(total, rank)]
+            if everywhere:
+                self._broadcast(part, rank)
+            elif rank and len(part):
+                self._call(dist.recv, part, rank)
+        return rows
+
+    def sum_(self, tensors: Sequence[Tensor]) -> None:
+        """Add up ``tensors`` (of one type and device) over the processes, in place, in one message."""
+        if self.count == 1:
+            return
+        flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
+        self._call(dist.all_reduce, flat)
+        parts = flat.split([tensor.numel() for tensor in tensors])
+        for tensor, part in zip(tensors, parts, strict=True):
+            tensor.copy_(part.view_as(tensor))
+
+    def broadcast_object(self, value: Any = None) -> Any:
+        """The main process's ``value``, which must be JSON (keys of objects come as text)."""
+        if self.count == 1:
+            return value
+        text = json.dumps(value).encode() if self.is_main else b""
+        size = torch.tensor([len(text)])
+        self._broadcast(size, 0)
+        content = torch.empty(int(size), dtype=torch.uint8)
+        if self.is_main:
+            content.copy_(torch.frombuffer(bytearray(text), dtype=torch.uint8))
+        self._broadcast(content, 0)
+        return json.loads(bytes(content.tolist()))
+
+    def broadcast_tensors(self, tensors: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """The main process's ``tensors``, by name, in the host's memory."""
+        if self.count == 1:
+            return tensors
+        kinds = [[name, list(x.shape), str(x.dtype)] for name, x in tensors.items()] if self.is_main else None
+        received = {}
+        for name, shape, kind in self.broadcast_object(kinds):
+            dtype = getattr(torch, kind.removeprefix("torch."))
+            tensor = tensors[name].cpu().contiguous() if self.is_main else torch.empty(shape, dtype=dtype)
+            self._broadcast(tensor, 0)
+            received[name] = tensor
+        return received
+
+    def agree(self, what: str, value: Any) -> None:
+        """Raise `UserError` in a process whose ``value`` (JSON) is another than the main process's."""
+        theirs, ours = self.broadcast_object(value), json.loads(json.dumps(value))
+        if theirs != ours:
+            if isinstance(ours, dict):
+                differing = [key for key in ours if ours[key] != theirs.get(key)]
+                ours, theirs = ({key: x.get(key) for key in differing} for x in (ours, theirs))
+            raise UserError(
+                f"process {self.rank} has other {what} than process 0: {ours}, expected {theirs}. All need "
+                "the same command and data."
+            )
+
+    def barrier(self) -> None:
+        """Wait until every process is here."""
+        self.sum_([torch.zeros(1)])
+
+    def first_to_fail(self) -> bool:
+        """Whether no process asked before; one that failed asks, to know whether it is the one to say why."""
+        if self._store is None:
+            return self.is_main
+        try:
+            return self._store.add(FAILURES, 1) == 1
+        except RuntimeError:
+            return False  # the store went with the process that kept it, which has had its say
+
+    def _broadcast(self, tensor: Tensor, rank: int) -> None:
+        if tensor.numel():
+            self._call(dist.broadcast, tensor, rank)
+
+    def _call(self, collective: Callable, *arguments: Any) -> None:
+        try:
+            collective(*arguments)
+        except RuntimeError as error:
+            raise PeerLostError(
+                f"process {self.rank} of {self.count} waits in vain for another process of the run, which "
+                f"has been killed, has run out of memory or is stuck ({str(error).splitlines()[0]})"
+            ) from error
+
+
+@cache
+def processes() -> Processes:
+    """The processes of this run, from the environment torchrun sets; the first call joins them.
+
+    Raises:
+        UserError: the environment is not torchrun's, or the others cannot be reached.
+    """
+    count = _from_environment("WORLD_SIZE", "1")
+    if count == 1:
+        return Processes()
+    rank, local_rank = _from_environment("RANK"), _from_environment("LOCAL_RANK", "0")
+    local_count = _from_environment("LOCAL_WORLD_SIZE", "1")
+    backend = "gloo"
+    if torch.cuda.is_available():
+        torch.cuda.set_device(local_rank % torch.cuda.device_count())  # before NCCL takes one
+        backend = "cpu:gloo,cuda:nccl"
+    try:
+        store = _store(rank, count)
+        # A group needs keys of its own; a process may join and leave several times.
+        group = dist.PrefixStore(f"sfrs/{store.add(f'sfrs/joined/{rank}', 1)}", store)
+        dist.init_process_group(backend, store=group, rank=rank, world_size=count, timeout=PATIENCE)
+    except (RuntimeError, ValueError) as error:
+        raise UserError(f"process {rank} cannot join the other {count - 1}: {error}") from error
+    return Processes(rank, count, local_rank, local_count, store)
+
+
+def _from_environment(name: str, default: str | None = None) -> int:
+    text = os.environ.get(name, default)
+    try:
+        return int(text)
+    except (TypeError, ValueError):
+        raise UserError(
+            f"the environment variable {name} is {text!r}, expected a number; start several processes with "
+            "torchrun, or unset WORLD_SIZE for one"
+        ) from None
+
+
+@cache
+def _store(rank: int, count: int) -> dist.Store:
+    """Where processes find each other; torchrun keeps it."""
+    return next(dist.rendezvous("env://", rank, count, timeout=PATIENCE))[0]
+
+
+@contextmanager
+def running_together() -> Iterator[Processes]:
+    """Join the processes of the run, and if it fails, let one of them say why.
+
+    A process that fails ends at once, which makes those end that wait for it.
+    """
+    joined = processes()
+    try:
+        yield joined
+    except KeyboardInterrupt:
+        if not joined.is_main:
+            _leave_quietly(0.5)  # torchrun has interrupted all, and the main process says how to go on
+        raise
+    except BaseException:
+        if joined.count > 1 and not joined.first_to_fail():
+            _leave_quietly(LAST_WORDS)
+        raise
+    if joined.count > 1:
+        joined.barrier()
+        dist.destroy_process_group()
+        processes.cache_clear()
+
+
+def _leave_quietly(seconds: float) -> NoReturn:
+    """End without cleaning up, which would wait for the process that failed.
+
+    torchrun ends all once one has ended, so the one that says why gets some seconds to.
+    """
+    time.sleep(seconds)
+    os._exit(1)

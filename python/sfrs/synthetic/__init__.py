@@ -1,0 +1,1 @@
+"""A rendered city and what is shown on it: the demonstration and the study."""

@@ -1,0 +1,1 @@
+"""Training in generations: configuration, losses, mining, the step, the epoch, the run and its folder."""

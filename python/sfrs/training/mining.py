@@ -1,0 +1,301 @@
+"""Mining: from descriptors and positions to training tuples.
+
+A tuple is a query, its easiest positive, its hardest negatives and, for the soft loss, its difficult
+positives (SFRS, section 3.1; NetVLAD, section 5 for the negatives). All work is on tiles of queries as tensor
+operations; every random choice comes from the miner's one generator.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import sfrs_ext
+from sfrs.data.neighbourhood import Neighbourhood
+from sfrs.data.places import Ragged
+from sfrs.runtime.errors import UserError
+from sfrs.training.config import TrainConfig
+from sfrs.training.k_reciprocal import TILE_BYTES, promoted, reranked_distances, similarities
+
+DIFFICULT = ("none", "promoted", "ranks")
+RANKS = 64
+"""For how many ranks random numbers are drawn at once."""
+
+
+@dataclass(frozen=True)
+class Tuples:
+    """Training tuples as indices; all int64.
+
+    Attributes:
+        queries: rows of the query set, ``[T]``.
+        positives: easiest positives, rows of the database, ``[T]``.
+        negatives: hardest negatives, rows of the database, hardest first, ``[T, N]``.
+        difficult: difficult positives, rows of the database, ``[T, P]``; -1 where a tuple has fewer than P.
+    """
+
+    queries: Tensor
+    positives: Tensor
+    negatives: Tensor
+    difficult: Tensor
+
+    def __len__(self) -> int:
+        return len(self.queries)
+
+    def __getitem__(self, part: slice) -> "Tuples":
+        return Tuples(self.queries[part], self.positives[part], self.negatives[part], self.difficult[part])
+
+
+class Miner:
+    """Finds tuples, and remembers each query's hardest negatives for the next time.
+
+    Args:
+        neighbourhood: of the queries.
+        config: numbers of negatives and positives, and the re-ranking.
+        seed: of the generator.
+
+    Attributes:
+        queries: those that have a positive, int64.
+
+    Raises:
+        UserError: no query has a positive; or a query with one has fewer than ``config.tuple_negatives``
+            images to choose negatives from.
+    """
+
+    def __init__(self, neighbourhood: Neighbourhood, config: TrainConfig, *, seed: int = 0) -> None:
+        self.config = config
+        self.database_size = neighbourhood.database
+        self.positives = _Lists(neighbourhood.positives)
+        self.excluded = _Lists(neighbourhood.excluded)
+        self.generator = torch.Generator().manual_seed(seed)
+        self.queries = (self.positives.counts > 0).nonzero().flatten()
+        self.previous_hardest = torch.full((len(self.positives.counts), config.tuple_negatives), -1)
+        if len(self.queries) == 0:
+            raise UserError(
+                f"none of the {len(self.positives.counts)} queries has a positive within "
+                f"{config.positive_radius:g} m"
+            )
+        left = self.database_size - self.excluded.counts[self.queries]
+        if left.min() < config.tuple_negatives:
+            query = self.queries[left.argmin()].item()
+            raise UserError(
+                f"tuple_negatives is {config.tuple_negatives}, but query {query} has only "
+                f"{left.min().item()} database images beyond {config.negative_radius:g} m"
+            )
+
+    def draw_queries(self, count: int = 0) -> Tensor:
+        """Trainable queries in random order, int64; at most ``count`` of them unless it is 0."""
+        order = torch.randperm(len(self.queries), generator=self.generator)
+        return self.queries[order[: count or None]]
+
+    def mine(
+        self,
+        queries: Tensor,
+        query_descriptors: Tensor,
+        database_descriptors: Tensor,
+        *,
+        difficult: str = "none",
+        tile_bytes: int = TILE_BYTES,
+    ) -> Tuples:
+        """Tuples for ``queries``, in their order.
+
+        Args:
+            queries: rows of the query set that have a positive, int64 ``[b]``.
+            query_descriptors: unit vectors ``[all queries, d]``. Rows of other queries are read by
+                re-ranking only.
+            database_descriptors: unit vectors ``[database, d]``.
+            difficult: ``promoted`` (by re-ranking the nearest positives), ``ranks`` (the positives of the
+                ranks ``config.soft_ranks``, by default the first), or ``none``.
+        """
+        if difficult not in DIFFICULT:
+            raise ValueError(f"mine: difficult is {difficult!r}, expected one of {', '.join(DIFFICULT)}")
+        config = self.config
+        first, last = config.soft_ranks or (1, config.difficult_positives)
+        pool = max(config.positive_pool, last)
+        nearest, negatives = self._ranked(queries, query_descriptors, database_descriptors, pool, tile_bytes)
+        if difficult == "promoted":
+            chosen = self._promoted(queries, nearest, query_descriptors, database_descriptors, tile_bytes)
+        else:
+            chosen = nearest[:, first - 1 : last] if difficult == "ranks" else nearest[:, :0]
+        return Tuples(queries, nearest[:, 0], negatives, chosen)
+
+    def _ranked(
+        self,
+        queries: Tensor,
+        query_descriptors: Tensor,
+        database_descriptors: Tensor,
+        pool: int,
+        tile_bytes: int,
+    ) -> tuple[Tensor, Tensor]:
+        """The nearest positives ``[b, at most pool]``, -1 padded, and the hardest negatives ``[b, N]``."""
+        config = self.config
+        allowed = self.database_size - self.excluded.counts[queries]
+        ranks = pool_ranks(allowed, config.negative_pool, config.tuple_negatives, self.generator)
+        nearest = torch.full((len(queries), min(pool, int(self.positives.counts[queries].max()))), -1)
+        negatives = torch.empty_like(ranks)
+        rows = max(1, tile_bytes // (query_descriptors.shape[1] * query_descriptors.element_size()))
+        for tile in torch.arange(len(queries)).split(rows):
+            own = queries[tile]
+            near = self._nearest_positives(own, query_descriptors, database_descriptors, pool, tile_bytes)
+            nearest[tile, : near.shape[1]] = near
+            negatives[tile] = self._hardest_negatives(
+                own, query_descriptors, database_descriptors, ranks[tile], tile_bytes
+            )
+        self.previous_hardest[queries] = negatives
+        return nearest, negatives
+
+    def _nearest_positives(
+        self,
+        queries: Tensor,
+        query_descriptors: Tensor,
+        database_descriptors: Tensor,
+        count: int,
+        tile_bytes: int,
+    ) -> Tensor:
+        """``[t, at most count]``, most similar first, -1 padded."""
+        listed, device = self.positives.padded(queries), database_descriptors.device
+        scores = similarities(
+            query_descriptors,
+            queries.to(device),
+            database_descriptors,
+            listed.clamp_min(0).to(device),
+            tile_bytes,
+        )
+        scores = scores.cpu().masked_fill(listed < 0, -torch.inf)
+        order = scores.sort(dim=1, descending=True, stable=True).indices[:, :count]
+        return listed.gather(1, order)
+
+    def _hardest_negatives(
+        self,
+        queries: Tensor,
+        query_descriptors: Tensor,
+        database_descriptors: Tensor,
+        ranks: Tensor,
+        tile_bytes: int,
+    ) -> Tensor:
+        """Of the pools whose hardest have the given ``ranks``, and of the previous hardest: ``[t, N]``."""
+        device = database_descriptors.device
+        rows, ranks = queries.to(device), ranks.to(device)
+        found = sfrs_ext.nearest(
+            query_descriptors[rows],
+            database_descriptors,
+            int(ranks.max()) + 1,
+            excluded=tuple(part.to(device) for part in self.excluded.of(queries)),
+        )
+        drawn, previous = found.index.gather(1, ranks), self.previous_hardest[queries].to(device)
+        # All by the same arithmetic, so that rounding does not decide between images that are alike.
+        both = torch.cat((drawn, previous.clamp_min(0)), dim=1)
+        scores = similarities(query_descriptors, rows, database_descriptors, both, tile_bytes)
+        return hardest_negatives(drawn, previous, scores).cpu()
+
+    def _promoted(
+        self,
+        queries: Tensor,
+        nearest: Tensor,
+        query_descriptors: Tensor,
+        database_descriptors: Tensor,
+        tile_bytes: int,
+    ) -> Tensor:
+        nearest = nearest[:, : self.config.positive_pool]
+        offset, device = len(query_descriptors), query_descriptors.device
+        distances = reranked_distances(
+            torch.cat((query_descriptors, database_descriptors)),
+            queries.to(device),
+            torch.where(nearest < 0, -1, nearest + offset).to(device),
+            k1=self.config.rerank_neighbours,
+            lambda_value=self.config.rerank_lambda,
+            tile_bytes=tile_bytes,
+        )
+        columns = promoted(distances.cpu(), self.config.difficult_positives)
+        return nearest.gather(1, columns.clamp_min(0)).masked_fill(columns < 0, -1)
+
+    def state(self) -> dict[str, Tensor]:
+        """What a resumed run needs: `previous_hardest` and the generator's state."""
+        return {"previous_hardest": self.previous_hardest.clone(), "generator": self.generator.get_state()}
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """The inverse of `state`."""
+        if state["previous_hardest"].shape != self.previous_hardest.shape:
+            raise ValueError(
+                f"miner state is of {list(state['previous_hardest'].shape)} queries and negatives, "
+                f"expected {list(self.previous_hardest.shape)}"
+            )
+        self.previous_hardest = state["previous_hardest"].clone()
+        self.generator.set_state(state["generator"])
+
+
+def pool_ranks(negatives: Tensor, pool: int, count: int, generator: torch.Generator) -> Tensor:
+    """Where the hardest of a random pool stand when all negatives are sorted, hardest first.
+
+    A pool is drawn without replacement whatever its images look like, so its members' ranks are a uniform
+    sample of all ranks, and only the lowest have to be drawn: selection sampling, which goes through the
+    ranks and takes each with the probability that a pool not yet full takes it (Knuth, TAOCP 3.4.2, S).
+
+    Args:
+        negatives: how many each query has, int64 ``[t]``; at least ``count``.
+        pool: how many of them are drawn, at least ``count``, and all where there are fewer.
+
+    Returns:
+        int64 ``[t, count]``, ascending.
+    """
+    left = negatives.clamp_max(max(pool, count)).double()  # of the pool, still to be drawn
+    wanted, drawn = left - count, []
+    while (left > wanted).any():
+        before, ranks = generator.get_state(), RANKS * len(drawn) + torch.arange(RANKS)[:, None]
+        uniform = torch.rand(RANKS, len(negatives), generator=generator, dtype=torch.float64)
+        taken = uniform.mul_((negatives - ranks).clamp_min_(0))
+        for chance in taken:
+            left -= chance.lt_(left)  # 1 where the rank is taken, else 0
+        drawn.append(taken > 0)
+    rank_of = torch.cat(drawn).T.contiguous()  # [t, ranks looked at]
+    row, rank = rank_of.nonzero(as_tuple=True)
+    number = rank_of.sum(dim=1)
+    first = number.cumsum(0) - number
+    lowest = rank[first[:, None] + torch.arange(count)]
+    # The generator goes on as if numbers had been drawn rank by rank, so RANKS changes no later draw.
+    generator.set_state(before)
+    needed = int(lowest.max()) + 1 - RANKS * (len(drawn) - 1)
+    torch.rand(needed, len(negatives), generator=generator, dtype=torch.float64)
+    return lowest
+
+
+def hardest_negatives(drawn: Tensor, previous: Tensor, similarity: Tensor) -> Tensor:
+    """The hardest of a random pool of negatives and of the previous hardest.
+
+    Args:
+        drawn: int64 ``[t, N]``, the hardest of the pool, hardest first.
+        previous: int64 ``[t, N]``, the hardest of last time, -1 for none.
+        similarity: ``[t, 2 N]``, of the query to ``drawn`` and then to ``previous``; any number for none.
+
+    Returns:
+        int64 ``[t, N]``, most similar first; of equal ones those that were drawn come first.
+    """
+    known = (previous < 0) | (previous[:, :, None] == drawn[:, None, :]).any(dim=2)
+    both = torch.cat((drawn, previous), dim=1)
+    barred = torch.cat((torch.zeros_like(known), known), dim=1)
+    scores = similarity.masked_fill(barred, -torch.inf)
+    order = scores.sort(dim=1, descending=True, stable=True).indices
+    return both.gather(1, order[:, : drawn.shape[1]])
+
+
+class _Lists:
+    """A `Ragged` as tensors, read for many queries at once."""
+
+    def __init__(self, lists: Ragged) -> None:
+        self.values = torch.from_numpy(np.ascontiguousarray(lists.values)).long()
+        self.offsets = torch.from_numpy(np.ascontiguousarray(lists.offsets)).long()
+        self.counts = self.offsets.diff()
+
+    def of(self, queries: Tensor) -> tuple[Tensor, Tensor]:
+        """The lists of ``queries`` one after the other: offsets ``[t + 1]`` and values."""
+        offsets = F.pad(self.counts[queries].cumsum(0), (1, 0))
+        shift = (self.offsets[queries] - offsets[:-1]).repeat_interleave(self.counts[queries])
+        return offsets, self.values[shift + torch.arange(len(shift))]
+
+    def padded(self, queries: Tensor) -> Tensor:
+        """int64 ``[t, longest list]``, padded with -1."""
+        counts = self.counts[queries, None]
+        columns = torch.arange(int(counts.max()))
+        places = (self.offsets[queries, None] + columns).clamp_max(len(self.values) - 1)
+        return self.values[places].masked_fill_(columns >= counts, -1)

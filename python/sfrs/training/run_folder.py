@@ -1,0 +1,240 @@
+"""What a training run leaves on disk, and reading it back::
+
+config.json                     resolved configuration, and which images the run was made with
+metrics.jsonl                   one JSON object a line: validation before training, steps, epochs
+initial.safetensors             the network every student starts from
+generation_N/best.safetensors   the best network of generation N by validation recall
+checkpoints/latest.safetensors  everything needed to go on
+recall.png                      validation recalls of the finished run
+run.lock                        empty; locked by the process that trains here
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+
+import sfrs_ext
+from sfrs.data.places import Places
+from sfrs.models.network import METADATA_KEY, DescriptorNetwork, load_network
+from sfrs.retrieval.results import write_json
+from sfrs.runtime.atomic_io import lock_taken, told
+from sfrs.runtime.errors import UserError
+from sfrs.training.config import TrainConfig
+
+LOCK_SECONDS = 1.0
+"""How long to try for the lock, since a look at who holds it takes it for a moment."""
+
+
+@dataclass(frozen=True)
+class GenerationResult:
+    """The best network of a generation.
+
+    Attributes:
+        number: of the generation, from 1; 0 is the network before training.
+        epoch: after which it was the best (0 before training).
+        recalls: its validation recalls, N -> recall@N in 0..1.
+        weights: its file.
+    """
+
+    number: int
+    epoch: int
+    recalls: dict[int, float]
+    weights: Path
+
+    @property
+    def title(self) -> str:
+        return f"generation {self.number}, epoch {self.epoch}" if self.number else "before training"
+
+    @classmethod
+    def read(cls, weights: Path) -> "GenerationResult":
+        """From a file the run wrote. Raises `UserError` if another program wrote it."""
+        with safe_open(weights, "pt") as file:
+            meta = json.loads((file.metadata() or {}).get(METADATA_KEY, "{}")).get("meta", {})
+        if "generation" not in meta or "recalls" not in meta:
+            raise UserError(f"{weights}: this network was not written by a training run")
+        recalls = {int(n): recall for n, recall in meta["recalls"].items()}
+        return cls(meta["generation"], meta["epoch"], recalls, weights)
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """A finished run.
+
+    Attributes:
+        initial: the network before training.
+        generations: the best of each generation, in order.
+    """
+
+    run_dir: Path
+    initial: GenerationResult
+    generations: tuple[GenerationResult, ...]
+
+    @property
+    def final(self) -> GenerationResult:
+        """The last generation's best."""
+        return self.generations[-1]
+
+    def network(self, generation: int | None = None) -> DescriptorNetwork:
+        """The best network of a generation (0: before training; by default of the last one)."""
+        results = (self.initial, *self.generations)
+        return load_network(results[-1 if generation is None else generation].weights)
+
+
+class RunDirectory:
+    """The paths of a run, and its metrics file."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.config = self.path / "config.json"
+        self.metrics = self.path / "metrics.jsonl"
+        self.plot = self.path / "recall.png"
+        self.initial = self.path / "initial.safetensors"
+        self.checkpoint = self.path / "checkpoints" / "latest.safetensors"
+        self.lock = self.path / "run.lock"
+
+    def best(self, generation: int) -> Path:
+        return self.path / f"generation_{generation}" / "best.safetensors"
+
+    def weights(self, generation: int) -> Path:
+        """The best network of ``generation``; of 0, the one before training."""
+        return self.best(generation) if generation else self.initial
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the run, so that no other process trains here; the lock goes with the process.
+
+        Raises:
+            UserError: another process holds it.
+        """
+        with told(self.lock):
+            self.path.mkdir(parents=True, exist_ok=True)
+            file = open(self.lock, "a")
+        with file:
+            patience = time.monotonic() + LOCK_SECONDS
+            while not lock_taken(file, fcntl.LOCK_EX):
+                if time.monotonic() > patience:
+                    raise UserError(f"{self.path}: another process is training here; wait until it has ended")
+                time.sleep(0.05)
+            yield
+
+    def is_held(self) -> bool:
+        """Whether a process of this machine is training here (on some network disks: of any machine)."""
+        try:
+            with open(self.lock) as file:
+                return not lock_taken(file, fcntl.LOCK_SH)
+        except FileNotFoundError:
+            return False
+
+    def refuse_existing(self) -> None:
+        """Raise `UserError` if there is a run that could be resumed."""
+        if self.checkpoint.exists():
+            raise UserError(
+                f"{self.path}: there is a run here already; resume it or choose another directory"
+            )
+
+    def create(self, config: TrainConfig, data: dict[str, Any], start: dict[str, Any] | None = None) -> None:
+        """Begin the directory, over what a run left that stopped before its first checkpoint.
+
+        Args:
+            start: what else a run needs that begins, see `read_start`.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        versions = {"torch": torch.__version__, "sfrs_ext": getattr(sfrs_ext, "__version__", "unknown")}
+        content = {"config": config.to_dict(), "data": data, "start": start or {}, "versions": versions}
+        write_json(self.config, content)
+        with told(self.metrics):
+            self.metrics.write_text("")
+
+    def read(self) -> tuple[TrainConfig, dict[str, Any]]:
+        """Configuration and data of the run. Raises `UserError` if there is none."""
+        try:
+            stored = json.loads(self.config.read_text())
+            return TrainConfig.from_dict(stored["config"]), stored["data"]
+        except (FileNotFoundError, NotADirectoryError):
+            raise UserError(f"{self.path}: there is no run here (no config.json)") from None
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{self.config}: this is not the configuration of a run ({error})") from error
+
+    def read_start(self) -> dict[str, Any]:
+        """What `create` was given as ``start``, for a run that stopped before its first checkpoint."""
+        return json.loads(self.config.read_text()).get("start", {})
+
+    def log(self, kind: str, **line: Any) -> None:
+        """Append a line to the metrics. Raises `WriteError` and leaves no part of it, if it does not fit."""
+        text = json.dumps({"kind": kind, "time": round(time.time(), 3), **line}) + "\n"
+        with told(self.metrics, size=len(text)), open(self.metrics, "ab", buffering=0) as file:
+            before, left = file.seek(0, os.SEEK_END), text.encode()
+            try:
+                while left:  # what does not fit is cut off first, and refused when it is tried again
+                    left = left[file.write(left) :]
+            except OSError:
+                file.truncate(before)
+                raise
+
+    def metrics_size(self) -> int:
+        """Bytes of the metrics, which have reached the disk."""
+        with told(self.metrics), open(self.metrics, "rb") as file:
+            os.fsync(file.fileno())
+            return os.fstat(file.fileno()).st_size
+
+    def cut_metrics(self, size: int) -> None:
+        """Drop what was logged after the checkpoint the run goes on from, and a line that is not whole."""
+        with told(self.metrics), open(self.metrics, "a+b") as file:
+            file.seek(0)
+            kept = file.read(size)
+            file.truncate(kept.rfind(b"\n") + 1)
+
+
+def fingerprint(places: Places) -> dict[str, Any]:
+    """What tells whether a resumed run gets the images it was started with.
+
+    Of every image the file's name, the position, the place and the time stamp count, in their order; folders
+    may have moved. What the images show does not: a damaged one may be repaired.
+    """
+    digest = hashlib.sha256()
+    for images in (places.database, places.queries):
+        digest.update("\n".join(file.name for file in images.files).encode(errors="surrogateescape"))
+        digest.update(images.positions.tobytes())
+        digest.update(images.place_ids.tobytes())
+        if images.time_stamps is not None:
+            digest.update(images.time_stamps.tobytes())
+    return {
+        "name": places.name,
+        "split": places.split,
+        "database": len(places.database),
+        "queries": len(places.queries),
+        "digest": digest.hexdigest()[:16],
+    }
+
+
+def data_differences(stored: dict[str, Any], given: dict[str, Any]) -> list[str]:
+    """What is different between the images of two runs, each ``{split: fingerprint}``, in words."""
+    found = []
+    for split, ours in given.items():
+        theirs = stored.get(split, {})
+        words = [
+            f"{split} {what}: {theirs.get(key)} -> {ours[key]}{unit}"
+            for key, what, unit in (
+                ("name", "data set", ""),
+                ("database", "database", " images"),
+                ("queries", "queries", " images"),
+            )
+            if theirs.get(key) != ours[key]
+        ]
+        if not words and theirs.get("digest") != ours["digest"]:
+            words = [
+                f"{split} images: as many, but with other names, positions, places or time stamps, or in "
+                "another order"
+            ]
+        found += words
+    return found

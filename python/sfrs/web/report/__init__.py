@@ -1,0 +1,7 @@
+"""An evaluation as a page to read: how often, where and why it is right or wrong."""
+
+from sfrs.web.report.page import write_report
+from sfrs.web.report.recorded import Overrides, Subject
+from sfrs.web.report.subject import Running, read_subject
+
+__all__ = ["Overrides", "Running", "Subject", "read_subject", "write_report"]

@@ -1,0 +1,214 @@
+"""Reading an evaluation back from the folder it was written to."""
+
+import csv
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from sfrs.data.images import Size
+from sfrs.data.places import ImageSet, Places, is_data_set, load_places
+from sfrs.models.network import DescriptorNetwork, load_network
+from sfrs.retrieval.evaluation import Evaluation, score
+from sfrs.runtime.errors import UserError
+
+RESULTS, PREDICTIONS = "results.json", "predictions.csv"
+
+
+@dataclass(frozen=True)
+class Subject:
+    """An evaluation with everything that its pages show.
+
+    Attributes:
+        network: None if its matches cannot be explained; ``unexplained`` then says why.
+        size, query_size: of the images, see :data:`sfrs.data.images.Size`; query_size "same" as the others.
+        facts: label -> text, shown at the head of the page.
+        histories: training run -> lines of its metrics.jsonl.
+        compared: label -> recalls on the same queries: of several networks, or before and after re-ranking.
+    """
+
+    places: Places
+    result: Evaluation
+    network: DescriptorNetwork | None
+    size: Size
+    query_size: Size | str = "same"
+    unexplained: str = ""
+    facts: dict[str, str] = field(default_factory=dict)
+    histories: dict[str, list[dict]] = field(default_factory=dict)
+    compared: dict[str, dict[int, float]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Overrides:
+    """What the user says instead of what the folder recorded."""
+
+    data: Path | None = None
+    weights: Path | None = None
+    split: str | None = None
+
+
+def read_evaluation(source: Path, overrides: Overrides) -> Subject:
+    """Read what ``sfrs evaluate --out`` wrote, and the data set and network it names."""
+    summary = read_json(source / RESULTS)
+    missing = [key for key in ("data", "split", "recalls", "radius_m", "weights") if key not in summary]
+    if missing:
+        raise UserError(
+            f"{source / RESULTS}: no {', '.join(missing)} in it; was it written by sfrs evaluate?"
+        )
+    data = overrides.data or find_path(summary["data"], source, "--data")
+    root = data if data.is_dir() else data.parent
+    places = _without(load_places(data, summary["split"]), root, summary.get("skipped", []))
+    predictions = read_predictions(source / PREDICTIONS, places, root)
+    depths = sorted(int(n) for n in summary["recalls"])
+    result = score(places, predictions, recalls=depths, radius=summary["radius_m"])
+    network, why = _open_network(summary, source, overrides)
+    size, query_size = image_sizes(summary, network)
+    facts = _facts(summary, network)
+    compared = {}
+    if summary.get("rerank"):
+        compared["searched"] = numbered(summary["rerank"]["recalls_before"])
+        compared["re-ranked"] = result.recalls
+    return Subject(places, result, network, size, query_size, why, facts, compared=compared)
+
+
+def read_predictions(path: Path, places: Places, root: Path) -> np.ndarray:
+    """Database indices int64 ``[m, k]``, -1 past the end, from `write_predictions`'s file.
+
+    Files are found again below ``root`` wherever the data set has moved since.
+
+    Raises:
+        UserError: a line is wrong, names a file the data set does not have, or a query is missing.
+    """
+    find_query, find_image = (_finder(images, root) for images in (places.queries, places.database))
+    found: list[dict[int, int]] = [{} for _ in range(len(places.queries))]
+    with path.open(newline="", encoding="utf-8", errors="surrogateescape") as lines:
+        reader = csv.DictReader(lines)
+        if not {"query", "rank", "file"} <= set(reader.fieldnames or ()):
+            raise UserError(f"{path}: expected the columns query, rank and file.")
+        for line in reader:
+            query, image = find_query(line["query"]), find_image(line["file"])
+            if query is None or image is None:
+                raise UserError(
+                    f"{path}, line {reader.line_num}: {line['query' if query is None else 'file']} is not in "
+                    f"{places.name}/{places.split}. Has the data set changed since it was evaluated?"
+                )
+            found[query][int(line["rank"]) - 1] = image
+    for query, ranks in enumerate(found):
+        if sorted(ranks) != list(range(len(ranks))) or not ranks:
+            raise UserError(
+                f"{path}: predictions of {places.queries.files[query]} are missing. Has the data set changed "
+                "since it was evaluated?"
+            )
+    rows = np.full((len(found), max(map(len, found))), -1, np.int64)
+    for query, ranks in enumerate(found):
+        rows[query, : len(ranks)] = [ranks[rank] for rank in range(len(ranks))]
+    return rows
+
+
+def _finder(images: ImageSet, root: Path) -> Callable[[str], int | None]:
+    """Looks a recorded path up by its longest tail that names an image below ``root``; None if none does."""
+    rows = {}
+    for i, file in enumerate(images.files):
+        rows[(file.relative_to(root) if file.is_relative_to(root) else file).as_posix()] = i
+
+    def find(recorded: str) -> int | None:
+        parts = Path(recorded).parts
+        tails = (Path(*parts[first:]).as_posix() for first in range(len(parts)))
+        return next((rows[tail] for tail in tails if tail in rows), None)
+
+    return find
+
+
+def _open_network(summary: dict, source: Path, overrides: Overrides) -> tuple[DescriptorNetwork | None, str]:
+    """The network that made the predictions, or None and why not."""
+    recorded = overrides.weights or summary["weights"]
+    if summary.get("network", {}).get("clusters_from"):
+        return None, "Its clusters were made from the images of the database, and not kept."
+    try:
+        network = load_network(overrides.weights or find_path(str(recorded), source, "--weights"))
+    except UserError:
+        if overrides.weights:
+            raise
+
+        return None, f"The weights {Path(recorded).name} are not where they were."
+    if network.meta.get("untrained_vlad"):
+        return None, "NetVLAD of these weights is untrained; its clusters were not kept."
+    return network, ""
+
+
+def image_sizes(summary: dict, network: DescriptorNetwork | None) -> tuple[Size, Size | str]:
+    """The image sizes of an evaluation; where it does not say, what the network was trained at."""
+
+    def size(value) -> Size:
+        return tuple(value) if isinstance(value, list) else value
+
+    if "size" in summary:
+        return size(summary["size"]), size(summary.get("query_size", "same"))
+    if network is None:
+        return None, "same"
+    if "image_size" in network.meta:
+        return size(network.meta["image_size"]), "same"
+    return ((480, 640) if network.backbone.name == "vgg16" else None), "same"
+
+
+def _facts(summary: dict, network: DescriptorNetwork | None) -> dict[str, str]:
+    facts = {"weights": Path(summary["weights"]).name if summary["weights"] != "random" else "random"}
+    if summary.get("backbone"):
+        facts["backbone"] = summary["backbone"]
+    if network is not None:
+        facts["clusters"] = str(network.vlad.num_clusters)
+        meta = network.meta
+        if "generation" in meta:
+            facts["trained"] = f"generation {meta['generation']}, epoch {meta['epoch']}"
+    if summary.get("whitening"):
+        facts["whitening"] = Path(summary["whitening"]).name
+    if summary.get("rerank"):
+        rerank = summary["rerank"]
+        facts["re-ranked by"] = f"{rerank['by']}, the first {rerank['depth']}, score {rerank['score']}"
+    if summary.get("nms"):
+        facts["suppression"] = "one image per panorama"
+    if summary.get("skipped"):
+        facts["unreadable images"] = f"{len(summary['skipped'])}, left out"
+    return facts
+
+
+def _without(places: Places, root: Path, skipped: list[dict]) -> Places:
+    """The data set without the images that the evaluation left out."""
+    sets = []
+    for images in (places.database, places.queries):
+        find, kept = _finder(images, root), np.ones(len(images), dtype=bool)
+        for entry in skipped:
+            row = find(entry["file"])
+            if row is not None:
+                kept[row] = False
+        sets.append(images.subset(kept))
+    return Places(places.name, places.split, *sets)
+
+
+def numbered(recalls: dict[str, float]) -> dict[int, float]:
+    """Recalls as JSON has them, with N as a number again, ascending."""
+    return {int(n): recalls[n] for n in sorted(recalls, key=int)}
+
+
+def find_path(recorded: str, source: Path, option: str) -> Path:
+    """A path as it was recorded, from here or from a folder above ``source``.
+
+    Raises:
+        UserError: there is nothing; the message names the option that says where it is now.
+    """
+    for folder in (Path(), *source.resolve().parents):
+        if (folder / recorded).exists() or is_data_set(folder / recorded):
+            return folder / recorded
+    raise UserError(f"{source}: it names {recorded}, which is not there any more; say where with {option}.")
+
+
+def read_json(path: Path) -> dict:
+    try:
+        content = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: this is not JSON ({error}).") from None
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: expected an object, found {type(content).__name__}.")
+    return content

@@ -1,0 +1,112 @@
+"""What a report is about: an evaluation read back from its folder, or made now of a training run."""
+
+import hashlib
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from sfrs.data.places import load_places
+from sfrs.models.network import load_network
+from sfrs.retrieval.evaluation import Tasks, evaluate
+from sfrs.retrieval.results import write_json, write_predictions
+from sfrs.runtime.errors import UserError
+from sfrs.training.run_folder import RunDirectory
+from sfrs.web.report.recorded import (
+    PREDICTIONS,
+    RESULTS,
+    Overrides,
+    Subject,
+    find_path,
+    image_sizes,
+    numbered,
+    read_evaluation,
+    read_json,
+)
+
+
+@dataclass(frozen=True)
+class Running:
+    """How a network is run, see :func:`sfrs.retrieval.evaluation.evaluate`."""
+
+    batch_size: int = 8
+    threads: int = 2
+    device: str = "cpu"
+    tasks: Tasks | None = None
+
+
+def read_subject(source: Path, out: Path, overrides: Overrides, running: Running) -> Subject:
+    """Read an evaluation, or evaluate the best network of a training run.
+
+    Args:
+        source: a folder of ``sfrs evaluate --out``, of ``sfrs train`` or of ``sfrs demo``.
+        out: where an evaluation made now is kept, so that the next report of this run finds it.
+
+    Raises:
+        UserError: the folder is none of these, or what it refers to has moved.
+    """
+    if (source / PREDICTIONS).is_file() and (source / RESULTS).is_file():
+        if overrides.split:
+            raise UserError(f"{source}: this is an evaluation already; --split is for training runs.")
+        return read_evaluation(source, overrides)
+    if (source / "config.json").is_file():
+        run = RunDirectory(source)
+        weights = overrides.weights or _last_best(run)
+        data = overrides.data or find_path(run.read()[0].data, source, "--data")
+        subject = _evaluate_run(weights, data, out, overrides, running)
+        return replace(subject, histories={source.name: _metrics(run.metrics)})
+    if (source / "best.safetensors").is_file() and (source / "city").is_dir():
+        return _demonstration(source, out, overrides, running)
+    raise UserError(
+        f"{source}: nothing to report on. Expected a folder written by sfrs evaluate --out ({RESULTS}, "
+        f"{PREDICTIONS}), by sfrs train (config.json) or by sfrs demo (best.safetensors, city)."
+    )
+
+
+def _demonstration(source: Path, out: Path, overrides: Overrides, running: Running) -> Subject:
+    weights, data = overrides.weights or source / "best.safetensors", overrides.data or source / "city"
+    subject = _evaluate_run(weights, data, out, overrides, running)
+    histories = {path.parent.name: _metrics(path) for path in sorted(source.glob("*/metrics.jsonl"))}
+    rows = read_json(source / RESULTS).get("rows", []) if (source / RESULTS).is_file() else []
+    compared = {row["label"]: numbered(row["recalls"]) for row in rows}
+    return replace(subject, histories=histories, compared=compared)
+
+
+def _evaluate_run(weights: Path, data: Path, out: Path, overrides: Overrides, running: Running) -> Subject:
+    """Evaluate ``weights``, unless ``out`` holds this evaluation already."""
+    network = load_network(weights)
+    folder = out / "evaluation"  # its own, so that out may be the folder of the run
+    known = {
+        "data": str(data.resolve()),
+        "split": overrides.split or "test",
+        "weights": str(weights.resolve()),
+        "weights_sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),
+    }
+    kept = folder / RESULTS
+    if not kept.is_file() or not known.items() <= read_json(kept).items():
+        places, size = load_places(data, known["split"]), image_sizes({}, network)[0]
+        result = evaluate(network, places, size=size, **vars(running))
+        folder.mkdir(parents=True, exist_ok=True)
+        write_predictions(folder / PREDICTIONS, result, places)
+        recalls = {str(n): recall for n, recall in result.recalls.items()}
+        summary = {"name": places.name, "backbone": network.backbone.name, "radius_m": result.radius}
+        write_json(kept, known | summary | {"size": size, "recalls": recalls})
+    return read_evaluation(folder, Overrides())
+
+
+def _last_best(run: RunDirectory) -> Path:
+    numbers = [int(path.parent.name.split("_")[1]) for path in run.path.glob("generation_*/best.safetensors")]
+    if not numbers:
+        raise UserError(f"{run.path}: no generation_N/best.safetensors yet; let sfrs train finish an epoch.")
+    return run.best(max(numbers))
+
+
+def _metrics(path: Path) -> list[dict]:
+    """Lines of a metrics.jsonl; the last may be cut off while the run goes on."""
+    lines = []
+    if path.is_file():
+        for text in path.read_text("utf-8").splitlines():
+            try:
+                lines.append(json.loads(text))
+            except ValueError:
+                break
+    return lines
