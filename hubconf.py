@@ -26,7 +26,7 @@ def vgg16_netvlad(pretrained=False, *, weights=None, whitening=None, whiten=True
         clusters: K of a network without weights; a file brings its own.
 
     Returns:
-        :class:`sfrs.models.describer.Describer` on the CPU, in evaluation mode.
+        :class:`sfrs.Model` on the CPU, in evaluation mode.
 
     Raises:
         ValueError: the arguments contradict each other, or a file cannot be used.
@@ -46,11 +46,11 @@ def vgg16_netvlad(pretrained=False, *, weights=None, whitening=None, whiten=True
     if whitening is not None:
         raise ValueError("vgg16_netvlad: a whitening belongs to trained weights; give weights=FILE as well")
     from sfrs.models.backbones import build_backbone
-    from sfrs.models.describer import Describer
+    from sfrs.models.model import Model
     from sfrs.models.network import DescriptorNetwork
 
     warnings.warn("vgg16_netvlad: random weights, to try the path; give weights=FILE", stacklevel=2)
-    return Describer(DescriptorNetwork(build_backbone("vgg16"), clusters))
+    return Model(DescriptorNetwork(build_backbone("vgg16"), clusters))
 
 
 def _from_file(weights, whitening, whiten):

@@ -19,9 +19,9 @@ from benchmarks.record import machine, write_json
 from benchmarks.reranking import BEST, NETWORKS, ROOT, SEEDS
 from sfrs.data.images import Size
 from sfrs.data.places import ImageSet, load_places
-from sfrs.models.network import load_network
+from sfrs.models.model import Model
 from sfrs.retrieval.location import CONSIDERED, RADIUS, REGION_TEMPERATURE, TEMPERATURE, estimate
-from sfrs.retrieval.quarters import KeptQuarters, describe_with_quarters, temporary_quarters
+from sfrs.retrieval.quarters import KeptQuarters, temporary_quarters
 from sfrs.retrieval.region_rerank import DEPTH, rerank
 from sfrs.retrieval.search import search
 from sfrs.runtime.terminal import messages, progress_tasks
@@ -35,12 +35,12 @@ BINS = (0.0, 0.2, 0.4, 0.6, 0.8, 0.9, 1.0)
 
 def measure(network_file: Path, database: ImageSet, queries: ImageSet, size: Size, tasks) -> dict:
     """By way of searching: how many estimates are right, by confidence, and what other temperatures give."""
-    network = load_network(network_file)
-    with temporary_quarters(network, len(database) + len(queries)) as kept:
+    model = Model.load(network_file, whiten=False, size=size)
+    with temporary_quarters(model, len(database) + len(queries)) as kept:
         parts = kept[: len(database)], kept[len(database) :]
-        options = dict(size=size, batch_size=16, threads=1)
+        options = dict(batch_size=16, workers=1)
         described = [
-            describe_with_quarters(network, images.files, quarters=part, progress=tasks(role), **options)
+            model.encode(images.files, quarters=part, progress=tasks(role), **options)
             for role, images, part in zip(("database", "queries"), (database, queries), parts, strict=True)
         ]
         similarities, rows = search(*described, DEPTH)

@@ -25,7 +25,8 @@ from torch import Tensor, nn
 from sfrs.data.images import ImageFiles
 from sfrs.models.backbones import REGISTRY, build_backbone
 from sfrs.models.convolution import Convolution3x3
-from sfrs.models.network import DescriptorNetwork, describe
+from sfrs.models.model import Model
+from sfrs.models.network import DescriptorNetwork
 from sfrs.retrieval.search import search
 from sfrs_ext import reference
 
@@ -110,15 +111,16 @@ def measure(backbone: str, files: list[Path], threads: int) -> dict:
     torch.manual_seed(0)
     ours = DescriptorNetwork(build_backbone(backbone), 64).eval()
     networks = {"sfrs": ours, PLAIN: plain(ours)}
-    options = dict(size=SIZE, batch_size=BATCH, threads=threads)
-    found = {name: describe(network, files[:BATCH], **options) for name, network in networks.items()}
+    models = {name: Model(network, size=SIZE) for name, network in networks.items()}
+    options = dict(batch_size=BATCH, workers=threads)
+    found = {name: model.encode(files[:BATCH], **options) for name, model in models.items()}
     error = float(np.abs(found["sfrs"] - found[PLAIN]).max() / np.abs(found[PLAIN]).max())
     if not error <= TOLERANCE:
         raise SystemExit(f"REFUSED {backbone}: descriptors differ by {error:.1e} of the largest value")
     taken: dict[str, list[float]] = {name: [] for name in networks}
     for _ in range(ROUNDS):
-        for name, network in networks.items():
-            taken[name].append(seconds(lambda network=network: describe(network, files, **options)))
+        for name, model in models.items():
+            taken[name].append(seconds(lambda model=model: model.encode(files, **options)))
     images = ImageFiles(files, SIZE, ours.backbone.mean, ours.backbone.std)
     return {
         "backbone": backbone,

@@ -20,9 +20,9 @@ from torch import Tensor
 
 from sfrs.data.places.folder import image_files
 from sfrs.models.backbones import build_backbone
-from sfrs.models.describer import Describer
 from sfrs.models.export import FORMATS, ImageShape, export
 from sfrs.models.export.shapes import made_up_images
+from sfrs.models.model import Model
 from sfrs.models.network import DescriptorNetwork
 from sfrs.models.whitening import Whitening
 
@@ -35,14 +35,14 @@ SHAPE, CLUSTERS, NUMBERS, BATCHES, ROUNDS = ImageShape(240, 320, 16), 64, 512, (
 
 
 @torch.no_grad()
-def make_describer() -> Describer:
+def make_describer() -> Model:
     """Random weights, assignments as sharp as k-means makes them."""
     torch.manual_seed(0)
     network = DescriptorNetwork(build_backbone("vgg16"), CLUSTERS).eval()
     features = network.features(network.trunk(made_up_images(4, SHAPE.height, SHAPE.width) - 0.45))
     features = F.normalize(features.flatten(2).transpose(1, 2).flatten(0, 1), dim=1)
     network.vlad.init_from_clusters(features[torch.randperm(len(features))[:CLUSTERS]], features)
-    return Describer(network, Whitening(torch.randn(NUMBERS, network.dim), torch.randn(NUMBERS)))
+    return Model(network, Whitening(torch.randn(NUMBERS, network.dim), torch.randn(NUMBERS)))
 
 
 def milliseconds(functions: dict[str, Callable[[Tensor], Tensor]], images: Tensor) -> dict[str, float]:

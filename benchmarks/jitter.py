@@ -23,7 +23,7 @@ from sfrs.data.places import Places, load_places
 from sfrs.features.cache import CachePlan, TrunkCache
 from sfrs.features.source import describe_trunk
 from sfrs.models.network import DescriptorNetwork, load_network
-from sfrs.retrieval.evaluation import score
+from sfrs.retrieval.evaluation import Scoring, score
 from sfrs.retrieval.mcnemar import mcnemar
 from sfrs.retrieval.search import search
 from sfrs.training.config import TrainConfig
@@ -124,7 +124,7 @@ class Seed:
         described = describe_trunk(network, self.test_trunk, torch.arange(len(self.test_trunk))).numpy()
         queries = len(places.queries)
         _, predictions = search(described[queries:], described[:queries], max(RECALLS))
-        evaluation = score(places, predictions, recalls=RECALLS)
+        evaluation = score(places, predictions, Scoring(RECALLS))
         return {n: evaluation.hits(n)[evaluation.answerable] for n in RECALLS}
 
 

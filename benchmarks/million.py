@@ -28,8 +28,9 @@ import torch
 from torch import Tensor
 
 from sfrs.models.backbones import build_backbone
+from sfrs.models.model import Model
 from sfrs.models.network import DescriptorNetwork
-from sfrs.retrieval.index import Index, Model
+from sfrs.retrieval.index import Index
 from sfrs.retrieval.index.build import KINDS
 from sfrs.retrieval.index.derive import derive
 from sfrs.retrieval.index.rows import RowFile
@@ -87,7 +88,7 @@ def fill(path: Path, images: int, dim: int, kind: str) -> dict[str, float]:
     network = DescriptorNetwork(build_backbone("gradient"), 64)
     if network.dim != dim:
         network = DescriptorNetwork(build_backbone("gradient"), dim // network.vlad.dim)
-    model, drawn = Model(network.eval(), None, (480, 640)), Photographs(dim)
+    model, drawn = Model(network.eval(), size=(480, 640)), Photographs(dim)
     path.mkdir(parents=True)
     model.save(path)
     store = Store.create(path, new_settings(model, kind))

@@ -20,9 +20,10 @@ from benchmarks.record import machine, write_json
 from benchmarks.reranking_tables import tables
 from sfrs.data.images import Size
 from sfrs.data.places import Places, load_places, within
-from sfrs.models.network import DescriptorNetwork, describe, load_network
+from sfrs.models.model import Model
+from sfrs.models.network import load_network
 from sfrs.models.whitening import Whitening
-from sfrs.retrieval.quarters import KeptQuarters, describe_with_quarters, temporary_quarters
+from sfrs.retrieval.quarters import KeptQuarters, temporary_quarters
 from sfrs.retrieval.recall import correct
 from sfrs.retrieval.region_matching import region_matches
 from sfrs.retrieval.region_rerank import DEFAULT_SCORE, DEPTH, SCORES
@@ -43,19 +44,17 @@ DEPTHS = (1, 5, 10)
 WHITENED = 512
 
 
-def measure(
-    network: DescriptorNetwork, places: Places, size: Size, whitening: Whitening | None, tasks
-) -> dict:
+def measure(model: Model, places: Places, tasks) -> dict:
     """Recall of the search and of every score on the same queries, and what re-ranking costs."""
     count, queries = len(places.database), places.queries
     positives = within(queries.positions, places.database.positions, 25.0)
     counted = positives.counts() > 0
-    with temporary_quarters(network, count + len(queries)) as kept:
+    with temporary_quarters(model, count + len(queries)) as kept:
         parts = kept[:count], kept[count:]
-        options = dict(size=size, batch_size=16, threads=1, whitening=whitening)
+        options = dict(batch_size=16, workers=1)
         name = f"{places.name}, {places.split}"
         described = [
-            describe_with_quarters(network, images.files, quarters=part, progress=tasks(name), **options)
+            model.encode(images.files, quarters=part, progress=tasks(name), **options)
             for images, part in zip((places.database, queries), parts, strict=True)
         ]
         _, found = search(*described, DEPTH)
@@ -102,10 +101,10 @@ def pieces(study: Path, photographs: Path, tasks) -> dict[str, Callable[[], dict
             whitening = None
             if whitened:
                 files = load_places(root / "city", "train").database.files
-                options = dict(size=size, batch_size=16, threads=1, progress=tasks("train, to whiten"))
-                whitening = Whitening.fit(describe(network, files, **options), WHITENED)
+                options = dict(batch_size=16, workers=1, progress=tasks("train, to whiten"))
+                whitening = Whitening.fit(Model(network, size=size).encode(files, **options), WHITENED)
             about = {"network": name, "seed": seed, "data": data.name, "split": split, "whitened": whitened}
-            return about | measure(network, load_places(data, split), size, whitening, tasks)
+            return about | measure(Model(network, whitening, size=size), load_places(data, split), tasks)
 
         found[f"{data.name} {split}, seed {seed}, {name}{', whitened' if whitened else ''}"] = run
 

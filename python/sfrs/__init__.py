@@ -1,28 +1,36 @@
-"""Train and evaluate image localisation by retrieval with SFRS on fused operators."""
+"""Train and evaluate image localisation by retrieval with SFRS on fused operators.
 
-from pathlib import Path
-from typing import TYPE_CHECKING
+::
+
+    model = sfrs.load("sfrs.safetensors")
+    descriptors = model.encode(["a.jpg", "b.jpg"])
+    recalls = sfrs.evaluate(model, sfrs.load_places("pitts30k", "test")).recalls
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sfrs.models.describer import Describer
+    from sfrs.data.places import load_places
+    from sfrs.models.model import Model
+    from sfrs.retrieval.evaluation import evaluate
+    from sfrs.retrieval.index import Index
+
+    load = Model.load
+
+__all__ = ["Index", "Model", "evaluate", "load", "load_places"]
+
+_HOMES = {
+    "Index": "sfrs.retrieval.index",
+    "Model": "sfrs.models.model",
+    "evaluate": "sfrs.retrieval.evaluation",
+    "load_places": "sfrs.data.places",
+}
 
 
-def load(path: str | Path, whitening: str | Path | None = None, *, whiten: bool = True) -> "Describer":
-    """Load a trained network as one module: RGB images in 0..1 ``[B, 3, H, W]`` -> unit descriptors.
-
-    Args:
-        path: what ``sfrs export`` or ``sfrs train`` wrote, or a network of other origin; see
-            :func:`sfrs.models.network.load_network`.
-        whitening: a file of its own with the PCA whitening. By default the one in ``path`` is applied,
-            if there is one.
-        whiten: False leaves out any whitening.
-
-    Returns:
-        :class:`sfrs.models.describer.Describer`, on the CPU and in evaluation mode.
-
-    Raises:
-        WeightsError: a file cannot be read, NetVLAD is missing, or the whitening does not fit the network.
-    """
-    from sfrs.models.describer import load_describer  # torch: too slow for `sfrs --help`
-
-    return load_describer(path, whitening, whiten=whiten)
+def __getattr__(name: str) -> Any:  # torch takes a second to import: too slow for `sfrs --help`
+    if name == "load":
+        return import_module(_HOMES["Model"]).Model.load
+    if name not in _HOMES:
+        raise AttributeError(f"module 'sfrs' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

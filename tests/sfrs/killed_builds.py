@@ -20,8 +20,9 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).parent))
 
 from sfrs.models.backbones import REGISTRY, build_backbone
+from sfrs.models.model import Model
 from sfrs.models.network import DescriptorNetwork
-from sfrs.retrieval.index import Builder, Index, Model, build, derive, read_photos, rows, store
+from sfrs.retrieval.index import Builder, Index, build, derive, read_photos, rows, store
 from sfrs.runtime.errors import UserError
 
 REGISTRY["tiny"] = "tiny_backbone:TinyBackbone"
@@ -111,7 +112,7 @@ def die_at(call: str, count: int, work: Callable, *arguments: Path) -> None:
 def inspect(path: Path, result: Path) -> None:
     """Write what a search finds, and the descriptors, to ``result``; in a child, since it starts threads."""
     index = Index.open(path)
-    asked = index.describe(list(index.files)[::7])
+    asked = index.model.encode(list(index.files)[::7])
     similarities, rows = index.search(asked, 9)
     np.savez(
         result,

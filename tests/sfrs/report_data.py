@@ -6,8 +6,9 @@ from pathlib import Path
 from conftest import picture
 
 from sfrs.data.places import load_places
+from sfrs.models.model import Model
 from sfrs.models.network import DescriptorNetwork, save_network
-from sfrs.retrieval.evaluation import evaluate
+from sfrs.retrieval.evaluation import Scoring, evaluate
 from sfrs.retrieval.results import write_json, write_predictions
 
 QUERIES = ("day", "dusk", "night", "rain")
@@ -35,7 +36,7 @@ def evaluated(folder: Path, network: DescriptorNetwork) -> Path:
     data, weights, out = photographs(folder), folder / "tiny.safetensors", folder / "evaluation"
     save_network(weights, network, {"image_size": [48, 64]})
     places = load_places(data)
-    result = evaluate(network, places, size=(48, 64), recalls=(1, 5, 12), threads=0)
+    result = evaluate(Model(network, size=(48, 64)), places, workers=0, scoring=Scoring(recalls=(1, 5, 12)))
     out.mkdir()
     write_predictions(out / "predictions.csv", result, places)
     summary = {"data": str(data), "split": "test", "weights": str(weights), "radius_m": result.radius}

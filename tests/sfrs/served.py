@@ -17,6 +17,7 @@ from PIL import Image
 from sfrs.data.images import load_image
 from sfrs.models.backbones import build_backbone
 from sfrs.models.clusters import init_vlad_from_images
+from sfrs.models.model import Model
 from sfrs.models.network import DescriptorNetwork, save_network
 
 BOUNDARY = "7f3a"
@@ -108,7 +109,7 @@ def small_network(files: list[Path]) -> DescriptorNetwork:
     network = DescriptorNetwork(build_backbone("gradient", dim=6, width=4), 4).eval()
     with torch.no_grad():
         network.backbone.init_pca(network.trunk(torch.stack([load_image(file) for file in files])))
-    init_vlad_from_images(network, files, images=len(files))
+    init_vlad_from_images(Model(network, size=None), files, images=len(files))
     return network
 
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from sfrs.models.network import describe, load_network, save_network
+from sfrs.models.model import Model
+from sfrs.models.network import load_network, save_network
 from sfrs.models.whitening import Whitening
 
 
@@ -91,7 +92,9 @@ def test_report_prints_names_as_they_are(run, place_folder, weights, tmp_path):
 
 def test_evaluate_whitens(run, place_folder, weights, tmp_path):
     files = sorted((place_folder / "images/test/database").iterdir())
-    Whitening.fit(describe(load_network(weights), files, size=(48, 64)), 8).save(tmp_path / "pca.safetensors")
+    Whitening.fit(Model(load_network(weights), size=(48, 64)).encode(files), 8).save(
+        tmp_path / "pca.safetensors"
+    )
     arguments = ("--data", place_folder, "--weights", weights, "--whitening", tmp_path / "pca.safetensors")
     code, out, _ = run("evaluate", *arguments, "--json")
     assert code == 0 and json.loads(out)["recalls"]["1"] >= 0.9
@@ -154,7 +157,7 @@ def test_describe_writes_rows_and_their_files(run, place_folder, weights, tmp_pa
     assert run("describe", folder, "--weights", weights, "--out", out)[0] == 0
     rows, files = np.load(out), out.with_suffix(".txt").read_text().splitlines()
     assert files == [str(file) for file in sorted(folder.iterdir())]
-    assert np.allclose(rows, describe(load_network(weights), files, size=(48, 64)))
+    assert np.allclose(rows, Model(load_network(weights), size=(48, 64)).encode(files))
     assert {file.name for file in out.parent.iterdir()} == {"x.npy", "x.txt"}
 
 

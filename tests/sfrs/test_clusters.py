@@ -3,6 +3,7 @@ import torch
 import torch.nn.functional as F
 
 from sfrs.models.clusters import TooFewFeaturesError, init_vlad_from_images, kmeans, sample_features
+from sfrs.models.model import Model
 
 
 def test_kmeans_finds_separate_groups():
@@ -35,11 +36,11 @@ def test_sampled_features_are_normalised_positions_of_every_image(tiny_network):
 
 def test_vlad_starts_from_cluster_centres_of_the_images(tiny_network, make_image):
     files = [make_image(f"{i}.png", scene=i) for i in range(12)]
-    alpha = init_vlad_from_images(tiny_network, files, images=10, per_image=20, seed=1)
+    alpha = init_vlad_from_images(Model(tiny_network, size=None), files, images=10, per_image=20, seed=1)
     vlad = tiny_network.vlad
     unit = F.normalize(vlad.centroids, dim=1)
     assert torch.allclose(vlad.weight, alpha * unit, rtol=1e-4)
     assert (vlad.centroids.norm(dim=1) <= 1 + 1e-5).all(), "means of unit vectors"
     before = vlad.centroids.detach().clone()
-    init_vlad_from_images(tiny_network, files, images=10, per_image=20, seed=1)
+    init_vlad_from_images(Model(tiny_network, size=None), files, images=10, per_image=20, seed=1)
     assert torch.equal(before, vlad.centroids)

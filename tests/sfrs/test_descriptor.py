@@ -4,7 +4,8 @@ import torch
 
 from sfrs.data.images import BadImageError, ImageFiles
 from sfrs.models.backbones import build_backbone
-from sfrs.models.network import DescriptorNetwork, describe, load_network, save_network
+from sfrs.models.model import Model
+from sfrs.models.network import DescriptorNetwork, load_network, save_network
 from sfrs.models.whitening import Whitening
 
 
@@ -58,22 +59,26 @@ def test_describe_keeps_the_order_and_does_not_depend_on_batches(tiny_network, m
     with torch.no_grad():
         expected = torch.cat([tiny_network(image[None]) for image in images]).numpy()
     calls = []
-    found = describe(tiny_network, files, batch_size=batch_size, progress=lambda *call: calls.append(call))
+    found = Model(tiny_network, size=None).encode(
+        files, batch_size=batch_size, progress=lambda *call: calls.append(call)
+    )
     assert found.dtype == np.float32 and np.allclose(found, expected, atol=1e-6)
     assert calls[-1] == (8, 8)
 
 
 def test_describe_resizes_to_the_given_size(tiny_network, make_image):
     files = [make_image("a.png", height=48, width=64), make_image("b.png", height=96, width=128)]
-    first, second = describe(tiny_network, files, size=(40, 40))
-    assert np.allclose(first, second, atol=0.05) and not np.allclose(first, describe(tiny_network, files)[0])
+    first, second = Model(tiny_network, size=(40, 40)).encode(files)
+    assert np.allclose(first, second, atol=0.05) and not np.allclose(
+        first, Model(tiny_network, size=None).encode(files)[0]
+    )
 
 
 def test_describe_whitens_batch_by_batch(tiny_network, make_image):
     files = [make_image(f"{i}.png", scene=i) for i in range(7)]
-    descriptors = describe(tiny_network, files)
+    descriptors = Model(tiny_network, size=None).encode(files)
     whitening = Whitening.fit(descriptors, 3)
-    found = describe(tiny_network, files, whitening=whitening, batch_size=2)
+    found = Model(tiny_network, whitening, size=None).encode(files, batch_size=2)
     assert found.shape == (7, 3)
     assert np.allclose(found, whitening.apply(torch.from_numpy(descriptors)).numpy(), atol=1e-4)
 
@@ -81,23 +86,23 @@ def test_describe_whitens_batch_by_batch(tiny_network, make_image):
 def test_describe_writes_where_it_is_told(tiny_network, make_image, tmp_path):
     files = [make_image(f"{i}.png", scene=i) for i in range(3)]
     rows = np.lib.format.open_memmap(tmp_path / "x.npy", mode="w+", dtype=np.float32, shape=(3, 24))
-    assert describe(tiny_network, files, out=rows) is rows
-    assert np.allclose(np.load(tmp_path / "x.npy"), describe(tiny_network, files))
+    assert Model(tiny_network, size=None).encode(files, out=rows) is rows
+    assert np.allclose(np.load(tmp_path / "x.npy"), Model(tiny_network, size=None).encode(files))
     with pytest.raises(ValueError, match=r"out is \(2, 24\)"):
-        describe(tiny_network, files, out=np.empty((2, 24), np.float32))
+        Model(tiny_network, size=None).encode(files, out=np.empty((2, 24), np.float32))
 
 
 def test_describe_names_a_bad_image(tiny_network, make_image, tmp_path):
     (tmp_path / "broken.jpg").write_text("no picture")
     with pytest.raises(BadImageError, match="broken.jpg"):
-        describe(tiny_network, [make_image("a.png"), tmp_path / "broken.jpg"])
+        Model(tiny_network, size=None).encode([make_image("a.png"), tmp_path / "broken.jpg"])
 
 
 def test_describing_nothing_gives_no_rows(tiny_network):
-    assert describe(tiny_network, []).shape == (0, 24)
+    assert Model(tiny_network, size=None).encode([]).shape == (0, 24)
 
 
 def test_a_network_can_be_trained_after_describing(tiny_network, make_image):
-    describe(tiny_network, [make_image("a.png")])
+    Model(tiny_network, size=None).encode([make_image("a.png")])
     tiny_network(torch.randn(1, 3, 48, 64)).sum().backward()
     assert all(p.grad is not None for p in tiny_network.trained_parameters())

@@ -7,7 +7,7 @@ from conftest import picture
 from PIL import Image
 
 from sfrs.data.images import BadImageError
-from sfrs.models.network import describe
+from sfrs.models.model import Model
 from sfrs.retrieval.explain import (
     REGION_BOXES,
     REGION_NAMES,
@@ -38,32 +38,32 @@ def test_boxes_of_odd_maps_split_where_the_operator_splits():
 
 def test_whole_similarity_is_that_of_the_descriptors(tiny_network, make_image):
     files = [make_image("a.png", 1), make_image("b.png", 2)]
-    a, b = describe(tiny_network, files, size=SIZE)
-    pair = explain_pair(tiny_network, *files, size=SIZE)
+    a, b = Model(tiny_network, size=SIZE).encode(files)
+    pair = explain_pair(Model(tiny_network, size=SIZE), *files)
     assert pair.similarities.shape == (9, 9) and pair.similarities.dtype == np.float32
     assert pair.whole == pytest.approx(float(a @ b), abs=1e-5)
 
 
 def test_what_the_clusters_add_sums_to_the_whole_similarity(tiny_network):
-    pair = explain_pair(tiny_network, picture(1), picture(2), size=SIZE)
+    pair = explain_pair(Model(tiny_network, size=SIZE), picture(1), picture(2))
     assert pair.clusters.shape == (4,) and pair.clusters.sum() == pytest.approx(pair.whole, abs=1e-5)
 
 
 def test_an_image_matches_itself_region_by_region(tiny_network, make_image):
     file = make_image("a.png", 1)
-    pair = explain_pair(tiny_network, file, file, size=SIZE)
+    pair = explain_pair(Model(tiny_network, size=SIZE), file, file)
     assert np.diag(pair.similarities) == pytest.approx(np.ones(9), abs=1e-5)
 
 
 def test_of_all_quarters_the_shared_ones_are_most_alike(tiny_network):
     query, image = picture(1, noise=0.02), picture(2, noise=0.02)
     image.paste(query.crop((32, 0, 64, 24)), (0, 24))  # top right of the query, bottom left of the image
-    quarters = explain_pair(tiny_network, query, image, size=SIZE).similarities[5:, 5:]
+    quarters = explain_pair(Model(tiny_network, size=SIZE), query, image).similarities[5:, 5:]
     assert np.unravel_index(quarters.argmax(), (4, 4)) == (1, 2)
 
 
 def test_best_is_the_largest_of_all_pairs(tiny_network):
-    pair = explain_pair(tiny_network, picture(1), picture(2), size=SIZE)
+    pair = explain_pair(Model(tiny_network, size=SIZE), picture(1), picture(2))
     assert pair.similarities[pair.best] == pair.similarities.max()
     i, j = pair.best_part
     assert min(i, j) > 0 and pair.similarities[i, j] == pair.similarities[1:, 1:].max()
@@ -71,19 +71,19 @@ def test_best_is_the_largest_of_all_pairs(tiny_network):
 
 def test_files_and_images_in_memory_explain_alike(tiny_network, make_image):
     files = [make_image("a.png", 1), make_image("b.png", 2)]
-    of_files = explain_pair(tiny_network, *files, size=SIZE)
-    of_images = explain_pair(tiny_network, *(Image.open(file) for file in files), size=SIZE)
+    of_files = explain_pair(Model(tiny_network, size=SIZE), *files)
+    of_images = explain_pair(Model(tiny_network, size=SIZE), *(Image.open(file) for file in files))
     assert np.array_equal(of_files.similarities, of_images.similarities)
 
 
 def test_a_query_may_have_another_size(tiny_network):
-    pair = explain_pair(tiny_network, picture(1), picture(1), size=SIZE, query_size=(40, 72))
+    pair = explain_pair(Model(tiny_network, size=SIZE), picture(1), picture(1), query_size=(40, 72))
     assert pair.query_boxes == region_boxes(5, 9) and pair.image_boxes == region_boxes(6, 8)
 
 
 def test_assignment_map_is_the_strongest_cluster_of_every_position(tiny_network):
     image = picture(3)
-    clusters, weights = assignment_map(tiny_network, image, size=SIZE)
+    clusters, weights = assignment_map(Model(tiny_network, size=SIZE), image)
     assert clusters.shape == weights.shape == (6, 8)
     assert (weights >= 1 / 4).all() and (weights <= 1).all()
     with torch.no_grad():

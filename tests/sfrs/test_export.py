@@ -16,11 +16,11 @@ import sfrs
 import sfrs_ext
 from sfrs.data.images import load_image
 from sfrs.models.backbones import REGISTRY, build_backbone
-from sfrs.models.describer import Describer
 from sfrs.models.export import FORMATS, ExportError, ImageShape, choose_format, export
 from sfrs.models.export.compare import compare
 from sfrs.models.export.shapes import made_up_images
-from sfrs.models.network import METADATA_KEY, DescriptorNetwork, describe, load_network, save_network
+from sfrs.models.model import Model
+from sfrs.models.network import METADATA_KEY, DescriptorNetwork, load_network, save_network
 from sfrs.models.whitening import Whitening
 from sfrs.runtime.errors import UserError
 
@@ -30,16 +30,16 @@ ONNX = ("onnx", "onnxscript", "onnxruntime")
 NAMES = {"safetensors": "net.safetensors", "torch": "net.pt2", "onnx": "net.onnx"}
 
 
-def make_describer() -> Describer:
+def make_describer() -> Model:
     """6 channels, 4 clusters, whitened to 5 numbers."""
     torch.manual_seed(0)
     network = DescriptorNetwork(build_backbone("tiny"), 4)
     network.meta = {"image_size": [48, 64], "generation": 4}
-    return Describer(network, Whitening(torch.randn(5, 24), torch.randn(5)))
+    return Model(network, Whitening(torch.randn(5, 24), torch.randn(5)))
 
 
 @pytest.fixture
-def describer(_tiny_backbone_is_registered) -> Describer:
+def describer(_tiny_backbone_is_registered) -> Model:
     return make_describer()
 
 
@@ -60,7 +60,7 @@ def require_onnx() -> None:
         pytest.importorskip(package, reason=f"{package} is of the extra [export]")
 
 
-def assert_same(describer: Describer, opened, sizes, batches, tolerance: float) -> None:
+def assert_same(describer: Model, opened, sizes, batches, tolerance: float) -> None:
     for size in sizes:
         for count in batches:
             agreement = compare(describer, opened, [made_up_images(count, *size, seed=count)])
@@ -88,7 +88,7 @@ def test_a_file_of_any_size_describes_every_batch_as_the_network_does(format, de
 
 def test_vgg16_becomes_a_program_for_any_size(tmp_path):
     torch.manual_seed(0)
-    describer = Describer(DescriptorNetwork(build_backbone("vgg16"), 3))
+    describer = Model(DescriptorNetwork(build_backbone("vgg16"), 3))
     done = export(describer, tmp_path / "net.pt2", "torch", ImageShape(32, 48, 16, dynamic=True))
     assert_same(describer, FORMATS["torch"].open(done.path), [(32, 32), (49, 79)], (1, 2, 5), 1e-6)
 
@@ -96,7 +96,7 @@ def test_vgg16_becomes_a_program_for_any_size(tmp_path):
 def test_oriented_gradients_run_in_onnx(tmp_path):
     require_onnx()
     torch.manual_seed(0)
-    describer = Describer(DescriptorNetwork(build_backbone("gradient"), 3, bias=True))
+    describer = Model(DescriptorNetwork(build_backbone("gradient"), 3, bias=True))
     done = export(describer, tmp_path / "net.onnx", "onnx", ImageShape(48, 64, 8, dynamic=True))
     assert_same(describer, FORMATS["onnx"].open(done.path), [(40, 49)], (1, 6), 1e-5)
 
@@ -159,7 +159,7 @@ def test_weights_and_whitening_load_in_one_line(exported, describer, make_image)
     loaded = sfrs.load(path)
     for name, tensor in describer.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], tensor), name
-    assert loaded.dim == 5 and loaded.image_size == (48, 64) and not loaded.training
+    assert loaded.dim == 5 and loaded.size == (48, 64) and not loaded.training
     assert sfrs.load(path, whiten=False).dim == 24
     assert torch.equal(Whitening.load(path).projection, describer.projection)
     layer = sfrs_ext.nn.NetVLAD.load(path)
@@ -167,7 +167,7 @@ def test_weights_and_whitening_load_in_one_line(exported, describer, make_image)
     assert torch.equal(layer(features), describer.network.vlad(features))
     # The same as `sfrs describe`, from the same file.
     file = make_image("a.png")
-    found = describe(load_network(path), [file], size=(48, 64), whitening=Whitening.load(path))
+    found = Model(load_network(path), Whitening.load(path), size=(48, 64)).encode([file])
     image = load_image(file, (48, 64))
     assert np.allclose(found, loaded(image[None]).detach(), atol=1e-6)
 
@@ -214,11 +214,11 @@ def test_describers_refuse_what_they_would_misread(describer, tiny_network):
         with pytest.raises(UserError, match=r"expected RGB \[B, 3, H, W\] in 0..1, floating"):
             describer(images)
     with pytest.raises(UserError, match="fitted to descriptors of 7 numbers, but this network's have 24"):
-        Describer(tiny_network, Whitening(torch.zeros(2, 7), torch.zeros(2)))
+        Model(tiny_network, Whitening(torch.zeros(2, 7), torch.zeros(2)))
 
 
 def test_a_describer_is_where_its_network_is(tiny_network):
-    describer = Describer(tiny_network.to("meta"), Whitening(torch.zeros(2, 24), torch.zeros(2)))
+    describer = Model(tiny_network.to("meta"), Whitening(torch.zeros(2, 24), torch.zeros(2)))
     assert describer(torch.zeros(1, 3, 48, 64, device="meta")).shape == (1, 2)
 
 

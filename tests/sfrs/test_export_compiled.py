@@ -7,10 +7,10 @@ import sys
 import pytest
 import torch
 
-from sfrs.models.describer import Describer
 from sfrs.models.export import ImageShape, export
 from sfrs.models.export.programs import cxx, open_package
 from sfrs.models.export.shapes import made_up_images
+from sfrs.models.model import Model
 from sfrs.models.whitening import Whitening
 
 PROGRAM = """
@@ -28,7 +28,7 @@ torch.save(found, "out.pt")
 
 @pytest.mark.skipif(shutil.which(cxx()) is None, reason="no C++ compiler")
 def test_a_package_needs_torch_and_the_operators_only_and_calls_them(tiny_network, tmp_path):
-    describer = Describer(tiny_network, Whitening(torch.randn(5, 24), torch.randn(5)))
+    describer = Model(tiny_network, Whitening(torch.randn(5, 24), torch.randn(5)))
     shape = ImageShape(48, 64, 8, dynamic=True)
     done = export(describer, tmp_path / "net.pt2", "aoti", shape)
     assert done.agreement.relative_error <= 1e-5

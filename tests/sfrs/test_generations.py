@@ -182,12 +182,12 @@ def test_a_trunk_cache_that_would_overflow_names_the_image(places):
 
 
 def test_descriptors_from_the_cache_are_those_of_the_images(places):
-    from sfrs.models.network import describe
+    from sfrs.models.model import Model
 
     network, files = network_of_seed(), places[0].database.files
     cache = TrunkCache.build(network, files, SIZE, dtype=torch.float32)
     described = describe_trunk(network, cache, torch.arange(len(files)), batch_size=5)
-    np.testing.assert_allclose(described.numpy(), describe(network, files, size=SIZE), atol=1e-6)
+    np.testing.assert_allclose(described.numpy(), Model(network, size=SIZE).encode(files), atol=1e-6)
 
 
 def test_jitter_draws_do_not_depend_on_threads(places):

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from sfrs.models.backbones import build_backbone
-from sfrs.models.describer import Describer
+from sfrs.models.model import Model
 from sfrs.models.network import DescriptorNetwork, save_network
 from sfrs.models.whitening import Whitening
 
@@ -40,7 +40,7 @@ def test_the_hub_loads_weights_and_whitening_from_a_file(tmp_path, images):
     done = load("weights='net.safetensors'", tmp_path)
     assert done.returncode == 0, done.stderr
     with torch.no_grad():
-        expected = Describer(network, whitening)(images)
+        expected = Model(network, whitening)(images)
     assert torch.equal(torch.load(tmp_path / "out.pt"), expected) and expected.shape == (2, 5)
 
 

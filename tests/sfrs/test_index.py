@@ -8,11 +8,10 @@ import pytest
 import torch
 
 from sfrs.data.images import BadImageError
-from sfrs.models.network import describe
+from sfrs.models.model import Model
 from sfrs.models.whitening import Whitening
-from sfrs.retrieval.index import Builder, Index, Model, read_photos
+from sfrs.retrieval.index import Builder, Index, read_photos
 from sfrs.retrieval.index.store import LOCK, TABLE, Store
-from sfrs.retrieval.quarters import describe_with_quarters
 from sfrs.retrieval.search import search
 from sfrs.runtime.errors import UserError
 
@@ -21,7 +20,7 @@ SIZE = (48, 64)
 
 @pytest.fixture
 def model(tiny_network):
-    return Model(tiny_network, None, SIZE)
+    return Model(tiny_network, size=SIZE)
 
 
 @pytest.fixture
@@ -44,11 +43,11 @@ def test_an_index_finds_what_a_search_over_descriptors_finds(place_folder, path,
     change = build(path, place_folder, model)
     assert (change.added, change.unchanged) == (12, 0)
     index = Index.open(path)
-    assert len(index) == 12 and index.kind == "exact" and index.zone == "" and index.size == SIZE
+    assert len(index) == 12 and index.kind == "exact" and index.zone == "" and index.model.size == SIZE
     files = sorted((place_folder / "images/test/database").iterdir())
     assert list(index.files) == files and index.positions[3] == pytest.approx([500300, 4000000])
-    asked = index.describe(queries(place_folder))
-    expected = search(describe(model.network, files, size=SIZE), asked, 5)
+    asked = index.model.encode(queries(place_folder))
+    expected = search(Model(model.network, size=SIZE).encode(files), asked, 5)
     similarities, rows = index.search(asked, 5)
     np.testing.assert_allclose(similarities, expected[0], atol=1e-6)
     assert (rows == expected[1]).all() and (rows[:, 0] == np.arange(12)).all()
@@ -57,21 +56,21 @@ def test_an_index_finds_what_a_search_over_descriptors_finds(place_folder, path,
 def test_what_is_past_the_end_is_minus_one(place_folder, path, model):
     build(path, place_folder, model)
     index = Index.open(path)
-    similarities, rows = index.search(index.describe(queries(place_folder)[:2]), 15)
+    similarities, rows = index.search(index.model.encode(queries(place_folder)[:2]), 15)
     assert (rows[:, 12:] == -1).all() and np.isneginf(similarities[:, 12:]).all()
     assert all(sorted(row) == list(range(12)) for row in rows[:, :12])
 
 
 def test_whitening_travels_with_the_index(place_folder, path, tiny_network):
     files = sorted((place_folder / "images/test/database").iterdir())
-    whitening = Whitening.fit(describe(tiny_network, files, size=SIZE), 8)
-    model = Model(tiny_network, whitening, SIZE)
+    whitening = Whitening.fit(Model(tiny_network, size=SIZE).encode(files), 8)
+    model = Model(tiny_network, whitening, size=SIZE)
     build(path, place_folder, model)
     index = Index.open(path)
-    expected = describe(tiny_network, files[:2], size=SIZE, whitening=whitening)
-    np.testing.assert_allclose(index.describe(files[:2]), expected, atol=1e-6)
-    assert index.fingerprint == model.fingerprint() and index.whitening.dim == 8
-    assert index.fingerprint != Model(tiny_network, None, SIZE).fingerprint()
+    expected = Model(tiny_network, whitening, size=SIZE).encode(files[:2])
+    np.testing.assert_allclose(index.model.encode(files[:2]), expected, atol=1e-6)
+    assert index.fingerprint == model.fingerprint() and index.model.whitening.dim == 8
+    assert index.fingerprint != Model(tiny_network, size=SIZE).fingerprint()
 
 
 def test_images_in_memory_are_described_as_files_are(place_folder, path, model):
@@ -80,8 +79,8 @@ def test_images_in_memory_are_described_as_files_are(place_folder, path, model):
     build(path, place_folder, model)
     index, file = Index.open(path), queries(place_folder)[0]
     with Image.open(file) as image:
-        np.testing.assert_allclose(index.describe_image(image), index.describe([file]), atol=1e-6)
-        torch.testing.assert_close(index.image_quarters(image), index.image_quarters(file))
+        np.testing.assert_allclose(index.model.encode([image]), index.model.encode([file]), atol=1e-6)
+        torch.testing.assert_close(index.model.quarters([image]), index.model.quarters([file]))
 
 
 def test_regions_are_stored_or_computed_from_the_files(place_folder, path, model, tmp_path):
@@ -93,7 +92,7 @@ def test_regions_are_stored_or_computed_from_the_files(place_folder, path, model
     assert stored.quarters(rows).shape == (2, 4, 4, 6)
     torch.testing.assert_close(stored.quarters(rows), computed.quarters(rows), rtol=1e-3, atol=1e-3)
     evaluated = np.empty((2, 4, 4, 6), np.float16)
-    describe_with_quarters(model.network, [stored.files[row] for row in rows], quarters=evaluated, size=SIZE)
+    model.encode([stored.files[row] for row in rows], quarters=evaluated)
     for index in (stored, computed):
         torch.testing.assert_close(
             index.quarters(rows), torch.from_numpy(evaluated).float(), rtol=1e-3, atol=1e-3
@@ -105,7 +104,7 @@ def test_running_again_adds_what_is_new_and_describes_what_changed(place_folder,
     files = sorted(folder.iterdir())
     kept = files[11].rename(place_folder / "later.jpg")
     build(path, place_folder, model)
-    before = Index.open(path).describe([files[4]])
+    before = Index.open(path).model.encode([files[4]])
     kept.rename(files[11])
     shutil.copy(files[0], files[4])
     os.utime(files[4], ns=(0, 0))
@@ -113,16 +112,16 @@ def test_running_again_adds_what_is_new_and_describes_what_changed(place_folder,
     assert (change.added, change.described_again, change.unchanged) == (1, 1, 10)
     index = Index.open(path)
     assert sorted(index.files) == files
-    rows = index.search(index.describe([files[0]]), 2)[1][0]
+    rows = index.search(index.model.encode([files[0]]), 2)[1][0]
     assert {index.files[row] for row in rows} == {files[0], files[4]}
-    assert not np.allclose(before, index.describe([files[4]]), atol=1e-3)
+    assert not np.allclose(before, index.model.encode([files[4]]), atol=1e-3)
     assert build(path, place_folder).unchanged == 12
 
 
 def test_a_reader_keeps_seeing_what_it_opened(place_folder, path, model):
     build(path, place_folder, model)
     index = Index.open(path)
-    asked = index.describe(queries(place_folder))
+    asked = index.model.encode(queries(place_folder))
     before = index.search(asked, 12)
     with Builder(path) as builder:
         builder.remove(str(place_folder / "images/test/database"))
@@ -136,7 +135,7 @@ def test_a_reader_keeps_seeing_what_it_opened(place_folder, path, model):
 def test_removed_images_are_not_found_and_their_rows_are_dropped(place_folder, path, model):
     build(path, place_folder, model, regions=True)
     whole = Index.open(path)
-    asked = whole.describe(queries(place_folder))
+    asked = whole.model.encode(queries(place_folder))
     removed = 0
     for pattern in ("*@00@*", "*@01@*", "*@03@*", "*@04@*"):
         with Builder(path) as builder:
@@ -218,16 +217,16 @@ def test_photos_that_exif_or_a_manifest_names_are_skipped_too(make_image, tmp_pa
 
 def test_another_network_size_or_whitening_is_refused_by_name(place_folder, path, model, tiny_network):
     build(path, place_folder, model)
-    other = Model(tiny_network, None, (32, 32))
+    other = Model(tiny_network, size=(32, 32))
     with pytest.raises(UserError, match="the size of this index: 48x64; of these options: 32x32"):
         build(path, place_folder, other)
-    whitened = Model(tiny_network, Whitening(torch.ones(2, 24), torch.zeros(2)), SIZE)
+    whitened = Model(tiny_network, Whitening(torch.ones(2, 24), torch.zeros(2)), size=SIZE)
     with pytest.raises(UserError, match="the whitening of this index: none"):
         build(path, place_folder, whitened)
     with torch.no_grad():
         tiny_network.vlad.centroids.add_(1e-3)
     with pytest.raises(UserError, match="the weights of this index"):
-        build(path, place_folder, Model(tiny_network, None, SIZE))
+        build(path, place_folder, Model(tiny_network, size=SIZE))
     assert len(Index.open(path)) == 12
 
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from sfrs.retrieval.index import Index, Model
+from sfrs.models.model import Model
+from sfrs.retrieval.index import Index
 from sfrs.retrieval.index import quantised as quantised_module
 from sfrs.retrieval.index.build import KINDS, Builder
 from sfrs.retrieval.index.derive import derive
@@ -42,7 +43,7 @@ def make_index(tmp_path, tiny_network):
     def make(kind: str, rows: np.ndarray):
         path = tmp_path / f"{kind}.index"
         path.mkdir()
-        model = Model(tiny_network, None, (48, 64))
+        model = Model(tiny_network, size=(48, 64))
         model.save(path)
         Store.create(path, new_settings(model, kind)).close()
         append(path, rows)

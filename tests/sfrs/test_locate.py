@@ -7,19 +7,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from conftest import picture
 from PIL import ExifTags, Image
 
 from sfrs.cli import app
 from sfrs.data.coordinates import to_degrees
-from sfrs.data.images import BadImageError, image_tensor, load_image
-from sfrs.models.network import describe, save_network
+from sfrs.data.images import BadImageError, load_image
+from sfrs.models.model import Model
+from sfrs.models.network import save_network
 from sfrs.retrieval import index as index_module
 from sfrs.retrieval import locate as locating
 from sfrs.retrieval.locate import as_geojson, as_json, locate, summary
 from sfrs.retrieval.location import CONSIDERED
 from sfrs.retrieval.location import estimate as estimate_location
+from sfrs.retrieval.region_rerank import Reranking
 from sfrs.retrieval.search import search
 from sfrs.runtime.errors import UserError
 
@@ -32,31 +33,19 @@ class InMemory:
     def __init__(self, network, files, positions, zone="33N", has_regions=True):
         self.network, self.files, self.zone, self.has_regions = network, files, zone, has_regions
         self.path, self.positions = Path("memory.index"), np.asarray(positions, np.float64)
-        self.rows = describe(network, files, size=SIZE)
+        self.model = Model(network, size=SIZE)
+        self.rows = self.model.encode(files)
 
     def __len__(self):
         return len(self.files)
-
-    def describe(self, images, progress=None, **options):
-        return describe(self.network, images, size=SIZE, progress=progress, **options)
-
-    def _pixels(self, image):
-        opened = image if isinstance(image, Image.Image) else Image.open(image)
-        return (image_tensor(opened, SIZE) - 0.5)[None] / 0.25
-
-    def describe_image(self, image):
-        return self.network(self._pixels(image)).detach().numpy()
 
     def search(self, descriptors, k):
         similarities, rows = search(self.rows, descriptors, k)
         blank = ((0, 0), (0, k - rows.shape[1]))
         return np.pad(similarities, blank, constant_values=-np.inf), np.pad(rows, blank, constant_values=-1)
 
-    def image_quarters(self, image):
-        return self.network.quarters(self.network.trunk(self._pixels(image))).detach()
-
     def quarters(self, rows):
-        return torch.cat([self.image_quarters(self.files[row]) for row in rows])
+        return self.model.quarters([self.files[row] for row in rows])
 
 
 @pytest.fixture
@@ -99,7 +88,7 @@ def test_an_image_in_memory_is_located_as_its_file(index, places):
 
 
 def test_re_ranking_orders_by_regions_and_says_which_matched(index, places):
-    founds = locate(index, places[2], top=5, rerank="regions", depth=2, score="best-pair")
+    founds = locate(index, places[2], top=5, rerank=Reranking(2, "best-pair"))
     for i, found in enumerate(founds):
         scores = [match.similarity for match in found.matches]
         assert scores == sorted(scores, reverse=True) and len(scores) == 5  # as many as asked for
@@ -311,7 +300,7 @@ def test_the_position_is_weighed_from_20_whatever_is_shown_and_re_ranked(index, 
     monkeypatch.setattr(locating, "estimate", estimate)
     index.files, index.positions = 2 * index.files, np.tile(index.positions, (2, 1))
     index.rows = np.tile(index.rows, (2, 1))
-    (found,) = locate(index, places[2][:1], top=1, rerank="regions", depth=depth)
+    (found,) = locate(index, places[2][:1], top=1, rerank=Reranking(depth))
     assert len(found.matches) == 1 and weighed == [CONSIDERED]
 
 

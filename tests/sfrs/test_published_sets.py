@@ -22,8 +22,9 @@ from tiny_training import tiny_config
 from sfrs.data.coordinates import to_metres
 from sfrs.data.neighbourhood import Neighbourhood, right_images
 from sfrs.data.places import PlacesError, format_of, is_data_set, load_places
+from sfrs.models.model import Model
 from sfrs.models.network import save_network
-from sfrs.retrieval.evaluation import evaluate
+from sfrs.retrieval.evaluation import Scoring, evaluate
 from sfrs.runtime.errors import UserError
 
 
@@ -341,12 +342,12 @@ def test_evaluating_tokyo_247_suppresses_panoramas_and_counts_by_condition(tmp_p
 
 def test_evaluating_tokyo_time_machine_drops_the_querys_own_time(tmp_path, tiny_network):
     places = load_places(write_tokyo_tm(tmp_path, "val"), "val")
-    result = evaluate(tiny_network, places, recalls=(1, 5))
+    result = evaluate(Model(tiny_network, size=None), places, scoring=Scoring(recalls=(1, 5)))
     stamps = places.database.time_stamps[result.predictions]
     assert (stamps != places.queries.time_stamps[:, None])[result.predictions >= 0].all()
     assert (result.num_positives == 2).all()
     with pytest.raises(UserError, match="leave --nms out"):
-        evaluate(tiny_network, places, nms=True)
+        evaluate(Model(tiny_network, size=None), places, scoring=Scoring(nms=True))
 
 
 def test_a_report_finds_a_data_set_given_by_the_beginning_of_its_name(tmp_path, run, tiny_network):

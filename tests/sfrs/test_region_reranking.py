@@ -9,13 +9,14 @@ import torch
 from conftest import picture
 
 from sfrs.data.places import load_places
-from sfrs.models.network import describe, save_network
+from sfrs.models.model import Model, compact
+from sfrs.models.network import save_network
 from sfrs.models.whitening import Whitening
 from sfrs.retrieval import quarters as kept_quarters
-from sfrs.retrieval.evaluation import evaluate
-from sfrs.retrieval.quarters import KeptQuarters, RememberedQuarters, compact, describe_with_quarters
+from sfrs.retrieval.evaluation import Scoring, evaluate
+from sfrs.retrieval.quarters import KeptQuarters, RememberedQuarters
 from sfrs.retrieval.region_matching import region_matches
-from sfrs.retrieval.region_rerank import SCORES, evaluate_reranked, rerank, rerank_all
+from sfrs.retrieval.region_rerank import SCORES, Reranking, rerank, rerank_all
 from sfrs.runtime.errors import UserError
 
 
@@ -122,16 +123,17 @@ def test_remembered_quarters_are_computed_again_only_where_they_were_dropped(qua
 def test_one_pass_gives_the_descriptors_and_the_quarters(tiny_network, place_folder):
     files = load_places(place_folder).database.files
     kept = np.empty((12, 4, 4, 6), np.float16)
-    described = describe_with_quarters(tiny_network, files, quarters=kept, size=(48, 64), batch_size=5)
-    assert np.array_equal(described, describe(tiny_network, files, size=(48, 64), batch_size=5))
+    described = Model(tiny_network, size=(48, 64)).encode(files, quarters=kept, batch_size=5)
+    assert np.array_equal(described, Model(tiny_network, size=(48, 64)).encode(files, batch_size=5))
     similarities = region_matches(torch.from_numpy(kept).float(), torch.from_numpy(kept).float())[..., 0, 0]
     assert np.abs(similarities.numpy() - described @ described.T).max() < 1e-3
 
 
 def test_what_is_evaluated_before_re_ranking_is_the_search(tiny_network, place_folder):
     places = load_places(place_folder)
-    before, after = evaluate_reranked(tiny_network, places, size=(48, 64), depth=6)
-    plain = evaluate(tiny_network, places, size=(48, 64))
+    model = Model(tiny_network, size=(48, 64))
+    after = evaluate(model, places, rerank=Reranking(6))
+    before, plain = after.before, evaluate(model, places)
     assert np.array_equal(before.predictions, plain.predictions) and before.recalls == plain.recalls
     assert np.array_equal(after.predictions[:, 6:], before.predictions[:, 6:])
     assert all(
@@ -155,21 +157,21 @@ def shifted_places(tmp_path):
 
 @pytest.mark.parametrize("score", ["mixed", "nine-best", "best-pair"])
 def test_regions_find_places_that_moved_within_the_picture(tiny_network, shifted_places, score):
-    before, after = evaluate_reranked(tiny_network, shifted_places, score=score, recalls=(1, 8))
-    ranks = [result.correct.argmax(axis=1).mean() for result in (before, after)]
-    assert ranks[1] < 0.75 * ranks[0] and after.recalls[1] > before.recalls[1]
+    model, scoring = Model(tiny_network, size=None), Scoring(recalls=(1, 8))
+    after = evaluate(model, shifted_places, scoring=scoring, rerank=Reranking(score=score))
+    ranks = [result.correct.argmax(axis=1).mean() for result in (after.before, after)]
+    assert ranks[1] < 0.75 * ranks[0] and after.recalls[1] > after.before.recalls[1]
 
 
 def test_whitening_chooses_the_candidates_and_regions_order_them(tiny_network, place_folder):
     places = load_places(place_folder)
-    whitening = Whitening.fit(describe(tiny_network, places.database.files, size=(48, 64)), 4)
-    before, after = evaluate_reranked(tiny_network, places, size=(48, 64), whitening=whitening, depth=5)
-    plain = evaluate(tiny_network, places, size=(48, 64), whitening=whitening)
+    whitening = Whitening.fit(Model(tiny_network, size=(48, 64)).encode(places.database.files), 4)
+    model = Model(tiny_network, whitening, size=(48, 64))
+    after = evaluate(model, places, rerank=Reranking(5))
+    before, plain = after.before, evaluate(model, places)
     assert np.array_equal(before.predictions, plain.predictions)
     kept = np.empty((24, 4, 4, 6), np.float16)
-    describe_with_quarters(
-        tiny_network, places.database.files + places.queries.files, quarters=kept, size=(48, 64)
-    )
+    model.encode(places.database.files + places.queries.files, quarters=kept)
     give, ask = KeptQuarters(kept[:12]), KeptQuarters(kept[12:])
     assert np.array_equal(rerank_all(ask, before.predictions, give, depth=5), after.predictions)
 
@@ -177,7 +179,7 @@ def test_whitening_chooses_the_candidates_and_regions_order_them(tiny_network, p
 def test_a_disk_that_is_too_small_is_told(tiny_network, place_folder, monkeypatch):
     monkeypatch.setattr(kept_quarters.shutil, "disk_usage", lambda _: SimpleNamespace(free=10))
     with pytest.raises(UserError, match="Set TMPDIR to a larger disk"):
-        evaluate_reranked(tiny_network, load_places(place_folder))
+        evaluate(Model(tiny_network), load_places(place_folder), rerank=Reranking())
 
 
 @pytest.fixture

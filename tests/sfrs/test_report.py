@@ -13,7 +13,7 @@ from report_data import QUERIES, evaluated, photographs
 from sfrs.cli import app
 from sfrs.data.places import ImageSet, Places, load_places
 from sfrs.models.network import save_network
-from sfrs.retrieval.evaluation import score
+from sfrs.retrieval.evaluation import Scoring, score
 from sfrs.runtime.errors import UserError
 from sfrs.web.report import Overrides, cases, charts, figures, page, subject, views
 from sfrs.web.report.recorded import read_evaluation, read_predictions
@@ -42,7 +42,7 @@ def scored(query_metres, found, radius=25.0, names=None) -> tuple[Places, object
     queries = images(names or [f"q{i}.jpg" for i in range(len(line))], np.stack([line, 0 * line], 1))
     result = Places("line", "test", database, queries)
     predictions = np.array([[int(np.searchsorted(places, value)) for value in row] for row in found])
-    return result, score(result, predictions, recalls=(1, predictions.shape[1]), radius=radius)
+    return result, score(result, predictions, Scoring((1, predictions.shape[1]), radius))
 
 
 def test_errors_and_first_right_ranks():
@@ -99,7 +99,7 @@ def test_what_is_read_back_scores_as_it_was_evaluated(evaluation):
     recorded = json.loads((evaluation / "results.json").read_text())
     read = read_evaluation(evaluation, Overrides())
     assert {str(n): recall for n, recall in read.result.recalls.items()} == recorded["recalls"]
-    assert read.network is not None and read.size == (48, 64)
+    assert read.model is not None and read.model.size == (48, 64)
     with (evaluation / "predictions.csv").open() as lines:
         right = [line["correct"] == "1" for line in csv.DictReader(lines)]
     assert read.result.correct[:, :12].ravel().tolist() == right
@@ -276,7 +276,7 @@ def test_failures_get_the_right_image_most_like_the_query(evaluation):
     labels = cases.conditions(read.places)
     worst, best = cases.choose_cases(read.places, read.result, labels, 12)
     assert {labels[case.query] for case in worst} <= set(QUERIES) and len(worst) == 3
-    shown = views.case_views(read, [*worst, *best], labels, "cpu", None)
+    shown = views.case_views(read, [*worst, *best], labels, None)
     for view in shown:
         assert len(view["pairs"]) == (1 if view["success"] else 2)
         assert view["pairs"][-1]["right"] and view["pairs"][0]["rank"] == 1

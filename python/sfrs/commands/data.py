@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sfrs.commands import network as shared
+from sfrs.commands import options
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -81,7 +81,7 @@ def check(
         bool,
         typer.Option("--json", help="Print JSON instead of a table.", rich_help_panel="Output"),
     ] = False,
-    threads: shared.Threads = None,
+    workers: options.Workers = None,
 ) -> None:
     """Say what a data set holds and what is wrong with it.
 
@@ -100,7 +100,7 @@ def check(
             split or (),
             config=config,
             decode=decode,
-            threads=shared.decoding_threads(threads),
+            threads=options.decoding_workers(workers),
             tasks=tasks,
         )
     if as_json:

@@ -1,14 +1,11 @@
 """``sfrs describe``: descriptors of a file or a folder as .npy."""
 
-from __future__ import annotations
-
-import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from sfrs.commands import network as shared
+from sfrs.commands import options
 from sfrs.runtime.errors import UserError
 
 EXAMPLES = """
@@ -21,7 +18,7 @@ EXAMPLES = """
 
 
 def register(app: typer.Typer) -> None:
-    app.command("describe", epilog=EXAMPLES)(describe)
+    app.command("describe", epilog=EXAMPLES)(options.grouped(describe))
 
 
 def describe(
@@ -30,97 +27,45 @@ def describe(
         typer.Argument(help="An image, or a folder of images (subfolders included).", show_default=False),
     ],
     out: Annotated[
-        Path,
-        typer.Option(
-            "--out",
-            help="Where to write the descriptors, float32 [n, dim].",
-            metavar="X.npy",
-            show_default=False,
-        ),
+        Path, options.option("--out", "Where to write the descriptors, float32 [n, dim].", metavar="X.npy")
     ],
-    weights: shared.Weights = None,
-    backbone: shared.Backbone = None,
-    random_weights: shared.RandomWeights = False,
-    whitening: shared.WhiteningFile = None,
-    image_size: shared.ImageSize = None,
-    shorter_side: shared.ShorterSide = None,
-    keep_size: shared.KeepSize = False,
-    skip_bad_images: shared.SkipBadImages = False,
-    batch_size: shared.BatchSize = 8,
-    threads: shared.Threads = None,
-    device: shared.Device = "auto",
-    seed: shared.Seed = 0,
+    weights: options.Weights,
+    whitening: options.Whitening,
+    images: options.Images,
+    running: options.Running,
+    skip_bad_images: options.SkipBadImages = False,
 ) -> None:
-    """Write the descriptors of images to X.npy, and the list of their files to X.txt beside it.
+    """Write the descriptors of images to X.npy, and the list of their files to X.txt.
 
     Row i of the array belongs to line i of the list. Descriptors are unit vectors: their inner product is
     the similarity of two images.
     """
     if out.suffix != ".npy":
         raise UserError(f"--out is {out}; expected a name that ends in .npy.")
-    files = _files(path)
-    network = shared.open_network(weights, backbone, random_weights, seed)
-    size = shared.parse_size(image_size, shorter_side, keep_size, network)
-    device = shared.parse_device(device)
-    loaded = shared.open_whitening(whitening, network, device)
+    files = options.image_files_of(path)
+    model = options.open_model(weights, whitening, images, running)
 
     import numpy as np
 
-    from sfrs.data.images import check_images
-    from sfrs.models import network as descriptor
+    from sfrs.runtime.atomic_io import replaced
     from sfrs.runtime.terminal import messages, progress_tasks
 
-    if network.meta.get("source") == shared.RANDOM_WEIGHTS:
+    if model.network.meta.get("source") == options.RANDOM_WEIGHTS:
         messages.print("[yellow]Random weights:[/yellow] these descriptors only serve to try the path.")
+        model.network.meta.pop("untrained_vlad")
     else:
-        shared.require_trained(network, "describe")
-    threads = shared.decoding_threads(threads)
+        options.require_trained(model.network, "describe")
+    settings = running.begin()
     with progress_tasks() as tasks:
         if skip_bad_images:
-            bad = dict(check_images(files, threads=threads, progress=tasks("checking")))
-            files = [file for file in files if file not in bad]
-            for file, why in bad.items():
-                messages.print(f"[yellow]Skipped[/yellow] {file}: {why}", soft_wrap=True, highlight=False)
-            if not files:
-                raise UserError(f"{path}: none of the {len(bad)} images can be read.")
+            files = options.readable(files, path, settings["workers"], tasks)
         out.parent.mkdir(parents=True, exist_ok=True)
-        partial = out.with_name(out.name + ".partial")
-        dim = network.dim if loaded is None else loaded.dim
-        rows = np.lib.format.open_memmap(partial, mode="w+", dtype=np.float32, shape=(len(files), dim))
-        try:
-            descriptor.describe(
-                network,
-                files,
-                size=size,
-                batch_size=batch_size,
-                device=device,
-                threads=threads,
-                whitening=loaded,
-                progress=tasks("describing"),
-                out=rows,
-            )
+        with replaced(out) as partial:
+            shape = (len(files), model.dim)
+            rows = np.lib.format.open_memmap(partial, mode="w+", dtype=np.float32, shape=shape)
+            model.encode(files, progress=tasks("describing"), out=rows, **settings)
             rows.flush()
-            os.replace(partial, out)
-        finally:
-            partial.unlink(missing_ok=True)
     listing = out.with_suffix(".txt")
-    partial = listing.with_name(listing.name + ".partial")
-    partial.write_text("".join(f"{file}\n" for file in files), "utf-8", errors="surrogateescape")
-    os.replace(partial, listing)
-    print(f"{len(files)} descriptors of {dim} numbers in {out}, their files in {listing}")
-
-
-def _files(path: Path) -> list[Path]:
-    from sfrs.data.places.folder import IMAGE_SUFFIXES, image_files
-
-    if path.is_file():
-        return [path]
-    files = image_files(path)
-    if not files:
-        what = (
-            f"no {', '.join(IMAGE_SUFFIXES)} in this folder"
-            if path.is_dir()
-            else "there is no such file or folder"
-        )
-        raise UserError(f"{path}: {what}.")
-    return files
+    with replaced(listing) as partial:
+        partial.write_text("".join(f"{file}\n" for file in files), "utf-8", errors="surrogateescape")
+    print(f"{len(files)} descriptors of {model.dim} numbers in {out}, their files in {listing}")

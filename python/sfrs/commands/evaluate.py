@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sfrs.commands import network as shared
-from sfrs.commands import reranking
+from sfrs.commands import options
 from sfrs.runtime.errors import UserError
 
 if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
-    from sfrs.data.images import Size
     from sfrs.data.places import Places
-    from sfrs.models.network import DescriptorNetwork
-    from sfrs.retrieval.evaluation import Evaluation
+    from sfrs.models.model import Model
+    from sfrs.retrieval.evaluation import Evaluation, Scoring
 
 EXAMPLES = """
 [b]Examples[/b]
@@ -34,157 +33,152 @@ EXAMPLES = """
 SHEET_ROWS = 12
 
 
-def register(app: typer.Typer) -> None:
-    app.command("evaluate", epilog=EXAMPLES)(evaluate)
+@dataclass(frozen=True)
+class DataSet:
+    """What to evaluate on."""
 
-
-def evaluate(
     data: Annotated[
         Path,
-        typer.Option(
+        options.option(
             "--data",
-            help="Folder with images/SPLIT/{database,queries}/@easting@northing@...jpg, a .mat file of "
+            "Folder with images/SPLIT/{database,queries}/@easting@northing@...jpg, a .mat file of "
             "Pittsburgh or Tokyo, the root of MSLS, or a CSV manifest.",
-            show_default=False,
         ),
-    ],
-    split: Annotated[str, typer.Option("--split", help="Which split of it.")] = "test",
-    weights: shared.Weights = None,
-    backbone: shared.Backbone = None,
-    random_weights: shared.RandomWeights = False,
-    whitening: shared.WhiteningFile = None,
-    image_size: shared.ImageSize = None,
-    shorter_side: shared.ShorterSide = None,
-    keep_size: shared.KeepSize = False,
+    ]
+    split: Annotated[str, typer.Option("--split", help="Which split of it.")] = "test"
     query_shorter_side: Annotated[
         int | None,
-        typer.Option(
+        options.option(
             "--query-shorter-side",
+            "Resize queries otherwise than the database (Tokyo 24/7: 640).",
+            "Images",
             metavar="N",
             min=16,
-            help="Resize queries otherwise than the database (Tokyo 24/7: 640).",
-            rich_help_panel="Images",
-            show_default=False,
         ),
-    ] = None,
-    skip_bad_images: shared.SkipBadImages = False,
+    ] = None
+    skip_bad_images: options.SkipBadImages = False
+
+    @property
+    def query_size(self) -> int | str:
+        return "same" if self.query_shorter_side is None else self.query_shorter_side
+
+
+@dataclass(frozen=True)
+class Score:
+    """What counts as found."""
+
     recall_at: Annotated[
         str,
         typer.Option("--recall-at", metavar="N,N,...", help="Depths of recall.", rich_help_panel="Scoring"),
-    ] = "1,5,10,20",
+    ] = "1,5,10,20"
     radius: Annotated[
         float,
         typer.Option(
             "--radius", min=0, help="Metres within which an image is right.", rich_help_panel="Scoring"
         ),
-    ] = 25.0,
-    nms: Annotated[
-        bool,
-        typer.Option("--nms", help="Keep one image per panorama (Tokyo 24/7).", rich_help_panel="Scoring"),
-    ] = False,
-    rerank: reranking.Rerank = None,
-    rerank_depth: reranking.RerankDepth = None,
-    rerank_score: reranking.RerankScore = None,
+    ] = 25.0
+    nms: Annotated[bool, options.option("--nms", "Keep one image per panorama (Tokyo 24/7).", "Scoring")] = (
+        False
+    )
+
+    def parse(self) -> Scoring:
+        from sfrs.retrieval.evaluation import Scoring
+
+        return Scoring(_parse_depths(self.recall_at), self.radius, self.nms)
+
+
+@dataclass(frozen=True)
+class Output:
+    """Where the result goes."""
+
     out: Annotated[
         Path | None,
-        typer.Option(
-            "--out",
-            help="Folder for results.json, predictions.csv and recall.png.",
-            rich_help_panel="Output",
-            show_default=False,
-        ),
-    ] = None,
+        options.option("--out", "Folder for results.json, predictions.csv and recall.png.", "Output"),
+    ] = None
     save_contact_sheet: Annotated[
         bool,
-        typer.Option(
-            "--save-contact-sheet",
-            help="Also write contact_sheet.png: queries with their top 5.",
-            rich_help_panel="Output",
+        options.option(
+            "--save-contact-sheet", "Also write contact_sheet.png: queries with their top 5.", "Output"
         ),
-    ] = False,
-    as_json: Annotated[
-        bool,
-        typer.Option("--json", help="Print JSON instead of a table.", rich_help_panel="Output"),
-    ] = False,
-    batch_size: shared.BatchSize = 8,
-    threads: shared.Threads = None,
-    device: shared.Device = "auto",
-    seed: shared.Seed = 0,
+    ] = False
+    as_json: Annotated[bool, options.option("--json", "Print JSON instead of a table.", "Output")] = False
+
+
+def register(app: typer.Typer) -> None:
+    app.command("evaluate", epilog=EXAMPLES)(options.grouped(evaluate))
+
+
+def evaluate(
+    on: DataSet,
+    weights: options.Weights,
+    whitening: options.Whitening,
+    images: options.Images,
+    scored: Score,
+    rerank: options.Rerank,
+    output: Output,
+    running: options.Running,
 ) -> None:
     """Compute recall@N: the share of queries with a right image among the first N found.
 
     A database image is right if it was taken within 25 m. Queries that have none are not counted.
     """
-    depths = _parse_depths(recall_at)
-    options = reranking.parse_reranking(rerank, rerank_depth, rerank_score)
-    if save_contact_sheet and out is None:
+    _parse_depths(scored.recall_at)
+    reranking = rerank.parse()
+    if output.save_contact_sheet and output.out is None:
         raise UserError("--save-contact-sheet needs --out DIR to write to.")
-    network = shared.open_network(weights, backbone, random_weights, seed)
-    size = shared.parse_size(image_size, shorter_side, keep_size, network)
-    device = shared.parse_device(device)
-    loaded = shared.open_whitening(whitening, network, device)
+    model = options.open_model(weights, whitening, images, running)
 
     from sfrs.data.places import load_places
     from sfrs.retrieval import evaluation
-    from sfrs.retrieval import region_rerank as region_reranking
     from sfrs.runtime.terminal import progress_tasks
 
-    places = load_places(data, split)
-    evaluation.check_answerable(places, radius)
+    places = load_places(on.data, on.split)
+    evaluation.check_answerable(places, scored.radius)
     skipped: list[tuple] = []
-    threads = shared.decoding_threads(threads)
+    settings = running.begin()
     with progress_tasks() as tasks:
-        if skip_bad_images:
-            places, skipped = evaluation.without_bad_images(places, threads=threads, tasks=tasks)
-        if network.meta.get("untrained_vlad"):
-            shared.make_clusters(
-                network,
+        if on.skip_bad_images:
+            places, skipped = evaluation.without_bad_images(places, threads=settings["workers"], tasks=tasks)
+        if not model.has_clusters:
+            options.fit_clusters(
+                model,
                 places.database.files,
-                size,
-                skip_bad_images=False,  # none is left
-                batch_size=batch_size,
-                device=device,
-                seed=seed,
+                seed=weights.seed,
                 tasks=tasks,
+                batch_size=running.batch_size,
             )
-        query_size = "same" if query_shorter_side is None else query_shorter_side
-        search = evaluation.evaluate if options is None else region_reranking.evaluate_reranked
-        result = search(
-            network,
+        result = evaluation.evaluate(
+            model,
             places,
-            size=size,
-            query_size=query_size,
-            recalls=depths,
-            radius=radius,
-            nms=nms,
-            whitening=loaded,
-            batch_size=batch_size,
-            threads=threads,
-            device=device,
+            scoring=scored.parse(),
+            rerank=reranking,
+            query_size=on.query_size,
             tasks=tasks,
-            **(options or {}),
+            **settings,
         )
-    before, result = (None, result) if options is None else result
-    summary = _summary(result, places, network, size, skipped)
-    if options is not None:
-        summary["rerank"] = {"by": rerank, **options, **_gain(before, result)}
+    summary = _summary(result, places, model, skipped)
+    if reranking is not None:
+        summary["rerank"] = {"by": rerank.rerank, **asdict(reranking), **_gain(result.before, result)}
+    applied = whitening.file(weights.weights, model.network)
     summary |= {
-        "data": str(data.resolve()),
-        "split": split,
-        "nms": nms,
-        "weights": str(weights.resolve())
-        if weights
-        else "random"
-        if random_weights
-        else network.meta["source"],
-        "whitening": str(whitening.resolve()) if whitening else None,
-        "size": size,
-        "query_size": query_size,
-        "seed": seed,
+        "data": str(on.data.resolve()),
+        "split": on.split,
+        "nms": scored.nms,
+        "weights": _source(weights, model),
+        "whitening": str(applied.resolve()) if applied else None,
+        "size": model.size,
+        "query_size": on.query_size,
+        "seed": weights.seed,
     }
-    if out is not None:
-        _write(out, summary, result, places, save_contact_sheet)
-    _show(summary, skipped, out, as_json)
+    if output.out is not None:
+        _write(output.out, summary, result, places, output.save_contact_sheet)
+    _show(summary, skipped, output.out, output.as_json)
+
+
+def _source(weights: options.Weights, model: Model) -> str:
+    if weights.weights is not None:
+        return str(weights.weights.resolve())
+    return "random" if weights.random_weights else model.network.meta["source"]
 
 
 def _parse_depths(text: str) -> tuple[int, ...]:
@@ -197,18 +191,16 @@ def _parse_depths(text: str) -> tuple[int, ...]:
     return depths
 
 
-def _summary(
-    result: Evaluation, places: Places, network: DescriptorNetwork, size: Size, skipped: list[tuple]
-) -> dict:
+def _summary(result: Evaluation, places: Places, model: Model, skipped: list[tuple]) -> dict:
     return {
         "name": places.name,
         "database": len(places.database),
         "queries": len(places.queries),
         "queries_without_positive": int((~result.answerable).sum()),
         "radius_m": result.radius,
-        "backbone": network.backbone.name,
-        "network": network.meta,
-        "image_size": shared.describe_size(size),
+        "backbone": model.network.backbone.name,
+        "network": model.network.meta,
+        "image_size": options.describe_size(model.size),
         "recalls": {str(n): recall for n, recall in result.recalls.items()},
         "recalls_by_condition": _by_condition(result, places),
         "seconds": result.seconds,
@@ -271,11 +263,8 @@ def _show(summary: dict, skipped: list[tuple], out: Path | None, as_json: bool) 
     from rich.table import Table
     from rich.text import Text
 
-    from sfrs.runtime.terminal import messages
-
     console = Console()
-    for file, why in skipped:
-        messages.print(Text.assemble(("Skipped", "yellow"), f" {file}: {why}"), soft_wrap=True)
+    options.show_skipped(skipped)
     if as_json:
         print(json.dumps(summary, indent=2))
         return

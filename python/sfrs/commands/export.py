@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sfrs.commands import network as shared
+from sfrs.commands import options
 from sfrs.runtime.errors import UserError
 
 if TYPE_CHECKING:
-    from sfrs.models.describer import Describer
     from sfrs.models.export import Exported, ImageShape
+    from sfrs.models.model import Model
 
 EXAMPLES = """
 [b]Examples[/b]
@@ -31,7 +31,7 @@ EXAMPLE_SIZE = (240, 320)
 
 
 def register(app: typer.Typer) -> None:
-    app.command("export", epilog=EXAMPLES)(export)
+    app.command("export", epilog=EXAMPLES)(options.grouped(export))
 
 
 def export(
@@ -43,6 +43,7 @@ def export(
             show_default=False,
         ),
     ],
+    whitening: options.Whitening,
     out: Annotated[
         Path,
         typer.Option(
@@ -67,18 +68,6 @@ def export(
             show_default=False,
         ),
     ] = None,
-    whitening: Annotated[
-        Path | None,
-        typer.Option(
-            "--whitening",
-            help="PCA whitening to put behind it. Default: the one in the file of weights, if there is one.",
-            rich_help_panel="Network",
-            show_default=False,
-        ),
-    ] = None,
-    no_whitening: Annotated[
-        bool, typer.Option("--no-whitening", help="Leave it out.", rich_help_panel="Network")
-    ] = False,
     check: Annotated[
         list[Path] | None,
         typer.Option(
@@ -88,30 +77,30 @@ def export(
             show_default=False,
         ),
     ] = None,
-    device: shared.Device = "cpu",
+    device: Annotated[str, options.option("--device", "cpu, cuda, cuda:1, ... or auto.", "Running")] = "cpu",
 ) -> None:
     """Write a network as one file: normalisation, backbone, NetVLAD and whitening.
 
     The file takes RGB images in 0..1 and gives unit descriptors. Before it is put in place its descriptors
     are compared with the network's, on made-up images and those of [b]--check[/b].
     """
-    if whitening is not None and no_whitening:
-        raise UserError("--whitening and --no-whitening exclude each other.")
     from sfrs.models import export as exports
-    from sfrs.models.describer import load_describer
+    from sfrs.models.model import Model
+    from sfrs.runtime.host import usable_device
     from sfrs.runtime.terminal import messages, progress_tasks
 
     name = exports.choose_format(format, out)
-    device = shared.parse_device(device)
+    device = usable_device(device)
     photos = check_files(check or [])
     weights = weights_of(source)
-    describer = load_describer(weights, whitening, whiten=not no_whitening)
-    shape = parse_shape(size, describer)
+    model = Model.load(weights, whitening.whitening, whiten=not whitening.no_whitening)
+    options.require_trained(model.network, "sfrs export")
+    shape = parse_shape(size, model)
     text = f"Writing {out} ({exports.FORMATS[name].title}) from {weights}"
     messages.print(text, highlight=False, markup=False, soft_wrap=True)
     with progress_tasks() as tasks:
         done = exports.export(
-            describer,
+            model,
             out,
             name,
             shape,
@@ -120,15 +109,15 @@ def export(
             source=weights.name,
             progress=tasks("comparing"),
         )
-    print(summary(done, exports.FORMATS[name].title, describer, shape))
+    print(summary(done, exports.FORMATS[name].title, model, shape))
 
 
-def summary(done: Exported, title: str, describer: Describer, shape: ImageShape) -> str:
-    network = f"{describer.network.backbone.name}, K = {describer.network.vlad.num_clusters}"
-    white = "no whitening" if describer.whitening is None else "whitened"
+def summary(done: Exported, title: str, model: Model, shape: ImageShape) -> str:
+    network = f"{model.network.backbone.name}, K = {model.network.vlad.num_clusters}"
+    white = "no whitening" if model.whitening is None else "whitened"
     return (
         f"{done.path}: {title}, {done.bytes / 1e6:.1f} MB, {network}, {white}, images {shape}, "
-        f"{describer.dim} numbers\ncompared: {done.agreement}"
+        f"{model.dim} numbers\ncompared: {done.agreement}"
     )
 
 
@@ -154,7 +143,7 @@ def weights_of(source: Path) -> Path:
     )
 
 
-def parse_shape(size: str | None, describer: Describer) -> ImageShape:
+def parse_shape(size: str | None, model: Model) -> ImageShape:
     """The images ``--size`` asks for; without it, those the network was trained on.
 
     Raises:
@@ -162,19 +151,13 @@ def parse_shape(size: str | None, describer: Describer) -> ImageShape:
     """
     from sfrs.models.export import ImageShape
 
-    network = describer.network
+    network = model.network
     stride = network.backbone.stride
-    trained = shared.parse_size(None, None, False, network)
+    trained = network.image_size
     if size in (None, "dynamic"):
         fixed = trained if isinstance(trained, tuple) else EXAMPLE_SIZE
         return ImageShape(*fixed, stride, dynamic=size == "dynamic" or not isinstance(trained, tuple))
-    match = re.fullmatch(r"(\d+)[xX](\d+)", size)
-    if not match or min(map(int, match.groups())) < 2 * stride:
-        raise UserError(
-            f"--size is {size!r}; expected dynamic, or HEIGHTxWIDTH of at least {2 * stride}x{2 * stride}, "
-            "as 480x640."
-        )
-    return ImageShape(int(match[1]), int(match[2]), stride)
+    return ImageShape(*options.parse_size("--size", size, 2 * stride, "dynamic, or "), stride)
 
 
 def check_files(paths: list[Path]) -> list[Path]:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sfrs.commands import network as shared
+from sfrs.commands import options
 from sfrs.runtime.errors import UserError
 
 if TYPE_CHECKING:
-    from sfrs.retrieval.index import Change, Model
+    from sfrs.models.model import Model
+    from sfrs.retrieval.index import Change
 
 EXAMPLES = """
 [b]Kinds[/b], with a million descriptors of 4,096 numbers on one core (docs/index.md): descriptors and codes
@@ -41,101 +43,99 @@ on disk; memory; ms per query; queries whose place is found first.
 """
 
 
-def register(app: typer.Typer) -> None:
-    app.command("index", epilog=EXAMPLES)(index)
+@dataclass(frozen=True)
+class Contents:
+    """What to do with the index."""
 
-
-def index(
-    out: Annotated[
-        Path,
-        typer.Option("--out", help="Directory of the index.", metavar="X.index", show_default=False),
-    ],
     photos: Annotated[
         Path | None,
         typer.Argument(
             help="A folder of photographs (subfolders included), a place folder, or a CSV manifest.",
             show_default=False,
         ),
-    ] = None,
-    kind: Annotated[
-        str | None,
-        typer.Option(
-            "--kind",
-            metavar="exact|float16|pq|ivf|disk",
-            help="How descriptors are searched, see below. Default: exact, or as the index is.",
-            rich_help_panel="Index",
-            show_default=False,
-        ),
-    ] = None,
-    regions: Annotated[
-        bool | None,
-        typer.Option(
-            "--regions/--no-regions",
-            help="Keep what re-ranking by regions needs: 8 K D bytes per image, 262 kB for VGG16. Default: "
-            "as the index is; for a new one, only where its clusters are made from the photographs.",
-            rich_help_panel="Index",
-            show_default=False,
-        ),
-    ] = None,
+    ] = None
     remove: Annotated[
         list[str] | None,
-        typer.Option(
+        options.option(
             "--remove",
+            "Remove the images below a folder, or whose path or name matches.",
+            "Index",
             metavar="PATTERN|FOLDER",
-            help="Remove the images below a folder, or whose path or name matches.",
-            rich_help_panel="Index",
-            show_default=False,
         ),
-    ] = None,
+    ] = None
     remove_missing: Annotated[
-        bool,
-        typer.Option("--remove-missing", help="Remove images whose file is gone.", rich_help_panel="Index"),
-    ] = False,
-    info: Annotated[
-        bool, typer.Option("--info", help="Say what is in the index.", rich_help_panel="Index")
-    ] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print JSON and nothing else.", rich_help_panel="Index")
-    ] = False,
+        bool, options.option("--remove-missing", "Remove images whose file is gone.", "Index")
+    ] = False
+    info: Annotated[bool, options.option("--info", "Say what is in the index.", "Index")] = False
+    as_json: Annotated[bool, options.option("--json", "Print JSON and nothing else.", "Index")] = False
+    skip_bad_images: options.SkipBadImages = False
+
+
+@dataclass(frozen=True)
+class Form:
+    """How the index is kept."""
+
+    kind: Annotated[
+        str | None,
+        options.option(
+            "--kind",
+            "How descriptors are searched, see below. Default: exact, or as the index is.",
+            "Index",
+            metavar="exact|float16|pq|ivf|disk",
+        ),
+    ] = None
+    regions: Annotated[
+        bool | None,
+        options.option(
+            "--regions/--no-regions",
+            "Keep what re-ranking by regions needs: 8 K D bytes per image, 262 kB for VGG16. Default: "
+            "as the index is; for a new one, only where its clusters are made from the photographs.",
+            "Index",
+        ),
+    ] = None
+
+
+@dataclass(frozen=True)
+class Coordinates:
+    """Where coordinates come from."""
+
     split: Annotated[
         str,
-        typer.Option(
+        options.option(
             "--split",
-            help="Whose database to index, of a place folder or manifest with splits.",
-            rich_help_panel="Coordinates",
+            "Whose database to index, of a place folder or manifest with splits.",
+            "Coordinates",
+            show_default=True,
         ),
-    ] = "test",
+    ] = "test"
     zone: Annotated[
         str,
-        typer.Option(
+        options.option(
             "--zone",
-            metavar="33N",
-            help="UTM zone of the index, and of easting and northing that do not say theirs. "
+            "UTM zone of the index, and of easting and northing that do not say theirs. "
             "Default: that of the first image that has one.",
-            rich_help_panel="Coordinates",
-            show_default=False,
+            "Coordinates",
+            metavar="33N",
         ),
-    ] = "",
+    ] = ""
     allow_unplaced: Annotated[
-        bool,
-        typer.Option(
-            "--allow-unplaced",
-            help="Index images without coordinates too.",
-            rich_help_panel="Coordinates",
-        ),
-    ] = False,
-    weights: shared.Weights = None,
-    backbone: shared.Backbone = None,
-    random_weights: shared.RandomWeights = False,
-    whitening: shared.WhiteningFile = None,
-    image_size: shared.ImageSize = None,
-    shorter_side: shared.ShorterSide = None,
-    keep_size: shared.KeepSize = False,
-    skip_bad_images: shared.SkipBadImages = False,
-    batch_size: shared.BatchSize = 8,
-    threads: shared.Threads = None,
-    device: shared.Device = "auto",
-    seed: shared.Seed = 0,
+        bool, options.option("--allow-unplaced", "Index images without coordinates too.", "Coordinates")
+    ] = False
+
+
+def register(app: typer.Typer) -> None:
+    app.command("index", epilog=EXAMPLES)(options.grouped(index))
+
+
+def index(
+    out: Annotated[Path, options.option("--out", "Directory of the index.", metavar="X.index")],
+    contents: Contents,
+    form: Form,
+    coordinates: Coordinates,
+    weights: options.Weights,
+    whitening: options.Whitening,
+    images: options.Images,
+    running: options.Running,
 ) -> None:
     """Index photographs: what they look like and where they were taken, for sfrs locate and sfrs serve.
 
@@ -144,14 +144,15 @@ def index(
     directory keeps a copy of the network, so later commands need no weights. Run it again to add new images
     and to describe changed ones again; interrupted at any moment, it goes on where it stopped.
     """
-    if info:
-        if photos is not None or remove or remove_missing or kind is not None:
+    photos = contents.photos
+    if contents.info:
+        if photos is not None or contents.remove or contents.remove_missing or form.kind is not None:
             raise UserError("--info changes nothing; leave out PHOTOS, --kind and --remove.")
-        _show(out, as_json)
+        _show(out, contents.as_json)
         return
-    if photos is None and not (remove or remove_missing or kind or zone):
+    if photos is None and not (contents.remove or contents.remove_missing or form.kind or coordinates.zone):
         raise UserError("What to do? Give PHOTOS to index, --kind, --remove, --zone, or --info.")
-    device = shared.parse_device(device)
+    device = running.on_device()
 
     from sfrs.retrieval.index import Builder, read_photos
     from sfrs.retrieval.index.store import Store
@@ -159,86 +160,73 @@ def index(
 
     if photos is None:
         Store.open(out).close()  # raises where there is no index to change, before a network is opened
-    model = _model(
-        out, weights, backbone, random_weights, whitening, image_size, shorter_side, keep_size, device, seed
-    )
+    model = _model(out, weights, whitening, images, running)
+    settings = running.begin()
+    skip, regions = contents.skip_bad_images, form.regions
     with progress_tasks() as tasks:
         found = ()
         if photos is not None:
-            reading = tasks("reading coordinates")
-            found = read_photos(photos, split, skip_bad_images=skip_bad_images, progress=reading)
+            show = tasks("reading coordinates")
+            found = read_photos(photos, coordinates.split, skip_bad_images=skip, progress=show)
         prepare = None
-        if model is not None and model.network.meta.get("untrained_vlad"):
+        if model is not None and not model.has_clusters:
             regions = regions is not False
             prepare = partial(
-                shared.make_clusters,
-                model.network,
-                size=model.size,
-                skip_bad_images=skip_bad_images,
-                batch_size=batch_size,
-                device=device,
-                seed=seed,
+                options.fit_clusters,
+                model,
+                seed=weights.seed,
                 tasks=tasks,
+                skip_bad_images=skip,
+                batch_size=running.batch_size,
             )
-        with Builder(out, model, kind=kind, regions=regions, zone=zone, device=device) as builder:
-            for pattern in remove or ():
+        with Builder(
+            out, model, kind=form.kind, regions=regions, zone=coordinates.zone, device=device
+        ) as builder:
+            for pattern in contents.remove or ():
                 builder.remove(pattern)
-            if remove_missing:
+            if contents.remove_missing:
                 builder.remove_missing()
             builder.add(
                 found,
-                allow_unplaced=allow_unplaced,
-                skip_bad_images=skip_bad_images,
-                batch_size=batch_size,
-                threads=shared.decoding_threads(threads),
+                allow_unplaced=coordinates.allow_unplaced,
+                skip_bad_images=skip,
+                batch_size=settings["batch_size"],
+                threads=settings["workers"],
                 tasks=tasks,
                 prepare=prepare,
             )
             change = builder.finish(tasks)
-    _show(out, as_json, change)
+    _show(out, contents.as_json, change)
 
 
 def _model(
     out: Path,
-    weights: Path | None,
-    backbone: str | None,
-    random_weights: bool,
-    whitening: Path | None,
-    image_size: str | None,
-    shorter_side: int | None,
-    keep_size: bool,
-    device: str,
-    seed: int,
+    weights: options.Weights,
+    whitening: options.Whitening,
+    images: options.Images,
+    running: options.Running,
 ) -> Model | None:
-    """What the options say describes images; None where they leave that to the index there is."""
-    from sfrs.retrieval.index import Model
+    """The model that the options say; None where they leave that to the index there is."""
     from sfrs.retrieval.index.store import TABLE
 
-    sized = image_size is not None or shorter_side is not None or keep_size
-    if (out / TABLE).is_file() and weights is None and backbone is None and not random_weights:
-        if whitening is not None or sized:
+    if (out / TABLE).is_file() and not weights.given:
+        if whitening.whitening is not None or whitening.no_whitening or images.given:
             raise UserError(
                 f"{out} has its own network, whitening and image size; leave out --whitening and the "
                 "size, or give --weights as well to have them compared."
             )
         return None
-    network = shared.open_network(weights, backbone, random_weights, seed)
-    size = shared.parse_size(image_size, shorter_side, keep_size, network)
-    return Model(network.to(device).eval(), shared.open_whitening(whitening, network, device), size, device)
+    return options.open_model(weights, whitening, images, running)
 
 
 def _show(out: Path, as_json: bool, change: Change | None = None) -> None:
     from dataclasses import asdict
 
-    from rich.text import Text
-
     from sfrs.retrieval.index.summary import summarise
-    from sfrs.runtime.terminal import messages
 
     facts = summarise(out)
     if change is not None:
-        for file, why in change.skipped:
-            messages.print(Text.assemble(("Skipped", "yellow"), f" {file}: {why}"), soft_wrap=True)
+        options.show_skipped(change.skipped)
         facts["change"] = asdict(change) | {
             "skipped": [{"file": str(file), "why": why} for file, why in change.skipped]
         }
@@ -259,7 +247,7 @@ def _print_facts(facts: dict) -> None:
     size = facts["size"]
     if isinstance(size, list):
         size = tuple(size)
-    network = f"{facts['backbone']}, K = {facts['clusters']}, {shared.describe_size(size)}"
+    network = f"{facts['backbone']}, K = {facts['clusters']}, {options.describe_size(size)}"
     lines = {
         "images": f"{facts['images']:,}"
         + ("" if facts["finished"] else " so far: the build is not finished"),

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sfrs.commands import network as shared
-from sfrs.commands import reranking
+from sfrs.commands import options
 from sfrs.runtime.errors import UserError
 
 if TYPE_CHECKING:
     from sfrs.retrieval.index import Index
     from sfrs.retrieval.locate import Found
+    from sfrs.retrieval.region_rerank import Reranking
 
 EXAMPLES = """
 [b]Examples[/b]
@@ -26,8 +27,25 @@ EXAMPLES = """
 """
 
 
+@dataclass(frozen=True)
+class Output:
+    """What is printed and written."""
+
+    top: Annotated[int, typer.Option("--top", metavar="N", min=1, help="How many matches to show.")] = 5
+    as_json: Annotated[bool, options.option("--json", "Print JSON instead of text.", "Output")] = False
+    geojson: Annotated[
+        Path | None,
+        options.option(
+            "--geojson",
+            "Also write estimates and matches as GeoJSON, for any map.",
+            "Output",
+            metavar="FILE",
+        ),
+    ] = None
+
+
 def register(app: typer.Typer) -> None:
-    app.command("locate", epilog=EXAMPLES)(locate)
+    app.command("locate", epilog=EXAMPLES)(options.grouped(locate))
 
 
 def locate(
@@ -35,30 +53,11 @@ def locate(
         Path,
         typer.Argument(help="An image, or a folder of images (subfolders included).", show_default=False),
     ],
-    index: Annotated[
-        Path, typer.Option("--index", help="An index that sfrs index made.", show_default=False)
-    ],
-    top: Annotated[int, typer.Option("--top", metavar="N", min=1, help="How many matches to show.")] = 5,
-    rerank: reranking.Rerank = None,
-    rerank_depth: reranking.RerankDepth = None,
-    rerank_score: reranking.RerankScore = None,
-    as_json: Annotated[
-        bool,
-        typer.Option("--json", help="Print JSON instead of text.", rich_help_panel="Output"),
-    ] = False,
-    geojson: Annotated[
-        Path | None,
-        typer.Option(
-            "--geojson",
-            metavar="FILE",
-            help="Also write estimates and matches as GeoJSON, for any map.",
-            rich_help_panel="Output",
-            show_default=False,
-        ),
-    ] = None,
-    skip_bad_images: shared.SkipBadImages = False,
-    threads: shared.Threads = None,
-    device: shared.Device = "auto",
+    index: Annotated[Path, options.option("--index", "An index that sfrs index made.")],
+    rerank: options.Rerank,
+    output: Output,
+    running: options.Running,
+    skip_bad_images: options.SkipBadImages = False,
 ) -> None:
     """Say where photographs were taken: easting and northing, and latitude and longitude.
 
@@ -66,70 +65,41 @@ def locate(
     likely it is within 25 m. Photographs that carry their position, in their name (@easting@northing@...) or
     as EXIF, are not helped by it: it only shows the error.
     """
-    options = reranking.parse_reranking(rerank, rerank_depth, rerank_score)
+    reranking, geojson = rerank.parse(), output.geojson
     if geojson is not None and not geojson.parent.is_dir():
         raise UserError(f"--geojson is {geojson}, but there is no folder {geojson.parent}.")
-    files = _files(path)
-    threads = shared.decoding_threads(threads)
+    files = options.image_files_of(path)
+    settings = running.begin()
 
     from sfrs.retrieval import locate as locating
     from sfrs.retrieval.index import Index
     from sfrs.retrieval.results import write_json
     from sfrs.runtime.terminal import progress_tasks
 
-    opened = Index.open(index, device=shared.parse_device(device))
+    opened = Index.open(index, device=running.on_device())
     if geojson is not None:
         locating.check_degrees(opened)
     with progress_tasks() as tasks:
         if skip_bad_images:
-            files = _readable(files, path, threads, tasks)
-        _warn_of_slow_reranking(opened, options, top)
-        founds = locating.locate(
-            opened, files, top=top, rerank=rerank, threads=threads, tasks=tasks, **(options or {})
-        )
+            files = options.readable(files, path, settings["workers"], tasks)
+        _warn_of_slow_reranking(opened, reranking, output.top)
+        founds = locating.locate(opened, files, top=output.top, rerank=reranking, tasks=tasks, **settings)
     _tell_left_out(founds, opened)
     if geojson is not None:
         write_json(geojson, locating.as_geojson(founds))
-    if as_json:
+    if output.as_json:
         _print_json(founds, opened)
     else:
         _print_text(founds, opened, geojson)
 
 
-def _files(path: Path) -> list[Path]:
-    from sfrs.data.places.folder import IMAGE_SUFFIXES, image_files
-
-    if path.is_file():
-        return [path]
-    if not path.is_dir():
-        raise UserError(f"{path}: there is no such file or folder.")
-    files = image_files(path)
-    if not files:
-        raise UserError(f"{path}: no {', '.join(IMAGE_SUFFIXES)} in this folder.")
-    return files
-
-
-def _readable(files: list[Path], path: Path, threads: int, tasks) -> list[Path]:
-    from rich.text import Text
-
-    from sfrs.data.images import check_images
-    from sfrs.runtime.terminal import messages
-
-    bad = dict(check_images(files, threads=threads, progress=tasks("checking")))
-    for file, why in bad.items():
-        messages.print(Text.assemble(("Skipped", "yellow"), f" {file}: {why}"), soft_wrap=True)
-    if len(bad) == len(files):
-        raise UserError(f"{path}: none of the {len(bad)} images can be read.")
-    return [file for file in files if file not in bad]
-
-
-def _warn_of_slow_reranking(index: Index, options: dict | None, top: int) -> None:
-    if options is None or index.has_regions:
+def _warn_of_slow_reranking(index: Index, reranking: Reranking | None, top: int) -> None:
+    if reranking is None or index.has_regions:
         return
     from sfrs.retrieval.candidates import reranked_depth
     from sfrs.runtime.terminal import messages
 
-    depth = min(reranked_depth(options["depth"], top), len(index))
+    depth = min(reranked_depth(reranking.depth, top), len(index))
     messages.print(
         f"This index keeps no regions: the first {depth} images of every photograph are described "
         "again. sfrs index --regions keeps them.",

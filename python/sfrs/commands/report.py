@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from sfrs.commands import network as shared
+from sfrs.commands import options
 from sfrs.runtime.errors import UserError
 
 EXAMPLES = """
@@ -21,8 +22,31 @@ EXAMPLES = """
 """
 
 
+@dataclass(frozen=True)
+class Moved:
+    """What the user says of things that are not where the folder says."""
+
+    data: Annotated[
+        Path | None, options.option("--data", "Where the data set is, if it has moved.", "Where things are")
+    ] = None
+    weights: Annotated[
+        Path | None,
+        options.option(
+            "--weights",
+            "Where the network is, if it has moved; of a training run, which one to evaluate.",
+            "Where things are",
+        ),
+    ] = None
+    split: Annotated[
+        str | None,
+        options.option(
+            "--split", "Of a training run: the split to evaluate. Default: test.", "Where things are"
+        ),
+    ] = None
+
+
 def register(app: typer.Typer) -> None:
-    app.command("report", epilog=EXAMPLES)(report)
+    app.command("report", epilog=EXAMPLES)(options.grouped(report))
 
 
 def report(
@@ -34,42 +58,12 @@ def report(
             show_default=False,
         ),
     ],
-    out: Annotated[
-        Path, typer.Option("--out", help="Folder for index.html.", metavar="FOLDER", show_default=False)
-    ],
+    out: Annotated[Path, options.option("--out", "Folder for index.html.", metavar="FOLDER")],
+    moved: Moved,
+    running: options.Running,
     cases: Annotated[
         int, typer.Option("--cases", min=0, help="How many failures and how many successes to show.")
     ] = 12,
-    data: Annotated[
-        Path | None,
-        typer.Option(
-            "--data",
-            help="Where the data set is, if it has moved.",
-            rich_help_panel="Where things are",
-            show_default=False,
-        ),
-    ] = None,
-    weights: Annotated[
-        Path | None,
-        typer.Option(
-            "--weights",
-            help="Where the network is, if it has moved; of a training run, which one to evaluate.",
-            rich_help_panel="Where things are",
-            show_default=False,
-        ),
-    ] = None,
-    split: Annotated[
-        str | None,
-        typer.Option(
-            "--split",
-            help="Of a training run: the split to evaluate. Default: test.",
-            rich_help_panel="Where things are",
-            show_default=False,
-        ),
-    ] = None,
-    batch_size: shared.BatchSize = 8,
-    threads: shared.Threads = None,
-    device: shared.Device = "auto",
 ) -> None:
     """Write one HTML page that shows how often, where and why a network is right or wrong.
 
@@ -84,7 +78,7 @@ def report(
         raise UserError(
             f"{source}: there is no such folder. Expected one of sfrs evaluate --out or sfrs train."
         )
-    device = shared.parse_device(device)
+    device = running.on_device()
 
     from rich.text import Text
 
@@ -92,8 +86,8 @@ def report(
     from sfrs.web.report import Overrides, Running, read_subject, write_report
 
     with progress_tasks() as tasks:
-        running = Running(batch_size, shared.decoding_threads(threads), device, tasks)
-        subject = read_subject(source, out, Overrides(data, weights, split), running)
+        how = Running(**running.begin(), device=device, tasks=tasks)
+        subject = read_subject(source, out, Overrides(moved.data, moved.weights, moved.split), how)
         page = write_report(subject, out, cases=cases, device=device, tasks=tasks)
     if subject.unexplained:
         messages.print(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from sfrs.commands import network as shared
+from sfrs.commands import options
 from sfrs.runtime.errors import UserError
 
 EXAMPLES = """
@@ -24,60 +25,72 @@ NEEDED = {"fastapi": "fastapi", "uvicorn": "uvicorn", "python-multipart": "pytho
 """Package -> module of the extra ``serve``."""
 
 
+@dataclass(frozen=True)
+class Address:
+    """Where to listen."""
+
+    host: Annotated[
+        str,
+        options.option(
+            "--host",
+            "Address to listen on. Another than this machine's own lets others in.",
+            "Address",
+            show_default=True,
+        ),
+    ] = "127.0.0.1"
+    port: Annotated[
+        int, options.option("--port", "0: any free one.", "Address", min=0, max=65535, show_default=True)
+    ] = 8000
+    allow_host: Annotated[
+        list[str] | None,
+        options.option(
+            "--allow-host",
+            "Another name that browsers may address this server by; may be repeated.",
+            "Address",
+            metavar="NAME",
+        ),
+    ] = None
+    open_page: Annotated[bool, options.option("--open", "Open the page in the browser.", "Address")] = False
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What is let in."""
+
+    max_megabytes: Annotated[
+        float,
+        options.option(
+            "--max-megabytes", "Size of a photo's file.", "Limits", min=0.01, max=1000, show_default=True
+        ),
+    ] = 20.0
+    max_megapixels: Annotated[
+        float,
+        options.option(
+            "--max-megapixels", "Width times height of it.", "Limits", min=0.01, max=170, show_default=True
+        ),
+    ] = 50.0
+    max_waiting: Annotated[
+        int,
+        options.option(
+            "--max-waiting",
+            "Photos that may wait for the one being located; more are told to come again.",
+            "Limits",
+            min=0,
+            max=1000,
+            show_default=True,
+        ),
+    ] = 16
+
+
 def register(app: typer.Typer) -> None:
-    app.command("serve", epilog=EXAMPLES)(serve)
+    app.command("serve", epilog=EXAMPLES)(options.grouped(serve))
 
 
 def serve(
-    index: Annotated[Path, typer.Option("--index", help="An index of sfrs index.", show_default=False)],
-    host: Annotated[
-        str,
-        typer.Option(
-            "--host",
-            help="Address to listen on. Another than this machine's own lets others in.",
-            rich_help_panel="Address",
-        ),
-    ] = "127.0.0.1",
-    port: Annotated[
-        int,
-        typer.Option("--port", min=0, max=65535, help="0: any free one.", rich_help_panel="Address"),
-    ] = 8000,
-    allow_host: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--allow-host",
-            metavar="NAME",
-            help="Another name that browsers may address this server by; may be repeated.",
-            rich_help_panel="Address",
-            show_default=False,
-        ),
-    ] = None,
-    open_page: Annotated[
-        bool, typer.Option("--open", help="Open the page in the browser.", rich_help_panel="Address")
-    ] = False,
-    max_megabytes: Annotated[
-        float,
-        typer.Option(
-            "--max-megabytes", min=0.01, max=1000, help="Size of a photo's file.", rich_help_panel="Limits"
-        ),
-    ] = 20.0,
-    max_megapixels: Annotated[
-        float,
-        typer.Option(
-            "--max-megapixels", min=0.01, max=170, help="Width times height of it.", rich_help_panel="Limits"
-        ),
-    ] = 50.0,
-    max_waiting: Annotated[
-        int,
-        typer.Option(
-            "--max-waiting",
-            min=0,
-            max=1000,
-            help="Photos that may wait for the one being located; more are told to come again.",
-            rich_help_panel="Limits",
-        ),
-    ] = 16,
-    device: shared.Device = "auto",
+    index: Annotated[Path, options.option("--index", "An index of sfrs index.")],
+    address: Address,
+    limits: Limits,
+    running: options.Running,
 ) -> None:
     """Serve a page: drop a photo, see where it was taken, its matches, and the regions that matched.
 
@@ -87,31 +100,32 @@ def serve(
     missing = [package for package, module in NEEDED.items() if find_spec(module) is None]
     if missing:
         raise UserError(f'sfrs serve needs {", ".join(missing)}: pip install "sfrs-ext[serve]".')
-    device = shared.parse_device(device)
+    running.begin()
 
     from sfrs.retrieval.index import Index
     from sfrs.runtime.terminal import messages
-    from sfrs.web.serve import server
+    from sfrs.web.serve import server, uploads
     from sfrs.web.serve.app import create_app
-    from sfrs.web.serve.uploads import Limits
 
-    opened = Index.open(index, device=device)
+    opened = Index.open(index, device=running.on_device())
     if len(opened) == 0:
         raise UserError(f"{index}: this index holds no images, so there is nothing to locate photos with.")
-    limits = Limits(megabytes=max_megabytes, megapixels=max_megapixels, waiting=max_waiting)
-    app = create_app(opened, limits=limits, hosts=[host, *(allow_host or [])])
-    listener = server.listen(host, port)
-    address = server.url(listener)
+    allowed = uploads.Limits(
+        megabytes=limits.max_megabytes, megapixels=limits.max_megapixels, waiting=limits.max_waiting
+    )
+    app = create_app(opened, limits=allowed, hosts=[address.host, *(address.allow_host or [])])
+    listener = server.listen(address.host, address.port)
+    url = server.url(listener)
     if not server.is_loopback(listener.getsockname()[0]):
         messages.print(
-            f"[bold yellow]Warning:[/bold yellow] everybody who reaches this machine at {host} can locate "
-            "photos and see the index's images; there is no password and no encryption.",
+            f"[bold yellow]Warning:[/bold yellow] everybody who reaches this machine at {address.host} can "
+            "locate photos and see the index's images; there is no password and no encryption.",
             soft_wrap=True,
             highlight=False,
         )
-    print(f"{len(opened):,} images of {index} at {address}", flush=True)
+    print(f"{len(opened):,} images of {index} at {url}", flush=True)
     messages.print("Ctrl-C stops.")
-    if open_page:
-        server.open_browser(address)
+    if address.open_page:
+        server.open_browser(url)
     server.run(app, listener)
     messages.print("Stopped.")

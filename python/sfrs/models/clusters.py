@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sfrs.data.images import ImageFiles, Progress, Size, batches, check_images
+from sfrs.data.images import ImageFiles, Progress, batches, check_images
+from sfrs.models.model import Model
 from sfrs.models.network import DescriptorNetwork
 from sfrs.runtime.errors import UserError
 
@@ -69,19 +70,17 @@ def init_vlad(network: DescriptorNetwork, features: Tensor, *, seed: int = 0) ->
 
 
 def init_vlad_from_images(
-    network: DescriptorNetwork,
+    model: Model,
     files: Sequence[Path],
     *,
-    size: Size = None,
     images: int = 500,
     per_image: int = 100,
     skip_bad_images: bool = False,
     batch_size: int = 8,
-    device: str | torch.device = "cpu",
     seed: int = 0,
     progress: Progress | None = None,
 ) -> float:
-    """Set the network's NetVLAD from ``images`` random ones of ``files``; returns alpha.
+    """Set the model's NetVLAD from ``images`` random ones of ``files``; returns alpha.
 
     The defaults are the paper's 50,000 features.
 
@@ -95,8 +94,8 @@ def init_vlad_from_images(
     if skip_bad_images:
         bad = {file for file, _ in check_images(taken)}
         taken = [file for file in taken if file not in bad]
-    dataset = ImageFiles(taken, size, network.backbone.mean, network.backbone.std)
-    network.to(device).eval()
+    network, device = model.network.eval(), model.device
+    dataset = ImageFiles(taken, model.size, network.backbone.mean, network.backbone.std)
 
     def trunks() -> Iterable[Tensor]:
         for rows, batch in batches(dataset, batch_size):

@@ -1,15 +1,14 @@
-"""The descriptor network: backbone + NetVLAD, and describing whole lists of images with it."""
+"""The descriptor network: backbone + NetVLAD, and its file."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from sfrs.data.images import ImageFiles, Progress, Size, batches
+from sfrs.data.images import Size
 from sfrs.models.backbones import Backbone, build_backbone
 from sfrs.models.foreign import load_vgg16, read_state
 from sfrs.models.whitening import WHITENING, Whitening
@@ -44,6 +43,12 @@ class DescriptorNetwork(nn.Module):
         """Length of a descriptor, K * D."""
         return self.vlad.num_clusters * self.vlad.dim
 
+    @property
+    def image_size(self) -> Size:
+        """Size of images it was trained at, else its backbone's; see :data:`sfrs.data.images.Size`."""
+        size = self.meta.get("image_size", self.backbone.default_size)
+        return tuple(size) if isinstance(size, list) else size
+
     @torch.no_grad()
     def trunk(self, images: Tensor) -> Tensor:
         """Normalised images ``[B, 3, H, W]`` -> frozen trunk output ``[B, Ct, Ht, Wt]``, no gradients."""
@@ -71,55 +76,23 @@ class DescriptorNetwork(nn.Module):
         yield from self.vlad.parameters()
 
 
-@torch.no_grad()
-def describe(
-    network: DescriptorNetwork,
-    images: Sequence[str | Path] | torch.utils.data.Dataset,
-    *,
-    size: Size = None,
-    batch_size: int = 8,
-    device: str | torch.device = "cpu",
-    threads: int = 2,
-    whitening: Whitening | None = None,
-    progress: Progress | None = None,
-    out: np.ndarray | None = None,
-) -> np.ndarray:
-    """Describe images, float32 ``[n, dim]``, rows in the order of ``images``.
-
-    Holds the result and two batches of images, nothing else that grows with n.
-
-    Args:
-        images: files, to be resized to ``size`` and normalised for the backbone; or a data set of
-            normalised tensors.
-        whitening: applied batch by batch.
-        progress: called with (done, n).
-        out: where to write, for example a memory map; made here if absent.
+def pretrained_network(backbone: str) -> DescriptorNetwork:
+    """Build a network on a backbone with its published weights; its NetVLAD has no clusters yet.
 
     Raises:
-        BadImageError: an image cannot be read.
+        BackboneError: there is no such backbone.
+        PretrainedWeightsError: it has no published weights, or they are not installed.
     """
-    if not isinstance(images, torch.utils.data.Dataset):
-        images = ImageFiles(images, size, network.backbone.mean, network.backbone.std)
-    network = network.to(device).eval()
-    shape = (len(images), network.dim if whitening is None else whitening.dim)
-    if out is None:
-        out = np.empty(shape, dtype=np.float32)
-    elif out.shape != shape:
-        raise ValueError(f"describe: out is {out.shape}, but the descriptors are {shape}")
-    for rows, batch in batches(images, batch_size, threads=threads):
-        descriptors = network(batch.to(device))
-        if whitening is not None:
-            descriptors = whitening.apply(descriptors)
-        out[rows[0] : rows[-1] + 1] = descriptors.float().cpu().numpy()
-        if progress is not None:
-            progress(rows[-1] + 1, len(images))
-    return out
+    network = DescriptorNetwork(build_backbone(backbone))
+    network.backbone.load_pretrained()
+    network.meta = {"source": f"{backbone} with published weights", "untrained_vlad": True}
+    return network.eval()
 
 
 def network_description(
     network: DescriptorNetwork, meta: dict | None = None, whitening: Whitening | None = None
 ) -> dict:
-    """What a file says about the network in it: the backbone's name and options, K, ``meta``, whitening."""
+    """Describe a network for its file: the backbone's name and options, K, ``meta``, whitening."""
     meta = network.meta if meta is None else meta
     return {
         "format": FORMAT,

@@ -2,17 +2,17 @@
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
-import torch
 
 from sfrs.data.images import Progress, Size, check_images
 from sfrs.data.neighbourhood import right_images
 from sfrs.data.places import ImageSet, Places
-from sfrs.models.network import DescriptorNetwork, describe
-from sfrs.models.whitening import Whitening
+from sfrs.models.model import Model
+from sfrs.retrieval.quarters import KeptQuarters, temporary_quarters
 from sfrs.retrieval.recall import (
     NMS_DEPTH,
     RECALL_AT,
@@ -22,6 +22,7 @@ from sfrs.retrieval.recall import (
     spatial_nms,
     without_same_time,
 )
+from sfrs.retrieval.region_rerank import Reranking, rerank_all
 from sfrs.retrieval.search import search
 from sfrs.runtime.errors import UserError
 
@@ -42,7 +43,8 @@ class Evaluation:
         correct: bool ``[m, max N]``, whether the prediction is within ``radius`` metres.
         num_positives: int64 ``[m]``, database images within ``radius`` of each query.
         radius: metres.
-        seconds: of describing and of searching.
+        seconds: of describing, searching and re-ranking.
+        before: where re-ranked, the evaluation of the search alone.
     """
 
     recalls: dict[int, float]
@@ -51,6 +53,7 @@ class Evaluation:
     num_positives: np.ndarray
     radius: float
     seconds: dict[str, float]
+    before: "Evaluation | None" = None
 
     @property
     def answerable(self) -> np.ndarray:
@@ -72,50 +75,82 @@ class Evaluation:
         return {n: float(self.hits(n)[counted].mean()) if counted.any() else np.nan for n in self.recalls}
 
 
-def evaluate(
-    network: DescriptorNetwork,
-    places: Places,
-    *,
-    size: Size = None,
-    query_size: Size | Literal["same"] = "same",
-    recalls: Sequence[int] = RECALL_AT,
-    radius: float = RADIUS,
-    nms: bool = False,
-    whitening: Whitening | None = None,
-    batch_size: int = 8,
-    threads: int = 2,
-    device: str | torch.device = "cpu",
-    tasks: Tasks | None = None,
-) -> Evaluation:
-    """Describe database and queries with ``network`` and score the search.
+@dataclass(frozen=True)
+class Scoring:
+    """What counts as found.
 
-    Args:
-        size: of the images, see :data:`sfrs.data.images.Size`; unequal images are described one by one.
-        query_size: of the queries where it differs (Tokyo 24/7: shorter side 640); "same" otherwise.
+    Attributes:
         recalls: the N of recall@N.
         radius: metres within which a database image is right.
         nms: keep one image per panorama (:func:`sfrs.retrieval.recall.spatial_nms`).
+    """
+
+    recalls: Sequence[int] = RECALL_AT
+    radius: float = RADIUS
+    nms: bool = False
+
+
+def evaluate(
+    model: Model,
+    places: Places,
+    *,
+    scoring: Scoring | None = None,
+    rerank: Reranking | None = None,
+    query_size: Size | Literal["same"] = "same",
+    batch_size: int = 8,
+    workers: int = 2,
+    tasks: Tasks | None = None,
+) -> Evaluation:
+    """Describe database and queries and score the search.
+
+    Args:
+        rerank: order the first images found by their regions as well; :attr:`Evaluation.before` is then the
+            evaluation of the search alone. Quarter VLADs of all images lie in a temporary file meanwhile,
+            ``8 K D`` bytes per image.
+        query_size: of the queries where it differs (Tokyo 24/7: shorter side 640); "same" otherwise.
+        workers: threads that decode files.
         tasks: opens a progress display per stage.
 
     Raises:
-        UserError: no query has a database image within ``radius``.
+        UserError: no query has a database image within the radius, or the temporary file does not fit.
         BadImageError: an image cannot be read.
     """
+    scoring = scoring or Scoring()
+    check_answerable(places, scoring.radius)
+    clock = [time.perf_counter()]
     database, queries = places.database, places.queries
-    check_answerable(places, radius)
-    started = time.perf_counter()
-    options = dict(batch_size=batch_size, threads=threads, device=device, whitening=whitening)
-    described = [
-        describe(network, images.files, size=images_size, progress=tasks(role) if tasks else None, **options)
-        for role, images, images_size in (
-            ("database", database, size),
-            ("queries", queries, size if query_size == "same" else query_size),
-        )
-    ]
-    between = time.perf_counter()
-    _, predictions = search(*described, search_depth(places, max(recalls), nms=nms))
-    seconds = {"describe": between - started, "search": time.perf_counter() - between}
-    return score(places, predictions, recalls=recalls, radius=radius, nms=nms, seconds=seconds)
+    options = dict(batch_size=batch_size, workers=workers)
+    with ExitStack() as stack:
+        kept = [None, None]
+        if rerank is not None:
+            rows = stack.enter_context(temporary_quarters(model, len(database) + len(queries)))
+            kept = [rows[: len(database)], rows[len(database) :]]
+        described = []
+        for role, images, size, quarters in (
+            ("database", database, "same", kept[0]),
+            ("queries", queries, query_size, kept[1]),
+        ):
+            sized = model if size == "same" else model.at(size)
+            progress = tasks(role) if tasks else None
+            described.append(sized.encode(images.files, progress=progress, quarters=quarters, **options))
+        clock.append(time.perf_counter())
+        deepest = search_depth(places, max(scoring.recalls), nms=scoring.nms)
+        _, found = search(*described, deepest if rerank is None else max(deepest, rerank.depth))
+        clock.append(time.perf_counter())
+        if rerank is not None:
+            regions = [KeptQuarters(part, model.device) for part in kept]
+            progress = tasks("re-ranking") if tasks else None
+            reranked = rerank_all(
+                regions[1], found, regions[0], score=rerank.score, depth=rerank.depth, progress=progress
+            )
+            clock.append(time.perf_counter())
+            del regions, rows, kept, quarters
+    names = ("describe", "search", "rerank")[: len(clock) - 1]
+    seconds = dict(zip(names, np.diff(clock).tolist(), strict=True))
+    before = score(places, found[:, :deepest], scoring, seconds)
+    if rerank is None:
+        return before
+    return replace(score(places, reranked[:, :deepest], scoring, seconds), before=before)
 
 
 def search_depth(places: Places, n: int, *, nms: bool = False) -> int:
@@ -132,10 +167,7 @@ def search_depth(places: Places, n: int, *, nms: bool = False) -> int:
 def score(
     places: Places,
     predictions: np.ndarray,
-    *,
-    recalls: Sequence[int] = RECALL_AT,
-    radius: float = RADIUS,
-    nms: bool = False,
+    scoring: Scoring | None = None,
     seconds: dict[str, float] | None = None,
 ) -> Evaluation:
     """Score predictions that were made already: database indices ``[m, k]``, best first.
@@ -145,9 +177,10 @@ def score(
     Args:
         predictions: as many per query as `search_depth` says.
     """
-    positives = right_images(places, radius)
-    n = max(recalls)
-    if nms:
+    scoring = scoring or Scoring()
+    positives = right_images(places, scoring.radius)
+    n = max(scoring.recalls)
+    if scoring.nms:
         predictions = spatial_nms(predictions, places.database.place_ids, n)
     if places.queries.time_stamps is not None:
         predictions = without_same_time(
@@ -157,11 +190,11 @@ def score(
     short = n - predictions.shape[1]
     predictions = np.pad(predictions, ((0, 0), (0, short)), constant_values=-1)
     return Evaluation(
-        recalls=recall_at(predictions, positives, recalls),
+        recalls=recall_at(predictions, positives, scoring.recalls),
         predictions=predictions,
         correct=correct(predictions, positives),
         num_positives=positives.counts(),
-        radius=radius,
+        radius=scoring.radius,
         seconds=seconds or {},
     )
 

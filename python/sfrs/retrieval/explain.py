@@ -9,8 +9,8 @@ import torch
 from PIL import Image, ImageDraw, ImageOps
 from torch import Tensor
 
-from sfrs.data.images import BadImageError, Size, image_tensor, load_image
-from sfrs.models.network import DescriptorNetwork
+from sfrs.data.images import BadImageError, Size
+from sfrs.models.model import Model, Photograph
 from sfrs.retrieval.region_matching import region_matches
 from sfrs_ext import REGIONS
 from sfrs_ext.reference import assignments, positions_first, region_descriptors
@@ -85,32 +85,24 @@ class PairExplanation:
 
 
 def explain_pair(
-    network: DescriptorNetwork,
-    query: str | Path | Image.Image,
-    image: str | Path | Image.Image,
-    *,
-    size: Size,
-    query_size: Size | str = "same",
-    device: str | torch.device = "cpu",
+    model: Model, query: Photograph, image: Photograph, *, query_size: Size | str = "same"
 ) -> PairExplanation:
     """Compare the nine regions of a query with those of another image.
 
     Args:
-        size: of the images, see :data:`sfrs.data.images.Size`.
         query_size: of the query where it differs; "same" otherwise.
 
     Raises:
         BadImageError: a file cannot be read.
     """
-    query_size = size if query_size == "same" else query_size
-    features = local_features(network, query, size=query_size, device=device)
-    return explain_features(network, features, local_features(network, image, size=size, device=device))
+    sized = model if query_size == "same" else model.at(query_size)
+    return explain_features(model, sized.features(query), model.features(image))
 
 
 @torch.no_grad()
-def explain_features(network: DescriptorNetwork, query: Tensor, image: Tensor) -> PairExplanation:
+def explain_features(model: Model, query: Tensor, image: Tensor) -> PairExplanation:
     """:func:`explain_pair` of local features that are there already, ``[1, D, h, w]`` each."""
-    quarters = [network.vlad.quarters(features).float() for features in (query, image)]
+    quarters = [model.network.vlad.quarters(features).float() for features in (query, image)]
     whole = [region_descriptors(part)[0, 0] for part in quarters]  # [K, D] each
     return PairExplanation(
         region_matches(*quarters)[0, 0].cpu().numpy(),
@@ -120,14 +112,8 @@ def explain_features(network: DescriptorNetwork, query: Tensor, image: Tensor) -
     )
 
 
-def assignment_map(
-    network: DescriptorNetwork,
-    image: str | Path | Image.Image,
-    *,
-    size: Size,
-    device: str | torch.device = "cpu",
-) -> tuple[np.ndarray, np.ndarray]:
-    """Which cluster every position of an image belongs to most.
+def assignment_map(model: Model, image: Photograph) -> tuple[np.ndarray, np.ndarray]:
+    """Find the cluster that every position of an image belongs to most.
 
     Returns:
         (clusters int64 ``[h, w]``, their soft assignments float32 ``[h, w]`` in 0..1: NetVLAD, equation 3).
@@ -135,33 +121,20 @@ def assignment_map(
     Raises:
         BadImageError: a file cannot be read.
     """
-    return strongest_clusters(network, local_features(network, image, size=size, device=device))
+    return strongest_clusters(model, model.features(image))
 
 
 @torch.no_grad()
-def strongest_clusters(network: DescriptorNetwork, features: Tensor) -> tuple[np.ndarray, np.ndarray]:
+def strongest_clusters(model: Model, features: Tensor) -> tuple[np.ndarray, np.ndarray]:
     """:func:`assignment_map` of local features ``[1, D, h, w]``."""
     positions = positions_first(features)
-    vlad = network.vlad
+    vlad = model.network.vlad
     if vlad.normalize_input:
         positions = torch.nn.functional.normalize(positions, dim=-1)
     soft = assignments(positions, vlad.weight, bias=vlad.conv.bias, ghost_clusters=vlad.ghost_clusters)
     weights, clusters = soft[0].max(dim=-1)
     shape = features.shape[-2:]
     return clusters.view(shape).cpu().numpy(), weights.float().view(shape).cpu().numpy()
-
-
-@torch.no_grad()
-def local_features(
-    network: DescriptorNetwork, image: str | Path | Image.Image, *, size: Size, device: str | torch.device
-) -> Tensor:
-    """The network's local features ``[1, D, h, w]`` of one image."""
-    pixels = image_tensor(image, size) if isinstance(image, Image.Image) else load_image(image, size)
-    mean, std = (
-        torch.tensor(values).view(3, 1, 1) for values in (network.backbone.mean, network.backbone.std)
-    )
-    network = network.to(device).eval()
-    return network.features(network.trunk(((pixels - mean) / std)[None].to(device)))
 
 
 def cluster_colours(count: int) -> np.ndarray:

@@ -11,14 +11,13 @@ import numpy as np
 from PIL import Image
 
 from sfrs.data.coordinates import to_degrees
-from sfrs.data.images import Progress
 from sfrs.retrieval.candidates import Candidates, RegionOrder, reranked_depth
 from sfrs.retrieval.evaluation import Tasks
 from sfrs.retrieval.explain import REGION_NAMES
 from sfrs.retrieval.index import Index
 from sfrs.retrieval.index.photos import photo_of, project
 from sfrs.retrieval.location import CONSIDERED, Location, estimate
-from sfrs.retrieval.region_rerank import DEFAULT_SCORE, DEPTH, parse_score
+from sfrs.retrieval.region_rerank import Reranking
 from sfrs.runtime.errors import UserError
 
 METRE_DECIMALS, DEGREE_DECIMALS = 2, 7
@@ -95,20 +94,18 @@ def locate(
     images: Sequence[str | Path | Image.Image],
     *,
     top: int = 5,
-    rerank: Literal["regions"] | None = None,
-    depth: int = DEPTH,
-    score: str = DEFAULT_SCORE,
-    threads: int | None = None,
+    rerank: Reranking | Literal["regions"] | None = None,
+    batch_size: int = 8,
+    workers: int = 2,
     tasks: Tasks | None = None,
 ) -> list[Found]:
     """Locate photographs, files or images in memory.
 
     Args:
         top: how many matches to return; the estimate weighs `CONSIDERED` in any case.
-        rerank: order the first ``depth`` images found anew by their regions.
-        depth: at least ``top`` and :data:`sfrs.retrieval.location.CONSIDERED` are ordered.
-        score: how, see :data:`sfrs.retrieval.region_rerank.SCORES`.
-        threads: that decode files; the index's choice if None.
+        rerank: order the first images found by their regions; "regions" is ``Reranking()``. At least ``top``
+            and :data:`sfrs.retrieval.location.CONSIDERED` images are ordered.
+        workers: threads that decode files.
         tasks: opens a progress display per stage.
 
     Raises:
@@ -118,14 +115,17 @@ def locate(
     """
     if len(index) == 0:
         raise UserError(f"{index.path}: this index holds no image to compare with.")
-    if rerank not in (None, "regions"):
+    if rerank == "regions":
+        rerank = Reranking()
+    if rerank is not None and not isinstance(rerank, Reranking):
         raise UserError(f"rerank is {rerank!r}; expected regions.")
-    parse_score(score)
-    depth = reranked_depth(depth, top)
+    depth = reranked_depth(rerank.depth, top) if rerank else 0
     started = time.perf_counter()
-    descriptors = _describe(index, images, threads, tasks and tasks("describing"))
+    descriptors = index.model.encode(
+        images, batch_size=batch_size, workers=workers, progress=tasks and tasks("describing")
+    )
     described = time.perf_counter()
-    deepest = max(top, CONSIDERED, depth if rerank else 0)
+    deepest = max(top, CONSIDERED, depth)
     similarities, rows = index.search(descriptors, deepest)
     shares = {
         "describe": 1000 * (described - started) / max(1, len(images)),
@@ -133,14 +133,14 @@ def locate(
     }
     results = []
     progress = tasks("re-ranking") if tasks and rerank else None
-    order = RegionOrder(index, depth, score)
+    order = RegionOrder(index, depth, rerank.score) if rerank else None
     for i, image in enumerate(images):
         kept = rows[i] >= 0
         candidates = Candidates(rows[i][kept], similarities[i][kept])
         milliseconds = dict(shares)
-        if rerank:
+        if order is not None:
             started = time.perf_counter()
-            candidates = order(index.image_quarters(image), candidates)
+            candidates = order(index.model.quarters([image]), candidates)
             milliseconds["rerank"] = 1000 * (time.perf_counter() - started)
         results.append(_found(index, image, i, candidates, top, milliseconds))
         if progress is not None:
@@ -220,17 +220,6 @@ def summary(founds: Sequence[Found]) -> dict | None:
         "median_error": _rounded(float(np.median(errors)), METRE_DECIMALS),
         "mean_confidence": round(float(np.mean([found.location.confidence for found in own])), 4),
     }
-
-
-def _describe(index: Index, images: Sequence, threads: int | None, progress: Progress | None) -> np.ndarray:
-    if any(isinstance(image, Image.Image) for image in images):
-        parts = [
-            index.describe_image(image) if isinstance(image, Image.Image) else index.describe([Path(image)])
-            for image in images
-        ]
-        return np.concatenate(parts)
-    options = {} if threads is None else {"threads": threads}
-    return index.describe([Path(image) for image in images], progress, **options)
 
 
 def _found(

@@ -3,7 +3,7 @@
 import math
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -11,24 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sfrs.data.images import ImageFiles, Progress, Size, batches
-from sfrs.models.network import DescriptorNetwork
-from sfrs.models.whitening import Whitening
+from sfrs.models.model import Model, compact
 from sfrs.runtime.errors import UserError
-
-EPS = 1e-12
-
-
-def compact(quarters: Tensor) -> Tensor:
-    """Quarter VLADs ``[..., 4, K, D]`` -> float16, for keeping them.
-
-    Every cluster is scaled to a largest value of 1 over the four quarters: regions are normalised cluster by
-    cluster, so this changes none of them, and neither do values overflow nor whole clusters vanish. What is
-    lost is a cluster's part in a quarter where it is 10^-7 of its largest value: nearly no local feature of
-    that quarter belongs to it, yet normalised it would weigh as much as any other.
-    """
-    largest = quarters.abs().amax(dim=(-3, -1), keepdim=True)
-    return torch.where(largest > EPS, quarters / largest.clamp_min(EPS), 0).half()
 
 
 class KeptQuarters:
@@ -77,50 +61,10 @@ class RememberedQuarters:
         return torch.stack([found[row] for row in wanted]).float()
 
 
-@torch.no_grad()
-def describe_with_quarters(
-    network: DescriptorNetwork,
-    images: Sequence[str | Path],
-    *,
-    quarters: np.ndarray,
-    size: Size = None,
-    batch_size: int = 8,
-    device: str | torch.device = "cpu",
-    threads: int = 2,
-    whitening: Whitening | None = None,
-    progress: Progress | None = None,
-) -> np.ndarray:
-    """As :func:`sfrs.models.network.describe`, and the quarter VLADs from the same pass through the backbone.
-
-    Args:
-        quarters: where they are written, float16 ``[n, 4, K, D]`` (see :func:`compact`).
-
-    Returns:
-        Descriptors, float32 ``[n, dim]``.
-
-    Raises:
-        BadImageError: an image cannot be read.
-    """
-    images = ImageFiles(images, size, network.backbone.mean, network.backbone.std)
-    network = network.to(device).eval()
-    out = np.empty((len(images), network.dim if whitening is None else whitening.dim), dtype=np.float32)
-    for rows, batch in batches(images, batch_size, threads=threads):
-        features = network.features(network.trunk(batch.to(device)))
-        descriptors = network.vlad(features)
-        if whitening is not None:
-            descriptors = whitening.apply(descriptors)
-        there = slice(rows[0], rows[-1] + 1)
-        out[there] = descriptors.float().cpu().numpy()
-        quarters[there] = compact(network.vlad.quarters(features).float()).cpu().numpy()
-        if progress is not None:
-            progress(rows[-1] + 1, len(images))
-    return out
-
-
 @contextmanager
-def temporary_quarters(network: DescriptorNetwork, images: int) -> Iterator[np.ndarray]:
+def temporary_quarters(model: Model, images: int) -> Iterator[np.ndarray]:
     """A temporary memory map for the quarter VLADs of so many images."""
-    shape = (images, 4, network.vlad.num_clusters, network.vlad.dim)
+    shape = (images, *model.quarters_shape)
     needed, free = 2 * math.prod(shape), shutil.disk_usage(tempfile.gettempdir()).free
     if needed > free:
         raise UserError(

@@ -8,29 +8,20 @@ which of them help is measured in ``docs/reranking.md``.
 Whitening concerns the search alone: it chooses the candidates, un-whitened regions order them.
 """
 
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from sfrs.data.images import Progress, Size
-from sfrs.data.places import Places
-from sfrs.models.network import DescriptorNetwork
-from sfrs.models.whitening import Whitening
-from sfrs.retrieval.evaluation import RADIUS, Evaluation, Tasks, check_answerable, search_depth
-from sfrs.retrieval.evaluation import score as score_predictions
-from sfrs.retrieval.quarters import KeptQuarters, compact, describe_with_quarters, temporary_quarters
-from sfrs.retrieval.recall import RECALL_AT
+from sfrs.data.images import Progress
+from sfrs.models.model import compact
 from sfrs.retrieval.region_matching import region_matches
-from sfrs.retrieval.search import search
 from sfrs.runtime.errors import UserError
 
 DEPTH = 100
-"""How many images of a search are ordered anew."""
+"""How many images of a search are re-ranked."""
 
 Quarters = Callable[[np.ndarray], Tensor]
 """Database rows ``[C]`` -> their quarter VLADs ``[C, 4, K, D]``; may be valid only until the next call."""
@@ -87,6 +78,25 @@ def parse_score(name: str) -> Callable[[Tensor], Tensor]:
 
 
 @dataclass(frozen=True)
+class Reranking:
+    """How to re-rank by regions.
+
+    Attributes:
+        depth: how many images of a search are ordered again.
+        score: one of :data:`SCORES`.
+
+    Raises:
+        UserError: there is no such score.
+    """
+
+    depth: int = DEPTH
+    score: str = DEFAULT_SCORE
+
+    def __post_init__(self) -> None:
+        parse_score(self.score)
+
+
+@dataclass(frozen=True)
 class Reranked:
     """The candidates of one query, best first; C of them.
 
@@ -110,7 +120,7 @@ def rerank(
     Args:
         query_quarters: ``[1, 4, K, D]``, float32.
         rows: candidates, int64 ``[C]``, without blanks.
-        quarters: gives the candidates' quarter VLADs, kept by :func:`sfrs.retrieval.quarters.compact`.
+        quarters: gives the candidates' quarter VLADs, kept by :func:`sfrs.models.model.compact`.
         score: one of :data:`SCORES`.
 
     Raises:
@@ -156,61 +166,3 @@ def rerank_all(
         if progress is not None:
             progress(query + 1, len(candidates))
     return result
-
-
-def evaluate_reranked(
-    network: DescriptorNetwork,
-    places: Places,
-    *,
-    score: str = DEFAULT_SCORE,
-    depth: int = DEPTH,
-    size: Size = None,
-    query_size: Size | Literal["same"] = "same",
-    recalls: Sequence[int] = RECALL_AT,
-    radius: float = RADIUS,
-    nms: bool = False,
-    whitening: Whitening | None = None,
-    batch_size: int = 8,
-    threads: int = 2,
-    device: str | torch.device = "cpu",
-    tasks: Tasks | None = None,
-) -> tuple[Evaluation, Evaluation]:
-    """As `evaluate`, before and after re-ranking the first ``depth`` of every query.
-
-    Quarter VLADs of all images lie in a temporary file meanwhile, ``8 K D`` bytes per image.
-
-    Raises:
-        UserError: also if that file does not fit on the disk.
-    """
-    parse_score(score)
-    check_answerable(places, radius)
-    started = time.perf_counter()
-    options = dict(batch_size=batch_size, threads=threads, device=device, whitening=whitening)
-    with temporary_quarters(network, len(places.database) + len(places.queries)) as kept:
-        parts = kept[: len(places.database)], kept[len(places.database) :]
-        described = [
-            describe_with_quarters(
-                network,
-                images.files,
-                quarters=part,
-                size=images_size,
-                progress=tasks(role) if tasks else None,
-                **options,
-            )
-            for role, images, images_size, part in (
-                ("database", places.database, size, parts[0]),
-                ("queries", places.queries, size if query_size == "same" else query_size, parts[1]),
-            )
-        ]
-        ended = [time.perf_counter()]
-        deepest = search_depth(places, max(recalls), nms=nms)
-        _, found = search(*described, max(deepest, depth))
-        ended.append(time.perf_counter())
-        database, queries = (KeptQuarters(part, device) for part in parts)
-        progress = tasks("re-ranking") if tasks else None
-        reranked = rerank_all(queries, found, database, score=score, depth=depth, progress=progress)
-        ended.append(time.perf_counter())
-        del database, queries, parts
-    seconds = dict(zip(("describe", "search", "rerank"), np.diff([started, *ended]).tolist(), strict=True))
-    options = dict(recalls=recalls, radius=radius, nms=nms, seconds=seconds)
-    return tuple(score_predictions(places, rows[:, :deepest], **options) for rows in (found, reranked))

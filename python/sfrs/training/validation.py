@@ -6,7 +6,7 @@ from sfrs.data.images import Progress
 from sfrs.data.places import Places
 from sfrs.features.source import TrunkSource
 from sfrs.models.network import DescriptorNetwork
-from sfrs.retrieval.evaluation import score, search_depth
+from sfrs.retrieval.evaluation import Scoring, score, search_depth
 from sfrs.retrieval.recall import RECALL_AT
 from sfrs.retrieval.search import search
 from sfrs.runtime.distributed import Processes
@@ -36,4 +36,4 @@ def validate(
     described = described.cpu().numpy()
     ns = sorted({*RECALL_AT, config.select_recall})
     _, predictions = search(described[queries:], described[:queries], search_depth(places, max(ns)))
-    return score(places, predictions, recalls=ns, radius=config.negative_radius).recalls
+    return score(places, predictions, Scoring(ns, config.negative_radius)).recalls

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from torch import Tensor
 
-from sfrs.models.describer import Describer, load_describer
 from sfrs.models.export.onnx_graph import open_onnx, write_onnx
 from sfrs.models.export.programs import open_package, open_program, write_package, write_program
 from sfrs.models.export.shapes import ImageShape
+from sfrs.models.model import Model
 from sfrs.models.network import save_network
 from sfrs.runtime.errors import UserError
 
@@ -25,7 +25,7 @@ class Format:
     Attributes:
         suffix: of its names.
         title: for people.
-        write: (describer, path, shape, description, device) -> None.
+        write: (model, path, shape, description, device) -> None.
         open: path -> function of RGB images in 0..1 on ``device`` (ONNX: on the CPU) to descriptors.
         tolerance: largest :attr:`Agreement.relative_error` in float32, without whitening.
         on_device: whether the file runs on the device it was written for; otherwise on the CPU.
@@ -33,7 +33,7 @@ class Format:
 
     suffix: str
     title: str
-    write: Callable[[Describer, Path, ImageShape, dict, str], None]
+    write: Callable[[Model, Path, ImageShape, dict, str], None]
     open: Callable[[Path], Callable[[Tensor], Tensor]]
     tolerance: float
     on_device: bool
@@ -43,15 +43,13 @@ WHITENED = 10.0
 """How much more error is allowed behind a whitening, which magnifies the directions that vary least."""
 
 
-def _write_weights(
-    describer: Describer, path: Path, shape: ImageShape, description: dict, device: str
-) -> None:
-    save_network(path, describer.network, description["meta"], describer.whitening)
+def _write_weights(model: Model, path: Path, shape: ImageShape, description: dict, device: str) -> None:
+    save_network(path, model.network, description["meta"], model.whitening)
 
 
 FORMATS = {
     # The same numbers in the same code; a matrix product may round otherwise at another address in memory.
-    "safetensors": Format(".safetensors", "weights", _write_weights, load_describer, 1e-6, False),
+    "safetensors": Format(".safetensors", "weights", _write_weights, Model.load, 1e-6, False),
     # The same operators in the same order; a convolution may choose another kernel for another layout.
     "torch": Format(".pt2", "torch.export program", write_program, open_program, 1e-6, True),
     # Other kernels around the fused operator, and other orders of summation: float32 rounding, through

@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sfrs.models.describer import Describer
 from sfrs.models.export.shapes import ImageShape
+from sfrs.models.model import Model
 from sfrs.models.network import METADATA_KEY
 from sfrs.runtime.errors import UserError
 
@@ -22,20 +22,20 @@ LARGEST_FILE = 2**31 - 2**24
 """Bytes of weights: a protobuf file ends at 2 GiB, the graph included."""
 
 
-def write_onnx(describer: Describer, path: Path, shape: ImageShape, description: dict, device: str) -> None:
+def write_onnx(model: Model, path: Path, shape: ImageShape, description: dict, device: str) -> None:
     """Write one ``.onnx`` file with input ``images`` and output ``descriptors``; always from the CPU.
 
     Raises:
         UserError: onnx or onnxscript is not installed, or the weights do not fit into one file.
     """
     require("onnx", "onnxscript", "onnxruntime")
-    size = sum(t.numel() * t.element_size() for t in (*describer.parameters(), *describer.buffers()))
+    size = sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
     if size > LARGEST_FILE:
         raise UserError(
             f"--format onnx: the weights are {size / 2**30:.1f} GiB, but an ONNX file holds 2 GiB at most. "
             "Fit a whitening to fewer numbers (sfrs whiten --dim), or take another format."
         )
-    frozen = copy.deepcopy(describer).requires_grad_(False).cpu()
+    frozen = copy.deepcopy(model).requires_grad_(False).cpu()
     with torch.no_grad(), _quiet():
         program = torch.onnx.export(
             frozen,

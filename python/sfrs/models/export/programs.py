@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 import sfrs_ext
-from sfrs.models.describer import Describer
 from sfrs.models.export.shapes import ImageShape
+from sfrs.models.model import Model
 from sfrs.models.network import METADATA_KEY
 from sfrs.runtime.errors import UserError
 
@@ -26,9 +26,9 @@ DESCRIPTION_FILE = f"{METADATA_KEY}.json"
 """Where a program keeps its description; ``extra_files`` of ``torch.export.load`` brings it back."""
 
 
-def trace(describer: Describer, shape: ImageShape, device: str) -> torch.export.ExportedProgram:
-    """The describer as a program for images of ``shape`` on ``device``."""
-    frozen = copy.deepcopy(describer).requires_grad_(False).to(device)
+def trace(model: Model, shape: ImageShape, device: str) -> torch.export.ExportedProgram:
+    """The model as a program for images of ``shape`` on ``device``."""
+    frozen = copy.deepcopy(model).requires_grad_(False).to(device)
     with torch.no_grad():
         program = torch.export.export(frozen, (shape.example(device),), dynamic_shapes=shape.dynamic_shapes())
     for node in program.graph.nodes:
@@ -36,11 +36,9 @@ def trace(describer: Describer, shape: ImageShape, device: str) -> torch.export.
     return program
 
 
-def write_program(
-    describer: Describer, path: Path, shape: ImageShape, description: dict, device: str
-) -> None:
+def write_program(model: Model, path: Path, shape: ImageShape, description: dict, device: str) -> None:
     """Write ``.pt2``, which ``torch.export.load`` reads."""
-    program = trace(describer, shape, device)
+    program = trace(model, shape, device)
     with warnings.catch_warnings():
         # Weights in channels_last are saved with their strides; torch warns as if they were parts of others.
         warnings.filterwarnings("ignore", "No complete tensor found in the group", UserWarning)
@@ -51,9 +49,7 @@ def open_program(path: Path) -> Callable[[Tensor], Tensor]:
     return torch.export.load(path).module()
 
 
-def write_package(
-    describer: Describer, path: Path, shape: ImageShape, description: dict, device: str
-) -> None:
+def write_package(model: Model, path: Path, shape: ImageShape, description: dict, device: str) -> None:
     """Write ``.pt2`` of machine code, which ``torch._inductor.aoti_load_package`` and C++ read.
 
     Raises:
@@ -65,7 +61,7 @@ def write_package(
             f"--format aoti compiles the network, but there is no C++ compiler {compiler!r}. Install one, "
             "name yours in CXX, or take --format torch."
         )
-    program = trace(describer, shape, device)
+    program = trace(model, shape, device)
     with warnings.catch_warnings():
         for kind in (FutureWarning, DeprecationWarning):
             warnings.simplefilter("ignore", kind)  # torch's own

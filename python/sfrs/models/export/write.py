@@ -8,11 +8,11 @@ from pathlib import Path
 import torch
 
 from sfrs.data.images import Progress
-from sfrs.models.describer import Describer
 from sfrs.models.export.compare import Agreement, compare
 from sfrs.models.export.formats import FORMATS, WHITENED, ExportError
 from sfrs.models.export.programs import versions
 from sfrs.models.export.shapes import ImageShape
+from sfrs.models.model import Model
 from sfrs.models.network import network_description
 from sfrs.runtime.atomic_io import told
 from sfrs.runtime.errors import UserError
@@ -34,7 +34,7 @@ class Exported:
 
 
 def export(
-    describer: Describer,
+    model: Model,
     path: str | Path,
     format: str,
     shape: ImageShape,
@@ -44,7 +44,7 @@ def export(
     source: str | None = None,
     progress: Progress | None = None,
 ) -> Exported:
-    """Write ``describer`` to ``path``, which the file replaces once its descriptors are the original's.
+    """Write ``model`` to ``path``, which the file replaces once its descriptors are the original's.
 
     Args:
         format: a key of :data:`FORMATS`.
@@ -68,9 +68,9 @@ def export(
     try:
         with told(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            kind.write(describer, partial, shape, describe_file(describer, shape, source), device)
-        agreement = _compare(describer, partial, format, shape, photos, device, progress)
-        limit = kind.tolerance * (1.0 if describer.whitening is None else WHITENED)
+            kind.write(model, partial, shape, describe_file(model, shape, source), device)
+        agreement = _compare(model, partial, format, shape, photos, device, progress)
+        limit = kind.tolerance * (1.0 if model.whitening is None else WHITENED)
         if not agreement.relative_error <= limit:
             raise ExportError(
                 f"{path}: not written, its descriptors are not the network's: {agreement}; at most "
@@ -87,7 +87,7 @@ def export(
 
 
 def _compare(
-    describer: Describer,
+    model: Model,
     written: Path,
     format: str,
     shape: ImageShape,
@@ -95,7 +95,7 @@ def _compare(
     device: str,
     progress: Progress | None,
 ) -> Agreement:
-    original, exported = describer.to(device), FORMATS[format].open(written)
+    original, exported = model.to(device), FORMATS[format].open(written)
     # On CUDA convolutions may round to TF32 by default, which is no property of the file.
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         return compare(
@@ -107,13 +107,13 @@ def _compare(
         )
 
 
-def describe_file(describer: Describer, shape: ImageShape, source: str | None) -> dict:
+def describe_file(model: Model, shape: ImageShape, source: str | None) -> dict:
     """What every format says about itself, as JSON: see docs/export.md."""
-    network, whitening = describer.network, describer.whitening
+    network, whitening = model.network, model.whitening
     exported = {
         "source": source,
         "input": f"images float32 [B, 3, H, W], RGB in 0..1, {shape}",
-        "dim": describer.dim,
+        "dim": model.dim,
         "versions": versions(),
     }
     size = {} if shape.dynamic else {"image_size": [shape.height, shape.width]}

@@ -15,8 +15,7 @@ it, :class:`Builder` makes and changes one, :func:`read_photos` finds photograph
 """
 
 from sfrs.retrieval.index.build import Builder, Change
-from sfrs.retrieval.index.model import Model
 from sfrs.retrieval.index.opened import Index
 from sfrs.retrieval.index.photos import Photo, read_photos
 
-__all__ = ["Builder", "Change", "Index", "Model", "Photo", "read_photos"]
+__all__ = ["Builder", "Change", "Index", "Photo", "read_photos"]

@@ -12,14 +12,16 @@ import numpy as np
 
 from sfrs.data.coordinates import parse_zone
 from sfrs.data.images import BadImageError, check_images
+from sfrs.models.model import Model
+from sfrs.models.network import save_network
 from sfrs.retrieval.evaluation import Tasks
 from sfrs.retrieval.index.checks import check_free, check_placed, check_same
 from sfrs.retrieval.index.derive import derive
-from sfrs.retrieval.index.model import Model
+from sfrs.retrieval.index.opened import load_model
 from sfrs.retrieval.index.photos import Photo, check_inside, project, why_unreadable
 from sfrs.retrieval.index.rows import RowFile
 from sfrs.retrieval.index.settings import new_settings
-from sfrs.retrieval.index.store import LOCK, TABLE, Store, Table, locked, stamp
+from sfrs.retrieval.index.store import LOCK, NETWORK, TABLE, WHITENING, Store, Table, locked, stamp
 from sfrs.runtime.errors import UserError
 
 KINDS = ("exact", "float16", "pq", "ivf", "disk")
@@ -214,13 +216,13 @@ class Builder(AbstractContextManager):
     def model(self) -> Model:
         """What describes images: as given, else the index's own."""
         if self._model is None:
-            settings = self._opened().settings
-            whitened = settings["digests"]["whitening"] != ""
-            self._model = Model.load(self.path, settings["size"], whitened=whitened, device=self._device)
+            self._model = load_model(self.path, self._opened().settings, self._device)
         return self._model
 
     def _create(self, zone: str) -> None:
-        self._model.save(self.path)
+        save_network(self.path / NETWORK, self._model.network)
+        if self._model.whitening is not None:
+            self._model.whitening.to("cpu").save(self.path / WHITENING)
         settings = new_settings(self._model, self._asked["kind"] or "exact", zone, self._asked["regions"])
         self._store = Store.create(self.path, settings)
 
@@ -304,7 +306,7 @@ class Builder(AbstractContextManager):
         if settings["quarters"]:
             shape = self.model.quarters_shape
             targets.append(RowFile(self.path / settings["quarters"], "float16", shape, first))
-        options = dict(regions=bool(settings["quarters"]), batch_size=batch_size, threads=threads)
+        options = dict(regions=bool(settings["quarters"]), batch_size=batch_size, workers=threads)
         progress = tasks("describing") if tasks and files else None
         written = committed = 0
 
@@ -318,7 +320,7 @@ class Builder(AbstractContextManager):
 
         last = time.monotonic()
         try:
-            for rows, *batch in self.model.describe_batches(files, **options):
+            for rows, *batch in self.model.encode_batches(files, **options):
                 for target, numbers in zip(targets, batch, strict=False):
                     target.append(numbers.cpu().numpy())
                 written = rows[-1] + 1

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from sfrs.retrieval.index.model import NETWORK, WHITENING, Model
+from sfrs.models.model import Model
 from sfrs.retrieval.index.photos import Photo
-from sfrs.retrieval.index.store import LOCK, TABLE
+from sfrs.retrieval.index.store import LOCK, NETWORK, TABLE, WHITENING
 from sfrs.runtime.errors import UserError
 
 NAMED = 3

@@ -4,20 +4,17 @@ import os
 import threading
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
-from sfrs.data.images import Progress, Size
-from sfrs.models.network import DescriptorNetwork
-from sfrs.models.whitening import Whitening
-from sfrs.retrieval.index.model import Model
+from sfrs.models.model import Model
 from sfrs.retrieval.index.quantised import Compressed
 from sfrs.retrieval.index.rows import map_rows
 from sfrs.retrieval.index.scan import compare, scan
-from sfrs.retrieval.index.store import Paths, Store, Table
+from sfrs.retrieval.index.store import NETWORK, WHITENING, Paths, Store, Table
 from sfrs.runtime.errors import UserError
 
 ATTEMPTS = 3
@@ -63,8 +60,7 @@ class Index:
         self.fingerprint: str = settings["fingerprint"]
         self.files = FileList(table.files)
         self.positions = table.positions
-        whitened = settings["digests"]["whitening"] != ""
-        self.model = Model.load(self.path, settings["size"], whitened=whitened, device=device)
+        self.model = load_model(self.path, settings, device)
         self._compressed = None
         if settings["compressed"]:
             self._compressed = Compressed.open(self.path / settings["compressed"], self.kind, self.model.dim)
@@ -122,46 +118,15 @@ class Index:
         return len(self.files)
 
     @property
-    def network(self) -> DescriptorNetwork:
-        """The network, rebuilt from the copy the index holds."""
-        return self.model.network
-
-    @property
-    def whitening(self) -> Whitening | None:
-        return self.model.whitening
-
-    @property
-    def size(self) -> Size:
-        """What images are resized to before they are described."""
-        return self.model.size
-
-    @property
     def has_regions(self) -> bool:
         """Whether :meth:`quarters` are stored."""
         return self._quarters is not None
-
-    def describe(
-        self, images: Sequence[str | Path], progress: Progress | None = None, **options
-    ) -> np.ndarray:
-        """Descriptors of image files as the index has them of its own, float32 ``[m, dim]``.
-
-        Args:
-            options: batch_size, threads, see :func:`sfrs.models.network.describe`.
-
-        Raises:
-            BadImageError: an image cannot be read.
-        """
-        return self.model.describe(images, progress, **options)
-
-    def describe_image(self, image: Image.Image) -> np.ndarray:
-        """Descriptor of an image in memory, float32 ``[1, dim]``."""
-        return self.model.describe_image(image)
 
     def search(self, descriptors: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         """The k most similar images of each query, best first.
 
         Args:
-            descriptors: float32 ``[m, dim]`` unit vectors, from :meth:`describe`.
+            descriptors: float32 ``[m, dim]`` unit vectors, from ``model.encode``.
 
         Returns:
             (similarities float32 ``[m, k]``, rows int64 ``[m, k]`` of :attr:`files` and :attr:`positions`);
@@ -190,7 +155,7 @@ class Index:
     def quarters(self, rows: Sequence[int] | np.ndarray) -> Tensor:
         """Quarter VLADs of images, float32 ``[len(rows), 4, K, D]``: as stored, else from the files.
 
-        Either way in the form of :func:`sfrs.retrieval.quarters.compact`, as :meth:`image_quarters` are too.
+        Either way in the form of :func:`sfrs.models.model.compact`.
 
         Raises:
             BadImageError: they are not stored, and a file has gone or cannot be read.
@@ -199,10 +164,12 @@ class Index:
             return self.model.quarters([self.files[row] for row in rows])
         return torch.from_numpy(self._quarters[self._slots[np.asarray(rows, dtype=np.int64)]]).float()
 
-    def image_quarters(self, image: Image.Image | str | Path) -> Tensor:
-        """Quarter VLADs of an image, float32 ``[1, 4, K, D]``.
 
-        Raises:
-            BadImageError: the file cannot be read.
-        """
-        return self.model.quarters([image])
+def load_model(path: Path, settings: dict[str, Any], device: str = "cpu") -> Model:
+    """Load the copy of its model that an index holds.
+
+    Raises:
+        WeightsError: a file is missing or damaged.
+    """
+    whitening = path / WHITENING if settings["digests"]["whitening"] else None
+    return Model.load(path / NETWORK, whitening, size=settings["size"], device=device)

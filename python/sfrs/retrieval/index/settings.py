@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from sfrs.retrieval.index.model import Model
+from sfrs.models.model import Model
 
 
 def new_settings(model: Model, kind: str, zone: str = "", regions: bool | None = None) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from sfrs.runtime.errors import UserError
 
 FORMAT = 1
 TABLE, LOCK = "index.sqlite", "lock"
+NETWORK, WHITENING = "network.safetensors", "whitening.safetensors"
 PATIENCE = 60.0
 """Seconds to wait for a transaction of another process, which take milliseconds."""
 

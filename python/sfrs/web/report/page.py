@@ -43,8 +43,10 @@ def write_report(
     """
     labels, named = _labels(subject)
     worst, best = choose_cases(subject.places, subject.result, labels, cases)
-    progress = tasks("explaining matches" if subject.network else "reading images") if tasks else None
-    views = case_views(subject, [*worst, *best], labels, device, progress)
+    progress = tasks("explaining matches" if subject.model else "reading images") if tasks else None
+    if subject.model is not None:
+        subject.model.to(device)
+    views = case_views(subject, [*worst, *best], labels, progress)
     page = render(subject, views, labels, named)
     out.mkdir(parents=True, exist_ok=True)
     path = out / "index.html"
@@ -106,11 +108,11 @@ def page_data(subject: Subject, cases: Sequence[dict], labels: Sequence[str], me
     ]
     for q in lines:
         queries[q]["found"] = [round(float(value), 1) for value in found[q]]
-    network = subject.network
+    model = subject.model
     return {
         "database": database.tolist(),
         "queries": queries,
-        "colours": colours_of(network.vlad.num_clusters) if network else [],
+        "colours": colours_of(model.network.vlad.num_clusters) if model else [],
     }
 
 

@@ -10,8 +10,9 @@ import numpy as np
 
 from sfrs.data.images import Size
 from sfrs.data.places import ImageSet, Places, is_data_set, load_places
+from sfrs.models.model import TRAINED, Model
 from sfrs.models.network import DescriptorNetwork, load_network
-from sfrs.retrieval.evaluation import Evaluation, score
+from sfrs.retrieval.evaluation import Evaluation, Scoring, score
 from sfrs.runtime.errors import UserError
 
 RESULTS, PREDICTIONS = "results.json", "predictions.csv"
@@ -22,8 +23,8 @@ class Subject:
     """An evaluation with everything that its pages show.
 
     Attributes:
-        network: None if its matches cannot be explained; ``unexplained`` then says why.
-        size, query_size: of the images, see :data:`sfrs.data.images.Size`; query_size "same" as the others.
+        model: None if its matches cannot be explained; ``unexplained`` then says why.
+        query_size: of queries, see :data:`sfrs.data.images.Size`; "same" as the others.
         facts: label -> text, shown at the head of the page.
         histories: training run -> lines of its metrics.jsonl.
         compared: label -> recalls on the same queries: of several networks, or before and after re-ranking.
@@ -31,8 +32,7 @@ class Subject:
 
     places: Places
     result: Evaluation
-    network: DescriptorNetwork | None
-    size: Size
+    model: Model | None
     query_size: Size | str = "same"
     unexplained: str = ""
     facts: dict[str, str] = field(default_factory=dict)
@@ -62,15 +62,17 @@ def read_evaluation(source: Path, overrides: Overrides) -> Subject:
     places = _without(load_places(data, summary["split"]), root, summary.get("skipped", []))
     predictions = read_predictions(source / PREDICTIONS, places, root)
     depths = sorted(int(n) for n in summary["recalls"])
-    result = score(places, predictions, recalls=depths, radius=summary["radius_m"])
+    result = score(places, predictions, Scoring(depths, summary["radius_m"]))
     network, why = _open_network(summary, source, overrides)
-    size, query_size = image_sizes(summary, network)
+    model = None if network is None else Model(network, size=summary.get("size", TRAINED))
+    query_size = summary.get("query_size", "same")
+    query_size = tuple(query_size) if isinstance(query_size, list) else query_size
     facts = _facts(summary, network)
     compared = {}
     if summary.get("rerank"):
         compared["searched"] = numbered(summary["rerank"]["recalls_before"])
         compared["re-ranked"] = result.recalls
-    return Subject(places, result, network, size, query_size, why, facts, compared=compared)
+    return Subject(places, result, model, query_size, why, facts, compared=compared)
 
 
 def read_predictions(path: Path, places: Places, root: Path) -> np.ndarray:
@@ -136,21 +138,6 @@ def _open_network(summary: dict, source: Path, overrides: Overrides) -> tuple[De
     if network.meta.get("untrained_vlad"):
         return None, "NetVLAD of these weights is untrained; its clusters were not kept."
     return network, ""
-
-
-def image_sizes(summary: dict, network: DescriptorNetwork | None) -> tuple[Size, Size | str]:
-    """The image sizes of an evaluation; where it does not say, what the network was trained at."""
-
-    def size(value) -> Size:
-        return tuple(value) if isinstance(value, list) else value
-
-    if "size" in summary:
-        return size(summary["size"]), size(summary.get("query_size", "same"))
-    if network is None:
-        return None, "same"
-    if "image_size" in network.meta:
-        return size(network.meta["image_size"]), "same"
-    return ((480, 640) if network.backbone.name == "vgg16" else None), "same"
 
 
 def _facts(summary: dict, network: DescriptorNetwork | None) -> dict[str, str]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sfrs.data.places import load_places
-from sfrs.models.network import load_network
+from sfrs.models.model import Model
 from sfrs.retrieval.evaluation import Tasks, evaluate
 from sfrs.retrieval.results import write_json, write_predictions
 from sfrs.runtime.errors import UserError
@@ -17,7 +17,6 @@ from sfrs.web.report.recorded import (
     Overrides,
     Subject,
     find_path,
-    image_sizes,
     numbered,
     read_evaluation,
     read_json,
@@ -29,7 +28,7 @@ class Running:
     """How a network is run, see :func:`sfrs.retrieval.evaluation.evaluate`."""
 
     batch_size: int = 8
-    threads: int = 2
+    workers: int = 2
     device: str = "cpu"
     tasks: Tasks | None = None
 
@@ -73,7 +72,7 @@ def _demonstration(source: Path, out: Path, overrides: Overrides, running: Runni
 
 def _evaluate_run(weights: Path, data: Path, out: Path, overrides: Overrides, running: Running) -> Subject:
     """Evaluate ``weights``, unless ``out`` holds this evaluation already."""
-    network = load_network(weights)
+    model = Model.load(weights, device=running.device)
     folder = out / "evaluation"  # its own, so that out may be the folder of the run
     known = {
         "data": str(data.resolve()),
@@ -83,13 +82,14 @@ def _evaluate_run(weights: Path, data: Path, out: Path, overrides: Overrides, ru
     }
     kept = folder / RESULTS
     if not kept.is_file() or not known.items() <= read_json(kept).items():
-        places, size = load_places(data, known["split"]), image_sizes({}, network)[0]
-        result = evaluate(network, places, size=size, **vars(running))
+        places = load_places(data, known["split"])
+        options = dict(batch_size=running.batch_size, workers=running.workers, tasks=running.tasks)
+        result = evaluate(model, places, **options)
         folder.mkdir(parents=True, exist_ok=True)
         write_predictions(folder / PREDICTIONS, result, places)
         recalls = {str(n): recall for n, recall in result.recalls.items()}
-        summary = {"name": places.name, "backbone": network.backbone.name, "radius_m": result.radius}
-        write_json(kept, known | summary | {"size": size, "recalls": recalls})
+        summary = {"name": places.name, "backbone": model.network.backbone.name, "radius_m": result.radius}
+        write_json(kept, known | summary | {"size": model.size, "recalls": recalls})
     return read_evaluation(folder, Overrides())
 
 

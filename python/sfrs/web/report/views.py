@@ -13,7 +13,6 @@ from sfrs.retrieval.explain import (
     PairExplanation,
     cluster_colours,
     explain_features,
-    local_features,
     strongest_clusters,
 )
 from sfrs.web.report.cases import Case, right_images
@@ -28,48 +27,38 @@ CLUSTERS_NAMED = 6
 
 @dataclass
 class Explainer:
-    """Explains pairs of a subject's images; keeps the features of the last query.
-
-    Args:
-        device: where the network runs.
-    """
+    """Explains pairs of a subject's images; keeps the features of the last query."""
 
     subject: Subject
-    device: str = "cpu"
     _query: tuple[int, Tensor] | None = field(default=None, init=False)
 
     def query_features(self, query: int) -> Tensor:
         if self._query is None or self._query[0] != query:
-            same = self.subject.query_size == "same"
-            size = self.subject.size if same else self.subject.query_size
-            self._query = (query, self._features(self.subject.places.queries.files[query], size))
+            model, size = self.subject.model, self.subject.query_size
+            sized = model if size == "same" else model.at(size)
+            self._query = (query, sized.features(self.subject.places.queries.files[query]))
         return self._query[1]
 
     def image_features(self, row: int) -> Tensor:
-        return self._features(self.subject.places.database.files[row], self.subject.size)
+        return self.subject.model.features(self.subject.places.database.files[row])
 
     def answer(self, case: Case) -> int:
         """The right image of a failure that is most like the query; -1 if it cannot be told."""
-        if case.answer >= 0 or self.subject.network is None:
+        if case.answer >= 0 or self.subject.model is None:
             return case.answer
         rows = right_images(self.subject.places, case.query, self.subject.result.radius, ANSWERS_COMPARED)
         query = self.query_features(case.query)
-        alike = [
-            explain_features(self.subject.network, query, self.image_features(row)).whole for row in rows
-        ]
+        alike = [explain_features(self.subject.model, query, self.image_features(row)).whole for row in rows]
         return rows[int(np.argmax(alike))] if rows else -1
 
     def pair(self, query: int, row: int) -> dict:
         """The part of a pair that needs the network: similarities, boxes, clusters."""
-        network = self.subject.network
+        model = self.subject.model
         features = [self.query_features(query), self.image_features(row)]
-        pair = explain_features(network, *features)
-        maps = [packed_clusters(*strongest_clusters(network, x)) for x in features]
+        pair = explain_features(model, *features)
+        maps = [packed_clusters(*strongest_clusters(model, x)) for x in features]
         shares = named_clusters(pair.clusters)
         return {"regions": region_view(pair), "maps": maps, "clusters": shares}
-
-    def _features(self, file: Path, size) -> Tensor:
-        return local_features(self.subject.network, file, size=size, device=self.device)
 
 
 def region_view(pair: PairExplanation) -> dict:
@@ -126,14 +115,14 @@ def printable(text: object) -> str:
 
 
 def case_views(
-    subject: Subject, cases: Sequence[Case], labels: Sequence[str], device: str, progress: Progress | None
+    subject: Subject, cases: Sequence[Case], labels: Sequence[str], progress: Progress | None
 ) -> list[dict]:
     """Everything the page shows of the cases, in order.
 
     Raises:
         BadImageError: an image cannot be read.
     """
-    explainer = Explainer(subject, device)
+    explainer = Explainer(subject)
     views = []
     for case in cases:
         views.append(_case_view(subject, explainer, case, labels[case.query]))
@@ -167,7 +156,7 @@ def _case_view(subject: Subject, explainer: Explainer, case: Case, label: str) -
 def _pair_view(subject: Subject, explainer: Explainer, query: int, row: int, *, rank: int) -> dict:
     view = _found_view(subject, query, row, rank, LARGE)
     view["query_picture"] = jpeg_uri(subject.places.queries.files[query], LARGE)
-    if subject.network is not None:
+    if subject.model is not None:
         view |= explainer.pair(query, row)
     return view
 

@@ -37,7 +37,7 @@ def answer(
         Refusal: the photo is turned down.
     """
     started = time.perf_counter()
-    photo = decode_photo(data, limits, index.size)
+    photo = decode_photo(data, limits, index.model.size)
     decoded = time.perf_counter()
     (found,) = locate(index, [photo], top=top, rerank=rerank)
     result = as_json(found, index)
@@ -80,7 +80,7 @@ def _add_truth(result: dict, photo: Image.Image, index: Index) -> None:
 @torch.no_grad()
 def _explain(index: Index, photo: Image.Image, rows: list[int]) -> list[dict | None]:
     """Region similarities of the photo with each image; None where an image's file is gone."""
-    query = index.image_quarters(photo).float()
+    query = index.model.quarters([photo])
     explanations: list[dict | None] = []
     for row in rows:
         try:

@@ -1,0 +1,359 @@
+"""Options that several commands share, in groups: a parameter that is such a group is a flag per field."""
+
+import inspect
+import os
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import MISSING, dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+
+import typer
+
+from sfrs.runtime.errors import UserError
+
+if TYPE_CHECKING:
+    from sfrs.data.images import Size
+    from sfrs.models.model import Model
+    from sfrs.models.network import DescriptorNetwork
+    from sfrs.retrieval.evaluation import Tasks
+    from sfrs.retrieval.region_rerank import Reranking
+
+RANDOM_WEIGHTS = "random weights"
+
+
+def option(flag: str, help: str, panel: str | None = None, **more: Any) -> Any:
+    """A typer option that shows its default only where asked to."""
+    return typer.Option(flag, help=help, rich_help_panel=panel, **({"show_default": False} | more))
+
+
+def grouped(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command whose parameters include groups (dataclasses) one flag per field of each."""
+    hints = get_type_hints(command, include_extras=True)
+    parameters, groups = [], {}
+    for parameter in inspect.signature(command).parameters.values():
+        kind = hints[parameter.name]
+        if is_dataclass(kind):
+            groups[parameter.name] = kind
+            of_group = get_type_hints(kind, include_extras=True)
+            parameters += [
+                inspect.Parameter(
+                    f.name,
+                    parameter.KEYWORD_ONLY,
+                    default=parameter.empty if f.default is MISSING else f.default,
+                    annotation=of_group[f.name],
+                )
+                for f in fields(kind)
+            ]
+        else:
+            parameters.append(parameter.replace(kind=parameter.KEYWORD_ONLY, annotation=kind))
+
+    def run(**values: Any) -> None:
+        found = {
+            name: kind(**{f.name: values.pop(f.name) for f in fields(kind)}) for name, kind in groups.items()
+        }
+        command(**values, **found)
+
+    run.__doc__ = command.__doc__
+    run.__signature__ = inspect.Signature(parameters)
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return run
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Which network."""
+
+    weights: Annotated[
+        Path | None,
+        option(
+            "--weights",
+            "Weights: a safetensors file of sfrs train, a network of the paper, or torchvision's VGG16.",
+            "Network",
+        ),
+    ] = None
+    backbone: Annotated[
+        str | None,
+        option(
+            "--backbone",
+            "Backbone to take with the weights published for it: efficientnet-lite0, -lite1 or -lite2; any "
+            "with --random-weights.",
+            "Network",
+        ),
+    ] = None
+    random_weights: Annotated[
+        bool, option("--random-weights", "Take random weights, to try the path.", "Network")
+    ] = False
+    seed: Annotated[int, option("--seed", "Seed of what is random.", "Running", show_default=True)] = 0
+
+    @property
+    def given(self) -> bool:
+        """Whether any option says which network."""
+        return self.weights is not None or self.backbone is not None or self.random_weights
+
+    def open(self) -> "DescriptorNetwork":
+        """Open the network; without any option, the default backbone with its published weights.
+
+        Raises:
+            UserError: the options contradict each other, or weights are missing or cannot be read.
+        """
+        if self.weights is not None and (self.backbone or self.random_weights):
+            raise UserError("--weights says which network it is; leave out --backbone and --random-weights.")
+        if self.random_weights and self.backbone is None:
+            raise UserError("--random-weights of which network? Give --backbone, as --backbone vgg16.")
+        import torch
+
+        from sfrs.models.backbones import build_backbone
+        from sfrs.models.model import DEFAULT
+        from sfrs.models.network import DescriptorNetwork, load_network, pretrained_network
+
+        torch.manual_seed(self.seed)
+        if self.weights is not None:
+            return load_network(self.weights)
+        if not self.random_weights:
+            return pretrained_network(self.backbone or DEFAULT)
+        network = DescriptorNetwork(build_backbone(self.backbone))
+        network.meta = {"source": RANDOM_WEIGHTS, "untrained_vlad": True}
+        return network.eval()
+
+
+@dataclass(frozen=True)
+class Whitening:
+    """Which whitening."""
+
+    whitening: Annotated[
+        Path | None,
+        option(
+            "--whitening",
+            "PCA whitening to apply: a file of ours, or the paper's network with its PCA layer. Default: the "
+            "one in the file of weights, if there is one.",
+            "Network",
+        ),
+    ] = None
+    no_whitening: Annotated[bool, option("--no-whitening", "Leave it out.", "Network")] = False
+
+    def file(self, weights: Path | None, network: "DescriptorNetwork") -> Path | None:
+        """The file to read it from: as given, else the weights that bring one."""
+        if self.whitening is not None and self.no_whitening:
+            raise UserError("--whitening and --no-whitening exclude each other.")
+        if self.whitening is not None:
+            require_trained(network, "--whitening")
+        brought = weights if network.meta.get("has_pca") else None
+        return None if self.no_whitening else self.whitening or brought
+
+
+@dataclass(frozen=True)
+class Images:
+    """How images are read."""
+
+    image_size: Annotated[
+        str | None,
+        option(
+            "--image-size",
+            "Resize images to this height and width. Default: as trained; without that 480x640 for VGG16, "
+            "a shorter side of 240 for EfficientNet-Lite.",
+            "Images",
+            metavar="HxW",
+        ),
+    ] = None
+    shorter_side: Annotated[
+        int | None,
+        option(
+            "--shorter-side",
+            "Resize the shorter side to N pixels, keeping the shape.",
+            "Images",
+            metavar="N",
+            min=16,
+        ),
+    ] = None
+    keep_size: Annotated[bool, option("--keep-size", "Leave every image at its own size.", "Images")] = False
+
+    @property
+    def given(self) -> bool:
+        """Whether any option says a size."""
+        return self.image_size is not None or self.shorter_side is not None or self.keep_size
+
+    def size(self, network: "DescriptorNetwork") -> "Size":
+        """The image size; without any option, the one the network was trained at.
+
+        Raises:
+            UserError: more than one option, or --image-size is not HxW.
+        """
+        if sum((self.image_size is not None, self.shorter_side is not None, self.keep_size)) > 1:
+            raise UserError("--image-size, --shorter-side and --keep-size exclude each other.")
+        if self.image_size is not None:
+            return parse_size("--image-size", self.image_size, 16)
+        if self.given:
+            return self.shorter_side
+        return network.image_size
+
+
+Workers = Annotated[
+    int | None,
+    option("--workers", "Threads that decode images. Default: one per core, at most 8.", "Running", min=0),
+]
+
+
+@dataclass(frozen=True)
+class Running:
+    """How the work is done."""
+
+    batch_size: Annotated[
+        int, option("--batch-size", "Images of equal size per batch.", "Running", min=1, show_default=True)
+    ] = 8
+    workers: Workers = None
+    threads: Annotated[
+        int | None, option("--threads", "Threads that compute. Default: torch's choice.", "Running", min=1)
+    ] = None
+    device: Annotated[
+        str, option("--device", "cpu, cuda, cuda:1, ... or auto.", "Running", show_default=True)
+    ] = "auto"
+
+    def begin(self) -> dict[str, int]:
+        """Set the threads that compute; returns batch_size and workers for who describes images."""
+        if self.threads is not None:
+            import torch
+
+            torch.set_num_threads(self.threads)
+        return {"batch_size": self.batch_size, "workers": decoding_workers(self.workers)}
+
+    def on_device(self) -> str:
+        """The device, with "auto" resolved. Raises :class:`UserError` if torch lacks it."""
+        from sfrs.runtime.host import usable_device
+
+        return usable_device(self.device)
+
+
+@dataclass(frozen=True)
+class Rerank:
+    """Whether and how to re-rank."""
+
+    rerank: Annotated[
+        str | None,
+        option(
+            "--rerank",
+            "Order the first images found by how their regions match the query's.",
+            "Re-ranking",
+            metavar="regions",
+        ),
+    ] = None
+    rerank_depth: Annotated[
+        int | None,
+        option("--rerank-depth", "How many images. Default: 100.", "Re-ranking", metavar="N", min=1),
+    ] = None
+    rerank_score: Annotated[
+        str | None,
+        option(
+            "--rerank-score",
+            "mixed (default), chamfer, nine-best, aligned, whole-query or best-pair; see docs/reranking.md.",
+            "Re-ranking",
+            metavar="NAME",
+        ),
+    ] = None
+
+    def parse(self) -> "Reranking | None":
+        """The re-ranking asked for. Raises :class:`UserError` if an option has no meaning."""
+        given = {"--rerank-depth": self.rerank_depth, "--rerank-score": self.rerank_score}
+        if self.rerank is None:
+            for name, value in given.items():
+                if value is not None:
+                    raise UserError(f"{name} needs --rerank regions.")
+            return None
+        if self.rerank != "regions":
+            raise UserError(f"--rerank is {self.rerank!r}; expected regions.")
+        from sfrs.retrieval.region_rerank import DEFAULT_SCORE, DEPTH, Reranking
+
+        return Reranking(self.rerank_depth or DEPTH, self.rerank_score or DEFAULT_SCORE)
+
+
+SkipBadImages = Annotated[
+    bool, option("--skip-bad-images", "Leave out images that cannot be read, and list them.", "Images")
+]
+
+
+def open_model(weights: Weights, whitening: Whitening, images: Images, running: Running) -> "Model":
+    """Open the model that the options describe.
+
+    Raises:
+        UserError: an option is wrong, or a file cannot be used.
+    """
+    from sfrs.models.model import Model
+    from sfrs.models.whitening import Whitening as PCA
+
+    network = weights.open()
+    size, file = images.size(network), whitening.file(weights.weights, network)
+    model = Model(network, None if file is None else PCA.load(file), size=size)
+    return model.to(running.on_device())
+
+
+def fit_clusters(model: "Model", files: Sequence[Path], *, seed: int, tasks: "Tasks", **options: Any) -> None:
+    """Make the clusters of an untrained NetVLAD; see :meth:`sfrs.models.model.Model.fit_clusters`."""
+    # Random features are not worth passing the paper's 500 images through the network.
+    if model.network.meta["source"] == RANDOM_WEIGHTS:
+        options |= {"images": 10, "per_image": 500}
+    model.fit_clusters(files, seed=seed, progress=tasks("k-means for NetVLAD"), **options)
+
+
+def require_trained(network: "DescriptorNetwork", what: str) -> None:
+    """Raise :class:`UserError` if NetVLAD is untrained, so that nothing can have been fitted to it."""
+    if network.meta.get("untrained_vlad"):
+        raise UserError(
+            f"{what} needs a trained network, but {network.meta['source']} has no NetVLAD. See sfrs train."
+        )
+
+
+def decoding_workers(asked: int | None) -> int:
+    """As many as asked for, else one per core and at most 8."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(8, cores) if asked is None else asked
+
+
+def parse_size(flag: str, text: str, smallest: int, other: str = "") -> tuple[int, int]:
+    """Height and width from HxW. Raises :class:`UserError` that names the flag."""
+    match = re.fullmatch(r"(\d+)[xX](\d+)", text)
+    if not match or min(map(int, match.groups())) < smallest:
+        raise UserError(
+            f"{flag} is {text!r}; expected {other}HEIGHTxWIDTH of at least {smallest}x{smallest}, as 480x640."
+        )
+    return int(match[1]), int(match[2])
+
+
+def describe_size(size: "Size") -> str:
+    if size is None:
+        return "own size"
+    return f"shorter side {size}" if isinstance(size, int) else f"{size[0]}x{size[1]}"
+
+
+def image_files_of(path: Path) -> list[Path]:
+    """The file, or the images below the folder. Raises :class:`UserError` if there is none."""
+    from sfrs.data.places.folder import IMAGE_SUFFIXES, image_files
+
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise UserError(f"{path}: there is no such file or folder.")
+    files = image_files(path)
+    if not files:
+        raise UserError(f"{path}: no {', '.join(IMAGE_SUFFIXES)} in this folder.")
+    return files
+
+
+def readable(files: list[Path], path: Path, workers: int, tasks: "Tasks") -> list[Path]:
+    """The files that can be read; the others are named. Raises :class:`UserError` if none can."""
+    from sfrs.data.images import check_images
+
+    bad = dict(check_images(files, threads=workers, progress=tasks("checking")))
+    show_skipped(bad.items())
+    if len(bad) == len(files):
+        raise UserError(f"{path}: none of the {len(bad)} images can be read.")
+    return [file for file in files if file not in bad]
+
+
+def show_skipped(skipped: Sequence[tuple[Path, str]]) -> None:
+    """Name images that were left out, and why."""
+    from rich.text import Text
+
+    from sfrs.runtime.terminal import messages
+
+    for file, why in skipped:
+        messages.print(Text.assemble(("Skipped", "yellow"), f" {file}: {why}"), soft_wrap=True)

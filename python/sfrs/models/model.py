@@ -1,0 +1,330 @@
+"""The model: everything between a photograph and its descriptor, as one object."""
+
+import copy
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+
+from sfrs.data.images import Progress, Size, batches, image_tensor, load_image
+from sfrs.models.backbones import REGISTRY
+from sfrs.models.foreign import WeightsError
+from sfrs.models.network import DescriptorNetwork, load_network, pretrained_network, save_network
+from sfrs.models.whitening import Whitening
+from sfrs.runtime.errors import UserError
+
+DEFAULT = "efficientnet-lite0"
+"""Backbone of a model that nobody trained."""
+
+Photograph = str | Path | Image.Image | Tensor
+"""A file, an image in memory, or RGB in 0..1 ``[3, H, W]``, which is taken at its own size."""
+
+TRAINED: Literal["trained"] = "trained"
+EPS = 1e-12
+
+
+class Model(nn.Module):
+    """RGB images -> unit descriptors, in evaluation mode: resizing, normalisation, network, whitening.
+
+    ::
+
+        model = sfrs.load("sfrs.safetensors")
+        descriptors = model.encode(["query.jpg", *database])  # float32 [n, dim]
+
+    Args:
+        network: taken over, and brought into evaluation mode.
+        whitening: applied to the network's descriptors.
+        size: what images are resized to, see :data:`sfrs.data.images.Size`; "trained" is the size the
+            network was trained at, else the backbone's.
+
+    Attributes:
+        network: :class:`sfrs.models.network.DescriptorNetwork`.
+        projection, bias: the whitening's ``[dim, K * D]`` and ``[dim]``, or None.
+        size: see above.
+
+    Raises:
+        WeightsError: the whitening was fitted to descriptors of another length.
+    """
+
+    def __init__(
+        self,
+        network: DescriptorNetwork,
+        whitening: Whitening | None = None,
+        *,
+        size: Size | Literal["trained"] = TRAINED,
+    ):
+        super().__init__()
+        if whitening is not None and whitening.input_dim != network.dim:
+            raise WeightsError(
+                f"whitening: fitted to descriptors of {whitening.input_dim} numbers, but this network's have "
+                f"{network.dim}. Whitening belongs to the network it was fitted with."
+            )
+        self.network = network
+        backbone = network.backbone
+        if size == TRAINED:
+            size = network.image_size
+        self.size: Size = tuple(size) if isinstance(size, list) else size
+        self.register_buffer("mean", torch.tensor(backbone.mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(backbone.std).view(3, 1, 1), persistent=False)
+        self.register_buffer("projection", None if whitening is None else whitening.projection)
+        self.register_buffer("bias", None if whitening is None else whitening.bias)
+        self.eval().to(next(network.parameters()).device)
+
+    @classmethod
+    def load(
+        cls,
+        source: str | Path = DEFAULT,
+        whitening: str | Path | None = None,
+        *,
+        whiten: bool = True,
+        size: Size | Literal["trained"] = TRAINED,
+        device: str | torch.device = "cpu",
+    ) -> "Model":
+        """Load a model from a file of weights, or a backbone with its published weights.
+
+        Args:
+            source: what ``sfrs export`` or ``sfrs train`` wrote, a network of other origin (see
+                :func:`sfrs.models.network.load_network`), or a name in
+                :data:`sfrs.models.backbones.REGISTRY`, whose clusters :meth:`fit_clusters` makes.
+            whitening: a file of its own with the PCA whitening; by default the one in ``source``, if any.
+            whiten: False leaves out any whitening.
+            size: see :class:`Model`.
+
+        Raises:
+            WeightsError: a file cannot be read, or the whitening does not fit the network.
+        """
+        if str(source) in REGISTRY:
+            network = pretrained_network(str(source))
+        else:
+            network = load_network(source)
+        if whitening is None and network.meta.get("has_pca"):
+            whitening = source
+        found = Whitening.load(whitening) if whiten and whitening is not None else None
+        return cls(network, found, size=size).to(device)
+
+    def save(self, path: str | Path) -> None:
+        """Write network, whitening and size to one safetensors file, from which :meth:`load` rebuilds it."""
+        size = {} if self.size is None else {"image_size": self.size}
+        save_network(path, self.network, self.network.meta | size, self.whitening)
+
+    @property
+    def dim(self) -> int:
+        """Length of a descriptor."""
+        return self.network.dim if self.projection is None else len(self.projection)
+
+    @property
+    def quarters_shape(self) -> tuple[int, int, int]:
+        """``(4, K, D)``, of the quarter VLADs of an image."""
+        return 4, self.network.vlad.num_clusters, self.network.vlad.dim
+
+    @property
+    def device(self) -> torch.device:
+        return self.mean.device
+
+    @property
+    def whitening(self) -> Whitening | None:
+        """The whitening it applies."""
+        return None if self.projection is None else Whitening(self.projection, self.bias)
+
+    @property
+    def has_clusters(self) -> bool:
+        """Whether NetVLAD's clusters were trained or made; without them nothing can be described."""
+        return not self.network.meta.get("untrained_vlad")
+
+    def at(self, size: Size) -> "Model":
+        """The same model, sharing its weights, for images resized to ``size``."""
+        other = copy.copy(self)
+        other.size = size
+        return other
+
+    def forward(self, images: Tensor) -> Tensor:
+        """RGB ``[B, 3, H, W]`` in 0..1, floating -> unit descriptors ``[B, dim]``.
+
+        Raises:
+            UserError: images of another shape, or in integers, which are 0..255.
+            WeightsError: NetVLAD has no clusters yet.
+        """
+        if images.dim() != 4 or images.shape[1] != 3 or not images.is_floating_point():
+            raise UserError(
+                f"images are {images.dtype} {list(images.shape)}; expected RGB [B, 3, H, W] in 0..1, floating"
+            )
+        return self._aggregate(self._features(images))
+
+    @torch.no_grad()
+    def encode(
+        self,
+        images: Sequence[Photograph],
+        *,
+        batch_size: int = 8,
+        workers: int = 2,
+        progress: Progress | None = None,
+        out: np.ndarray | None = None,
+        quarters: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """Describe images, float32 ``[n, dim]``, rows in the order of ``images``.
+
+        Holds the result and two batches of images, nothing else that grows with n.
+
+        Args:
+            batch_size: images of equal size per batch.
+            workers: threads that decode files.
+            progress: called with (done, n).
+            out: where to write, for example a memory map; made here if absent.
+            quarters: where to write the quarter VLADs from the same pass, float16 ``[n, 4, K, D]``.
+
+        Raises:
+            BadImageError: an image cannot be read.
+            WeightsError: NetVLAD has no clusters yet.
+        """
+        shape = (len(images), self.dim)
+        if out is None:
+            out = np.empty(shape, dtype=np.float32)
+        elif out.shape != shape:
+            raise ValueError(f"encode: out is {out.shape}, but the descriptors are {shape}")
+        options = dict(regions=quarters is not None, batch_size=batch_size, workers=workers)
+        for rows, descriptors, regions in self.encode_batches(images, **options):
+            there = slice(rows[0], rows[-1] + 1)
+            out[there] = descriptors.cpu().numpy()
+            if quarters is not None:
+                quarters[there] = regions.cpu().numpy()
+            if progress is not None:
+                progress(rows[-1] + 1, len(images))
+        return out
+
+    @torch.no_grad()
+    def encode_batches(
+        self, images: Sequence[Photograph], *, regions: bool = False, batch_size: int = 8, workers: int = 2
+    ) -> Iterator[tuple[list[int], Tensor, Tensor | None]]:
+        """Yield (rows, descriptors ``[B, dim]``, compact quarter VLADs ``[B, 4, K, D]`` if wanted).
+
+        A batch depends on the images from its first one on alone, so a list that is begun again where a
+        batch ended gives the same numbers, bit for bit.
+        """
+        self._check_clusters()
+        for rows, batch in batches(_Photographs(images, self.size), batch_size, threads=workers):
+            features = self._features(batch.to(self.device))
+            quarters = self._quarters(features) if regions else None
+            yield rows, self._aggregate(features).float(), quarters
+
+    @torch.no_grad()
+    def quarters(self, images: Sequence[Photograph], *, batch_size: int = 8) -> Tensor:
+        """Quarter VLADs, float32 ``[n, 4, K, D]`` on the CPU, un-whitened, in :func:`compact` form.
+
+        Raises:
+            BadImageError: an image cannot be read.
+        """
+        self._check_clusters()
+        found = torch.empty(len(images), *self.quarters_shape)
+        for rows, batch in batches(_Photographs(images, self.size), batch_size):
+            found[rows] = self._quarters(self._features(batch.to(self.device))).float().cpu()
+        return found
+
+    @torch.no_grad()
+    def features(self, image: Photograph) -> Tensor:
+        """Local features ``[1, D, h, w]`` of one image.
+
+        Raises:
+            BadImageError: it cannot be read.
+        """
+        return self._features(_Photographs([image], self.size)[0][None].to(self.device))
+
+    def fit_clusters(
+        self, files: Sequence[Path], *, images: int = 500, per_image: int = 100, seed: int = 0, **options
+    ) -> None:
+        """Make NetVLAD's clusters from local features of images: the off-the-shelf descriptor.
+
+        Args:
+            options: skip_bad_images, batch_size and progress of
+                :func:`sfrs.models.clusters.init_vlad_from_images`.
+
+        Raises:
+            BadImageError: one of them cannot be read.
+            TooFewFeaturesError: they have fewer local features than there are clusters.
+        """
+        from sfrs.models.clusters import init_vlad_from_images  # faiss: not needed to describe
+
+        init_vlad_from_images(self, files, images=images, per_image=per_image, seed=seed, **options)
+        self.network.meta.pop("untrained_vlad", None)
+        self.network.meta["clusters_from"] = len(files)
+
+    def digests(self) -> dict[str, str]:
+        """Digests of what a descriptor depends on: architecture, weights, whitening, size."""
+        backbone = self.network.backbone
+        architecture = [backbone.name, backbone.options, self.network.vlad.num_clusters]
+        parts = {} if self.projection is None else {"projection": self.projection, "bias": self.bias}
+        return {
+            "architecture": json.dumps(architecture, sort_keys=True),
+            "weights": _digest(self.network.state_dict()),
+            "whitening": _digest(parts) if parts else "",
+            "size": json.dumps(self.size),
+        }
+
+    def fingerprint(self) -> str:
+        """SHA-256 over :meth:`digests`: equal for models that give equal descriptors."""
+        return hashlib.sha256(json.dumps(self.digests(), sort_keys=True).encode()).hexdigest()
+
+    def _features(self, images: Tensor) -> Tensor:
+        return self.network.features(self.network.trunk((images - self.mean) / self.std))
+
+    def _aggregate(self, features: Tensor) -> Tensor:
+        self._check_clusters()
+        descriptors = self.network.vlad(features)
+        if self.projection is None:
+            return descriptors
+        return F.normalize(F.linear(descriptors, self.projection, self.bias), dim=1)
+
+    def _quarters(self, features: Tensor) -> Tensor:
+        return compact(self.network.vlad.quarters(features).float())
+
+    def _check_clusters(self) -> None:
+        if not self.has_clusters:
+            raise WeightsError(
+                f"{self.network.meta['source']}: there is no NetVLAD in it, so it describes no image. "
+                "See sfrs train, or fit_clusters."
+            )
+
+
+def compact(quarters: Tensor) -> Tensor:
+    """Quarter VLADs ``[..., 4, K, D]`` -> float16, for keeping them.
+
+    Every cluster is scaled to a largest value of 1 over the four quarters: regions are normalised cluster by
+    cluster, so this changes none of them, and neither do values overflow nor whole clusters vanish. What is
+    lost is a cluster's part in a quarter where it is 10^-7 of its largest value: nearly no local feature of
+    that quarter belongs to it, yet normalised it would weigh as much as any other.
+    """
+    largest = quarters.abs().amax(dim=(-3, -1), keepdim=True)
+    return torch.where(largest > EPS, quarters / largest.clamp_min(EPS), 0).half()
+
+
+class _Photographs(torch.utils.data.Dataset):
+    """Images as float32 RGB ``[3, H, W]`` in 0..1."""
+
+    def __init__(self, images: Sequence[Photograph], size: Size):
+        self.images, self.size = images, size
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> Tensor:
+        image = self.images[index]
+        if isinstance(image, Tensor):
+            return image
+        return (
+            image_tensor(image, self.size) if isinstance(image, Image.Image) else load_image(image, self.size)
+        )
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name, value in sorted(tensors.items()):
+        value = value.detach().cpu().contiguous()
+        digest.update(f"{name} {value.dtype} {list(value.shape)}\n".encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
