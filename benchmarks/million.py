@@ -29,13 +29,13 @@ from torch import Tensor
 
 from sfrs.models.backbones import build_backbone
 from sfrs.models.model import Model
-from sfrs.models.network import DescriptorNetwork
+from sfrs.models.network import DescriptorNetwork, save_network
 from sfrs.retrieval.index import Index
 from sfrs.retrieval.index.build import KINDS
 from sfrs.retrieval.index.derive import derive
 from sfrs.retrieval.index.rows import RowFile
 from sfrs.retrieval.index.settings import new_settings
-from sfrs.retrieval.index.store import Store
+from sfrs.retrieval.index.store import NETWORK, Store
 
 from .pages import show
 from .record import RESULTS, machine, write_json
@@ -90,7 +90,7 @@ def fill(path: Path, images: int, dim: int, kind: str) -> dict[str, float]:
         network = DescriptorNetwork(build_backbone("gradient"), dim // network.vlad.dim)
     model, drawn = Model(network.eval(), size=(480, 640)), Photographs(dim)
     path.mkdir(parents=True)
-    model.save(path)
+    save_network(path / NETWORK, model.network)
     store = Store.create(path, new_settings(model, kind))
     target = RowFile(path / store.settings["descriptors"], store.settings["dtype"], (dim,), 0)
     first, chosen, rows, drawing = 0, [], [], 0.0

@@ -39,12 +39,12 @@ def test_plain_torch_has_the_weights_and_no_operator_of_ours():
 
 def test_other_descriptors_are_refused(small, tmp_path, monkeypatch):
     files = describing.write_photographs(tmp_path, 2)
-    right = describing.describe
+    right = describing.Model.encode
 
-    def wrong(network, files, **options):
-        found = right(network, files, **options)
-        return found if isinstance(network.vlad, describing.PlainNetVLAD) else np.roll(found, 1)
+    def wrong(model, files, **options):
+        found = right(model, files, **options)
+        return found if isinstance(model.network.vlad, describing.PlainNetVLAD) else np.roll(found, 1)
 
-    monkeypatch.setattr(describing, "describe", wrong)
+    monkeypatch.setattr(describing.Model, "encode", wrong)
     with pytest.raises(SystemExit, match="REFUSED gradient: descriptors differ"):
         describing.measure("gradient", files, 1)

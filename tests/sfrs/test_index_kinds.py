@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from sfrs.models.model import Model
+from sfrs.models.network import save_network
 from sfrs.retrieval.index import Index
 from sfrs.retrieval.index import quantised as quantised_module
 from sfrs.retrieval.index.build import KINDS, Builder
@@ -15,7 +16,7 @@ from sfrs.retrieval.index.quantised import Compressed
 from sfrs.retrieval.index.rows import RowFile
 from sfrs.retrieval.index.scan import scan
 from sfrs.retrieval.index.settings import new_settings
-from sfrs.retrieval.index.store import Store
+from sfrs.retrieval.index.store import NETWORK, Store
 from sfrs.runtime.errors import UserError
 
 COMPRESSED = tuple(quantised_module.KINDS)
@@ -44,7 +45,7 @@ def make_index(tmp_path, tiny_network):
         path = tmp_path / f"{kind}.index"
         path.mkdir()
         model = Model(tiny_network, size=(48, 64))
-        model.save(path)
+        save_network(path / NETWORK, model.network)
         Store.create(path, new_settings(model, kind)).close()
         append(path, rows)
         return path

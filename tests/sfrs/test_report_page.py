@@ -17,7 +17,7 @@ def address(tmp_path_factory) -> str:
         patch.setitem(REGISTRY, "tiny", "tiny_backbone:TinyBackbone")
         torch.manual_seed(0)
         network = DescriptorNetwork(build_backbone("tiny"), 4).eval()
-        subject = read_subject(evaluated(folder, network), folder / "r", Overrides(), Running(threads=0))
+        subject = read_subject(evaluated(folder, network), folder / "r", Overrides(), Running(workers=0))
         return write_report(subject, folder / "r").as_uri()
 
 

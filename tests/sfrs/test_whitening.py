@@ -84,7 +84,7 @@ def test_wrong_input_is_explained(tmp_path):
         Whitening.fit(correlated(9, 4), 5)
     with pytest.raises(ValueError, match="all descriptors are equal"):
         Whitening.fit(np.ones((5, 8), np.float32), 2)
-    with pytest.raises(WeightsError, match="fitted to descriptors of 4 numbers, but these have 5"):
+    with pytest.raises(WeightsError, match="fitted to descriptors of 4 numbers, but this network's have 5"):
         Whitening.fit(correlated(9, 4), 2).apply(torch.zeros(1, 5))
     torch.save({"other": torch.zeros(1)}, tmp_path / "other.pth")
     with pytest.raises(WeightsError, match="no whitening in it.*other"):

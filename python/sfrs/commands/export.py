@@ -89,12 +89,14 @@ def export(
     from sfrs.runtime.host import usable_device
     from sfrs.runtime.terminal import messages, progress_tasks
 
+    if whitening.whitening is not None and whitening.no_whitening:
+        raise UserError("--whitening and --no-whitening exclude each other.")
     name = exports.choose_format(format, out)
     device = usable_device(device)
     photos = check_files(check or [])
     weights = weights_of(source)
     model = Model.load(weights, whitening.whitening, whiten=not whitening.no_whitening)
-    options.require_trained(model.network, "sfrs export")
+    model.check_clusters()
     shape = parse_shape(size, model)
     text = f"Writing {out} ({exports.FORMATS[name].title}) from {weights}"
     messages.print(text, highlight=False, markup=False, soft_wrap=True)

@@ -61,11 +61,8 @@ class Model(nn.Module):
         size: Size | Literal["trained"] = TRAINED,
     ):
         super().__init__()
-        if whitening is not None and whitening.input_dim != network.dim:
-            raise WeightsError(
-                f"whitening: fitted to descriptors of {whitening.input_dim} numbers, but this network's have "
-                f"{network.dim}. Whitening belongs to the network it was fitted with."
-            )
+        if whitening is not None:
+            whitening.check(network.dim)
         self.network = network
         backbone = network.backbone
         if size == TRAINED:
@@ -207,7 +204,7 @@ class Model(nn.Module):
         A batch depends on the images from its first one on alone, so a list that is begun again where a
         batch ended gives the same numbers, bit for bit.
         """
-        self._check_clusters()
+        self.check_clusters()
         for rows, batch in batches(_Photographs(images, self.size), batch_size, threads=workers):
             features = self._features(batch.to(self.device))
             quarters = self._quarters(features) if regions else None
@@ -220,7 +217,7 @@ class Model(nn.Module):
         Raises:
             BadImageError: an image cannot be read.
         """
-        self._check_clusters()
+        self.check_clusters()
         found = torch.empty(len(images), *self.quarters_shape)
         for rows, batch in batches(_Photographs(images, self.size), batch_size):
             found[rows] = self._quarters(self._features(batch.to(self.device))).float().cpu()
@@ -274,7 +271,7 @@ class Model(nn.Module):
         return self.network.features(self.network.trunk((images - self.mean) / self.std))
 
     def _aggregate(self, features: Tensor) -> Tensor:
-        self._check_clusters()
+        self.check_clusters()
         descriptors = self.network.vlad(features)
         if self.projection is None:
             return descriptors
@@ -283,11 +280,13 @@ class Model(nn.Module):
     def _quarters(self, features: Tensor) -> Tensor:
         return compact(self.network.vlad.quarters(features).float())
 
-    def _check_clusters(self) -> None:
+    def check_clusters(self) -> None:
+        """Raise :class:`WeightsError` if NetVLAD has no clusters."""
         if not self.has_clusters:
+            source = self.network.meta.get("source", "network")
             raise WeightsError(
-                f"{self.network.meta['source']}: there is no NetVLAD in it, so it describes no image. "
-                "See sfrs train, or fit_clusters."
+                f"{source}: there is no NetVLAD in it, so it describes no image. See sfrs train, or "
+                "fit_clusters."
             )
 
 

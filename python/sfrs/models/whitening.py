@@ -41,17 +41,21 @@ class Whitening:
     def to(self, device: str | torch.device) -> "Whitening":
         return Whitening(self.projection.to(device), self.bias.to(device))
 
+    def check(self, dim: int) -> None:
+        """Raise :class:`WeightsError` unless it takes descriptors of ``dim`` numbers."""
+        if dim != self.input_dim:
+            raise WeightsError(
+                f"whitening: fitted to descriptors of {self.input_dim} numbers, but this network's have "
+                f"{dim}. Whitening belongs to the network it was fitted with."
+            )
+
     def apply(self, descriptors: Tensor) -> Tensor:
         """Whiten and L2-normalise ``[B, input_dim]`` -> ``[B, dim]``.
 
         Raises:
             WeightsError: the descriptors have another length than those this was fitted to.
         """
-        if descriptors.shape[1] != self.input_dim:
-            raise WeightsError(
-                f"whitening: fitted to descriptors of {self.input_dim} numbers, but these have "
-                f"{descriptors.shape[1]}. Whitening belongs to the network it was fitted with."
-            )
+        self.check(descriptors.shape[1])
         projection, bias = self.projection.to(descriptors), self.bias.to(descriptors)
         return F.normalize(F.linear(descriptors, projection, bias), dim=1)
 
