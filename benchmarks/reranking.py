@@ -18,8 +18,9 @@ import torch
 from benchmarks.pages import show
 from benchmarks.record import machine, write_json
 from benchmarks.reranking_tables import tables
+from sfrs.data.coordinates import within
 from sfrs.data.images import Size
-from sfrs.data.places import Places, load_places, within
+from sfrs.data.places import Places, load_places
 from sfrs.models.network import DescriptorNetwork, describe, load_network
 from sfrs.models.whitening import Whitening
 from sfrs.retrieval.quarters import KeptQuarters, describe_with_quarters, temporary_quarters

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated
 
@@ -47,7 +46,7 @@ def describe(
     keep_size: shared.KeepSize = False,
     skip_bad_images: shared.SkipBadImages = False,
     batch_size: shared.BatchSize = 8,
-    threads: shared.Threads = None,
+    workers: shared.Workers = None,
     device: shared.Device = "auto",
     seed: shared.Seed = 0,
 ) -> None:
@@ -58,7 +57,9 @@ def describe(
     """
     if out.suffix != ".npy":
         raise UserError(f"--out is {out}; expected a name that ends in .npy.")
-    files = _files(path)
+    from sfrs.data.images import check_images, images_at
+
+    files = images_at(path)
     network = shared.open_network(weights, backbone, random_weights, seed)
     size = shared.parse_size(image_size, shorter_side, keep_size, network)
     device = shared.parse_device(device)
@@ -66,61 +67,38 @@ def describe(
 
     import numpy as np
 
-    from sfrs.data.images import check_images
     from sfrs.models import network as descriptor
+    from sfrs.runtime.atomic_io import replaced, write_text
     from sfrs.runtime.terminal import messages, progress_tasks
 
     if network.meta.get("source") == shared.RANDOM_WEIGHTS:
         messages.print("[yellow]Random weights:[/yellow] these descriptors only serve to try the path.")
     else:
         shared.require_trained(network, "describe")
-    threads = shared.decoding_threads(threads)
+    workers = shared.decoding_workers(workers)
     with progress_tasks() as tasks:
         if skip_bad_images:
-            bad = dict(check_images(files, threads=threads, progress=tasks("checking")))
+            bad = dict(check_images(files, workers=workers, progress=tasks("checking")))
             files = [file for file in files if file not in bad]
             for file, why in bad.items():
                 messages.print(f"[yellow]Skipped[/yellow] {file}: {why}", soft_wrap=True, highlight=False)
             if not files:
                 raise UserError(f"{path}: none of the {len(bad)} images can be read.")
-        out.parent.mkdir(parents=True, exist_ok=True)
-        partial = out.with_name(out.name + ".partial")
         dim = network.dim if loaded is None else loaded.dim
-        rows = np.lib.format.open_memmap(partial, mode="w+", dtype=np.float32, shape=(len(files), dim))
-        try:
+        with replaced(out) as partial:
+            rows = np.lib.format.open_memmap(partial, mode="w+", dtype=np.float32, shape=(len(files), dim))
             descriptor.describe(
                 network,
                 files,
                 size=size,
                 batch_size=batch_size,
                 device=device,
-                threads=threads,
+                threads=workers,
                 whitening=loaded,
                 progress=tasks("describing"),
                 out=rows,
             )
             rows.flush()
-            os.replace(partial, out)
-        finally:
-            partial.unlink(missing_ok=True)
     listing = out.with_suffix(".txt")
-    partial = listing.with_name(listing.name + ".partial")
-    partial.write_text("".join(f"{file}\n" for file in files), "utf-8", errors="surrogateescape")
-    os.replace(partial, listing)
+    write_text(listing, "".join(f"{file}\n" for file in files))
     print(f"{len(files)} descriptors of {dim} numbers in {out}, their files in {listing}")
-
-
-def _files(path: Path) -> list[Path]:
-    from sfrs.data.places.folder import IMAGE_SUFFIXES, image_files
-
-    if path.is_file():
-        return [path]
-    files = image_files(path)
-    if not files:
-        what = (
-            f"no {', '.join(IMAGE_SUFFIXES)} in this folder"
-            if path.is_dir()
-            else "there is no such file or folder"
-        )
-        raise UserError(f"{path}: {what}.")
-    return files

@@ -107,7 +107,7 @@ def evaluate(
         typer.Option("--json", help="Print JSON instead of a table.", rich_help_panel="Output"),
     ] = False,
     batch_size: shared.BatchSize = 8,
-    threads: shared.Threads = None,
+    workers: shared.Workers = None,
     device: shared.Device = "auto",
     seed: shared.Seed = 0,
 ) -> None:
@@ -132,10 +132,10 @@ def evaluate(
     places = load_places(data, split)
     evaluation.check_answerable(places, radius)
     skipped: list[tuple] = []
-    threads = shared.decoding_threads(threads)
+    workers = shared.decoding_workers(workers)
     with progress_tasks() as tasks:
         if skip_bad_images:
-            places, skipped = evaluation.without_bad_images(places, threads=threads, tasks=tasks)
+            places, skipped = evaluation.without_bad_images(places, threads=workers, tasks=tasks)
         if network.meta.get("untrained_vlad"):
             shared.make_clusters(
                 network,
@@ -159,7 +159,7 @@ def evaluate(
             nms=nms,
             whitening=loaded,
             batch_size=batch_size,
-            threads=threads,
+            threads=workers,
             device=device,
             tasks=tasks,
             **(options or {}),

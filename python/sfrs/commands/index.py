@@ -133,7 +133,7 @@ def index(
     keep_size: shared.KeepSize = False,
     skip_bad_images: shared.SkipBadImages = False,
     batch_size: shared.BatchSize = 8,
-    threads: shared.Threads = None,
+    workers: shared.Workers = None,
     device: shared.Device = "auto",
     seed: shared.Seed = 0,
 ) -> None:
@@ -190,7 +190,7 @@ def index(
                 allow_unplaced=allow_unplaced,
                 skip_bad_images=skip_bad_images,
                 batch_size=batch_size,
-                threads=shared.decoding_threads(threads),
+                threads=shared.decoding_workers(workers),
                 tasks=tasks,
                 prepare=prepare,
             )

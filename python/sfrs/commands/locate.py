@@ -57,7 +57,7 @@ def locate(
         ),
     ] = None,
     skip_bad_images: shared.SkipBadImages = False,
-    threads: shared.Threads = None,
+    workers: shared.Workers = None,
     device: shared.Device = "auto",
 ) -> None:
     """Say where photographs were taken: easting and northing, and latitude and longitude.
@@ -69,8 +69,10 @@ def locate(
     options = reranking.parse_reranking(rerank, rerank_depth, rerank_score)
     if geojson is not None and not geojson.parent.is_dir():
         raise UserError(f"--geojson is {geojson}, but there is no folder {geojson.parent}.")
-    files = _files(path)
-    threads = shared.decoding_threads(threads)
+    from sfrs.data.images import images_at
+
+    files = images_at(path)
+    workers = shared.decoding_workers(workers)
 
     from sfrs.retrieval import locate as locating
     from sfrs.retrieval.index import Index
@@ -82,10 +84,10 @@ def locate(
         locating.check_degrees(opened)
     with progress_tasks() as tasks:
         if skip_bad_images:
-            files = _readable(files, path, threads, tasks)
+            files = _readable(files, path, workers, tasks)
         _warn_of_slow_reranking(opened, options, top)
         founds = locating.locate(
-            opened, files, top=top, rerank=rerank, threads=threads, tasks=tasks, **(options or {})
+            opened, files, top=top, rerank=rerank, threads=workers, tasks=tasks, **(options or {})
         )
     _tell_left_out(founds, opened)
     if geojson is not None:
@@ -96,26 +98,13 @@ def locate(
         _print_text(founds, opened, geojson)
 
 
-def _files(path: Path) -> list[Path]:
-    from sfrs.data.places.folder import IMAGE_SUFFIXES, image_files
-
-    if path.is_file():
-        return [path]
-    if not path.is_dir():
-        raise UserError(f"{path}: there is no such file or folder.")
-    files = image_files(path)
-    if not files:
-        raise UserError(f"{path}: no {', '.join(IMAGE_SUFFIXES)} in this folder.")
-    return files
-
-
-def _readable(files: list[Path], path: Path, threads: int, tasks) -> list[Path]:
+def _readable(files: list[Path], path: Path, workers: int, tasks) -> list[Path]:
     from rich.text import Text
 
     from sfrs.data.images import check_images
     from sfrs.runtime.terminal import messages
 
-    bad = dict(check_images(files, threads=threads, progress=tasks("checking")))
+    bad = dict(check_images(files, workers=workers, progress=tasks("checking")))
     for file, why in bad.items():
         messages.print(Text.assemble(("Skipped", "yellow"), f" {file}: {why}"), soft_wrap=True)
     if len(bad) == len(files):

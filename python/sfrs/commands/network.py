@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from sfrs.data.images import Size
     from sfrs.models.network import DescriptorNetwork
     from sfrs.models.whitening import Whitening
-    from sfrs.retrieval.evaluation import Tasks
+    from sfrs.runtime.progress import Tasks
 
 Weights = Annotated[
     Path | None,
@@ -87,10 +87,10 @@ BatchSize = Annotated[
     int,
     typer.Option("--batch-size", min=1, help="Images of equal size per batch.", rich_help_panel="Running"),
 ]
-Threads = Annotated[
+Workers = Annotated[
     int | None,
     typer.Option(
-        "--threads",
+        "--workers",
         min=0,
         help="Threads that decode images. Default: one per core, at most 8.",
         rich_help_panel="Running",
@@ -223,8 +223,8 @@ def parse_device(name: str) -> str:
     return usable_device(name)
 
 
-def decoding_threads(threads: int | None) -> int:
-    return min(8, len(os.sched_getaffinity(0))) if threads is None else threads
+def decoding_workers(workers: int | None) -> int:
+    return min(8, len(os.sched_getaffinity(0))) if workers is None else workers
 
 
 def open_whitening(path: Path | None, network: DescriptorNetwork, device: str) -> Whitening | None:

@@ -68,7 +68,7 @@ def report(
         ),
     ] = None,
     batch_size: shared.BatchSize = 8,
-    threads: shared.Threads = None,
+    workers: shared.Workers = None,
     device: shared.Device = "auto",
 ) -> None:
     """Write one HTML page that shows how often, where and why a network is right or wrong.
@@ -92,7 +92,7 @@ def report(
     from sfrs.web.report import Overrides, Running, read_subject, write_report
 
     with progress_tasks() as tasks:
-        running = Running(batch_size, shared.decoding_threads(threads), device, tasks)
+        running = Running(batch_size, shared.decoding_workers(workers), device, tasks)
         subject = read_subject(source, out, Overrides(data, weights, split), running)
         page = write_report(subject, out, cases=cases, device=device, tasks=tasks)
     if subject.unexplained:

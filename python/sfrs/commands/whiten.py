@@ -39,7 +39,7 @@ def whiten(
     shorter_side: shared.ShorterSide = None,
     keep_size: shared.KeepSize = False,
     batch_size: shared.BatchSize = 8,
-    threads: shared.Threads = None,
+    workers: shared.Workers = None,
     device: shared.Device = "auto",
     seed: Annotated[int, typer.Option("--seed", help="Seed of the choice of images.")] = 0,
 ) -> None:
@@ -75,7 +75,7 @@ def whiten(
             size=size,
             batch_size=batch_size,
             device=device,
-            threads=shared.decoding_threads(threads),
+            threads=shared.decoding_workers(workers),
             progress=tasks("describing"),
         )
     fitted = Whitening.fit(descriptors, dim, max_images=images)

@@ -9,9 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sfrs.data.images import ImageFiles, Progress, Size, batches, check_images
+from sfrs.data.images import ImageFiles, Size, batches, check_images
 from sfrs.models.network import DescriptorNetwork
 from sfrs.runtime.errors import UserError
+from sfrs.runtime.progress import Progress
 
 
 class TooFewFeaturesError(UserError, ValueError):

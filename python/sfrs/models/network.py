@@ -9,10 +9,11 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from sfrs.data.images import ImageFiles, Progress, Size, batches
+from sfrs.data.images import ImageFiles, Size, batches
 from sfrs.models.backbones import Backbone, build_backbone
 from sfrs.models.foreign import load_vgg16, read_state
 from sfrs.models.whitening import WHITENING, Whitening
+from sfrs.runtime.progress import Progress
 from sfrs.runtime.tensor_files import write_tensors
 from sfrs_ext.nn import RegionNetVLAD
 
@@ -106,7 +107,7 @@ def describe(
         out = np.empty(shape, dtype=np.float32)
     elif out.shape != shape:
         raise ValueError(f"describe: out is {out.shape}, but the descriptors are {shape}")
-    for rows, batch in batches(images, batch_size, threads=threads):
+    for rows, batch in batches(images, batch_size, workers=threads):
         descriptors = network(batch.to(device))
         if whitening is not None:
             descriptors = whitening.apply(descriptors)

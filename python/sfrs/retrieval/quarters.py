@@ -11,10 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sfrs.data.images import ImageFiles, Progress, Size, batches
+from sfrs.data.images import ImageFiles, Size, batches
 from sfrs.models.network import DescriptorNetwork
 from sfrs.models.whitening import Whitening
 from sfrs.runtime.errors import UserError
+from sfrs.runtime.progress import Progress
 
 EPS = 1e-12
 
@@ -104,7 +105,7 @@ def describe_with_quarters(
     images = ImageFiles(images, size, network.backbone.mean, network.backbone.std)
     network = network.to(device).eval()
     out = np.empty((len(images), network.dim if whitening is None else whitening.dim), dtype=np.float32)
-    for rows, batch in batches(images, batch_size, threads=threads):
+    for rows, batch in batches(images, batch_size, workers=threads):
         features = network.features(network.trunk(batch.to(device)))
         descriptors = network.vlad(features)
         if whitening is not None:

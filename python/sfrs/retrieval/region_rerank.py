@@ -17,17 +17,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sfrs.data.images import Progress, Size
+from sfrs.data.images import Size
 from sfrs.data.places import Places
 from sfrs.models.network import DescriptorNetwork
 from sfrs.models.whitening import Whitening
-from sfrs.retrieval.evaluation import RADIUS, Evaluation, Tasks, check_answerable, search_depth
+from sfrs.retrieval.evaluation import RADIUS, Evaluation, check_answerable, search_depth
 from sfrs.retrieval.evaluation import score as score_predictions
 from sfrs.retrieval.quarters import KeptQuarters, compact, describe_with_quarters, temporary_quarters
 from sfrs.retrieval.recall import RECALL_AT
 from sfrs.retrieval.region_matching import region_matches
 from sfrs.retrieval.search import search
 from sfrs.runtime.errors import UserError
+from sfrs.runtime.progress import Progress, Tasks
 
 DEPTH = 100
 """How many images of a search are ordered anew."""

@@ -12,15 +12,15 @@ import numpy as np
 
 from sfrs.data.coordinates import parse_zone
 from sfrs.data.images import BadImageError, check_images
-from sfrs.retrieval.evaluation import Tasks
+from sfrs.data.photos import Photo, check_inside, project, why_unreadable
 from sfrs.retrieval.index.checks import check_free, check_placed, check_same
 from sfrs.retrieval.index.derive import derive
 from sfrs.retrieval.index.model import Model
-from sfrs.retrieval.index.photos import Photo, check_inside, project, why_unreadable
 from sfrs.retrieval.index.rows import RowFile
 from sfrs.retrieval.index.settings import new_settings
 from sfrs.retrieval.index.store import LOCK, TABLE, Store, Table, locked, stamp
 from sfrs.runtime.errors import UserError
+from sfrs.runtime.progress import Tasks
 
 KINDS = ("exact", "float16", "pq", "ivf", "disk")
 COMMIT_SECONDS = 5.0
@@ -151,7 +151,7 @@ class Builder(AbstractContextManager):
         todo, replaced = self._compare(files, positions, stamps)
         if skip_bad_images:
             show = tasks("checking") if tasks else None
-            bad = dict(check_images([photos[i].file for i in todo], threads=threads, progress=show))
+            bad = dict(check_images([photos[i].file for i in todo], workers=threads, progress=show))
             todo = [i for i in todo if photos[i].file not in bad]
             self.change.skipped += tuple(bad.items())
         self._describe(

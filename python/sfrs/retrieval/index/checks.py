@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from sfrs.data.photos import Photo
 from sfrs.retrieval.index.model import NETWORK, WHITENING, Model
-from sfrs.retrieval.index.photos import Photo
 from sfrs.retrieval.index.store import LOCK, TABLE
 from sfrs.runtime.errors import UserError
 

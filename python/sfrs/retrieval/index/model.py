@@ -11,10 +11,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from sfrs.data.images import ImageFiles, Progress, Size, batches, image_tensor
+from sfrs.data.images import ImageFiles, Size, batches, image_tensor
 from sfrs.models.network import DescriptorNetwork, describe, load_network, save_network
 from sfrs.models.whitening import Whitening
 from sfrs.retrieval.quarters import compact
+from sfrs.runtime.progress import Progress
 
 NETWORK, WHITENING = "network.safetensors", "whitening.safetensors"
 
@@ -92,7 +93,7 @@ class Model:
         A batch depends on the files from its first one on alone, so a list that is begun again where a
         batch ended gives the same numbers, bit for bit.
         """
-        for rows, batch in batches(self._images(files), batch_size, threads=threads):
+        for rows, batch in batches(self._images(files), batch_size, workers=threads):
             features = self._features(batch)
             descriptors = self._whitened(self.network.vlad(features))
             yield rows, descriptors, self._quarters(features) if regions else None

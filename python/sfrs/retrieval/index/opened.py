@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from sfrs.data.images import Progress, Size
+from sfrs.data.images import Size
 from sfrs.models.network import DescriptorNetwork
 from sfrs.models.whitening import Whitening
 from sfrs.retrieval.index.model import Model
@@ -19,6 +19,7 @@ from sfrs.retrieval.index.rows import map_rows
 from sfrs.retrieval.index.scan import compare, scan
 from sfrs.retrieval.index.store import Paths, Store, Table
 from sfrs.runtime.errors import UserError
+from sfrs.runtime.progress import Progress
 
 ATTEMPTS = 3
 """Times to open an index whose files a writer replaces meanwhile."""
