@@ -18,8 +18,9 @@ import torch
 from benchmarks.pages import show
 from benchmarks.record import machine, write_json
 from benchmarks.reranking_tables import tables
+from sfrs.data.coordinates import within
 from sfrs.data.images import Size
-from sfrs.data.places import Places, load_places, within
+from sfrs.data.places import Places, load_places
 from sfrs.models.model import Model
 from sfrs.models.network import load_network
 from sfrs.models.whitening import Whitening

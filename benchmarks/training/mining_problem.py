@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sfrs.data.coordinates import within
 from sfrs.data.neighbourhood import Neighbourhood
-from sfrs.data.places import within
 
 VIEWS = 24
 """Database images of one panorama, as in Pittsburgh."""

@@ -50,7 +50,7 @@ def run(path: Path, photos: Path) -> None:
     """What ``sfrs index`` does."""
     build.COMMIT_SECONDS = 0.0
     with Builder(path, make_model(), regions=True) as builder:
-        builder.add(read_photos(photos), batch_size=4, threads=0)
+        builder.add(read_photos(photos), batch_size=4, workers=0)
         builder.finish()
 
 

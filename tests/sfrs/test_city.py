@@ -13,7 +13,6 @@ from sfrs.synthetic.city.renderer import render
 from sfrs.synthetic.city.scene import build_scene
 from sfrs.synthetic.city.style import draw_style
 from sfrs.synthetic.city.textures import paint_front
-from sfrs.synthetic.city.utm import to_latlon
 from sfrs.synthetic.city.views import DAY, NIGHT, Drive, Views, Visit, drive, visit
 from sfrs.synthetic.city.write import city_config, write_city
 
@@ -157,12 +156,3 @@ def test_queries_near_a_view_share_its_condition_and_stay_within_reach(scene):
     turn = (queries.heading - base.heading + 180) % 360 - 180
     assert np.abs(turn).max() <= 4.0
     assert (queries.condition == base.condition).all() and (queries.year != base.year).all()
-
-
-def test_utm_coordinates_become_degrees():
-    latitude, longitude = to_latlon(np.array([500_000.0]), np.array([0.0]), 33)
-    assert latitude[0] == pytest.approx(0.0, abs=1e-9) and longitude[0] == pytest.approx(15.0, abs=1e-9)
-    # The CN Tower, 43 deg 38' 33.24" N, 79 deg 23' 13.7" W, is 630,084 m E, 4,833,438 m N in zone 17.
-    latitude, longitude = to_latlon(np.array([630_084.0]), np.array([4_833_438.0]), 17)
-    assert latitude[0] == pytest.approx(43.642567, abs=1e-5)
-    assert longitude[0] == pytest.approx(-79.387139, abs=1e-5)

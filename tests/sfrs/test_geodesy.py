@@ -9,7 +9,6 @@ from sfrs.data.coordinates import parse_zone, to_degrees, to_metres, zone_at, zo
 from sfrs.data.exif import gps
 from sfrs.data.images import BadImageError
 from sfrs.runtime.errors import UserError
-from sfrs.synthetic.city.utm import to_latlon
 
 # A published example: easting, northing, zone, latitude, longitude.
 CN_TOWER = (630084.0, 4833438.0, "17N", 43.642567, -79.387139)
@@ -83,11 +82,6 @@ def test_a_published_point_is_met():
     metres, found = to_metres([[latitude, longitude]])
     assert found == zone and np.abs(metres - [[easting, northing]]).max() < 1
     assert np.abs(to_degrees([[easting, northing]], zone) - [[latitude, longitude]]).max() < 2e-5
-
-
-def test_degrees_agree_with_the_series_that_names_rendered_images():
-    positions = np.array([[391_000.0, 5_820_000.0], [431_234.5, 5_841_000.25]])
-    assert np.abs(to_degrees(positions, "33N") - np.column_stack(to_latlon(*positions.T, 33))).max() < 1e-8
 
 
 def test_there_and_back_is_the_same_to_a_tenth_of_a_millimetre():

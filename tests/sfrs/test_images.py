@@ -89,12 +89,12 @@ def test_images_are_normalised_by_mean_and_std(make_image):
     assert torch.allclose(ImageFiles([path], mean=mean, std=std)[0], expected)
 
 
-@pytest.mark.parametrize("threads", [0, 1, 3])
-def test_batches_hold_images_of_one_size_in_order(make_image, threads):
+@pytest.mark.parametrize("workers", [0, 1, 3])
+def test_batches_hold_images_of_one_size_in_order(make_image, workers):
     sizes = [(48, 64)] * 5 + [(32, 32)] + [(48, 64)] * 2
     files = [make_image(f"{i}.png", scene=i, height=h, width=w) for i, (h, w) in enumerate(sizes)]
     images = ImageFiles(files)
-    found = list(batches(images, 2, threads=threads))
+    found = list(batches(images, 2, workers=workers))
     assert [rows for rows, _ in found] == [[0, 1], [2, 3], [4], [5], [6, 7]]
     for rows, batch in found:
         assert torch.equal(batch, torch.stack([images[i] for i in rows]))
@@ -115,5 +115,5 @@ def test_batches_read_only_a_little_ahead(make_image):
             return super().__getitem__(index)
 
     images = Counting([make_image("a.png")] * 50)
-    next(batches(images, 2, threads=2))
+    next(batches(images, 2, workers=2))
     assert len(loaded) <= 2 + 2 * 2 + 1

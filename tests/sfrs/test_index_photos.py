@@ -5,7 +5,7 @@ import pytest
 
 from sfrs.data.coordinates import to_metres
 from sfrs.data.images import BadImageError
-from sfrs.retrieval.index.photos import Photo, photo_of, project, read_photos
+from sfrs.data.photos import Photo, photo_of, project, read_photos
 from sfrs.runtime.errors import UserError
 
 FULL = "@{}@{}@33@U@52.7@13.4@d00008@00@8.1@5.6@0.0@2.4@20190626_074107@day@.jpg"

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from sfrs.data.neighbourhood import Neighbourhood
-from sfrs.data.places import Ragged
+from sfrs.data.ragged import Ragged
 from sfrs.runtime.errors import UserError
 from sfrs.training.config import TrainConfig
 from sfrs.training.mining import Miner, hardest_negatives, pool_ranks

@@ -4,8 +4,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sfrs.data.places import CoordinatesWarning, ImageSet, PlacesError, Ragged, load_places, within
-from sfrs.data.places.cities import eastward_shifts
+from sfrs.data.coordinates import eastward_shifts, within
+from sfrs.data.places import CoordinatesWarning, ImageSet, PlacesError, load_places
+from sfrs.data.ragged import Ragged
 
 
 def touch(root: Path, *names: str) -> None:

@@ -17,7 +17,6 @@ from published_sets import (
     write_tokyo_tm,
 )
 from scipy.io import loadmat, savemat
-from tiny_training import tiny_config
 
 from sfrs.data.coordinates import to_metres
 from sfrs.data.neighbourhood import Neighbourhood, right_images
@@ -50,7 +49,7 @@ def test_pittsburghs_views_of_a_panorama_are_one_place_and_its_query_another(tmp
     ids = places.database.place_ids.reshape(8, 3)
     assert (ids == ids[:, :1]).all() and len(np.unique(ids)) == 8
     assert not set(places.queries.place_ids) & set(places.database.place_ids)
-    near = Neighbourhood.of_places(places, tiny_config())
+    near = Neighbourhood.of_places(places, 10.0, 25.0)
     assert [near.positives[i].tolist() for i in range(2)] == [[0, 1, 2], [3, 4, 5]]
 
 
@@ -200,7 +199,7 @@ def test_tokyo_247_panoramas_are_kept_apart_at_one_position(tmp_path):
 def test_tokyo_time_machine_has_positives_of_another_time_only(tmp_path):
     places = load_places(write_tokyo_tm(tmp_path, "train"), "train")
     assert places.queries.files[0] in places.database.files
-    near = Neighbourhood.of_places(places, tiny_config())
+    near = Neighbourhood.of_places(places, 10.0, 25.0)
     assert [near.positives[i].tolist() for i in range(3)] == [[2, 3], [6, 7], [10, 11]]
     assert near.excluded[0].tolist() == [0, 1, 2, 3]
     part = places.queries.subset(np.array([1]))
@@ -231,7 +230,7 @@ def test_msls_reads_positions_and_conditions_and_leaves_panoramas_out(tmp_path):
     assert places.queries.positions[1].tolist() == [ORIGIN[0] + 43.0, ORIGIN[1]]
     assert places.queries.conditions == ("day", "night", "day", "night")
     assert all(file.is_file() for file in (*places.database.files, *places.queries.files))
-    near = Neighbourhood.of_places(places, tiny_config())
+    near = Neighbourhood.of_places(places, 10.0, 25.0)
     assert [near.positives[i].tolist() for i in range(4)] == [[0], [1], [2], []]
 
 
@@ -250,7 +249,7 @@ def test_cities_on_the_same_metres_of_their_zones_are_moved_apart(tmp_path):
     for city in ("amman", "goa", "nairobi"):
         write_msls_city(tmp_path, city)
     places = load_places(tmp_path, "train")
-    near = Neighbourhood.of_places(places, tiny_config())
+    near = Neighbourhood.of_places(places, 10.0, 25.0)
     assert near.positives.counts().tolist() == 3 * [1, 1, 1, 0]
     assert places.queries.positions[0].tolist() == [ORIGIN[0] + 3.0, ORIGIN[1]], "the first stays where it is"
 
@@ -279,7 +278,7 @@ def test_gsv_cities_asks_for_the_newest_image_of_every_place(tmp_path):
     assert all(file.is_file() and file.suffix == ".JPG" for file in places.queries.files)
     expected = to_metres(np.array([[42.351, -71.06 + 0.00001]]), "19N")[0]
     assert np.allclose(places.queries.positions[0], expected, atol=1e-6)
-    near = Neighbourhood.of_places(places, tiny_config())
+    near = Neighbourhood.of_places(places, 10.0, 25.0)
     assert near.positives[1].tolist() == [3, 4, 5] and (near.positives.counts() == 3).all()
     val = load_places(tmp_path, "val")
     assert [file.name.split("_")[1] for file in val.queries.files] == ["0000020"]

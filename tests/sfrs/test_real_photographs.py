@@ -3,8 +3,9 @@
 import pytest
 import torch
 
+from sfrs.data.coordinates import within
 from sfrs.data.images import check_images
-from sfrs.data.places import load_places, within
+from sfrs.data.places import load_places
 from sfrs.models.backbones import build_backbone
 from sfrs.models.clusters import init_vlad_from_images
 from sfrs.models.model import Model

@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from sfrs.data.places import Ragged
+from sfrs.data.ragged import Ragged
 from sfrs.retrieval.recall import correct, recall_at, spatial_nms, without_same_time
 
 POSITIVES = Ragged.from_lists([[4], [0, 2], [], [7]])

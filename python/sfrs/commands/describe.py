@@ -42,12 +42,14 @@ def describe(
     """
     if out.suffix != ".npy":
         raise UserError(f"--out is {out}; expected a name that ends in .npy.")
-    files = options.image_files_of(path)
+    from sfrs.data.images import images_at
+
+    files = images_at(path)
     model = options.open_model(weights, whitening, images, running)
 
     import numpy as np
 
-    from sfrs.runtime.atomic_io import replaced
+    from sfrs.runtime.atomic_io import replaced, write_text
     from sfrs.runtime.terminal import messages, progress_tasks
 
     if model.network.meta.get("source") == options.RANDOM_WEIGHTS:
@@ -66,6 +68,5 @@ def describe(
             model.encode(files, progress=tasks("describing"), out=rows, **settings)
             rows.flush()
     listing = out.with_suffix(".txt")
-    with replaced(listing) as partial:
-        partial.write_text("".join(f"{file}\n" for file in files), "utf-8", errors="surrogateescape")
+    write_text(listing, "".join(f"{file}\n" for file in files))
     print(f"{len(files)} descriptors of {model.dim} numbers in {out}, their files in {listing}")

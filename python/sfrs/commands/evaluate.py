@@ -138,7 +138,7 @@ def evaluate(
     settings = running.begin()
     with progress_tasks() as tasks:
         if on.skip_bad_images:
-            places, skipped = evaluation.without_bad_images(places, threads=settings["workers"], tasks=tasks)
+            places, skipped = evaluation.without_bad_images(places, workers=settings["workers"], tasks=tasks)
         if not model.has_clusters:
             options.fit_clusters(
                 model,

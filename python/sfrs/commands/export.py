@@ -164,15 +164,10 @@ def parse_shape(size: str | None, model: Model) -> ImageShape:
 
 def check_files(paths: list[Path]) -> list[Path]:
     """Images to compare on: the files given, and up to MOST_PHOTOS of each folder, evenly spread."""
-    from sfrs.data.places.folder import IMAGE_SUFFIXES, image_files
+    from sfrs.data.images import images_at
 
     files: list[Path] = []
     for path in paths:
-        if not path.is_dir():
-            files.append(path)
-            continue
-        found = image_files(path)
-        if not found:
-            raise UserError(f"{path}: no {', '.join(IMAGE_SUFFIXES)} in this folder.")
+        found = images_at(path) if path.is_dir() else [path]
         files += found[:: -(-len(found) // MOST_PHOTOS)]
     return files

@@ -191,7 +191,7 @@ def index(
                 allow_unplaced=coordinates.allow_unplaced,
                 skip_bad_images=skip,
                 batch_size=settings["batch_size"],
-                threads=settings["workers"],
+                workers=settings["workers"],
                 tasks=tasks,
                 prepare=prepare,
             )

@@ -68,7 +68,9 @@ def locate(
     reranking, geojson = rerank.parse(), output.geojson
     if geojson is not None and not geojson.parent.is_dir():
         raise UserError(f"--geojson is {geojson}, but there is no folder {geojson.parent}.")
-    files = options.image_files_of(path)
+    from sfrs.data.images import images_at
+
+    files = images_at(path)
     settings = running.begin()
 
     from sfrs.retrieval import locate as locating

@@ -324,25 +324,11 @@ def describe_size(size: "Size") -> str:
     return f"shorter side {size}" if isinstance(size, int) else f"{size[0]}x{size[1]}"
 
 
-def image_files_of(path: Path) -> list[Path]:
-    """The file, or the images below the folder. Raises :class:`UserError` if there is none."""
-    from sfrs.data.places.folder import IMAGE_SUFFIXES, image_files
-
-    if path.is_file():
-        return [path]
-    if not path.is_dir():
-        raise UserError(f"{path}: there is no such file or folder.")
-    files = image_files(path)
-    if not files:
-        raise UserError(f"{path}: no {', '.join(IMAGE_SUFFIXES)} in this folder.")
-    return files
-
-
 def readable(files: list[Path], path: Path, workers: int, tasks: "Tasks") -> list[Path]:
     """The files that can be read; the others are named. Raises :class:`UserError` if none can."""
     from sfrs.data.images import check_images
 
-    bad = dict(check_images(files, threads=workers, progress=tasks("checking")))
+    bad = dict(check_images(files, workers=workers, progress=tasks("checking")))
     show_skipped(bad.items())
     if len(bad) == len(files):
         raise UserError(f"{path}: none of the {len(bad)} images can be read.")

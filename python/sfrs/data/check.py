@@ -1,34 +1,49 @@
-"""What a data set holds and what is wrong with it, before a network sees it."""
+"""Check data sets before a network sees them: what they hold and what is wrong with it."""
 
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.spatial import cKDTree
 
-from sfrs.training.config import TrainConfig
-from sfrs.data.images import Progress, check_images
+from sfrs.data.coordinates import nearest
+from sfrs.data.images import check_images
 from sfrs.data.neighbourhood import Neighbourhood, right_images
-from sfrs.data.places import CoordinatesWarning, Places, PlacesError, Ragged, format_of
+from sfrs.data.places import CoordinatesWarning, Places, PlacesError, format_of
+from sfrs.data.ragged import Ragged
+from sfrs.runtime.errors import UserError
+from sfrs.runtime.progress import Tasks
 
 TRAINING, ANY = "train", "any"
 """The split that is held to the rules of training; and how a manifest without a split column is shown."""
-
 FAR = 1_000.0
 """Metres to the nearest database image from which on a query hardly belongs to the data set."""
 
-Tasks = Callable[[str], Progress]
+
+@dataclass(frozen=True)
+class Rules:
+    """The radii (metres) and the number of negatives that a data set is held to, by default the paper's."""
+
+    positive_radius: float = 10.0
+    negative_radius: float = 25.0
+    tuple_negatives: int = 10
+
+    def __post_init__(self):
+        if not 0 < self.positive_radius <= self.negative_radius:
+            raise UserError(
+                f"positive_radius is {self.positive_radius:g} and negative_radius {self.negative_radius:g}; "
+                "expected more than 0, and the latter not below the former."
+            )
 
 
 @dataclass(frozen=True)
 class Finding:
-    """Something to know about a split.
+    """A fact to know about a split.
 
     Attributes:
-        text: what it is.
+        text: the fact.
         stops: whether training or evaluating on the split stops at it.
         files: the images it is about, if it is about images.
     """
@@ -40,7 +55,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class SplitCheck:
-    """What one split holds.
+    """The content of one split.
 
     Attributes:
         places: positions (or panoramas) of the database.
@@ -59,34 +74,33 @@ class SplitCheck:
     median_positives: float = 0.0
     missing: int = 0
     unreadable: int = 0
-    findings: tuple[Finding, ...] = field(default=())
+    findings: tuple[Finding, ...] = ()
 
     @property
     def ok(self) -> bool:
         return not any(finding.stops for finding in self.findings)
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON knows it."""
-        values = {name: value for name, value in vars(self).items() if name != "findings"}
+        """Return it as JSON holds it."""
         findings = [vars(f) | {"files": [str(file) for file in f.files]} for f in self.findings]
-        return values | {"ok": self.ok, "findings": findings}
+        return vars(self) | {"ok": self.ok, "findings": findings}
 
 
 def check_data(
     path: Path,
     splits: Sequence[str] = (),
+    rules: Rules = Rules(),
     *,
-    config: TrainConfig | None = None,
     decode: bool = False,
-    threads: int = 2,
+    workers: int = 2,
     tasks: Tasks | None = None,
 ) -> tuple[str, list[SplitCheck]]:
     """Check the splits of a data set.
 
     Args:
         splits: names; none: all that are there.
-        config: its radii and number of negatives are the rules; the paper's by default.
         decode: read every image whole, not only the beginning of its file.
+        workers: threads that read images.
         tasks: opens a progress display with a name.
 
     Returns:
@@ -96,7 +110,6 @@ def check_data(
         PlacesError: ``path`` is no data set.
     """
     kind = format_of(path)
-    config = config or TrainConfig()
     checks, training = [], None
     # The training split first: the others are compared with it.
     for split in sorted(splits or kind.splits(path) or [ANY], key=lambda name: name != TRAINING):
@@ -108,36 +121,38 @@ def check_data(
                 checks.append(SplitCheck(split, findings=(Finding(str(error), stops=True),)))
                 continue
         degrees = [Finding(str(w.message), stops=True) for w in caught if w.category is CoordinatesWarning]
-        checks.append(_check_split(places, config, decode, threads, tasks, training, degrees))
+        files = list(dict.fromkeys((*places.database.files, *places.queries.files)))
+        show = tasks(f"images of {split}") if tasks else None
+        bad = check_images(files, decode=decode, workers=workers, progress=show)
+        checks.append(_check_split(places, rules, bad, training, degrees))
         training = places if split == TRAINING else training
     return kind.name, checks
 
 
 def _check_split(
     places: Places,
-    config: TrainConfig,
-    decode: bool,
-    threads: int,
-    tasks: Tasks | None,
+    rules: Rules,
+    bad: list[tuple[Path, str]],
     training: Places | None,
-    known: list[Finding],
+    findings: list[Finding],
 ) -> SplitCheck:
     if places.split == TRAINING:
-        radius, near = config.positive_radius, Neighbourhood.of_places(places, config)
-        positives, findings = near.positives, [*known, *_training_findings(near, config)]
+        radius = rules.positive_radius
+        near = Neighbourhood.of_places(places, radius, rules.negative_radius)
+        positives = near.positives
+        findings = [*findings, *_training_findings(near, rules)]
     else:
-        radius, findings = config.negative_radius, list(known)
+        radius = rules.negative_radius
         positives = right_images(places, radius)
-    files = list(dict.fromkeys((*places.database.files, *places.queries.files)))
-    bad = check_images(
-        files, decode=decode, threads=threads, progress=tasks(f"images of {places.split}") if tasks else None
-    )
     missing = [(file, why) for file, why in bad if not file.is_file()]
     unreadable = [(file, why) for file, why in bad if file.is_file()]
-    findings += _file_findings(missing, unreadable)
-    findings += _position_findings(places, positives, radius)
-    findings += _listing_findings(places)
-    findings += _shared_findings(places, training, config.negative_radius)
+    findings = [
+        *findings,
+        *_file_findings(missing, unreadable),
+        *_position_findings(places, positives, radius),
+        *_listing_findings(places),
+        *_shared_findings(places, training, rules.negative_radius),
+    ]
     counts = positives.counts()
     return SplitCheck(
         places.split,
@@ -153,76 +168,62 @@ def _check_split(
     )
 
 
-def _training_findings(near: Neighbourhood, config: TrainConfig) -> list[Finding]:
+def _training_findings(near: Neighbourhood, rules: Rules) -> Iterator[Finding]:
     left = (near.database - near.excluded.counts())[near.positives.counts() > 0]
-    if len(left) and left.min() < config.tuple_negatives:
-        return [
-            Finding(
-                f"a query has only {left.min()} database images beyond {config.negative_radius:g} m, but a "
-                f"tuple has {config.tuple_negatives} negatives (--tuple-negatives)",
-                stops=True,
-            )
-        ]
-    return []
+    if len(left) and left.min() < rules.tuple_negatives:
+        yield Finding(
+            f"a query has only {left.min()} database images beyond {rules.negative_radius:g} m, but a "
+            f"tuple has {rules.tuple_negatives} negatives (--tuple-negatives)",
+            stops=True,
+        )
 
 
-def _file_findings(missing: list[tuple[Path, str]], unreadable: list[tuple[Path, str]]) -> list[Finding]:
-    findings = []
+def _file_findings(missing: list[tuple[Path, str]], unreadable: list[tuple[Path, str]]) -> Iterator[Finding]:
     if missing:
         text = f"{_images(len(missing))} listed but not there, the first: {missing[0][0]}"
-        findings.append(Finding(text, stops=True, files=tuple(file for file, _ in missing)))
+        yield Finding(text, stops=True, files=tuple(file for file, _ in missing))
     if unreadable:
         file, why = unreadable[0]
         text = f"{_images(len(unreadable))} there but cannot be read, the first: {file} ({why})"
-        findings.append(Finding(text, stops=True, files=tuple(file for file, _ in unreadable)))
-    return findings
+        yield Finding(text, stops=True, files=tuple(file for file, _ in unreadable))
 
 
-def _position_findings(places: Places, positives: Ragged, radius: float) -> list[Finding]:
-    findings = []
+def _position_findings(places: Places, positives: Ragged, radius: float) -> Iterator[Finding]:
     if positives.values.size == 0:
         text = f"none of the {len(positives)} queries has a positive within {radius:g} m"
-        findings.append(Finding(text, stops=True))
-    metres = cKDTree(places.database.positions).query(places.queries.positions)[0]
-    far = np.flatnonzero(metres > FAR)
-    if len(far):
-        findings.append(
-            Finding(
-                f"{_queries(len(far))} more than {FAR / 1000:g} km from every database image, the first: "
-                f"{places.queries.files[far[0]]}; are both in one coordinate system?",
-                files=tuple(places.queries.files[i] for i in far),
-            )
+        yield Finding(text, stops=True)
+    metres = nearest(places.queries.positions, places.database.positions)
+    far = tuple(places.queries.files[i] for i in np.flatnonzero(metres > FAR))
+    if far:
+        yield Finding(
+            f"{_queries(len(far))} more than {FAR / 1000:g} km from every database image, the first: "
+            f"{far[0]}; are both in one coordinate system?",
+            files=far,
         )
-    return findings
 
 
-def _listing_findings(places: Places) -> list[Finding]:
-    findings = []
+def _listing_findings(places: Places) -> Iterator[Finding]:
     for role, images in (("database", places.database), ("queries", places.queries)):
         again = len(images) - len(set(images.files))
         if again:
-            findings.append(Finding(f"{_images(again)} listed in the {role} more than once"))
+            yield Finding(f"{_images(again)} listed in the {role} more than once")
     known = set(places.database.files)
     same = tuple(file for file in places.queries.files if file in known)
     if same and places.queries.time_stamps is None:
         text = f"{_queries(len(same))} images of the database too and find themselves, the first: {same[0]}"
-        findings.append(Finding(text, files=same))
-    return findings
+        yield Finding(text, files=same)
 
 
-def _shared_findings(places: Places, training: Places | None, radius: float) -> list[Finding]:
+def _shared_findings(places: Places, training: Places | None, radius: float) -> Iterator[Finding]:
     if training is None:
-        return []
+        return
     trained = np.concatenate((training.database.positions, training.queries.positions))
-    near = int((cKDTree(trained).query(places.queries.positions)[0] <= radius).sum())
-    if not near:
-        return []
-    return [
-        Finding(
+    near = int((nearest(places.queries.positions, trained) <= radius).sum())
+    if near:
+        yield Finding(
             f"{_queries(near)} within {radius:g} m of images of the split {TRAINING}, so recall on "
             f"{places.split} is in part that of places trained on"
         )
-    ]
 
 
 def _images(count: int) -> str:

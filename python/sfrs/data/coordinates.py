@@ -1,23 +1,30 @@
-"""Between UTM metres and degrees of latitude and longitude, both on WGS 84 (pyproj)."""
+"""Positions on earth: UTM metres and degrees, both on WGS 84 (pyproj), and distances between them."""
 
 import re
+from collections.abc import Mapping
 from functools import cache
 
 import numpy as np
 from pyproj import Transformer
+from scipy.spatial import cKDTree
 
+from sfrs.data.ragged import Ragged
 from sfrs.runtime.errors import UserError
 
 SOUTHERN_BANDS, NORTHERN_BANDS = "CDEFGHJKLM", "NPQRSTUVWX"
 FURTHEST = 1_000_000.0
 """Metres from a zone's central meridian beyond which its metres are more than 1 % off."""
+APART = 1_000.0
+"""Metres that cities have to lie apart."""
+SHIFT = 2_000_000.0
+"""Metres a city is moved eastwards; a UTM zone is less than half as wide."""
 
 
 def parse_zone(text: str) -> str:
-    """A UTM zone as people write it -> "33N" or "33S", north or south of the equator.
+    """Read a UTM zone as people write it, ``33N``, ``33 n`` or ``EPSG:32633`` -> "33N".
 
-    Takes ``33N``, ``33 n`` and ``EPSG:32633``. "S" means south here; the letters of image names are
-    latitude bands, in which S lies in the north: those go through :func:`zone_of_band`.
+    "S" means south of the equator; the letters of image names are latitude bands, in which S lies in the
+    north: those go through :func:`zone_of_band`.
 
     Raises:
         UserError: it is no UTM zone.
@@ -33,7 +40,7 @@ def parse_zone(text: str) -> str:
 
 
 def zone_of_band(number: int | str, letter: str) -> str:
-    """Zone number and latitude band, the fields 3 and 4 of image names -> zone: (54, "S") -> "54N".
+    """Return the zone of the fields 3 and 4 of image names, number and latitude band: (54, "S") -> "54N".
 
     Raises:
         UserError: the number is not 1 to 60 or the letter not a band, C to X without I and O.
@@ -49,7 +56,7 @@ def zone_of_band(number: int | str, letter: str) -> str:
 
 
 def zone_at(latitude: float, longitude: float) -> str:
-    """The zone a point lies in, with the exceptions of south-western Norway (32V) and Svalbard (31X to 37X).
+    """Return the zone of a point, with the exceptions of Norway (32V) and Svalbard (31X to 37X).
 
     Raises:
         UserError: UTM does not reach there (north of 84 or south of 80 degrees), or these are no degrees.
@@ -71,25 +78,18 @@ def zone_at(latitude: float, longitude: float) -> str:
 
 
 def to_degrees(positions: np.ndarray, zone: str) -> np.ndarray:
-    """UTM easting and northing in metres, ``[n, 2]`` -> latitude and longitude in degrees, ``[n, 2]``.
+    """Convert easting and northing in metres ``[n, 2]`` to latitude and longitude in degrees ``[n, 2]``.
 
-    Rows that are not finite, positions nobody knows, become nan.
+    Rows that are not finite become nan.
 
     Raises:
         UserError: ``zone`` is no UTM zone, or a position cannot lie in it.
     """
-    positions = np.asarray(positions, dtype=np.float64).reshape(-1, 2)
-    known = np.isfinite(positions).all(axis=1)
-    longitude, latitude = _projection(parse_zone(zone)).transform(*positions[known].T, direction="INVERSE")
-    degrees = np.full_like(positions, np.nan)
-    degrees[known] = np.column_stack([latitude, longitude])
-    expected = "easting and then northing, in metres"
-    _check_inside(zone, positions[known], degrees[known], positions[known], expected)
-    return degrees
+    return _transformed(positions, parse_zone(zone), "INVERSE", "easting and then northing, in metres")
 
 
 def to_metres(degrees: np.ndarray, zone: str | None = None) -> tuple[np.ndarray, str]:
-    """Latitude and longitude in degrees, ``[n, 2]`` -> (easting and northing in metres ``[n, 2]``, zone).
+    """Convert latitude and longitude ``[n, 2]`` to (easting and northing in metres ``[n, 2]``, zone).
 
     All points are projected into one zone, so that distances between them are distances: ``zone``, or the
     zone of the first known point. Rows that are not finite become nan.
@@ -99,35 +99,73 @@ def to_metres(degrees: np.ndarray, zone: str | None = None) -> tuple[np.ndarray,
             the zone (:data:`FURTHEST`) that its metres would be wrong.
     """
     degrees = np.asarray(degrees, dtype=np.float64).reshape(-1, 2)
-    known = np.isfinite(degrees).all(axis=1)
+    known = degrees[np.isfinite(degrees).all(axis=1)]
     if zone is None:
-        if not known.any():
+        if not len(known):
             raise UserError("None of the points is known, so there is no UTM zone to take; give one, as 33N.")
-        zone = zone_at(*degrees[known][0])
+        zone = zone_at(*known[0])
     zone = parse_zone(zone)
-    latitude, longitude = degrees[known].T
-    for row in degrees[known][(np.abs(latitude) > 90) | (longitude < -180) | (longitude > 360)]:
+    latitude, longitude = known.T
+    for row in known[(np.abs(latitude) > 90) | (longitude < -180) | (longitude > 360)]:
         zone_at(*row)  # raises: it has the one message for this
-    metres = np.full_like(degrees, np.nan)
-    metres[known] = np.column_stack(_projection(zone).transform(longitude, latitude))
-    _check_inside(zone, metres[known], degrees[known], degrees[known], "points of one region")
-    return metres, zone
+    return _transformed(degrees, zone, "FORWARD", "points of one region"), zone
+
+
+def metres_between(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Return the distances between positions ``[..., 2]`` in metres of one zone, broadcast, ``[...]``."""
+    return np.hypot(*np.moveaxis(np.subtract(one, other), -1, 0))
+
+
+def nearest(positions: np.ndarray, others: np.ndarray, rank: int = 1) -> np.ndarray:
+    """Return the metres from each of ``positions`` ``[m, 2]`` to its ``rank``-th nearest other."""
+    return cKDTree(others).query(positions, k=[rank])[0][:, 0]
+
+
+def within(queries: np.ndarray, database: np.ndarray, radius: float) -> Ragged:
+    """List for each query the indices of the database positions at most ``radius`` away, ascending.
+
+    Args:
+        queries, database: ``[m, 2]`` and ``[n, 2]`` in metres.
+        radius: metres, inclusive.
+    """
+    if len(queries) == 0 or len(database) == 0:
+        return Ragged(np.zeros(0, np.int64), np.zeros(len(queries) + 1, np.int64))
+    return Ragged.from_lists(cKDTree(database).query_ball_point(queries, radius, return_sorted=True))
+
+
+def eastward_shifts(positions: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """Return how far to move each city so that none lies on another, metres.
+
+    The same metres of two UTM zones are two places on earth. Cities whose rectangles in ``positions`` (UTM,
+    ``[n, 2]``) come nearer than `APART` would have neighbours in each other: the later one is moved. Others
+    stay where they are.
+    """
+    placed: list[tuple[np.ndarray, np.ndarray]] = []
+    shifts = {}
+    for city, points in positions.items():
+        low, high = points.min(axis=0) - APART, points.max(axis=0)
+        move = np.zeros(2)
+        while any((low + move <= top).all() and (bottom <= high + move).all() for bottom, top in placed):
+            move[0] += SHIFT
+        placed.append((low + move, high + move))
+        shifts[city] = float(move[0])
+    return shifts
 
 
 @cache
 def _projection(zone: str) -> Transformer:
-    code = f"EPSG:32{'6' if zone[-1] == 'N' else '7'}{int(zone[:-1]):02d}"
-    return Transformer.from_crs("EPSG:4326", code, always_xy=True)
+    return Transformer.from_crs("EPSG:4326", f"EPSG:32{'6' if zone[-1] == 'N' else '7'}{int(zone[:-1]):02d}")
 
 
-def _check_inside(
-    zone: str, metres: np.ndarray, degrees: np.ndarray, given: np.ndarray, expected: str
-) -> None:
-    finite = np.isfinite(metres).all(axis=1) & np.isfinite(degrees).all(axis=1)
-    wrong = ~finite | (np.abs(metres[:, 0] - 500_000.0) > FURTHEST)
-    if wrong.any():
-        first = given[wrong][0]
+def _transformed(points: np.ndarray, zone: str, direction: str, expected: str) -> np.ndarray:
+    points = np.asarray(points, dtype=np.float64).reshape(-1, 2)
+    known, result = np.isfinite(points).all(axis=1), np.full_like(points, np.nan)
+    result[known] = np.column_stack(_projection(zone).transform(*points[known].T, direction=direction))
+    easting = (result if direction == "FORWARD" else points)[:, 0]
+    fits = np.isfinite(result).all(axis=1) & (np.abs(easting - 500_000.0) <= FURTHEST)
+    for first in points[known & ~fits]:
         raise UserError(
             f"{first[0]:.10g}, {first[1]:.10g} lies outside of UTM zone {zone}, more than 1,000 km from its "
             f"middle; expected {expected}."
         )
+    return result

@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -11,13 +12,14 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from sfrs.runtime.errors import UserError
+from sfrs.runtime.progress import Progress
 from sfrs.runtime.threads import single_threads
 
 Size = tuple[int, int] | int | None
 """(height, width), the length of the shorter side, or None to keep each image's own size; in pixels."""
-
-Progress = Callable[[int, int], None]
-"""Called with (done, total) as work goes on."""
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
+UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
+"""Pillow's errors about files that are no images, or damaged ones."""
 
 
 class BadImageError(UserError, RuntimeError):
@@ -25,6 +27,35 @@ class BadImageError(UserError, RuntimeError):
 
     Takes one string, so that data loader workers can hand it on.
     """
+
+
+def image_files(folder: Path) -> list[Path]:
+    """List all images below ``folder`` by suffix in any case, sorted by their path."""
+    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
+
+
+def images_at(path: Path) -> list[Path]:
+    """List ``path`` if it is a file, else the images below it. Raises `UserError` if there are none."""
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise UserError(f"{path}: there is no such file or folder.")
+    files = image_files(path)
+    if not files:
+        raise UserError(f"{path}: no {', '.join(IMAGE_SUFFIXES)} in this folder.")
+    return files
+
+
+@contextmanager
+def opened(path: str | Path) -> Iterator[Image.Image]:
+    """Open an image. Raises `BadImageError` if the file is missing or the block finds no image in it."""
+    try:
+        with Image.open(path) as image:
+            yield image
+    except FileNotFoundError:
+        raise BadImageError(f"{path}: there is no such image file.") from None
+    except UNREADABLE as error:
+        raise BadImageError(f"{path}: this image cannot be read ({error}).") from error
 
 
 def load_image(path: str | Path, size: Size = None) -> Tensor:
@@ -35,17 +66,12 @@ def load_image(path: str | Path, size: Size = None) -> Tensor:
     Raises:
         BadImageError: the file is missing, no image, or cut off.
     """
-    try:
-        with Image.open(path) as image:
-            return image_tensor(image, size)
-    except FileNotFoundError:
-        raise BadImageError(f"{path}: there is no such image file.") from None
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise BadImageError(f"{path}: this image cannot be read ({error}).") from error
+    with opened(path) as image:
+        return image_tensor(image, size)
 
 
 def image_tensor(image: Image.Image, size: Size = None) -> Tensor:
-    """What :func:`load_image` makes of a file, of an image in memory."""
+    """Convert an image in memory as :func:`load_image` does a file."""
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I;16"):
         # convert() would clip 16 bits to white instead of scaling them.
@@ -58,7 +84,7 @@ def image_tensor(image: Image.Image, size: Size = None) -> Tensor:
 
 
 def target_size(original: tuple[int, int], size: Size) -> tuple[int, int]:
-    """(height, width) after resizing an image of ``original`` (height, width) to ``size``."""
+    """Return the (height, width) of an image of ``original`` (height, width) resized to ``size``."""
     if size is None:
         return original
     if isinstance(size, int):
@@ -97,18 +123,17 @@ class ImageFiles(torch.utils.data.Dataset):
 
 
 def batches(
-    images: torch.utils.data.Dataset, batch_size: int, *, threads: int = 2, order: Sequence[int] | None = None
+    images: torch.utils.data.Dataset, batch_size: int, *, workers: int = 2, order: Sequence[int] | None = None
 ) -> Iterator[tuple[list[int], Tensor]]:
     """Yield (indices, images ``[B, 3, H, W]``), B at most ``batch_size``, in order.
 
-    Images of unequal size never share a batch: a batch ends where the size changes. Threads decode ahead
-    (Pillow releases the interpreter lock); at most two batches are held. With ``threads=0`` images are
-    loaded one after the other.
+    Images of unequal size never share a batch: a batch ends where the size changes. ``workers`` threads
+    decode ahead (Pillow releases the interpreter lock), none if 0; at most two batches are held.
     """
     indices = list(range(len(images)) if order is None else order)
     batch: list[Tensor] = []
     first = 0
-    for i, image in enumerate(_in_order(images.__getitem__, indices, threads, 2 * batch_size)):
+    for i, image in enumerate(_in_order(images.__getitem__, indices, workers, 2 * batch_size)):
         if batch and (len(batch) == batch_size or image.shape != batch[0].shape):
             yield indices[first:i], torch.stack(batch)
             batch, first = [], i
@@ -118,12 +143,12 @@ def batches(
 
 
 def check_images(
-    files: Sequence[Path], *, decode: bool = True, progress: Progress | None = None, threads: int = 2
+    files: Sequence[Path], *, decode: bool = True, progress: Progress | None = None, workers: int = 2
 ) -> list[tuple[Path, str]]:
     """Decode every file (or read its header only) and return those that fail with the reason, in order."""
     bad = []
-    why_unreadable = partial(_why_unreadable, decode=decode)
-    for i, (file, why) in enumerate(zip(files, _in_order(why_unreadable, files, threads, 64), strict=True)):
+    reasons = _in_order(partial(_why_unreadable, decode=decode), files, workers, 64)
+    for i, (file, why) in enumerate(zip(files, reasons, strict=True)):
         if why is not None:
             bad.append((file, why))
         if progress is not None:
@@ -139,17 +164,17 @@ def _why_unreadable(file: Path, decode: bool) -> str | None:
                 image.load()
     except FileNotFoundError:
         return "there is no such file"
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except UNREADABLE as error:
         return str(error)
     return None
 
 
-def _in_order(function: Callable, items: Sequence, threads: int, ahead: int) -> Iterator:
-    """``map(function, items)`` on threads, at most ``ahead`` results waiting."""
-    if threads == 0:
+def _in_order(function: Callable, items: Sequence, workers: int, ahead: int) -> Iterator:
+    """Map ``function`` over ``items`` in threads, at most ``ahead`` results waiting."""
+    if workers == 0:
         yield from map(function, items)
         return
-    with single_threads(threads) as pool:
+    with single_threads(workers) as pool:
         waiting: deque = deque()
         try:
             for item in items:

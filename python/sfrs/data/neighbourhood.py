@@ -2,13 +2,14 @@
 
 from dataclasses import dataclass
 
-from sfrs.training.config import TrainConfig
-from sfrs.data.places import ImageSet, Places, Ragged, within
+from sfrs.data.coordinates import within
+from sfrs.data.places import Places
+from sfrs.data.ragged import Ragged
 
 
 @dataclass(frozen=True)
 class Neighbourhood:
-    """Which database images may stand where in a query's tuple.
+    """Database images by where they may stand in a query's tuple.
 
     Attributes:
         positives: for each query the database images that show its place.
@@ -21,29 +22,23 @@ class Neighbourhood:
     database: int
 
     @classmethod
-    def of_places(cls, places: Places, config: TrainConfig) -> "Neighbourhood":
-        """Positives: within ``positive_radius``, of another place id and, where images have time stamps, of
+    def of_places(cls, places: Places, positive_radius: float, negative_radius: float) -> "Neighbourhood":
+        """Find the neighbours of every query, by radii in metres.
+
+        Positives: within ``positive_radius``, of another place id and, where images have time stamps, of
         another one. Excluded: within ``negative_radius``.
         """
         queries, database = places.queries, places.database
-        near = right_images(places, config.positive_radius)
-        excluded = within(queries.positions, database.positions, config.negative_radius)
-        return cls(without_same_place(near, queries, database), excluded, len(database))
+        near = right_images(places, positive_radius)
+        excluded = within(queries.positions, database.positions, negative_radius)
+        other_place = queries.place_ids[near.rows()] != database.place_ids[near.values]
+        return cls(near.keep(other_place), excluded, len(database))
 
 
 def right_images(places: Places, radius: float) -> Ragged:
-    """For each query the database images within ``radius`` metres, but those of its own time stamp."""
-    near = within(places.queries.positions, places.database.positions, radius)
-    return without_same_time(near, places.queries, places.database)
-
-
-def without_same_place(lists: Ragged, queries: ImageSet, database: ImageSet) -> Ragged:
-    """``lists`` of database images per query without those of the query's own panorama (place id)."""
-    return lists.keep(queries.place_ids[lists.rows()] != database.place_ids[lists.values])
-
-
-def without_same_time(lists: Ragged, queries: ImageSet, database: ImageSet) -> Ragged:
-    """``lists`` of database images per query without those of its time stamp, where images have any."""
+    """List for each query the database images within ``radius`` metres, but those of its own time stamp."""
+    queries, database = places.queries, places.database
+    near = within(queries.positions, database.positions, radius)
     if queries.time_stamps is None or database.time_stamps is None:
-        return lists
-    return lists.keep(queries.time_stamps[lists.rows()] != database.time_stamps[lists.values])
+        return near
+    return near.keep(queries.time_stamps[near.rows()] != database.time_stamps[near.values])

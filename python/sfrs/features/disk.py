@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from sfrs.retrieval.results import write_json
-from sfrs.runtime.atomic_io import lock_taken, told
+from sfrs.runtime.atomic_io import explained, lock_taken
 from sfrs.runtime.errors import UserError
 
 FORMAT = 1
@@ -59,7 +59,7 @@ class DiskCache:
         Raises:
             UserError: another run is filling the cache, or the disk is too full.
         """
-        with told(self.rows):
+        with explained(self.rows):
             self.rows.parent.mkdir(parents=True, exist_ok=True)
             self._take_lock()
         why = self._why_unusable()

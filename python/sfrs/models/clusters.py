@@ -9,10 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sfrs.data.images import ImageFiles, Progress, batches, check_images
+from sfrs.data.images import ImageFiles, batches, check_images
 from sfrs.models.model import Model
 from sfrs.models.network import DescriptorNetwork
 from sfrs.runtime.errors import UserError
+from sfrs.runtime.progress import Progress
 
 
 class TooFewFeaturesError(UserError, ValueError):

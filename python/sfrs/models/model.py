@@ -205,7 +205,7 @@ class Model(nn.Module):
         batch ended gives the same numbers, bit for bit.
         """
         self.check_clusters()
-        for rows, batch in batches(_Photographs(images, self.size), batch_size, threads=workers):
+        for rows, batch in batches(_Photographs(images, self.size), batch_size, workers=workers):
             features = self._features(batch.to(self.device))
             quarters = self._quarters(features) if regions else None
             yield rows, self._aggregate(features).float(), quarters

@@ -1,14 +1,14 @@
 """Evaluating a network on a data set: describe, search, recall@N."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 
-from sfrs.data.images import Progress, Size, check_images
+from sfrs.data.images import Size, check_images
 from sfrs.data.neighbourhood import right_images
 from sfrs.data.places import ImageSet, Places
 from sfrs.models.model import Model
@@ -25,12 +25,10 @@ from sfrs.retrieval.recall import (
 from sfrs.retrieval.region_rerank import Reranking, rerank_all
 from sfrs.retrieval.search import search
 from sfrs.runtime.errors import UserError
+from sfrs.runtime.progress import Tasks
 
 RADIUS = 25.0
 """Metres within which a database image is right for a query."""
-
-Tasks = Callable[[str], Progress]
-"""Opens a progress display with a name."""
 
 
 @dataclass(frozen=True)
@@ -210,7 +208,7 @@ def check_answerable(places: Places, radius: float) -> None:
 
 
 def without_bad_images(
-    places: Places, *, threads: int = 2, tasks: Tasks | None = None
+    places: Places, *, workers: int = 2, tasks: Tasks | None = None
 ) -> tuple[Places, list[tuple]]:
     """The data set without the images that cannot be read, and (file, reason) of those.
 
@@ -220,7 +218,7 @@ def without_bad_images(
     kept, bad = [], []
     for role, images in (("database", places.database), ("queries", places.queries)):
         found = check_images(
-            images.files, threads=threads, progress=tasks(f"checking {role}") if tasks else None
+            images.files, workers=workers, progress=tasks(f"checking {role}") if tasks else None
         )
         names = {file for file, _ in found}
         left: ImageSet = images.subset(np.array([file not in names for file in images.files], dtype=bool))

@@ -11,14 +11,14 @@ import numpy as np
 from PIL import Image
 
 from sfrs.data.coordinates import to_degrees
+from sfrs.data.photos import photo_of, project
 from sfrs.retrieval.candidates import Candidates, RegionOrder, reranked_depth
-from sfrs.retrieval.evaluation import Tasks
 from sfrs.retrieval.explain import REGION_NAMES
 from sfrs.retrieval.index import Index
-from sfrs.retrieval.index.photos import photo_of, project
 from sfrs.retrieval.location import CONSIDERED, Location, estimate
 from sfrs.retrieval.region_rerank import Reranking
 from sfrs.runtime.errors import UserError
+from sfrs.runtime.progress import Tasks
 
 METRE_DECIMALS, DEGREE_DECIMALS = 2, 7
 """Of coordinates that are written down; both are a centimetre."""

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from sfrs.data.places import Ragged
+from sfrs.data.ragged import Ragged
 
 RECALL_AT = (1, 5, 10, 20)
 NMS_DEPTH = 12

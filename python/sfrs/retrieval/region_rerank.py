@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sfrs.data.images import Progress
 from sfrs.models.model import compact
 from sfrs.retrieval.region_matching import region_matches
 from sfrs.runtime.errors import UserError
+from sfrs.runtime.progress import Progress
 
 DEPTH = 100
 """How many images of a search are re-ranked."""

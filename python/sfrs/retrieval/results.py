@@ -2,7 +2,6 @@
 
 import csv
 import json
-import os
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +9,7 @@ import numpy as np
 from sfrs.data.places import Places
 from sfrs.retrieval.evaluation import Evaluation
 from sfrs.retrieval.plots import SheetRow
-from sfrs.runtime.atomic_io import replaced
+from sfrs.runtime.atomic_io import replaced, write_text
 
 
 def write_json(path: Path, content: dict) -> None:
@@ -19,15 +18,15 @@ def write_json(path: Path, content: dict) -> None:
     Raises:
         WriteError: the disk is full, or another fault of it.
     """
-    text = json.dumps(content, indent=2) + "\n"
-    with replaced(path, size=len(text)) as partial:
-        partial.write_text(text, encoding="utf-8")
+    write_text(path, json.dumps(content, indent=2) + "\n")
 
 
 def write_predictions(path: Path, result: Evaluation, places: Places) -> None:
     """Write one line per query and rank: query, rank, file, metres between them, right or not (1 or 0)."""
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("w", newline="", encoding="utf-8", errors="surrogateescape") as lines:
+    with (
+        replaced(path) as partial,
+        partial.open("w", newline="", encoding="utf-8", errors="surrogateescape") as lines,
+    ):
         writer = csv.writer(lines)
         writer.writerow(("query", "rank", "file", "metres", "correct"))
         for query, found in enumerate(result.predictions):
@@ -42,7 +41,6 @@ def write_predictions(path: Path, result: Evaluation, places: Places) -> None:
                         int(result.correct[query, rank]),
                     )
                 )
-    os.replace(partial, path)
 
 
 def sheet_rows(result: Evaluation, places: Places, count: int, *, top: int = 5) -> list[SheetRow]:

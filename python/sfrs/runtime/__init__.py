@@ -1,1 +1,1 @@
-"""What every room stands on: errors, atomic files, processes, threads, the terminal."""
+"""Foundations of every room: errors, atomic files, processes, threads, the terminal."""

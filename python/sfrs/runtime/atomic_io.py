@@ -6,7 +6,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -24,9 +24,9 @@ WHY = {
     errno.EPERM: "permission denied",
     errno.EIO: "the disk reports an error",
 }
-"""What can keep a file from being written though the program is right."""
+"""Faults that keep a file from being written though the program is right."""
 NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
-"""What network file systems without locks answer."""
+"""Answers of network file systems without locks."""
 
 
 class WriteError(UserError, OSError):
@@ -34,22 +34,22 @@ class WriteError(UserError, OSError):
 
 
 @contextmanager
-def replaced(path: Path, *, size: int | None = None) -> Iterator[Path]:
+def replaced(path: Path, *, size: int | None = None, suffix: str = ".partial") -> Iterator[Path]:
     """Yield the name to write a file under that becomes ``path`` once the block has ended well.
 
-    The file has reached the disk before it takes the place of the previous one, so that there is always a
-    good one. If the block fails, the previous file stays and nothing else is left. Folders are made as
-    needed.
+    The file has reached the disk before it takes the place of the previous one. If the block fails, the
+    previous file stays and nothing else is left. Folders are made as needed.
 
     Args:
         size: bytes that are to be written, for the message.
+        suffix: added to the name meanwhile.
 
     Raises:
         WriteError: the disk is full, or another fault of `WHY`.
     """
-    partial = path.with_name(path.name + ".partial")
+    partial = path.with_name(path.name + suffix)
     try:
-        with told(path, size=size):
+        with explained(path, size=size):
             path.parent.mkdir(parents=True, exist_ok=True)
             partial.unlink(missing_ok=True)
             yield partial
@@ -57,18 +57,37 @@ def replaced(path: Path, *, size: int | None = None) -> Iterator[Path]:
                 os.fsync(file.fileno())
             os.replace(partial, path)
     except BaseException:
-        _remove(partial)
+        with suppress(OSError):  # of a folder that is read-only or gone, the first fault is the one to raise
+            partial.unlink(missing_ok=True)
         raise
-    _sync_folder(path.parent)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # a power cut could undo the renaming
+    finally:
+        os.close(folder)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text, file names of any bytes included, replacing ``path`` in one step.
+
+    Raises:
+        WriteError: the disk is full, or another fault of it.
+    """
+    with replaced(path, size=len(text)) as partial:
+        partial.write_text(text, encoding="utf-8", errors="surrogateescape")
 
 
 @contextmanager
-def told(path: Path, *, size: int | None = None) -> Iterator[None]:
-    """Turn what keeps ``path`` from being written into a `WriteError`."""
+def explained(path: Path, *, size: int | None = None) -> Iterator[None]:
+    """Turn a fault that keeps ``path`` from being written into a `WriteError`."""
     try:
         yield
     except Exception as error:
-        number = _errno(error)
+        if isinstance(error, OSError):
+            number = error.errno
+        else:  # safetensors wraps the system's error into text
+            found = re.search(r"\(os error (\d+)\)", str(error))
+            number = int(found[1]) if found else None
         if number not in WHY or isinstance(error, UserError):
             raise
         raise WriteError(f"{path}: cannot be written, {WHY[number]}{_space(path, size, number)}") from error
@@ -85,16 +104,8 @@ def lock_taken(file: IO | int, kind: int) -> bool:
     return True
 
 
-def _errno(error: Exception) -> int | None:
-    if isinstance(error, OSError):
-        return error.errno
-    # safetensors wraps the system's error into text.
-    found = re.search(r"\(os error (\d+)\)", str(error))
-    return int(found.group(1)) if found else None
-
-
 def _space(path: Path, size: int | None, number: int) -> str:
-    if number not in FULL and number != errno.EFBIG:
+    if number not in (*FULL, errno.EFBIG):
         return "."
     parts = [] if size is None else [f"{_amount(size)} are needed"]
     if number in FULL:
@@ -106,19 +117,3 @@ def _space(path: Path, size: int | None, number: int) -> str:
 
 def _amount(size: int) -> str:
     return f"{size / 1e6:,.1f} MB" if size >= 1e6 else f"{size:,} bytes"
-
-
-def _remove(partial: Path) -> None:
-    try:
-        partial.unlink(missing_ok=True)
-    except OSError:
-        return  # the folder is read-only or gone; the fault that led here is the one to tell
-
-
-def _sync_folder(folder: Path) -> None:
-    """Bring the renaming itself to the disk, which else a power cut could undo."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

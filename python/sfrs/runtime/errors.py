@@ -1,8 +1,8 @@
-"""Mistakes in what the user gave, told without a traceback."""
+"""Mistakes in what the user gave."""
 
 
 class UserError(Exception):
-    """The input is wrong and the message says what, where, and what was expected.
+    """The input is wrong; the message says what, where, and what was expected.
 
-    The command line prints the message alone and leaves with exit code 2.
+    The command line prints the message without a traceback and leaves with exit code 2.
     """

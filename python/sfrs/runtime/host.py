@@ -1,4 +1,4 @@
-"""What a process runs with and on: versions, processor, memory, devices."""
+"""Facts about the process and its machine: versions, processor, memory, devices."""
 
 import os
 import platform
@@ -14,11 +14,15 @@ from sfrs.runtime.errors import UserError
 
 
 def host_facts() -> dict[str, Any]:
-    """Facts as JSON knows them.
+    """Return facts that JSON can hold.
 
     Keys: ``versions`` (python, torch, sfrs_ext), ``host``, ``system``, ``cpu`` (names), ``cores`` this
-    process may use, ``threads`` of torch, ``memory_bytes`` (None where the system does not tell), ``gpus``.
+    process may use, ``threads`` of torch, ``memory_bytes`` (None where the system does not say), ``gpus``.
     """
+    try:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (OSError, ValueError):
+        memory = None
     return {
         "versions": {
             "python": platform.python_version(),
@@ -27,29 +31,33 @@ def host_facts() -> dict[str, Any]:
         },
         "host": platform.node(),
         "system": f"{platform.system()} {platform.machine()}",
-        "cpu": _cpu(),
-        "cores": _cores(),
+        "cpu": _processor(),
+        "cores": usable_cores(),
         "threads": torch.get_num_threads(),
-        "memory_bytes": _memory(),
+        "memory_bytes": memory,
         "gpus": [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())],
     }
 
 
+def usable_cores() -> int:
+    """Count the cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def usable_device(name: str) -> str:
-    """The device ``name``, where ``auto`` is cuda if there is one. Raises `UserError` if torch lacks it."""
+    """Return the device ``name``, where ``auto`` is cuda if there is one. Raises `UserError` without it."""
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError) as error:
-        raise UserError(
-            f"--device is {name!r}, which torch cannot use: {str(error).splitlines()[0]}"
-        ) from error
+        why = str(error).splitlines()[0]
+        raise UserError(f"--device is {name!r}, which torch cannot use: {why}") from error
     return name
 
 
 def resident_bytes() -> int:
-    """Resident memory of this process now; where the system does not tell, its largest so far."""
+    """Return this process's resident memory; where the system does not say, its largest so far."""
     try:
         pages = int(Path("/proc/self/statm").read_text().split()[1])
     except (OSError, ValueError, IndexError):
@@ -58,19 +66,8 @@ def resident_bytes() -> int:
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
-def _cpu() -> str:
+def _processor() -> str:
     file = Path("/proc/cpuinfo")
     lines = file.read_text().splitlines() if file.exists() else []
     names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
     return next(names, platform.processor() or platform.machine())
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _memory() -> int | None:
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (OSError, ValueError):
-        return None

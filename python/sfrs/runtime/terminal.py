@@ -1,47 +1,34 @@
-"""What commands show on the terminal: progress with rates and time left, warnings, errors.
-
-Everything here goes to standard error, so that a command's result can be piped.
-"""
+"""Messages of commands on standard error, so that results can be piped: progress, warnings, errors."""
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    Progress,
-    ProgressColumn,
-    Task,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import BarColumn, ProgressColumn, Task, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as Bars
 from rich.text import Text
+
+from sfrs.runtime.progress import Progress, Tasks
 
 messages = Console(stderr=True)
 
 
 class RateColumn(ProgressColumn):
-    """Items per second, or seconds per item where that reads better."""
+    """Show items per second, or seconds per item where that reads better."""
 
     def render(self, task: Task) -> Text:
-        speed = task.finished_speed or task.speed
-        if not speed:
-            return Text("", style="progress.data.speed")
-        return Text(
-            f"{speed:,.1f}/s" if speed >= 1 else f"{1 / speed:.1f} s each", style="progress.data.speed"
-        )
+        speed = task.finished_speed or task.speed or 0
+        fast = f"{speed:,.1f}/s" if speed >= 1 else f"{1 / speed:.1f} s each" if speed else ""
+        return Text(fast, style="progress.data.speed")
 
 
 @contextmanager
-def progress_tasks() -> Iterator[Callable[[str], Callable[[int, int], None]]]:
-    """Open a display of progress bars; yields a function that opens one bar by its name.
+def progress_tasks() -> Iterator[Tasks]:
+    """Open a display of progress bars; yields a function that opens one bar by its name::
 
-    A bar is called with (done, total)::
-
-        with progress_tasks() as tasks:
-            describe(network, files, progress=tasks("database"))
+    with progress_tasks() as tasks:
+        describe(network, files, progress=tasks("database"))
     """
     columns = (
         TextColumn("{task.description}"),
@@ -52,21 +39,17 @@ def progress_tasks() -> Iterator[Callable[[str], Callable[[int, int], None]]]:
         TextColumn("left"),
         TimeRemainingColumn(compact=True),
     )
-    with Progress(*columns, console=messages) as progress:
+    with Bars(*columns, console=messages) as bars:
 
-        def open_task(name: str) -> Callable[[int, int], None]:
-            task = progress.add_task(name, total=1, visible=False)
+        def open_bar(name: str) -> Progress:
+            bar = bars.add_task(name, total=1, visible=False)
+            return lambda done, total: bars.update(bar, completed=done, total=total, visible=True)
 
-            def show(done: int, total: int) -> None:
-                progress.update(task, completed=done, total=total, visible=True)
-
-            return show
-
-        yield open_task
+        yield open_bar
 
 
 def duration(seconds: float) -> str:
-    """``1:05``, ``2:03:09`` or ``3 d 4:00``."""
+    """Write ``1:05``, ``2:03:09`` or ``3 d 4:00``."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours >= 24:
@@ -76,18 +59,16 @@ def duration(seconds: float) -> str:
 
 def show_error(error: Exception) -> None:
     """Print a :class:`sfrs.runtime.errors.UserError` as one message."""
-    messages.print(Text("Error: ", style="bold red") + Text(str(error), style="default"), soft_wrap=True)
+    _show("Error: ", "bold red", error)
 
 
 @contextmanager
 def shown_warnings() -> Iterator[None]:
     """Print warnings as messages, without the line of code that raised them."""
-
-    def show(message, category, filename, lineno, file=None, line=None) -> None:
-        messages.print(
-            Text("Warning: ", style="bold yellow") + Text(str(message), style="default"), soft_wrap=True
-        )
-
     with warnings.catch_warnings():
-        warnings.showwarning = show
+        warnings.showwarning = lambda message, *_, **__: _show("Warning: ", "bold yellow", message)
         yield
+
+
+def _show(kind: str, style: str, message: object) -> None:
+    messages.print(Text(kind, style=style) + Text(str(message), style="default"), soft_wrap=True)

@@ -1,4 +1,4 @@
-"""Threads for work that runs side by side: loading and rendering of photographs."""
+"""Threads for work that runs in parallel: loading and rendering of photographs."""
 
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
@@ -7,7 +7,7 @@ import torch
 
 
 def single_threads(count: int) -> ThreadPoolExecutor:
-    """A pool of ``count`` threads, in each of which torch computes on that thread alone.
+    """Return a pool of ``count`` threads, in each of which torch computes on that thread alone.
 
     Otherwise a thread that calls torch gets a team of OpenMP threads of its own, and with more threads in
     teams than there are cores every parallel computation of the process waits for its team to wake.
@@ -27,5 +27,5 @@ def single_threads(count: int) -> ThreadPoolExecutor:
         begun.abort()  # those that have begun would wait for the one that could not
         raise
     begun.wait()
-    torch.set_num_threads(computing)  # what threads that come later are given
+    torch.set_num_threads(computing)  # threads that come later are given this number
     return pool

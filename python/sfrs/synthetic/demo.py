@@ -16,7 +16,8 @@ from sfrs.retrieval.evaluation import Evaluation
 from sfrs.retrieval.mcnemar import mcnemar
 from sfrs.retrieval.plots import contact_sheet, recall_curves
 from sfrs.retrieval.results import sheet_rows, write_json
-from sfrs.synthetic.experiment import SCALES, SOFT_NEGATIVES, SOFTER_TEACHER, Experiment, Stopwatch, Tasks
+from sfrs.runtime.progress import Tasks
+from sfrs.synthetic.experiment import SCALES, SOFT_NEGATIVES, SOFTER_TEACHER, Experiment, Stopwatch
 from sfrs.training.run_folder import GenerationResult
 
 SHEET_ROWS = 10

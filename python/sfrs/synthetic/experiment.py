@@ -16,7 +16,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from sfrs.data.images import Progress
 from sfrs.data.places import Places, load_places
 from sfrs.features.cache import TrunkCache
 from sfrs.features.source import describe_trunk
@@ -24,6 +23,7 @@ from sfrs.models.network import DescriptorNetwork, load_network, save_network
 from sfrs.retrieval.evaluation import Evaluation, score
 from sfrs.retrieval.recall import RECALL_AT
 from sfrs.retrieval.search import search
+from sfrs.runtime.progress import Progress, Tasks
 from sfrs.synthetic.city.write import IMAGE_SIZE, city_config, pretext_config, write_city
 from sfrs.synthetic.pretext import pretrain, view_pairs
 from sfrs.training.config import TrainConfig
@@ -33,7 +33,6 @@ from sfrs.training.progress import TrainingProgress
 from sfrs.training.run_folder import RunDirectory, RunResult
 from sfrs.training.trainer import train
 
-Tasks = Callable[[str], Progress]
 Say = Callable[[str], None]
 
 

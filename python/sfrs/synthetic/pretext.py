@@ -12,12 +12,12 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from sfrs.data.images import Progress
 from sfrs.data.places import Places
 from sfrs.features.cache import TrunkCache
 from sfrs.models.backbones import build_backbone
 from sfrs.models.clusters import init_vlad, sample_features
 from sfrs.models.network import DescriptorNetwork
+from sfrs.runtime.progress import Progress
 
 PANORAMA, TILE = 7, 8  # fields of an image name in the full form
 

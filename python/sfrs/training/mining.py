@@ -14,7 +14,7 @@ from torch import Tensor
 
 import sfrs_ext
 from sfrs.data.neighbourhood import Neighbourhood
-from sfrs.data.places import Ragged
+from sfrs.data.ragged import Ragged
 from sfrs.runtime.errors import UserError
 from sfrs.training.config import TrainConfig
 from sfrs.training.k_reciprocal import TILE_BYTES, promoted, reranked_distances, similarities

@@ -27,7 +27,7 @@ import sfrs_ext
 from sfrs.data.places import Places
 from sfrs.models.network import METADATA_KEY, DescriptorNetwork, load_network
 from sfrs.retrieval.results import write_json
-from sfrs.runtime.atomic_io import lock_taken, told
+from sfrs.runtime.atomic_io import explained, lock_taken
 from sfrs.runtime.errors import UserError
 from sfrs.training.config import TrainConfig
 
@@ -116,7 +116,7 @@ class RunDirectory:
         Raises:
             UserError: another process holds it.
         """
-        with told(self.lock):
+        with explained(self.lock):
             self.path.mkdir(parents=True, exist_ok=True)
             file = open(self.lock, "a")
         with file:
@@ -152,7 +152,7 @@ class RunDirectory:
         versions = {"torch": torch.__version__, "sfrs_ext": getattr(sfrs_ext, "__version__", "unknown")}
         content = {"config": config.to_dict(), "data": data, "start": start or {}, "versions": versions}
         write_json(self.config, content)
-        with told(self.metrics):
+        with explained(self.metrics):
             self.metrics.write_text("")
 
     def read(self) -> tuple[TrainConfig, dict[str, Any]]:
@@ -172,7 +172,7 @@ class RunDirectory:
     def log(self, kind: str, **line: Any) -> None:
         """Append a line to the metrics. Raises `WriteError` and leaves no part of it, if it does not fit."""
         text = json.dumps({"kind": kind, "time": round(time.time(), 3), **line}) + "\n"
-        with told(self.metrics, size=len(text)), open(self.metrics, "ab", buffering=0) as file:
+        with explained(self.metrics, size=len(text)), open(self.metrics, "ab", buffering=0) as file:
             before, left = file.seek(0, os.SEEK_END), text.encode()
             try:
                 while left:  # what does not fit is cut off first, and refused when it is tried again
@@ -183,13 +183,13 @@ class RunDirectory:
 
     def metrics_size(self) -> int:
         """Bytes of the metrics, which have reached the disk."""
-        with told(self.metrics), open(self.metrics, "rb") as file:
+        with explained(self.metrics), open(self.metrics, "rb") as file:
             os.fsync(file.fileno())
             return os.fstat(file.fileno()).st_size
 
     def cut_metrics(self, size: int) -> None:
         """Drop what was logged after the checkpoint the run goes on from, and a line that is not whole."""
-        with told(self.metrics), open(self.metrics, "a+b") as file:
+        with explained(self.metrics), open(self.metrics, "a+b") as file:
             file.seek(0)
             kept = file.read(size)
             file.truncate(kept.rfind(b"\n") + 1)

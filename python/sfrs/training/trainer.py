@@ -128,7 +128,9 @@ class _Run:
         self.train, self.val = places_train, places_val
         self.device = run_device(config)
         self.initial = initial.to(self.device).eval()
-        self.neighbourhood = Neighbourhood.of_places(places_train, config)
+        self.neighbourhood = Neighbourhood.of_places(
+            places_train, config.positive_radius, config.negative_radius
+        )
         self.generation = self._open(1)
         self.epoch = 0  # epochs of this generation that are done
         self.unfinished: EpochState | None = None  # the epoch a checkpoint was written in

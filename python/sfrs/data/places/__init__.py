@@ -1,22 +1,18 @@
 """Data sets of places: which images there are and where they were taken.
 
-One reader per format (:mod:`sfrs.data.places.formats` lists them), one result: :class:`Places`, a database and the
-queries to be located in it.
+One reader per format (:mod:`sfrs.data.places.formats` lists them), one result: :class:`Places`, a database
+and the queries to be located in it.
 """
 
-from sfrs.data.places.folder import is_place_folder
 from sfrs.data.places.formats import format_of, is_data_set, load_places
-from sfrs.data.places.sets import CoordinatesWarning, ImageSet, Places, PlacesError, Ragged, within
+from sfrs.data.places.sets import CoordinatesWarning, ImageSet, Places, PlacesError
 
 __all__ = [
     "CoordinatesWarning",
     "ImageSet",
     "Places",
     "PlacesError",
-    "Ragged",
     "format_of",
     "is_data_set",
-    "is_place_folder",
     "load_places",
-    "within",
 ]

@@ -1,26 +1,25 @@
 """Which format a path has, and its reader."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from sfrs.data.places.folder import folder_splits, is_place_folder, read_folder
-from sfrs.data.places.gsv_cities import gsv_splits, is_gsv_cities, read_gsv_cities
+from sfrs.data.places.gsv_cities import SPLITS, is_gsv_cities, read_gsv_cities
 from sfrs.data.places.manifest import manifest_splits, read_manifest
 from sfrs.data.places.msls import is_msls, msls_splits, read_msls
-from sfrs.data.places.netvlad_mat import mat_files, read_mat_split
+from sfrs.data.places.netvlad_mat import mat_files, read_mat
 from sfrs.data.places.sets import Places, PlacesError
 
 
-@dataclass(frozen=True)
-class Format:
+class Format(NamedTuple):
     """One way data sets of places lie on a disk.
 
     Attributes:
         name: for people.
-        expected: what it is recognised by, for messages.
+        expected: the sign it is recognised by, for messages.
         recognises: whether a path has it.
-        splits: the splits a path holds.
+        splits: lists the splits a path holds.
         read: reads one of them.
     """
 
@@ -31,42 +30,24 @@ class Format:
     read: Callable[[Path, str], Places]
 
 
+AT_FOLDER = "images/SPLIT/{database,queries}/@easting@northing@...jpg"
+MAT_FILES = "SET_SPLIT.mat, or such files in it, in datasets or in raw (Pittsburgh, Tokyo)"
+MSLS = "train_val/CITY/{query,database} (MSLS)"
+GSV_CITIES = "Dataframes/CITY.csv and Images/CITY (GSV-Cities)"
+MANIFEST = "a CSV file with the columns file, role, easting, northing"
+
 FORMATS = (
-    Format(
-        "@ folder",
-        "images/SPLIT/{database,queries}/@easting@northing@...jpg",
-        is_place_folder,
-        folder_splits,
-        read_folder,
-    ),
-    Format(
-        "NetVLAD .mat",
-        "SET_SPLIT.mat, or such files in it, in datasets or in raw (Pittsburgh, Tokyo)",
-        lambda path: bool(mat_files(path)),
-        lambda path: list(mat_files(path)),
-        read_mat_split,
-    ),
-    Format("MSLS", "train_val/CITY/{query,database} (MSLS)", is_msls, msls_splits, read_msls),
-    Format(
-        "GSV-Cities",
-        "Dataframes/CITY.csv and Images/CITY (GSV-Cities)",
-        is_gsv_cities,
-        gsv_splits,
-        read_gsv_cities,
-    ),
-    Format(
-        "CSV manifest",
-        "a CSV file with the columns file, role, easting, northing",
-        lambda path: path.is_file(),
-        manifest_splits,
-        read_manifest,
-    ),
+    Format("@ folder", AT_FOLDER, is_place_folder, folder_splits, read_folder),
+    Format("NetVLAD .mat", MAT_FILES, lambda p: bool(mat_files(p)), lambda p: [*mat_files(p)], read_mat),
+    Format("MSLS", MSLS, is_msls, msls_splits, read_msls),
+    Format("GSV-Cities", GSV_CITIES, is_gsv_cities, lambda _: [*SPLITS], read_gsv_cities),
+    Format("CSV manifest", MANIFEST, Path.is_file, manifest_splits, read_manifest),
 )
 """The first that recognises a path reads it."""
 
 
 def format_of(path: str | Path) -> Format:
-    """The format of a data set.
+    """Return the format of a data set.
 
     Raises:
         PlacesError: there is none; the message says what was looked for.
@@ -81,7 +62,7 @@ def format_of(path: str | Path) -> Format:
 
 
 def is_data_set(path: str | Path) -> bool:
-    """Whether :func:`load_places` knows what ``path`` is."""
+    """Whether :func:`load_places` can read ``path``."""
     return any(known.recognises(Path(path)) for known in FORMATS)
 
 
@@ -89,10 +70,10 @@ def load_places(path: str | Path, split: str = "test") -> Places:
     """Read one split of a data set.
 
     Args:
-        path: what :data:`FORMATS` describe: a folder in the field's format
-            (``images/SPLIT/{database,queries}/@easting@northing@...``), a ``.mat`` file of Pittsburgh or
-            Tokyo, its folder, or the beginning of its name (``datasets/pitts30k``), the root of MSLS or
-            GSV-Cities, or a CSV manifest with the columns file, role, easting, northing, optionally split.
+        path: a folder in the field's format (``images/SPLIT/{database,queries}/@easting@northing@...``), a
+            ``.mat`` file of Pittsburgh or Tokyo, its folder, or the beginning of its name
+            (``datasets/pitts30k``), the root of MSLS or GSV-Cities, or a CSV manifest with the columns file,
+            role, easting, northing, optionally split.
         split: which split to read, usually ``train``, ``val`` or ``test``.
 
     Raises:

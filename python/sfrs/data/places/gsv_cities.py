@@ -13,15 +13,11 @@ from collections import defaultdict
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-
-from sfrs.runtime.errors import UserError
 from sfrs.data.coordinates import to_metres
-from sfrs.data.places.assembly import Shot, make_places
-from sfrs.data.places.cities import eastward_shifts
-from sfrs.data.places.disk import find_images
-from sfrs.data.places.sets import Places, PlacesError
+from sfrs.data.places.image_folders import find_images
+from sfrs.data.places.sets import Places, PlacesError, Shot, Shots, join_cities, make_places
 from sfrs.data.places.tables import table_rows
+from sfrs.runtime.errors import UserError
 
 COLUMNS = ("place_id", "year", "month", "northdeg", "city_id", "lat", "lon", "panoid")
 SPLITS = ("train", "val")
@@ -45,15 +41,10 @@ def is_gsv_cities(path: Path) -> bool:
     return (path / "Images").is_dir() and any((path / "Dataframes").glob("*.csv"))
 
 
-def gsv_splits(path: Path) -> list[str]:
-    """The splits made of the places, see above."""
-    return list(SPLITS)
-
-
 def read_gsv_cities(path: Path, split: str) -> Places:
     """Read the places of ``split`` of all cities that have a table and an image folder.
 
-    Positions are UTM metres, each city in the zone of its first image (:func:`eastward_shifts`).
+    Positions are UTM metres, each city in the zone of its first image (:func:`join_cities`).
 
     Raises:
         PlacesError: the split is neither train nor val, no city is there, or a table is wrong.
@@ -70,54 +61,40 @@ def read_gsv_cities(path: Path, split: str) -> Places:
     cities = {name: city for name, city in cities.items() if city["queries"]}
     if not cities:
         raise PlacesError(f"{path / 'Dataframes'}: no place with at least two images in the split {split}.")
-    shifts = eastward_shifts({name: _positions(city) for name, city in cities.items()})
-    shots = {
-        role: [s._replace(easting=s.easting + shifts[name]) for name in cities for s in cities[name][role]]
-        for role in ("database", "queries")
-    }
-    return make_places("gsv_cities", split, **shots)
+    return make_places("gsv_cities", split, join_cities(cities))
 
 
-def _read_city(path: Path, table: Path, split: str) -> dict[str, list[Shot]]:
+def _read_city(path: Path, table: Path, split: str) -> Shots:
     places: dict[int, list[_Row]] = defaultdict(list)
-    for number, line in table_rows(table, COLUMNS):
-        row = _parse_row(table, number, line)
+    for where, line in table_rows(table, COLUMNS):
+        row = _parse_row(where, line)
         if (row.place % VALIDATION_EVERY == 0) == (split == "val"):
             places[row.place].append(row)
-    rows: dict[str, list[_Row]] = {"database": [], "queries": []}
+    database, queries = [], []
     for place in sorted(places):
         *older, newest = sorted(places[place])
         # An only image has nothing to be found by; it can still be a negative.
-        rows["queries" if older else "database"].append(newest)
-        rows["database"] += older
-    if not rows["queries"]:
+        (queries if older else database).append(newest)
+        database += older
+    if not queries:
         return {"database": [], "queries": []}
-    listed = [*rows["database"], *rows["queries"]]
-    _, files = find_images([row.name for row in listed], [path / "Images" / table.stem], table, "places")
-    metres = _metres(table, listed)
-    shots = [Shot(f, *xy, row.panorama) for f, xy, row in zip(files, metres.tolist(), listed, strict=True)]
-    count = len(rows["database"])
-    return {"database": shots[:count], "queries": shots[count:]}
-
-
-def _positions(city: dict[str, list[Shot]]) -> np.ndarray:
-    return np.array([shot[1:3] for shots in city.values() for shot in shots])
-
-
-def _metres(table: Path, rows: list[_Row]) -> np.ndarray:
+    rows = database + queries
+    _, files = find_images([row.name for row in rows], [path / "Images" / table.stem], table, "places")
     try:
-        return to_metres(np.array([(row.latitude, row.longitude) for row in rows]))[0]
+        metres = to_metres([(row.latitude, row.longitude) for row in rows])[0].tolist()
     except UserError as error:
         raise PlacesError(f"{table}: {error}") from None
+    shots = [Shot(f, *position, row.panorama) for f, position, row in zip(files, metres, rows, strict=True)]
+    return {"database": shots[: len(database)], "queries": shots[len(database) :]}
 
 
-def _parse_row(table: Path, number: int, line: dict[str, str]) -> _Row:
+def _parse_row(where: str, line: dict[str, str]) -> _Row:
     try:
         place, year, month, bearing = (int(line[key]) for key in ("place_id", "year", "month", "northdeg"))
         latitude, longitude = float(line["lat"]), float(line["lon"])
     except (TypeError, ValueError):
         values = ", ".join(f"{key} {line[key]!r}" for key in COLUMNS if key not in ("city_id", "panoid"))
-        raise PlacesError(f"{table}, line {number}: {values}; expected numbers.") from None
+        raise PlacesError(f"{where}: {values}; expected numbers.") from None
     name = (
         f"{line['city_id']}_{place:07d}_{year:04d}_{month:02d}_{bearing:03d}_{line['lat']}_{line['lon']}_"
         f"{line['panoid']}.jpg"

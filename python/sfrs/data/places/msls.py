@@ -7,30 +7,14 @@ left out, and of the validation cities what is not in the subtask "all". ``ROOT/
 positions.
 """
 
-from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
-from sfrs.data.places.assembly import Shot, make_places
-from sfrs.data.places.cities import eastward_shifts
-from sfrs.data.places.sets import Places, PlacesError
-from sfrs.data.places.tables import finite_pair, table_rows
+from sfrs.data.places.sets import Places, PlacesError, Shot, join_cities, make_places
+from sfrs.data.places.tables import coordinates, table_rows
 
 VALIDATION = ("cph", "sf")
-ROLES = {"database": "database", "query": "queries"}
+ROLES = {"database": "database", "queries": "query"}
 POSITIONS = "postprocessed.csv"
-
-
-@dataclass(frozen=True)
-class _City:
-    """The images of one city, by role."""
-
-    database: list[Shot]
-    queries: list[Shot]
-
-    def positions(self) -> np.ndarray:
-        return np.array([shot[1:3] for shot in (*self.database, *self.queries)])
 
 
 def is_msls(path: Path) -> bool:
@@ -39,12 +23,12 @@ def is_msls(path: Path) -> bool:
 
 
 def msls_splits(path: Path) -> list[str]:
-    """Those of train and val of which a city is there; the test cities have no positions."""
+    """List those of train and val of which a city is there; the test cities have no positions."""
     return [split for split in ("train", "val") if _of_split(path, split)]
 
 
 def read_msls(path: Path, split: str) -> Places:
-    """Read the cities of ``split`` that are there; positions are UTM metres (:func:`eastward_shifts`).
+    """Read the cities of ``split`` that are there; positions are UTM metres (:func:`join_cities`).
 
     Raises:
         PlacesError: the split is test, whose positions are not published, or none of its cities is there; a
@@ -63,21 +47,14 @@ def read_msls(path: Path, split: str) -> Places:
             f"{path / 'train_val'}: no city of the split {split}. Expected CITY/query and CITY/database with "
             f"{POSITIONS}, for {split} {wanted}; cities found: {found}."
         )
-    cities = {folder.name: _read_city(folder, split) for folder in folders}
-    shifts = eastward_shifts({name: city.positions() for name, city in cities.items()})
-    shots = {
-        role: [
-            shot._replace(easting=shot.easting + shifts[name])
-            for name, city in cities.items()
-            for shot in getattr(city, role)
-        ]
-        for role in ROLES.values()
+    cities = {
+        city.name: {role: _read_role(city / folder, split) for role, folder in ROLES.items()}
+        for city in folders
     }
-    return make_places("msls", split, **shots)
+    return make_places("msls", split, join_cities(cities))
 
 
 def _cities(folder: Path) -> list[Path]:
-    """Cities below ``folder``, by name."""
     return sorted(path.parent for path in folder.glob("*/database") if (path.parent / "query").is_dir())
 
 
@@ -88,34 +65,24 @@ def _of_split(path: Path, split: str) -> list[Path]:
     return [city for city in found if (city.name in VALIDATION) == (split == "val")]
 
 
-def _read_city(folder: Path, split: str) -> _City:
-    return _City(**{role: _read_role(folder / part, split) for part, role in ROLES.items()})
-
-
 def _read_role(folder: Path, split: str) -> list[Shot]:
     left_out = _keys(folder / "raw.csv", "pano", "true")
     subtasks = folder / "subtask_index.csv"
     if split == "val" and subtasks.is_file():
         left_out |= _keys(subtasks, "all", "false")
     shots = []
-    for number, line in table_rows(folder / POSITIONS, ("key", "easting", "northing", "night")):
-        if line["key"] in left_out:
-            continue
-        position = finite_pair(line["easting"], line["northing"])
-        if position is None:
-            raise PlacesError(
-                f"{folder / POSITIONS}, line {number}: easting is {line['easting']!r} and northing "
-                f"{line['northing']!r}; expected metres."
-            )
-        condition = "night" if _flag(line["night"]) == "true" else "day"
-        shots.append(Shot(folder / "images" / f"{line['key']}.jpg", *position, line["key"], condition))
+    for where, line in table_rows(folder / POSITIONS, ("key", "easting", "northing", "night")):
+        key = line["key"]
+        if key not in left_out:
+            condition = "night" if _flag(line["night"]) == "true" else "day"
+            file = folder / "images" / f"{key}.jpg"
+            shots.append(Shot(file, *coordinates(where, line), key, condition))
     if not shots:
         raise PlacesError(f"{folder / POSITIONS}: it lists no image that is not a panorama.")
     return shots
 
 
 def _keys(path: Path, column: str, value: str) -> set[str]:
-    """The keys of the lines whose ``column`` says ``value``."""
     return {line["key"] for _, line in table_rows(path, ("key", column)) if _flag(line[column]) == value}
 
 

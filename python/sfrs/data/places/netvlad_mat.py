@@ -2,22 +2,21 @@
 
 A file holds a structure ``dbStruct``, read by the position of its fields: 1 database names, 2 UTM 2 x N,
 3 query names, 4 UTM 2 x M. Tokyo Time Machine has time stamps as fields 3 and 6, so that queries are fields
-4 and 5. The images lie in folders beside the file or beside its folder (:func:`image_roots`).
+4 and 5. The images lie in folders next to the file or next to its folder (:func:`image_roots`).
 """
 
 import re
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from scipy.io import loadmat
 from scipy.io.matlab import MatReadError
 
-from sfrs.data.places.assembly import Shot, make_places
-from sfrs.data.places.disk import find_images
-from sfrs.data.places.sets import Places, PlacesError
+from sfrs.data.places.image_folders import find_images
+from sfrs.data.places.sets import Places, PlacesError, Shot, make_places
 
 SPLITS = ("train", "val", "test")
 FOLDERS = {"pitts": ("pitts",), "tokyo247": ("tokyo247",), "tokyotm": ("tokyotm", "tokyotimemachine")}
@@ -28,11 +27,10 @@ CONDITIONS = ("day", "sunset", "night")
 """Query i of Tokyo 24/7 was taken under CONDITIONS[i % 3]."""
 
 CUTOUT = re.compile(r"(_pitch\d+_yaw\d+|_\d{3}_\d{3})\.\w+$")
-"""What follows the panorama in the names of Pittsburgh and of the Tokyo sets."""
+"""The direction of view, which follows the panorama in the names of Pittsburgh and of the Tokyo sets."""
 
 
-@dataclass(frozen=True)
-class Listed:
+class Listed(NamedTuple):
     """Images as a ``.mat`` file lists them: names, UTM ``[n, 2]``, and time stamps, "" where it has none."""
 
     names: list[str]
@@ -41,13 +39,13 @@ class Listed:
 
 
 def set_and_split(path: Path) -> tuple[str, str]:
-    """``pitts30k_train.mat`` -> ("pitts30k", "train"); ``tokyo247.mat``, without a split, is a test set."""
+    """Split ``pitts30k_train.mat`` into ("pitts30k", "train"); ``tokyo247.mat`` is a test set."""
     name, _, split = path.stem.rpartition("_")
     return (name, split) if split in SPLITS else (path.stem, "test")
 
 
 def mat_files(path: Path) -> dict[str, list[Path]]:
-    """Split -> the ``.mat`` files that ``path`` may mean.
+    """Return the ``.mat`` files that ``path`` may mean, by split.
 
     Args:
         path: a file; a folder that holds files itself or in ``datasets`` or ``raw``; or the beginning of
@@ -66,7 +64,7 @@ def mat_files(path: Path) -> dict[str, list[Path]]:
     return {split: found[split] for split in SPLITS if split in found}
 
 
-def read_mat_split(path: Path, split: str) -> Places:
+def read_mat(path: Path, split: str) -> Places:
     """Read the file of ``split`` that ``path`` means (:func:`mat_files`).
 
     Raises:
@@ -85,8 +83,8 @@ def read_mat_split(path: Path, split: str) -> Places:
     return _places_of(files[split][0], split)
 
 
-def read_mat(path: Path) -> tuple[Listed, Listed]:
-    """The database and the queries that ``dbStruct`` of a ``.mat`` file lists.
+def list_mat(path: Path) -> tuple[Listed, Listed]:
+    """Read the database and the queries that ``dbStruct`` of a ``.mat`` file lists.
 
     Raises:
         PlacesError: it is no such file, or numbers of names and positions differ.
@@ -103,29 +101,28 @@ def read_mat(path: Path) -> tuple[Listed, Listed]:
     if struct is None or struct.dtype.names is None or struct.size != 1 or len(struct.dtype.names) < 5:
         raise PlacesError(f"{path}: no structure dbStruct with at least five fields in it.")
     fields = list(struct.item())
-    # Names come as cells (objects); behind the database's UTM these are the queries', or time stamps are.
-    stamped = fields[3].dtype != object and len(fields) > 6
-    return _listed(path, fields, 1, 3 if stamped else 0), (
-        _listed(path, fields, 4, 6) if stamped else _listed(path, fields, 3, 0)
-    )
+    # Names come as cells (objects): time stamps or the names of the queries follow the database's UTM.
+    if fields[3].dtype != object and len(fields) > 6:
+        return _listed(path, fields, 1, stamps=3), _listed(path, fields, 4, stamps=6)
+    return _listed(path, fields, 1), _listed(path, fields, 3)
 
 
 def image_roots(path: Path) -> Iterator[Path]:
-    """Folders that may hold the images of ``path``: those named after the set, beside the file or beside its
-    folder, then these places themselves.
+    """Yield folders that may hold the images of ``path``: those named after the set, next to the file or to
+    its folder, then these places themselves.
     """
     name = set_and_split(path)[0].lower()
     known = next((names for start, names in FOLDERS.items() if name.startswith(start)), (name,))
-    beside = (path.absolute().parent, path.absolute().parent.parent)
-    for folder in beside:
+    around = (path.absolute().parent, path.absolute().parent.parent)
+    for folder in around:
         for child in sorted(folder.iterdir()):
             if child.name.lower().replace("_", "").startswith(known) and child.is_dir():
                 yield child
-    yield from beside
+    yield from around
 
 
 def _places_of(path: Path, split: str) -> Places:
-    (database, queries), name = read_mat(path), set_and_split(path)[0]
+    (database, queries), name = list_mat(path), set_and_split(path)[0]
     roots = list(image_roots(path))
     folders = [folder for root in roots for folder in (root / "images", root)]
     database_folder, database_files = find_images(database.names, folders, path, "database")
@@ -141,7 +138,7 @@ def _places_of(path: Path, split: str) -> Places:
     asked = _shots(queries, query_files, [_panorama(q) if stamped else "" for q in queries.names])
     if name.lower().startswith("tokyo247") and len(asked) % len(CONDITIONS) == 0:
         asked = [shot._replace(condition=CONDITIONS[i % 3]) for i, shot in enumerate(asked)]
-    return make_places(name, split, shots, asked)
+    return make_places(name, split, {"database": shots, "queries": asked})
 
 
 def _shots(listed: Listed, files: list[Path], panoramas: list[str]) -> list[Shot]:
@@ -150,44 +147,34 @@ def _shots(listed: Listed, files: list[Path], panoramas: list[str]) -> list[Shot
 
 
 def _panorama(name: str) -> str:
-    """The panorama an image was cut from: its name without the direction; "" if the name has none."""
     found = CUTOUT.search(name)
     return name[: found.start()] if found else ""
 
 
-def _listed(path: Path, fields: list, first: int, stamps: int) -> Listed:
-    """What the fields from ``first`` on say: names, then UTM; time stamps in ``stamps``, unless it is 0."""
-    names = _names(path, fields, first)
-    utm = _positions(path, fields, first + 1, len(names))
-    return Listed(names, utm, _stamps(path, fields, stamps, len(names)) if stamps else [""] * len(names))
-
-
-def _names(path: Path, fields: list, position: int) -> list[str]:
+def _listed(path: Path, fields: list, first: int, stamps: int | None = None) -> Listed:
     names = []
-    for cell in fields[position].ravel():
+    for cell in fields[first].ravel():
         while isinstance(cell, np.ndarray) and cell.size == 1:
             cell = cell.item()
         names.append(cell)
     if not names or not all(isinstance(name, str) for name in names):
-        raise PlacesError(f"{path}: field {position} of dbStruct holds no file names.")
-    return names
-
-
-def _positions(path: Path, fields: list, position: int, count: int) -> np.ndarray:
-    utm = fields[position]
-    if utm.shape != (2, count) or not np.issubdtype(utm.dtype, np.number) or not np.isfinite(utm).all():
+        raise PlacesError(f"{path}: field {first} of dbStruct holds no file names.")
+    utm, count = fields[first + 1], len(names)
+    if utm.shape != (2, count) or not _numeric(utm) or not np.isfinite(utm).all():
         raise PlacesError(
-            f"{path}: field {position} of dbStruct is {list(utm.shape)} {utm.dtype}; expected finite UTM "
+            f"{path}: field {first + 1} of dbStruct is {list(utm.shape)} {utm.dtype}; expected finite UTM "
             f"coordinates [2, {count}] of {count} images."
         )
-    return utm.T.astype(np.float64)
-
-
-def _stamps(path: Path, fields: list, position: int, count: int) -> list[str]:
-    stamps = fields[position].ravel()
-    if stamps.size != count or not np.issubdtype(stamps.dtype, np.number):
+    if stamps is None:
+        return Listed(names, utm.T.astype(np.float64), [""] * count)
+    found = fields[stamps]
+    if found.size != count or not _numeric(found):
         raise PlacesError(
-            f"{path}: field {position} of dbStruct is {list(fields[position].shape)} {stamps.dtype}; "
+            f"{path}: field {stamps} of dbStruct is {list(found.shape)} {found.dtype}; "
             f"expected time stamps of {count} images."
         )
-    return [f"{float(stamp):.17g}" for stamp in stamps]
+    return Listed(names, utm.T.astype(np.float64), [f"{float(stamp):.17g}" for stamp in found.ravel()])
+
+
+def _numeric(values: np.ndarray) -> bool:
+    return np.issubdtype(values.dtype, np.number)

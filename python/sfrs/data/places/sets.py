@@ -1,12 +1,14 @@
-"""What every reader returns: image sets with positions, and lists of neighbours."""
+"""Image sets with positions, and how readers make them of the rows that formats list."""
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
-from scipy.spatial import cKDTree
 
+from sfrs.data.coordinates import eastward_shifts, nearest
 from sfrs.runtime.errors import UserError
 
 
@@ -25,8 +27,7 @@ class ImageSet:
     Attributes:
         files: n paths.
         positions: float64 ``[n, 2]``, easting and northing in metres.
-        place_ids: int64 ``[n]``; images of one panorama share one id (see
-            :func:`sfrs.data.places.assembly.number_places`).
+        place_ids: int64 ``[n]``; images of one panorama share one id (see :func:`number_places`).
         conditions: n names of what they were taken under, such as "night", or none where it is not known.
         time_stamps: int64 ``[n]``, or None. Images of equal time stamps are no answer to each other: where a
             data set makes its queries of the database (Tokyo Time Machine), those are the same recording.
@@ -56,7 +57,7 @@ class ImageSet:
         return len(self.files)
 
     def subset(self, keep: np.ndarray) -> "ImageSet":
-        """The images at ``keep`` (indices or a boolean mask ``[n]``), in that order."""
+        """Return the images at ``keep`` (indices or a boolean mask ``[n]``), in that order."""
         rows = np.arange(len(self))[keep]
         return ImageSet(
             tuple(self.files[i] for i in rows),
@@ -77,56 +78,93 @@ class Places:
     queries: ImageSet
 
 
-@dataclass(frozen=True)
-class Ragged:
-    """Lists of different lengths in compressed rows.
+class Shot(NamedTuple):
+    """One image as a data set lists it; a text that its format does not know is "".
 
     Attributes:
-        values: int64 ``[nnz]``, all lists one after the other.
-        offsets: int64 ``[n + 1]``; list ``i`` is ``values[offsets[i]:offsets[i + 1]]``.
+        easting, northing: metres.
+        panorama: names the recording it was cut from.
+        condition: such as "night".
+        time_stamp: see :class:`ImageSet`.
     """
 
-    values: np.ndarray
-    offsets: np.ndarray
-
-    @classmethod
-    def from_lists(cls, lists: Sequence[Sequence[int]]) -> "Ragged":
-        counts = np.fromiter((len(items) for items in lists), np.int64, len(lists))
-        offsets = np.concatenate([np.zeros(1, np.int64), counts.cumsum()])
-        values = np.fromiter((item for items in lists for item in items), np.int64, int(offsets[-1]))
-        return cls(values, offsets)
-
-    def __len__(self) -> int:
-        return len(self.offsets) - 1
-
-    def keep(self, mask: np.ndarray) -> "Ragged":
-        """The same lists with the values at ``mask`` (bool ``[nnz]``) only."""
-        counts = np.bincount(self.rows()[mask], minlength=len(self))
-        return Ragged(self.values[mask], np.concatenate(([0], np.cumsum(counts))))
-
-    def __getitem__(self, i: int) -> np.ndarray:
-        if not -len(self) <= i < len(self):
-            raise IndexError(f"list {i} of {len(self)}")
-        i %= len(self)
-        return self.values[self.offsets[i] : self.offsets[i + 1]]
-
-    def counts(self) -> np.ndarray:
-        """Length of every list, int64 ``[n]``."""
-        return np.diff(self.offsets)
-
-    def rows(self) -> np.ndarray:
-        """For every value the list it belongs to, int64 ``[nnz]``."""
-        return np.repeat(np.arange(len(self)), self.counts())
+    file: Path
+    easting: float
+    northing: float
+    panorama: str = ""
+    condition: str = ""
+    time_stamp: str = ""
 
 
-def within(queries: np.ndarray, database: np.ndarray, radius: float) -> Ragged:
-    """For each query the indices of the database positions at most ``radius`` metres away, ascending.
+Shots = dict[str, list[Shot]]
+"""The images of the roles "database" and "queries"."""
+
+
+def make_places(name: str, split: str, shots: Shots) -> Places:
+    """Build :class:`Places` in the order of the rows.
+
+    Warns:
+        CoordinatesWarning: the coordinates look like degrees.
+    """
+    panoramas: dict[tuple, int] = {}
+    stamps: dict[str, int] = {}
+    sets = {}
+    for role in ("database", "queries"):
+        rows = shots[role]
+        conditions = tuple(shot.condition for shot in rows)
+        numbers = [stamps.setdefault(shot.time_stamp, len(stamps)) for shot in rows]
+        sets[role] = ImageSet(
+            tuple(shot.file for shot in rows),
+            positions_of(rows),
+            number_places(role, rows, panoramas),
+            conditions if any(conditions) else (),
+            np.array(numbers, dtype=np.int64) if any(shot.time_stamp for shot in rows) else None,
+        )
+    _warn_if_degrees(name, sets["database"].positions)
+    return Places(name, split, **sets)
+
+
+def number_places(role: str, shots: Sequence[Shot], numbers: dict[tuple, int]) -> np.ndarray:
+    """Number the panoramas the images were cut from, int64 ``[n]``.
+
+    Two images share an id if they were taken at one position and carry the same panorama id, or none.
+    A query shares an id with a database image only if both name the panorama: standing at the same spot
+    on another day is no reason to exclude an image from the positives, being the same recording is.
 
     Args:
-        queries: ``[m, 2]`` in metres.
-        database: ``[n, 2]`` in metres.
-        radius: metres, inclusive.
+        numbers: ids given so far, extended in place, so that database and queries are numbered together.
     """
-    if len(queries) == 0 or len(database) == 0:
-        return Ragged(np.zeros(0, np.int64), np.zeros(len(queries) + 1, np.int64))
-    return Ragged.from_lists(cKDTree(database).query_ball_point(queries, radius, return_sorted=True))
+    keys = [(shot.easting, shot.northing, shot.panorama or f"({role})") for shot in shots]
+    return np.array([numbers.setdefault(key, len(numbers)) for key in keys], dtype=np.int64)
+
+
+def join_cities(cities: dict[str, Shots]) -> Shots:
+    """Put the images of several cities together, those that overlap moved apart (`eastward_shifts`)."""
+    shifts = eastward_shifts(
+        {name: positions_of(shots["database"] + shots["queries"]) for name, shots in cities.items()}
+    )
+    return {
+        role: [s._replace(easting=s.easting + shifts[name]) for name in cities for s in cities[name][role]]
+        for role in ("database", "queries")
+    }
+
+
+def positions_of(shots: Sequence[Shot]) -> np.ndarray:
+    return np.array([shot[1:3] for shot in shots], dtype=np.float64).reshape(-1, 2)
+
+
+def _warn_if_degrees(name: str, positions: np.ndarray) -> None:
+    # Neighbouring photographs lie metres apart, which is 1e-5 to 1e-3 in degrees: with those every image
+    # would be within 25 "metres" of every query and every recall 100 %.
+    distinct = np.unique(positions, axis=0)
+    if len(distinct) < 2 or np.abs(distinct).max() > 180:
+        return
+    apart = np.median(nearest(distinct, distinct, rank=2))
+    if apart < 0.01:
+        warnings.warn(
+            f"{name}: the coordinates look like degrees (first: {positions[0, 0]:g}, {positions[0, 1]:g}; "
+            f"neighbours {apart:.1g} apart). Expected easting and northing in metres (UTM): "
+            "with degrees every database image counts as right.",
+            CoordinatesWarning,
+            stacklevel=4,
+        )

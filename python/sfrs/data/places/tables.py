@@ -7,20 +7,14 @@ from pathlib import Path
 
 from sfrs.data.places.sets import PlacesError
 
-
-def finite_pair(first: str | None, second: str | None) -> tuple[float, float] | None:
-    """Two finite numbers, or None if one of the texts is none."""
-    try:
-        pair = float(first), float(second)
-    except (TypeError, ValueError):
-        return None
-    return pair if all(map(math.isfinite, pair)) else None
+METRES = ("easting", "northing")
+ROLES = {"database": "database", "gallery": "database", "query": "queries", "queries": "queries"}
 
 
 def table_rows(
     path: Path, columns: Sequence[str], optional: Sequence[str] = ()
-) -> Iterator[tuple[int, dict[str, str]]]:
-    """Yield (line number, column -> text) of every line below the first, which names the columns.
+) -> Iterator[tuple[str, dict[str, str]]]:
+    """Yield ("FILE, line N", column -> text) of every line below the first, which names the columns.
 
     Names of columns are compared without case and spaces around them.
 
@@ -40,8 +34,60 @@ def table_rows(
                 )
             reader.fieldnames = names
             for line in reader:
-                yield reader.line_num, line
+                yield f"{path}, line {reader.line_num}", line
     except FileNotFoundError:
         raise PlacesError(f"{path}: there is no such file.") from None
     except (UnicodeDecodeError, csv.Error) as error:
         raise PlacesError(f"{path}: this is not a CSV file in UTF-8 ({error}).") from error
+
+
+def lines_of_split(
+    path: Path, split: str, columns: Sequence[str], optional: Sequence[str]
+) -> tuple[list[tuple[str, dict[str, str]]], str]:
+    """Return :func:`table_rows` whose column split is ``split`` or empty, and a sentence on other splits."""
+    rows, splits = [], set()
+    for where, line in table_rows(path, columns, optional):
+        splits.add(line.get("split") or split)
+        if (line.get("split") or split) == split:
+            rows.append((where, line))
+    return rows, f" The split column has {', '.join(sorted(splits))}." if splits - {split} else ""
+
+
+def role_of(where: str, line: dict[str, str], default: str = "") -> str:
+    """Read the column role. Raises `PlacesError` if it is none of `ROLES`."""
+    role = ROLES.get((line.get("role") or default).strip().lower())
+    if role is None:
+        raise PlacesError(f"{where}: role is {line['role']!r}; expected database or query.")
+    return role
+
+
+def file_of(where: str, line: dict[str, str]) -> str:
+    """Read the column file. Raises `PlacesError` if it is empty."""
+    if not line["file"]:
+        raise PlacesError(f"{where}: the file column is empty.")
+    return line["file"]
+
+
+def finite_pair(first: str | None, second: str | None) -> tuple[float, float] | None:
+    """Read two finite numbers; None if one of the texts is none."""
+    try:
+        pair = float(first), float(second)
+    except (TypeError, ValueError):
+        return None
+    return pair if all(map(math.isfinite, pair)) else None
+
+
+def coordinates(where: str, line: dict[str, str], names: Sequence[str] = METRES) -> tuple[float, float]:
+    """Read two columns of coordinates.
+
+    Raises:
+        PlacesError: they are no finite numbers.
+    """
+    pair = finite_pair(*(line.get(name) for name in names))
+    if pair is None:
+        first, second = names
+        raise PlacesError(
+            f"{where}: {first} is {line.get(first)!r} and {second} {line.get(second)!r}; "
+            f"expected {'metres' if names is METRES else 'degrees'}."
+        )
+    return pair

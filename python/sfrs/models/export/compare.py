@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sfrs.data.images import Progress
+from sfrs.runtime.progress import Progress
 
 
 @dataclass(frozen=True)

@@ -1,21 +1,20 @@
 """Writing a file, comparing it with the original, and only then putting it in place."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from sfrs.data.images import Progress
 from sfrs.models.export.compare import Agreement, compare
 from sfrs.models.export.formats import FORMATS, WHITENED, ExportError
 from sfrs.models.export.programs import versions
 from sfrs.models.export.shapes import ImageShape
 from sfrs.models.model import Model
 from sfrs.models.network import network_description
-from sfrs.runtime.atomic_io import told
+from sfrs.runtime.atomic_io import replaced
 from sfrs.runtime.errors import UserError
+from sfrs.runtime.progress import Progress
 
 
 @dataclass(frozen=True)
@@ -63,12 +62,9 @@ def export(
     path, kind = Path(path), FORMATS[format]
     if path.is_dir():
         raise UserError(f"{path}: this is a folder; expected the name of a file to write")
-    partial = path.with_name(f"{path.stem}.partial{kind.suffix}")  # torch insists on the suffix
     device = device if kind.on_device else "cpu"
-    try:
-        with told(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            kind.write(model, partial, shape, describe_file(model, shape, source), device)
+    with replaced(path, suffix=f".partial{kind.suffix}") as partial:  # torch insists on the suffix
+        kind.write(model, partial, shape, describe_file(model, shape, source), device)
         agreement = _compare(model, partial, format, shape, photos, device, progress)
         limit = kind.tolerance * (1.0 if model.whitening is None else WHITENED)
         if not agreement.relative_error <= limit:
@@ -76,13 +72,6 @@ def export(
                 f"{path}: not written, its descriptors are not the network's: {agreement}; at most "
                 f"{limit:g} is expected of --format {format}."
             )
-        with told(path):
-            with partial.open("rb") as file:
-                os.fsync(file.fileno())
-            os.replace(partial, path)
-    finally:
-        if partial.exists():
-            partial.unlink()
     return Exported(path, path.stat().st_size, agreement)
 
 

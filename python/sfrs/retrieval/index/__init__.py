@@ -14,8 +14,8 @@ G is the generation (`store`) that wrote the file. :class:`Index` opens an index
 it, :class:`Builder` makes and changes one, :func:`read_photos` finds photographs and their coordinates.
 """
 
+from sfrs.data.photos import Photo, read_photos
 from sfrs.retrieval.index.build import Builder, Change
 from sfrs.retrieval.index.opened import Index
-from sfrs.retrieval.index.photos import Photo, read_photos
 
 __all__ = ["Builder", "Change", "Index", "Photo", "read_photos"]

@@ -12,17 +12,17 @@ import numpy as np
 
 from sfrs.data.coordinates import parse_zone
 from sfrs.data.images import BadImageError, check_images
+from sfrs.data.photos import Photo, check_inside, project, why_unreadable
 from sfrs.models.model import Model
 from sfrs.models.network import save_network
-from sfrs.retrieval.evaluation import Tasks
 from sfrs.retrieval.index.checks import check_free, check_placed, check_same
 from sfrs.retrieval.index.derive import derive
 from sfrs.retrieval.index.opened import load_model
-from sfrs.retrieval.index.photos import Photo, check_inside, project, why_unreadable
 from sfrs.retrieval.index.rows import RowFile
 from sfrs.retrieval.index.settings import new_settings
 from sfrs.retrieval.index.store import LOCK, NETWORK, TABLE, WHITENING, Store, Table, locked, stamp
 from sfrs.runtime.errors import UserError
+from sfrs.runtime.progress import Tasks
 
 KINDS = ("exact", "float16", "pq", "ivf", "disk")
 COMMIT_SECONDS = 5.0
@@ -123,7 +123,7 @@ class Builder(AbstractContextManager):
         allow_unplaced: bool = False,
         skip_bad_images: bool = False,
         batch_size: int = 8,
-        threads: int = 2,
+        workers: int = 2,
         tasks: Tasks | None = None,
         prepare: Callable[[list[Path]], None] | None = None,
     ) -> None:
@@ -153,7 +153,7 @@ class Builder(AbstractContextManager):
         todo, replaced = self._compare(files, positions, stamps)
         if skip_bad_images:
             show = tasks("checking") if tasks else None
-            bad = dict(check_images([photos[i].file for i in todo], threads=threads, progress=show))
+            bad = dict(check_images([photos[i].file for i in todo], workers=workers, progress=show))
             todo = [i for i in todo if photos[i].file not in bad]
             self.change.skipped += tuple(bad.items())
         self._describe(
@@ -166,7 +166,7 @@ class Builder(AbstractContextManager):
                 [replaced[i] for i in todo[done] if i in replaced],
             ),
             batch_size=batch_size,
-            threads=threads,
+            workers=workers,
             tasks=tasks,
         )
         again = sum(i in replaced for i in todo)
@@ -298,7 +298,7 @@ class Builder(AbstractContextManager):
         commit: Callable[[int, slice], None],
         *,
         batch_size: int,
-        threads: int,
+        workers: int,
         tasks: Tasks | None,
     ) -> None:
         settings, first = self._store.settings, self._store.slots()
@@ -306,7 +306,7 @@ class Builder(AbstractContextManager):
         if settings["quarters"]:
             shape = self.model.quarters_shape
             targets.append(RowFile(self.path / settings["quarters"], "float16", shape, first))
-        options = dict(regions=bool(settings["quarters"]), batch_size=batch_size, workers=threads)
+        options = dict(regions=bool(settings["quarters"]), batch_size=batch_size, workers=workers)
         progress = tasks("describing") if tasks and files else None
         written = committed = 0
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from sfrs.data.photos import Photo
 from sfrs.models.model import Model
-from sfrs.retrieval.index.photos import Photo
 from sfrs.retrieval.index.store import LOCK, NETWORK, TABLE, WHITENING
 from sfrs.runtime.errors import UserError
 

@@ -5,12 +5,11 @@ from typing import Any
 
 import numpy as np
 
-from sfrs.data.images import Progress
-from sfrs.retrieval.evaluation import Tasks
 from sfrs.retrieval.index import quantised
 from sfrs.retrieval.index.quantised import Compressed
 from sfrs.retrieval.index.rows import RowFile, map_rows
 from sfrs.retrieval.index.store import Store
+from sfrs.runtime.progress import Progress, Tasks
 
 COMPACTED_ABOVE = 0.25
 """Share of removed rows above which the files are written anew without them."""

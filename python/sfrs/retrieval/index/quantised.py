@@ -1,7 +1,6 @@
 """Compressed copies of the descriptors (faiss), which name candidates that are then compared exactly."""
 
 import math
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,8 +10,9 @@ import faiss
 import numpy as np
 import torch
 
-from sfrs.data.images import Progress
+from sfrs.runtime.atomic_io import replaced
 from sfrs.runtime.errors import UserError
+from sfrs.runtime.progress import Progress
 
 FEWEST = 2_000
 """Images below which no copy is made: comparing every row takes milliseconds."""
@@ -93,11 +93,8 @@ class Compressed:
 
     def save(self, path: Path) -> None:
         """Write the copy, replacing ``path`` in one step."""
-        partial = path.with_name(path.name + ".partial")
-        faiss.write_index(self.index, str(partial))
-        with open(partial, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(partial, path)
+        with replaced(path) as partial:
+            faiss.write_index(self.index, str(partial))
 
     @classmethod
     def open(cls, path: Path, kind: str, dim: int, *, to_extend: bool = False) -> "Compressed":

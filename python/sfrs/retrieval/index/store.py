@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from sfrs.data.images import BadImageError
+from sfrs.runtime.atomic_io import replaced
 from sfrs.runtime.errors import UserError
 
 FORMAT = 1
@@ -93,15 +94,13 @@ class Store:
     @classmethod
     def create(cls, path: Path, settings: dict[str, Any]) -> "Store":
         """Make the table of a new index; ``path`` is a directory and holds everything else already."""
-        partial = path / (TABLE + ".partial")
-        for leftover in (partial, partial.with_name(partial.name + "-journal")):
-            leftover.unlink(missing_ok=True)
-        with _connect(partial, "rwc") as database:
-            database.executescript(SCHEMA)
-            with database:
-                _write(database, {"format": FORMAT, **settings})
-        database.close()
-        os.replace(partial, path / TABLE)
+        with replaced(path / TABLE) as partial:
+            partial.with_name(partial.name + "-journal").unlink(missing_ok=True)
+            with _connect(partial, "rwc") as database:
+                database.executescript(SCHEMA)
+                with database:
+                    _write(database, {"format": FORMAT, **settings})
+            database.close()
         return cls.open(path)
 
     @classmethod

@@ -18,11 +18,13 @@ import numpy as np
 import torch
 from PIL import Image
 
+from sfrs.data.coordinates import to_degrees
+from sfrs.runtime.atomic_io import write_text
 from sfrs.runtime.errors import UserError
+from sfrs.runtime.progress import Progress, Tasks
 from sfrs.runtime.threads import single_threads
 from sfrs.synthetic.city.renderer import render
 from sfrs.synthetic.city.scene import Scene, build_scene
-from sfrs.synthetic.city.utm import to_latlon
 from sfrs.synthetic.city.views import CONDITIONS, Drive, Views, Visit, drive, visit
 
 RENDERER = 1  # raised whenever the same seed gives other pictures
@@ -39,9 +41,6 @@ YEARS = (2019, 2023)
 # Hours of the sun positions of ground.SUNS, then of overcast, dusk and night recordings.
 SUN_HOURS = (8, 10, 12, 14, 16, 7)
 HOURS = (None, 13, 20, 23)
-
-Progress = Callable[[int, int], None]
-Tasks = Callable[[str], Progress]
 
 
 @dataclass(frozen=True)
@@ -120,7 +119,7 @@ def quarter_views(config: CityConfig, split: str, scene: Scene) -> tuple[Views, 
 def image_names(views: Views, split: str, recording: str) -> list[str]:
     """File names in the full form; `recording` starts the panorama field."""
     east, north = views.x + ORIGIN[split][0], views.y + ORIGIN[split][1]
-    latitude, longitude = to_latlon(east, north, ZONE)
+    latitude, longitude = to_degrees(np.column_stack([east, north]), f"{ZONE}N").T
     names = []
     for i in range(len(views)):
         condition, sun, moment = int(views.condition[i]), int(views.sun[i]), int(views.moment[i])
@@ -208,10 +207,7 @@ def write_city(root: str | Path, config: CityConfig, tasks: Tasks = _silent) -> 
     if record.exists():
         return False
     (root / "images").mkdir(parents=True, exist_ok=True)
-    text = json.dumps(wanted, indent=1)
-    fresh = root / "city.json.new"
-    fresh.write_text(text)
-    os.replace(fresh, plan)
+    write_text(plan, json.dumps(wanted, indent=1))
     for split in config.quarters:
         _write_split(config, split, root, tasks)
     os.replace(plan, record)

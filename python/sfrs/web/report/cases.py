@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from sfrs.data.places import Places, within
+from sfrs.data.coordinates import within
+from sfrs.data.places import Places
 from sfrs.retrieval.evaluation import Evaluation
 
 FULL_FORM_FIELDS, NOTE_FIELD = 16, 14

@@ -1,6 +1,5 @@
 """The report as one HTML file that refers to nothing outside itself."""
 
-import os
 from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
@@ -11,7 +10,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 import sfrs_ext
-from sfrs.retrieval.evaluation import Tasks
+from sfrs.runtime.atomic_io import write_text
+from sfrs.runtime.progress import Tasks
 from sfrs.web.report.cases import choose_cases, conditions, difficulty, errors
 from sfrs.web.report.figures import condition_rows, error_figure, recall_figure, training_figures
 from sfrs.web.report.recorded import Subject
@@ -48,11 +48,8 @@ def write_report(
         subject.model.to(device)
     views = case_views(subject, [*worst, *best], labels, progress)
     page = render(subject, views, labels, named)
-    out.mkdir(parents=True, exist_ok=True)
     path = out / "index.html"
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(page, "utf-8")
-    os.replace(partial, path)
+    write_text(path, page)
     return path
 
 

@@ -7,9 +7,10 @@ from pathlib import Path
 
 from sfrs.data.places import load_places
 from sfrs.models.model import Model
-from sfrs.retrieval.evaluation import Tasks, evaluate
+from sfrs.retrieval.evaluation import evaluate
 from sfrs.retrieval.results import write_json, write_predictions
 from sfrs.runtime.errors import UserError
+from sfrs.runtime.progress import Tasks
 from sfrs.training.run_folder import RunDirectory
 from sfrs.web.report.recorded import (
     PREDICTIONS,

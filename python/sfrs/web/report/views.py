@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from sfrs.data.images import Progress
 from sfrs.retrieval.explain import (
     REGION_NAMES,
     PairExplanation,
@@ -15,6 +14,7 @@ from sfrs.retrieval.explain import (
     explain_features,
     strongest_clusters,
 )
+from sfrs.runtime.progress import Progress
 from sfrs.web.report.cases import Case, right_images
 from sfrs.web.report.pictures import LARGE, SMALL, jpeg_uri, packed_clusters
 from sfrs.web.report.recorded import Subject

@@ -1,4 +1,4 @@
-"""Where the images are that a data set lists by name: folders and suffixes differ from copy to copy."""
+"""Find the images that a data set lists by name: folders and suffixes differ from copy to copy."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -13,7 +13,7 @@ SAMPLE = 24
 def find_images(
     names: Sequence[str], folders: Iterable[Path], listed_in: Path, role: str
 ) -> tuple[Path, list[Path]]:
-    """The folder that holds most of a sample of ``names``, and the file of every name in it.
+    """Return the folder that holds most of a sample of ``names``, and the file of every name in it.
 
     Names keep their suffix, unless more of the sample are there with another one. Files are not looked for
     one by one: a few may be missing.

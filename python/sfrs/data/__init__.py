@@ -1,0 +1,1 @@
+"""Data sets: places, images, coordinates."""

@@ -1,0 +1,9 @@
+"""The callbacks by which long work shows how far it is."""
+
+from collections.abc import Callable
+
+Progress = Callable[[int, int], None]
+"""Takes (done, total) as work goes on."""
+
+Tasks = Callable[[str], Progress]
+"""Opens a display of progress by its name."""
