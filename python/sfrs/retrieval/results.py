@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from sfrs.data.coordinates import metres_between
 from sfrs.data.places import Places
 from sfrs.retrieval.evaluation import Evaluation
 from sfrs.retrieval.plots import SheetRow
@@ -31,13 +32,13 @@ def write_predictions(path: Path, result: Evaluation, places: Places) -> None:
         writer.writerow(("query", "rank", "file", "metres", "correct"))
         for query, found in enumerate(result.predictions):
             for rank, index in enumerate(found[found >= 0]):
-                step = places.queries.positions[query] - places.database.positions[index]
+                metres = metres_between(places.queries.positions[query], places.database.positions[index])
                 writer.writerow(
                     (
                         places.queries.files[query],
                         rank + 1,
                         places.database.files[index],
-                        f"{np.hypot(*step):.2f}",
+                        f"{metres:.2f}",
                         int(result.correct[query, rank]),
                     )
                 )
