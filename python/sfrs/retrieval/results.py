@@ -1,7 +1,6 @@
 """Writing an evaluation down: JSON, predictions as CSV, rows of the contact sheet."""
 
 import csv
-import json
 from pathlib import Path
 
 import numpy as np
@@ -10,16 +9,7 @@ from sfrs.data.coordinates import metres_between
 from sfrs.data.places import Places
 from sfrs.retrieval.evaluation import Evaluation
 from sfrs.retrieval.plots import SheetRow
-from sfrs.runtime.atomic_io import replaced, write_text
-
-
-def write_json(path: Path, content: dict) -> None:
-    """Write ``content`` as indented JSON, replacing ``path`` in one step.
-
-    Raises:
-        WriteError: the disk is full, or another fault of it.
-    """
-    write_text(path, json.dumps(content, indent=2) + "\n")
+from sfrs.runtime.atomic_io import replaced
 
 
 def write_predictions(path: Path, result: Evaluation, places: Places) -> None:
