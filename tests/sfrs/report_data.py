@@ -9,7 +9,8 @@ from sfrs.data.places import load_places
 from sfrs.models.model import Model
 from sfrs.models.network import DescriptorNetwork, save_network
 from sfrs.retrieval.evaluation import Scoring, evaluate
-from sfrs.retrieval.results import write_json, write_predictions
+from sfrs.retrieval.results import write_predictions
+from sfrs.runtime.atomic_io import write_json
 
 QUERIES = ("day", "dusk", "night", "rain")
 """Conditions of the queries, in turn; those of index 4, 5 and 6 show another place than where they stand."""

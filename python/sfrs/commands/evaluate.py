@@ -239,9 +239,10 @@ def _gain(before: Evaluation, after: Evaluation) -> dict:
 
 def _write(out: Path, summary: dict, result: Evaluation, places: Places, save_contact_sheet: bool) -> None:
     from sfrs.retrieval import plots, results
+    from sfrs.runtime.atomic_io import write_json
 
     out.mkdir(parents=True, exist_ok=True)
-    results.write_json(out / "results.json", summary)
+    write_json(out / "results.json", summary)
     results.write_predictions(out / "predictions.csv", result, places)
     plots.recall_curves(
         {places.name: result.curve()}, out / "recall.png", title=f"{places.name}, {places.split}"

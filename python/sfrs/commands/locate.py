@@ -75,7 +75,7 @@ def locate(
 
     from sfrs.retrieval import locate as locating
     from sfrs.retrieval.index import Index
-    from sfrs.retrieval.results import write_json
+    from sfrs.runtime.atomic_io import write_json
     from sfrs.runtime.terminal import progress_tasks
 
     opened = Index.open(index, device=running.on_device())

@@ -40,13 +40,7 @@ class Rules:
 
 @dataclass(frozen=True)
 class Finding:
-    """A fact to know about a split.
-
-    Attributes:
-        text: the fact.
-        stops: whether training or evaluating on the split stops at it.
-        files: the images it is about, if it is about images.
-    """
+    """A fact about a split: whether training or evaluating stops at it, and the images it is about."""
 
     text: str
     stops: bool = False
@@ -55,10 +49,9 @@ class Finding:
 
 @dataclass(frozen=True)
 class SplitCheck:
-    """The content of one split.
+    """The content of one split: numbers of images, and of places (positions or panoramas) in the database.
 
     Attributes:
-        places: positions (or panoramas) of the database.
         radius: metres within which a database image is a positive.
         without_positive: queries that have none.
         median_positives: of the queries that have one; 0 if none has.
@@ -101,10 +94,9 @@ def check_data(
         splits: names; none: all that are there.
         decode: read every image whole, not only the beginning of its file.
         workers: threads that read images.
-        tasks: opens a progress display with a name.
 
     Returns:
-        (name of the format, what was found in each split, the training split first).
+        (name of the format, checks of the splits, the training split first).
 
     Raises:
         PlacesError: ``path`` is no data set.
@@ -130,29 +122,23 @@ def check_data(
 
 
 def _check_split(
-    places: Places,
-    rules: Rules,
-    bad: list[tuple[Path, str]],
-    training: Places | None,
-    findings: list[Finding],
+    places: Places, rules: Rules, bad: list[tuple[Path, str]], training: Places | None, known: list[Finding]
 ) -> SplitCheck:
+    findings = [*known]
     if places.split == TRAINING:
         radius = rules.positive_radius
         near = Neighbourhood.of_places(places, radius, rules.negative_radius)
         positives = near.positives
-        findings = [*findings, *_training_findings(near, rules)]
+        findings += _training_findings(near, rules)
     else:
         radius = rules.negative_radius
         positives = right_images(places, radius)
-    missing = [(file, why) for file, why in bad if not file.is_file()]
-    unreadable = [(file, why) for file, why in bad if file.is_file()]
-    findings = [
-        *findings,
-        *_file_findings(missing, unreadable),
-        *_position_findings(places, positives, radius),
-        *_listing_findings(places),
-        *_shared_findings(places, training, rules.negative_radius),
-    ]
+    missing = {file: why for file, why in bad if not file.is_file()}
+    unreadable = {file: why for file, why in bad if file not in missing}
+    findings += _file_findings(missing, unreadable)
+    findings += _position_findings(places, positives, radius)
+    findings += _listing_findings(places)
+    findings += _shared_findings(places, training, rules.negative_radius)
     counts = positives.counts()
     return SplitCheck(
         places.split,
@@ -178,14 +164,14 @@ def _training_findings(near: Neighbourhood, rules: Rules) -> Iterator[Finding]:
         )
 
 
-def _file_findings(missing: list[tuple[Path, str]], unreadable: list[tuple[Path, str]]) -> Iterator[Finding]:
+def _file_findings(missing: dict[Path, str], unreadable: dict[Path, str]) -> Iterator[Finding]:
     if missing:
-        text = f"{_images(len(missing))} listed but not there, the first: {missing[0][0]}"
-        yield Finding(text, stops=True, files=tuple(file for file, _ in missing))
+        text = f"{_images(len(missing))} listed but not there, the first: {[*missing][0]}"
+        yield Finding(text, stops=True, files=tuple(missing))
     if unreadable:
-        file, why = unreadable[0]
+        file, why = next(iter(unreadable.items()))
         text = f"{_images(len(unreadable))} there but cannot be read, the first: {file} ({why})"
-        yield Finding(text, stops=True, files=tuple(file for file, _ in unreadable))
+        yield Finding(text, stops=True, files=tuple(unreadable))
 
 
 def _position_findings(places: Places, positives: Ragged, radius: float) -> Iterator[Finding]:

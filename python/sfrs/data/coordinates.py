@@ -1,4 +1,7 @@
-"""Positions on earth: UTM metres and degrees, both on WGS 84 (pyproj), and distances between them."""
+"""Positions on earth: UTM metres and degrees, both on WGS 84 (pyproj), and distances between them.
+
+What is no zone, or cannot be where it says, raises `UserError`.
+"""
 
 import re
 from collections.abc import Mapping
@@ -25,9 +28,6 @@ def parse_zone(text: str) -> str:
 
     "S" means south of the equator; the letters of image names are latitude bands, in which S lies in the
     north: those go through :func:`zone_of_band`.
-
-    Raises:
-        UserError: it is no UTM zone.
     """
     found = re.fullmatch(r"\s*(?:0?([1-9]|[1-5]\d|60)\s*([NS])|EPSG:32([67])(\d\d))\s*", text, re.IGNORECASE)
     number = int(found[1] or found[4]) if found else 0
@@ -40,11 +40,7 @@ def parse_zone(text: str) -> str:
 
 
 def zone_of_band(number: int | str, letter: str) -> str:
-    """Return the zone of the fields 3 and 4 of image names, number and latitude band: (54, "S") -> "54N".
-
-    Raises:
-        UserError: the number is not 1 to 60 or the letter not a band, C to X without I and O.
-    """
+    """Return the zone of the fields 3 and 4 of image names, number and latitude band: (54, "S") -> "54N"."""
     band = letter.strip().upper()
     if not re.fullmatch(r"\s*\d{1,2}\s*", str(number)) or not 1 <= int(number) <= 60:
         raise UserError(f"{str(number)!r} is no UTM zone; expected its number from 1 to 60.")
@@ -56,11 +52,7 @@ def zone_of_band(number: int | str, letter: str) -> str:
 
 
 def zone_at(latitude: float, longitude: float) -> str:
-    """Return the zone of a point, with the exceptions of Norway (32V) and Svalbard (31X to 37X).
-
-    Raises:
-        UserError: UTM does not reach there (north of 84 or south of 80 degrees), or these are no degrees.
-    """
+    """Return the zone of a point, with the exceptions of Norway (32V) and Svalbard (31X to 37X)."""
     if not (-90 <= latitude <= 90 and -180 <= longitude <= 360):
         raise UserError(
             f"{latitude:g}, {longitude:g} is no point on earth; expected latitude -90 to 90 and longitude "
@@ -80,10 +72,7 @@ def zone_at(latitude: float, longitude: float) -> str:
 def to_degrees(positions: np.ndarray, zone: str) -> np.ndarray:
     """Convert easting and northing in metres ``[n, 2]`` to latitude and longitude in degrees ``[n, 2]``.
 
-    Rows that are not finite become nan.
-
-    Raises:
-        UserError: ``zone`` is no UTM zone, or a position cannot lie in it.
+    Rows that are not finite become nan; a position that cannot lie in ``zone`` raises `UserError`.
     """
     return _transformed(positions, parse_zone(zone), "INVERSE", "easting and then northing, in metres")
 
@@ -122,12 +111,7 @@ def nearest(positions: np.ndarray, others: np.ndarray, rank: int = 1) -> np.ndar
 
 
 def within(queries: np.ndarray, database: np.ndarray, radius: float) -> Ragged:
-    """List for each query the indices of the database positions at most ``radius`` away, ascending.
-
-    Args:
-        queries, database: ``[m, 2]`` and ``[n, 2]`` in metres.
-        radius: metres, inclusive.
-    """
+    """List for each of m queries the database positions within ``radius`` metres, ascending."""
     if len(queries) == 0 or len(database) == 0:
         return Ragged(np.zeros(0, np.int64), np.zeros(len(queries) + 1, np.int64))
     return Ragged.from_lists(cKDTree(database).query_ball_point(queries, radius, return_sorted=True))

@@ -12,16 +12,11 @@ GPS = ExifTags.GPS
 
 
 def gps(file: str | Path | Image.Image) -> tuple[float, float] | None:
-    """Read latitude and longitude in degrees (WGS 84) from an image's EXIF; None if it carries none.
+    """Read latitude and longitude in degrees (WGS 84) from the EXIF of a file or an open image, or None.
 
     Counts as none: a block that is broken, and what cameras write without a fix, which is an interrupted
-    measurement, a value that is no number or out of range, and exactly 0, 0.
-
-    Args:
-        file: a path, or an open image.
-
-    Raises:
-        BadImageError: there is no such file, or it is no image.
+    measurement, a value that is no number or out of range, and exactly 0, 0. Raises `BadImageError` if
+    there is no such file or it is no image.
     """
     if isinstance(file, Image.Image):
         return _read(file)
@@ -43,7 +38,7 @@ def _read(image: Image.Image) -> tuple[float, float] | None:
 
 
 def _degrees(value: object, reference: object, signs: str) -> float:
-    """Degrees, minutes, seconds (any of the last two may be missing) with their sign; nan if unusable."""
+    """Add up degrees, minutes, seconds (the last two may be missing) with their sign; nan if unusable."""
     sign = {signs[0]: 1, signs[1]: -1}.get(_letter(reference), math.nan)
     try:
         degrees = sum(float(part) / 60**i for i, part in enumerate(value))
@@ -53,6 +48,6 @@ def _degrees(value: object, reference: object, signs: str) -> float:
 
 
 def _letter(value: object) -> str:
-    """The first letter of an EXIF string, which may be padded or come as bytes; "" if there is none."""
+    """Return the first letter of an EXIF string, which may be padded or come as bytes, or ""."""
     text = value.decode("ascii", "replace") if isinstance(value, bytes) else value
     return text.strip(" \0").upper()[:1] if isinstance(text, str) else ""

@@ -23,10 +23,7 @@ UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 
 
 class BadImageError(UserError, RuntimeError):
-    """An image cannot be read; the message names the file and says why.
-
-    Takes one string, so that data loader workers can hand it on.
-    """
+    """An image cannot be read; the message names the file and says why (one string, which workers pickle)."""
 
 
 def image_files(folder: Path) -> list[Path]:
@@ -61,10 +58,8 @@ def opened(path: str | Path) -> Iterator[Image.Image]:
 def load_image(path: str | Path, size: Size = None) -> Tensor:
     """Decode an image to float32 RGB ``[3, H, W]`` in 0..1, turned upright by its EXIF orientation.
 
-    Resized bilinearly with antialiasing, in 8 bits, as the paper's implementation does.
-
-    Raises:
-        BadImageError: the file is missing, no image, or cut off.
+    Resized bilinearly with antialiasing, in 8 bits, as the paper's implementation does. Raises
+    `BadImageError` if the file is missing, no image, or cut off.
     """
     with opened(path) as image:
         return image_tensor(image, size)
@@ -95,13 +90,7 @@ def target_size(original: tuple[int, int], size: Size) -> tuple[int, int]:
 
 
 class ImageFiles(torch.utils.data.Dataset):
-    """Images of a list of files as normalised float32 tensors ``[3, H, W]``.
-
-    Args:
-        files: paths.
-        size: see :data:`Size`.
-        mean, std: per channel, for pixels in 0..1: ``(x - mean) / std``.
-    """
+    """Images of a list of files as float32 tensors ``[3, H, W]``, normalised by ``(x - mean) / std``."""
 
     def __init__(
         self,
@@ -110,8 +99,7 @@ class ImageFiles(torch.utils.data.Dataset):
         mean: Sequence[float] = (0.0, 0.0, 0.0),
         std: Sequence[float] = (1.0, 1.0, 1.0),
     ):
-        self.files = tuple(Path(file) for file in files)
-        self.size = size
+        self.files, self.size = tuple(map(Path, files)), size
         self.mean = torch.tensor(mean).view(3, 1, 1)
         self.std = torch.tensor(std).view(3, 1, 1)
 

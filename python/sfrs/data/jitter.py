@@ -1,4 +1,4 @@
-"""Colour jitter on tensors, without state: what an image gets is a function of the seed and a key."""
+"""Colour jitter on tensors, without state: its draws are a function of the seed and a key."""
 
 import hashlib
 
@@ -9,7 +9,7 @@ LUMA = (0.2989, 0.587, 0.114)  # ITU-R BT.601, as torchvision weighs them
 
 
 def hashed(*numbers: int) -> int:
-    """A number in 0 .. 2^63 - 1 that depends on ``numbers`` only, the same on every machine."""
+    """Return a number in 0 .. 2^63 - 1 that depends on ``numbers`` only, the same on every machine."""
     text = ",".join(str(int(number)) for number in numbers)
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
 
@@ -18,10 +18,9 @@ class ColorJitter:
     """Random brightness, contrast, saturation and hue in random order, with torchvision's meaning.
 
     Factors of the first three are uniform in ``[max(0, 1 - x), 1 + x]``, the hue shift is uniform in
-    ``[-hue, hue]`` turns. The paper uses (0.7, 0.7, 0.7, 0.5).
-
-    An object has no state: the draws follow from ``seed`` and the key of each call alone, so neither the
-    order of calls nor threads nor processes matter, and a resumed run needs no checkpoint of them.
+    ``[-hue, hue]`` turns. The paper uses (0.7, 0.7, 0.7, 0.5). The draws follow from ``seed`` and the key of
+    each call alone, so neither the order of calls nor threads nor processes matter, and a resumed run needs
+    no checkpoint of them.
 
     Raises:
         ValueError: an amount is out of range.
@@ -41,12 +40,7 @@ class ColorJitter:
                 raise ValueError(f"ColorJitter: {name} is {value}; expected 0 or more")
         if not 0 <= hue <= 0.5:
             raise ValueError(f"ColorJitter: hue is {hue}; expected 0..0.5 turns")
-        self.brightness, self.contrast, self.saturation, self.hue = brightness, contrast, saturation, hue
-        self.seed = seed
-
-    @property
-    def amounts(self) -> tuple[float, float, float, float]:
-        return self.brightness, self.contrast, self.saturation, self.hue
+        self.amounts, self.seed = (brightness, contrast, saturation, hue), seed
 
     def __call__(self, image: Tensor, *key: int) -> Tensor:
         """Jitter float RGB ``[3, H, W]`` in 0..1 with the draw of ``key``, such as (step, image number)."""
@@ -58,24 +52,21 @@ class ColorJitter:
         return image
 
     def _apply(self, step: int, draw: float, image: Tensor) -> Tensor:
-        if step == 3:
-            return shift_hue(image, (2 * draw - 1) * self.hue) if self.hue else image
-        amount = (self.brightness, self.contrast, self.saturation)[step]
+        amount = self.amounts[step]
         if not amount:
             return image
+        if step == 3:
+            return shift_hue(image, (2 * draw - 1) * amount)
         low, high = max(0.0, 1 - amount), 1 + amount
         factor = low + (high - low) * draw
-        if step == 0:
-            other = torch.zeros((), device=image.device)
-        else:
-            other = luminance(image)
-            if step == 1:
-                other = other.mean()
+        other = torch.zeros((), device=image.device) if step == 0 else luminance(image)
+        if step == 1:
+            other = other.mean()
         return (factor * image + (1 - factor) * other).clamp_(0, 1)
 
 
 def luminance(image: Tensor) -> Tensor:
-    """RGB ``[3, H, W]`` -> ``[1, H, W]``."""
+    """Weigh RGB ``[3, H, W]`` into ``[1, H, W]``."""
     red, green, blue = image.unbind(-3)
     return (LUMA[0] * red + LUMA[1] * green + LUMA[2] * blue).unsqueeze(-3)
 

@@ -44,9 +44,7 @@ class Photo:
 def photo_of(file: str | Path) -> Photo:
     """Read where a photograph was taken, by its ``@easting@northing@...`` name, else by EXIF.
 
-    Raises:
-        UserError: its name says a UTM zone that does not exist.
-        BadImageError: its EXIF is needed, but it is no image.
+    Raises `UserError` if its name says a zone that does not exist, or its EXIF is needed, but it is no image.
     """
     return _with_exif(_from_name(Path(os.path.abspath(file))))
 
@@ -71,8 +69,7 @@ def read_photos(
 
     Raises:
         UserError: nothing is there, or it holds no image; a line of the manifest is wrong, or a name says a
-            UTM zone that does not exist.
-        BadImageError: a file whose EXIF is needed is no image and ``skip_bad_images`` is not set.
+            UTM zone that does not exist; a file whose EXIF is needed is no image.
     """
     path = Path(path)
     if path.is_file() and path.suffix.lower() not in IMAGE_SUFFIXES:
@@ -103,12 +100,11 @@ def why_unreadable(file: Path, error: BadImageError) -> str:
 def project(photos: Sequence[Photo], zone: str = "") -> tuple[np.ndarray, str]:
     """Bring all photos into one coordinate system: float64 ``[n, 2]`` metres, and its UTM zone.
 
+    Positions are nan where nothing is known of a photo; the zone is "" for plain metres.
+
     Args:
         zone: the system to use, and the zone of metres that do not say theirs; "": the zone of the first
             photo that has one, or plain metres of nobody knows which zone if none has.
-
-    Returns:
-        (positions, zone): nan where nothing is known of a photo; "" for plain metres.
 
     Raises:
         UserError: there are plain metres and positions that do have a zone, and ``zone`` is ""; or a photo,

@@ -19,8 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sfrs.retrieval.results import write_json
-from sfrs.runtime.atomic_io import explained, lock_taken
+from sfrs.runtime.atomic_io import explained, lock_taken, write_json
 from sfrs.runtime.errors import UserError
 
 FORMAT = 1

@@ -1,24 +1,15 @@
 """Writing an evaluation down: JSON, predictions as CSV, rows of the contact sheet."""
 
 import csv
-import json
 from pathlib import Path
 
 import numpy as np
 
+from sfrs.data.coordinates import metres_between
 from sfrs.data.places import Places
 from sfrs.retrieval.evaluation import Evaluation
 from sfrs.retrieval.plots import SheetRow
-from sfrs.runtime.atomic_io import replaced, write_text
-
-
-def write_json(path: Path, content: dict) -> None:
-    """Write ``content`` as indented JSON, replacing ``path`` in one step.
-
-    Raises:
-        WriteError: the disk is full, or another fault of it.
-    """
-    write_text(path, json.dumps(content, indent=2) + "\n")
+from sfrs.runtime.atomic_io import replaced
 
 
 def write_predictions(path: Path, result: Evaluation, places: Places) -> None:
@@ -31,13 +22,13 @@ def write_predictions(path: Path, result: Evaluation, places: Places) -> None:
         writer.writerow(("query", "rank", "file", "metres", "correct"))
         for query, found in enumerate(result.predictions):
             for rank, index in enumerate(found[found >= 0]):
-                step = places.queries.positions[query] - places.database.positions[index]
+                metres = metres_between(places.queries.positions[query], places.database.positions[index])
                 writer.writerow(
                     (
                         places.queries.files[query],
                         rank + 1,
                         places.database.files[index],
-                        f"{np.hypot(*step):.2f}",
+                        f"{metres:.2f}",
                         int(result.correct[query, rank]),
                     )
                 )

@@ -2,13 +2,14 @@
 
 import errno
 import fcntl
+import json
 import os
 import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from sfrs.runtime.errors import UserError
 
@@ -75,6 +76,11 @@ def write_text(path: Path, text: str) -> None:
     """
     with replaced(path, size=len(text)) as partial:
         partial.write_text(text, encoding="utf-8", errors="surrogateescape")
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write ``content`` as indented JSON, see :func:`write_text`."""
+    write_text(path, json.dumps(content, indent=2) + "\n")
 
 
 @contextmanager

@@ -15,7 +15,8 @@ from sfrs.models.network import DescriptorNetwork, save_network
 from sfrs.retrieval.evaluation import Evaluation
 from sfrs.retrieval.mcnemar import mcnemar
 from sfrs.retrieval.plots import contact_sheet, recall_curves
-from sfrs.retrieval.results import sheet_rows, write_json
+from sfrs.retrieval.results import sheet_rows
+from sfrs.runtime.atomic_io import write_json
 from sfrs.runtime.progress import Tasks
 from sfrs.synthetic.experiment import SCALES, SOFT_NEGATIVES, SOFTER_TEACHER, Experiment, Stopwatch
 from sfrs.training.run_folder import GenerationResult

@@ -17,7 +17,7 @@ import torch
 
 from sfrs.retrieval.evaluation import Evaluation
 from sfrs.retrieval.mcnemar import Paired, mcnemar
-from sfrs.retrieval.results import write_json
+from sfrs.runtime.atomic_io import write_json
 from sfrs.synthetic.experiment import (
     IMAGE_LABELS,
     PAPER_TEMPERATURES,

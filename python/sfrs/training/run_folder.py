@@ -26,8 +26,7 @@ from safetensors import safe_open
 import sfrs_ext
 from sfrs.data.places import Places
 from sfrs.models.network import METADATA_KEY, DescriptorNetwork, load_network
-from sfrs.retrieval.results import write_json
-from sfrs.runtime.atomic_io import explained, lock_taken
+from sfrs.runtime.atomic_io import explained, lock_taken, write_json
 from sfrs.runtime.errors import UserError
 from sfrs.training.config import TrainConfig
 

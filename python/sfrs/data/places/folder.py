@@ -27,11 +27,7 @@ def folder_splits(path: Path) -> list[str]:
 
 
 def read_folder(path: Path, split: str) -> Places:
-    """Read ``path/images/split/{database,queries}``, subfolders included, files in sorted order.
-
-    Raises:
-        PlacesError: a folder is missing or empty, or a file name carries no two numbers.
-    """
+    """Read ``path/images/split/{database,queries}``, subfolders included, files in sorted order."""
     root = path / "images" / split
     if not root.is_dir():
         raise PlacesError(

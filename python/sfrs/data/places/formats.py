@@ -13,15 +13,7 @@ from sfrs.data.places.sets import Places, PlacesError
 
 
 class Format(NamedTuple):
-    """One way data sets of places lie on a disk.
-
-    Attributes:
-        name: for people.
-        expected: the sign it is recognised by, for messages.
-        recognises: whether a path has it.
-        splits: lists the splits a path holds.
-        read: reads one of them.
-    """
+    """One way data sets of places lie on a disk; ``expected`` says in messages how it is recognised."""
 
     name: str
     expected: str
@@ -47,11 +39,7 @@ FORMATS = (
 
 
 def format_of(path: str | Path) -> Format:
-    """Return the format of a data set.
-
-    Raises:
-        PlacesError: there is none; the message says what was looked for.
-    """
+    """Return the format of a data set; raises `PlacesError` that says what was looked for if it has none."""
     path = Path(path)
     for known in FORMATS:
         if known.recognises(path):
@@ -72,11 +60,11 @@ def load_places(path: str | Path, split: str = "test") -> Places:
     Args:
         path: a folder in the field's format (``images/SPLIT/{database,queries}/@easting@northing@...``), a
             ``.mat`` file of Pittsburgh or Tokyo, its folder, or the beginning of its name
-            (``datasets/pitts30k``), the root of MSLS or GSV-Cities, or a CSV manifest with the columns file,
-            role, easting, northing, optionally split.
-        split: which split to read, usually ``train``, ``val`` or ``test``.
+            (``datasets/pitts30k``), the root of MSLS or GSV-Cities, or a CSV manifest.
+        split: usually ``train``, ``val`` or ``test``.
 
     Raises:
-        PlacesError: nothing known at ``path``, no such split, no images, or a coordinate that is no number.
+        PlacesError: nothing known at ``path``, no such split, no images, or a coordinate that is no number;
+            images or tables are missing or wrong.
     """
     return format_of(path).read(Path(path), split)

@@ -45,9 +45,6 @@ def read_gsv_cities(path: Path, split: str) -> Places:
     """Read the places of ``split`` of all cities that have a table and an image folder.
 
     Positions are UTM metres, each city in the zone of its first image (:func:`join_cities`).
-
-    Raises:
-        PlacesError: the split is neither train nor val, no city is there, or a table is wrong.
     """
     if split not in SPLITS:
         raise PlacesError(

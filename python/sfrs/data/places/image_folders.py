@@ -15,16 +15,9 @@ def find_images(
 ) -> tuple[Path, list[Path]]:
     """Return the folder that holds most of a sample of ``names``, and the file of every name in it.
 
-    Names keep their suffix, unless more of the sample are there with another one. Files are not looked for
-    one by one: a few may be missing.
-
-    Args:
-        names: paths below one of the folders, with their suffix.
-        folders: where to look; the first wins among equals.
-        listed_in, role: for the message.
-
-    Raises:
-        PlacesError: none of the sample is in any of the folders.
+    ``names`` are paths below one of ``folders``, of which the first wins among equals. They keep their
+    suffix, unless more of the sample are there with another one. Files are not looked for one by one: a few
+    may be missing. Raises `PlacesError` if none of the sample is in any of the folders.
     """
     folders = [folder for folder in dict.fromkeys(folders) if folder.is_dir()]
     sample = names[:: max(1, len(names) // SAMPLE)]

@@ -21,11 +21,7 @@ def manifest_splits(path: Path) -> list[str]:
 
 
 def read_manifest(path: Path, split: str) -> Places:
-    """Read the lines of ``split`` (all lines if there is no split column), in the file's order.
-
-    Raises:
-        PlacesError: a column is missing, a line is wrong (named by its number), or a role has no image.
-    """
+    """Read the lines of ``split`` (all lines if there is no split column), in the file's order."""
     lines, others = lines_of_split(path, split, COLUMNS, OPTIONAL)
     shots: Shots = {"database": [], "queries": []}
     for where, line in lines:

@@ -28,12 +28,7 @@ def msls_splits(path: Path) -> list[str]:
 
 
 def read_msls(path: Path, split: str) -> Places:
-    """Read the cities of ``split`` that are there; positions are UTM metres (:func:`join_cities`).
-
-    Raises:
-        PlacesError: the split is test, whose positions are not published, or none of its cities is there; a
-            table is missing or wrong.
-    """
+    """Read the cities of ``split`` that are there; positions are UTM metres (:func:`join_cities`)."""
     if split == "test":
         raise PlacesError(
             f"{path}: the positions of MSLS's test cities are not published, so nothing can be scored on "

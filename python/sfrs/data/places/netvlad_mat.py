@@ -31,7 +31,7 @@ CUTOUT = re.compile(r"(_pitch\d+_yaw\d+|_\d{3}_\d{3})\.\w+$")
 
 
 class Listed(NamedTuple):
-    """Images as a ``.mat`` file lists them: names, UTM ``[n, 2]``, and time stamps, "" where it has none."""
+    """Images of a ``.mat`` file: names, UTM ``[n, 2]``, and time stamps, "" where it has none."""
 
     names: list[str]
     utm: np.ndarray
@@ -47,9 +47,8 @@ def set_and_split(path: Path) -> tuple[str, str]:
 def mat_files(path: Path) -> dict[str, list[Path]]:
     """Return the ``.mat`` files that ``path`` may mean, by split.
 
-    Args:
-        path: a file; a folder that holds files itself or in ``datasets`` or ``raw``; or the beginning of
-            files' names, ``datasets/pitts30k``.
+    It is a file; a folder that holds files itself or in ``datasets`` or ``raw``; or the beginning of files'
+    names, ``datasets/pitts30k``.
     """
     if path.is_dir():
         folders = (path, path / "datasets", path / "raw")
@@ -65,11 +64,7 @@ def mat_files(path: Path) -> dict[str, list[Path]]:
 
 
 def read_mat(path: Path, split: str) -> Places:
-    """Read the file of ``split`` that ``path`` means (:func:`mat_files`).
-
-    Raises:
-        PlacesError: there is none or more than one, it is damaged, or its images are not found.
-    """
+    """Read the file of ``split`` that ``path`` means (:func:`mat_files`)."""
     files = mat_files(path)
     if split not in files:
         beginning = path.with_name(set_and_split(path)[0]) if path.is_file() else path / "SET"
@@ -84,11 +79,7 @@ def read_mat(path: Path, split: str) -> Places:
 
 
 def list_mat(path: Path) -> tuple[Listed, Listed]:
-    """Read the database and the queries that ``dbStruct`` of a ``.mat`` file lists.
-
-    Raises:
-        PlacesError: it is no such file, or numbers of names and positions differ.
-    """
+    """Read the database and the queries that ``dbStruct`` of a ``.mat`` file lists."""
     try:
         content = loadmat(path, variable_names=["dbStruct"])
     except NotImplementedError:
@@ -108,9 +99,7 @@ def list_mat(path: Path) -> tuple[Listed, Listed]:
 
 
 def image_roots(path: Path) -> Iterator[Path]:
-    """Yield folders that may hold the images of ``path``: those named after the set, next to the file or to
-    its folder, then these places themselves.
-    """
+    """Yield folders that may hold images: named after the set, next to the file or its folder; then these."""
     name = set_and_split(path)[0].lower()
     known = next((names for start, names in FOLDERS.items() if name.startswith(start)), (name,))
     around = (path.absolute().parent, path.absolute().parent.parent)
@@ -132,23 +121,21 @@ def _places_of(path: Path, split: str) -> Places:
         folders = [folder for root in roots for folder in (*(root / q for q in QUERY_FOLDERS), root)]
         folders = [folder for folder in folders if folder != database_folder]
     _, query_files = find_images(queries.names, folders, path, "queries")
-    shots = _shots(database, database_files, [_panorama(listed) for listed in database.names])
+    shots = _shots(database, database_files, panoramas=True)
     # Time stamps come with queries that are cut from panoramas of the database. Without, a query of the
     # same name is another recording.
-    asked = _shots(queries, query_files, [_panorama(q) if stamped else "" for q in queries.names])
+    asked = _shots(queries, query_files, panoramas=stamped)
     if name.lower().startswith("tokyo247") and len(asked) % len(CONDITIONS) == 0:
         asked = [shot._replace(condition=CONDITIONS[i % 3]) for i, shot in enumerate(asked)]
     return make_places(name, split, {"database": shots, "queries": asked})
 
 
-def _shots(listed: Listed, files: list[Path], panoramas: list[str]) -> list[Shot]:
-    rows = zip(files, listed.utm.tolist(), panoramas, listed.stamps, strict=True)
-    return [Shot(file, *utm, panorama, time_stamp=stamp) for file, utm, panorama, stamp in rows]
-
-
-def _panorama(name: str) -> str:
-    found = CUTOUT.search(name)
-    return name[: found.start()] if found else ""
+def _shots(listed: Listed, files: list[Path], panoramas: bool) -> list[Shot]:
+    shots = []
+    for file, name, utm, stamp in zip(files, listed.names, listed.utm.tolist(), listed.stamps, strict=True):
+        cut = CUTOUT.search(name) if panoramas else None
+        shots.append(Shot(file, *utm, name[: cut.start()] if cut else "", time_stamp=stamp))
+    return shots
 
 
 def _listed(path: Path, fields: list, first: int, stamps: int | None = None) -> Listed:

@@ -48,10 +48,9 @@ class ImageSet:
             )
         if len(self.conditions) not in (0, n):
             raise ValueError(f"ImageSet: {n} files, but {len(self.conditions)} conditions; expected {n} or 0")
-        if self.time_stamps is not None and self.time_stamps.shape != (n,):
-            raise ValueError(
-                f"ImageSet: {n} files, but time_stamps {self.time_stamps.shape}; expected ({n},)"
-            )
+        stamps = self.time_stamps
+        if stamps is not None and stamps.shape != (n,):
+            raise ValueError(f"ImageSet: {n} files, but time_stamps {stamps.shape}; expected ({n},)")
 
     def __len__(self) -> int:
         return len(self.files)
@@ -79,14 +78,7 @@ class Places:
 
 
 class Shot(NamedTuple):
-    """One image as a data set lists it; a text that its format does not know is "".
-
-    Attributes:
-        easting, northing: metres.
-        panorama: names the recording it was cut from.
-        condition: such as "night".
-        time_stamp: see :class:`ImageSet`.
-    """
+    """One image as a data set lists it; a text that its format does not know is ""."""
 
     file: Path
     easting: float
@@ -101,11 +93,7 @@ Shots = dict[str, list[Shot]]
 
 
 def make_places(name: str, split: str, shots: Shots) -> Places:
-    """Build :class:`Places` in the order of the rows.
-
-    Warns:
-        CoordinatesWarning: the coordinates look like degrees.
-    """
+    """Build :class:`Places` in the order of the rows; warns (`CoordinatesWarning`) of degrees."""
     panoramas: dict[tuple, int] = {}
     stamps: dict[str, int] = {}
     sets = {}
@@ -129,10 +117,8 @@ def number_places(role: str, shots: Sequence[Shot], numbers: dict[tuple, int]) -
 
     Two images share an id if they were taken at one position and carry the same panorama id, or none.
     A query shares an id with a database image only if both name the panorama: standing at the same spot
-    on another day is no reason to exclude an image from the positives, being the same recording is.
-
-    Args:
-        numbers: ids given so far, extended in place, so that database and queries are numbered together.
+    on another day is no reason to exclude an image from the positives, being the same recording is. Ids given
+    so far are ``numbers``, extended in place, so that database and queries are numbered together.
     """
     keys = [(shot.easting, shot.northing, shot.panorama or f"({role})") for shot in shots]
     return np.array([numbers.setdefault(key, len(numbers)) for key in keys], dtype=np.int64)

@@ -16,10 +16,8 @@ def table_rows(
 ) -> Iterator[tuple[str, dict[str, str]]]:
     """Yield ("FILE, line N", column -> text) of every line below the first, which names the columns.
 
-    Names of columns are compared without case and spaces around them.
-
-    Raises:
-        PlacesError: there is no such file, it is no CSV in UTF-8, or one of ``columns`` is missing.
+    Names of columns are compared without case and spaces around them. Raises `PlacesError` if there is no
+    such file, it is no CSV in UTF-8, or one of ``columns`` is missing.
     """
     try:
         with path.open(newline="", encoding="utf-8-sig") as lines:
@@ -78,11 +76,7 @@ def finite_pair(first: str | None, second: str | None) -> tuple[float, float] | 
 
 
 def coordinates(where: str, line: dict[str, str], names: Sequence[str] = METRES) -> tuple[float, float]:
-    """Read two columns of coordinates.
-
-    Raises:
-        PlacesError: they are no finite numbers.
-    """
+    """Read two columns of coordinates. Raises `PlacesError` if they are no finite numbers."""
     pair = finite_pair(*(line.get(name) for name in names))
     if pair is None:
         first, second = names

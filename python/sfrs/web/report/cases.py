@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sfrs.data.coordinates import within
+from sfrs.data.coordinates import metres_between, within
 from sfrs.data.places import Places
 from sfrs.retrieval.evaluation import Evaluation
 
@@ -38,7 +38,7 @@ class Case:
 def errors(places: Places, result: Evaluation) -> np.ndarray:
     """Metres from each query to the image found first, float64 ``[m]``."""
     found = places.database.positions[result.predictions[:, 0]]
-    return np.hypot(*(places.queries.positions - found).T)
+    return metres_between(places.queries.positions, found)
 
 
 def first_right(result: Evaluation) -> np.ndarray:
@@ -123,7 +123,7 @@ def _spread(
                 taken = positions[chosen]
                 while queue:
                     query = queue.pop(0)
-                    near = len(chosen) and np.hypot(*(taken - positions[query]).T).min() < apart
+                    near = len(chosen) and metres_between(taken, positions[query]).min() < apart
                     if query not in chosen and not near:
                         chosen.append(query)
                         break
@@ -137,5 +137,5 @@ def right_images(places: Places, query: int, radius: float, count: int) -> list[
     """The ``count`` right images nearest to a query, nearest first."""
     position = places.queries.positions[query : query + 1]
     rows = within(position, places.database.positions, radius)[0]
-    metres = np.hypot(*(places.database.positions[rows] - position).T)
+    metres = metres_between(places.database.positions[rows], position)
     return [int(row) for row in rows[np.argsort(metres, kind="stable")][:count]]

@@ -8,7 +8,8 @@ from pathlib import Path
 from sfrs.data.places import load_places
 from sfrs.models.model import Model
 from sfrs.retrieval.evaluation import evaluate
-from sfrs.retrieval.results import write_json, write_predictions
+from sfrs.retrieval.results import write_predictions
+from sfrs.runtime.atomic_io import write_json
 from sfrs.runtime.errors import UserError
 from sfrs.runtime.progress import Tasks
 from sfrs.training.run_folder import RunDirectory

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
+from sfrs.data.coordinates import metres_between
 from sfrs.retrieval.explain import (
     REGION_NAMES,
     PairExplanation,
@@ -176,5 +177,5 @@ def _found_view(subject: Subject, query: int, row: int, rank: int, longest: int)
 
 
 def _metres(subject: Subject, query: int, row: int) -> float:
-    step = subject.places.queries.positions[query] - subject.places.database.positions[row]
-    return float(np.hypot(*step))
+    positions = subject.places.queries.positions[query], subject.places.database.positions[row]
+    return float(metres_between(*positions))
