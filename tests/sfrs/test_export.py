@@ -16,8 +16,7 @@ import sfrs
 import sfrs_ext
 from sfrs.data.images import load_image
 from sfrs.models.backbones import REGISTRY, build_backbone
-from sfrs.models.export import FORMATS, ExportError, ImageShape, choose_format, export
-from sfrs.models.export.compare import compare
+from sfrs.models.export import FORMATS, ExportError, ImageShape, choose_format, compare, export
 from sfrs.models.export.shapes import made_up_images
 from sfrs.models.model import Model
 from sfrs.models.network import METADATA_KEY, DescriptorNetwork, load_network, save_network

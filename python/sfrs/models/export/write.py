@@ -1,20 +1,136 @@
-"""Writing a file, comparing it with the original, and only then putting it in place."""
+"""Exporting a model: a file is written, compared with the original, and only then put in place."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
-from sfrs.models.export.compare import Agreement, compare
-from sfrs.models.export.formats import FORMATS, WHITENED, ExportError
-from sfrs.models.export.programs import versions
+from sfrs.models.export.onnx_graph import open_onnx, write_onnx
+from sfrs.models.export.programs import open_package, open_program, versions, write_package, write_program
 from sfrs.models.export.shapes import ImageShape
 from sfrs.models.model import Model
-from sfrs.models.network import network_description
+from sfrs.models.network import network_description, save_network
 from sfrs.runtime.atomic_io import replaced
 from sfrs.runtime.errors import UserError
 from sfrs.runtime.progress import Progress
+
+
+class ExportError(UserError, RuntimeError):
+    """A file was written, but does not describe images as the original does; it was not put in place."""
+
+
+@dataclass(frozen=True)
+class Format:
+    """A kind of file.
+
+    Attributes:
+        suffix: of its names.
+        title: for people.
+        write: (model, path, shape, description, device) -> None.
+        open: path -> function of RGB images in 0..1 on ``device`` (ONNX: on the CPU) to descriptors.
+        tolerance: largest :attr:`Agreement.relative_error` in float32, without whitening.
+        on_device: whether the file runs on the device it was written for; otherwise on the CPU.
+    """
+
+    suffix: str
+    title: str
+    write: Callable[[Model, Path, ImageShape, dict, str], None]
+    open: Callable[[Path], Callable[[Tensor], Tensor]]
+    tolerance: float
+    on_device: bool
+
+
+WHITENED = 10.0
+"""How much more error is allowed behind a whitening, which magnifies the directions that vary least."""
+
+
+def _write_weights(model: Model, path: Path, shape: ImageShape, description: dict, device: str) -> None:
+    save_network(path, model.network, description["meta"], model.whitening)
+
+
+FORMATS = {
+    # The same numbers in the same code; a matrix product may round otherwise at another address in memory.
+    "safetensors": Format(".safetensors", "weights", _write_weights, Model.load, 1e-6, False),
+    # The same operators in the same order; a convolution may choose another kernel for another layout.
+    "torch": Format(".pt2", "torch.export program", write_program, open_program, 1e-6, True),
+    # Other kernels around the fused operator, and other orders of summation: float32 rounding, through
+    # thirteen convolutions and a softmax.
+    "aoti": Format(".pt2", "AOTInductor package", write_package, open_package, 1e-5, True),
+    "onnx": Format(".onnx", "ONNX", write_onnx, open_onnx, 1e-5, False),
+}
+"""Name -> format."""
+
+
+def choose_format(name: str | None, out: Path) -> str:
+    """The format the user asked for, by name or by the file's suffix.
+
+    Raises:
+        UserError: there is no such format, or the file is named otherwise.
+    """
+    if name is None:
+        by_suffix = {kind.suffix: name for name, kind in reversed(FORMATS.items())}
+        if out.suffix not in by_suffix:
+            raise UserError(f"--out is {out}; expected a name that ends in {', '.join(sorted(by_suffix))}.")
+        return by_suffix[out.suffix]
+    if name not in FORMATS:
+        raise UserError(f"--format is {name!r}; expected one of {', '.join(FORMATS)}.")
+    if out.suffix != FORMATS[name].suffix:
+        raise UserError(
+            f"--out is {out}; expected a name that ends in {FORMATS[name].suffix} for --format {name}."
+        )
+    return name
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Descriptors of a file beside the original's, on the same images.
+
+    Attributes:
+        images: how many were compared.
+        largest_difference: of two numbers.
+        relative_error: largest length of a difference of descriptors, whose own length is one.
+        cosine: smallest, of a descriptor with the original.
+    """
+
+    images: int
+    largest_difference: float
+    relative_error: float
+    cosine: float
+
+    def __str__(self) -> str:
+        return (
+            f"{self.images} images, largest difference {self.largest_difference:.1e}, relative error "
+            f"{self.relative_error:.1e}, smallest cosine {self.cosine:.9f}"
+        )
+
+
+@torch.no_grad()
+def compare(
+    original: Callable[[Tensor], Tensor],
+    exported: Callable[[Tensor], Tensor],
+    batches: Iterable[Tensor],
+    progress: Progress | None = None,
+    total: int = 0,
+) -> Agreement:
+    """Describe all batches both ways; differences are taken in float64.
+
+    A NaN anywhere, or another shape, is an infinite error.
+    """
+    images, largest, error, cosine = 0, 0.0, 0.0, 1.0
+    for done, batch in enumerate(batches, start=1):
+        expected, found = original(batch).double().cpu(), exported(batch).double().cpu()
+        images += len(batch)
+        if found.shape != expected.shape or not (found.isfinite() & expected.isfinite()).all():
+            return Agreement(images, float("inf"), float("inf"), 0.0)
+        difference = found - expected
+        largest = max(largest, difference.abs().max().item())
+        error = max(error, (difference.norm(dim=1) / expected.norm(dim=1)).max().item())
+        cosine = min(cosine, torch.cosine_similarity(found, expected).min().item())
+        if progress is not None:
+            progress(done, total)
+    return Agreement(images, largest, error, cosine)
 
 
 @dataclass(frozen=True)
