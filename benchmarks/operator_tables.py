@@ -47,7 +47,8 @@ def summary(recorded: dict) -> str:
     machine = recorded["machine"]
     lines = [
         f"{machine['cpu']}, {machine['threads']} threads, {machine['kernels']} kernels, commit "
-        f"{machine['commit']}: `{machine['command']}`. Median, and how many times longer the fastest peers take.",
+        f"{machine['commit']}: `{machine['command']}`. Median, and how many times longer the fastest peers "
+        "take.",
         "",
         f"| computation | `{OURS}` | torch.compile | eager |",
         "|---|---|---|---|",
