@@ -11,6 +11,7 @@ from tiny_training import SIZE, cache_of, network_of_seed, tiny_config
 from sfrs.data.jitter import ColorJitter
 from sfrs.features.on_the_fly import OnTheFlyFeatures
 from sfrs.features.source import describe_features
+from sfrs.models.model import Model
 from sfrs.runtime.errors import UserError
 from sfrs.training.epoch import Epoch
 from sfrs.training.preparation import build_features, build_network
@@ -181,12 +182,11 @@ def test_a_trunk_cache_that_would_overflow_names_the_image(places):
 
 
 def test_descriptors_from_the_cache_are_those_of_the_images(places):
-    from sfrs.models.model import Model
 
     network, files = network_of_seed(), places[0].database.files
     cache = cache_of(network, files, SIZE, dtype=torch.float32)
     described = describe_features(network, cache, torch.arange(len(files)), batch_size=5)
-    np.testing.assert_allclose(described.numpy(), describe(network, files, size=SIZE), atol=1e-6)
+    np.testing.assert_allclose(described.numpy(), Model(network, size=SIZE).encode(files), atol=1e-6)
 
 
 def test_jitter_draws_do_not_depend_on_workers(places):

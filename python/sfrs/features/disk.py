@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sfrs.runtime.atomic_io import lock_taken, replaced, told
+from sfrs.runtime.atomic_io import explained, lock_taken, write_json
 from sfrs.runtime.errors import UserError
 
 FORMAT = 1
@@ -55,7 +55,7 @@ class DiskRows:
         Raises:
             UserError: another run is filling the cache, or the disk is too full.
         """
-        with told(self.path):
+        with explained(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._take_lock()
         why = self._why_unusable()
@@ -128,8 +128,7 @@ class DiskRows:
                 if self.bytes and hasattr(os, "posix_fallocate"):
                     os.posix_fallocate(file.fileno(), 0, self.bytes)
             self.done_file.write_bytes(bytes(self.blocks))
-            with replaced(self.facts_file) as partial:  # last: without it nothing else counts
-                partial.write_text(json.dumps(self.facts, indent=2))
+            write_json(self.facts_file, self.facts)  # last: without it nothing else counts
 
     def _take_lock(self) -> None:
         lock = os.open(self.lock_file, os.O_RDWR | os.O_CREAT, 0o666)

@@ -11,12 +11,13 @@ from typing import IO
 import torch
 from torch import Tensor
 
-from sfrs.data.images import BadImageError, Progress
+from sfrs.data.images import BadImageError
 from sfrs.features.cache import CachePlan, CacheSettings, FeatureCache
 from sfrs.features.disk import DiskRows
 from sfrs.features.on_the_fly import OnTheFlyFeatures
 from sfrs.runtime.distributed import Processes
 from sfrs.runtime.errors import UserError
+from sfrs.runtime.progress import Progress
 
 Say = Callable[[str], None]
 

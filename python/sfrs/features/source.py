@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from sfrs.data.images import Progress
 from sfrs.models.network import DescriptorNetwork
+from sfrs.runtime.progress import Progress
 
 
 class FeatureSource:

@@ -12,8 +12,8 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Column
 from rich.text import Text
 
-from sfrs.data.images import Progress as Report
 from sfrs.runtime.host import resident_bytes
+from sfrs.runtime.progress import Progress as Report
 from sfrs.runtime.terminal import duration, messages
 from sfrs.training.config import TrainConfig
 from sfrs.training.progress import StepReport, TrainingProgress

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sfrs.data.images import Progress
 from sfrs.features.source import FeatureSource, describe_features, step_number
 from sfrs.models.network import DescriptorNetwork
 from sfrs.runtime.distributed import Processes
+from sfrs.runtime.progress import Progress
 from sfrs.training.config import TrainConfig
 from sfrs.training.mining import Tuples
 from sfrs.training.progress import StepReport

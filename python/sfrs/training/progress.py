@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from sfrs.data.images import Progress
+from sfrs.runtime.progress import Progress
 
 
 @dataclass(frozen=True)

@@ -175,7 +175,7 @@ class RunDirectory:
 
     def metrics_size(self) -> int:
         """Return the bytes of the metrics, which have reached the disk."""
-        with told(self.metrics), open(self.metrics, "rb") as file:
+        with explained(self.metrics), open(self.metrics, "rb") as file:
             os.fsync(file.fileno())
             return os.fstat(file.fileno()).st_size
 

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 
 from sfrs.data.neighbourhood import Neighbourhood
-from sfrs.data.places import Places
+from sfrs.data.places import Places, load_places
 from sfrs.models.network import DescriptorNetwork, load_network, save_network
-from sfrs.retrieval.evaluation import check_answerable, score, search_depth
+from sfrs.retrieval.evaluation import Scoring, check_answerable, score, search_depth
 from sfrs.retrieval.plots import recall_curves
 from sfrs.retrieval.recall import RECALL_AT
 from sfrs.retrieval.search import search
@@ -47,9 +47,9 @@ from sfrs.training.step import StudentTeacher, sgd
 
 
 def train(
-    places: tuple[Places, Places],
+    places: str | Path | tuple[Places, Places],
     config: TrainConfig,
-    out: str | Path,
+    out: str | Path = "runs/sfrs",
     *,
     network: DescriptorNetwork | None = None,
     features: RunFeatures | None = None,
@@ -65,7 +65,7 @@ def train(
     a generation's result depends on the earlier ones only through its teacher.
 
     Args:
-        places: to train on, and to validate on.
+        places: to train on, and to validate on; or a folder or manifest with the splits train and val.
         out: directory of the run, see `sfrs.training.run_folder`.
         network: to start from, with its weights; it is copied. By default ``config.backbone`` with
             ``config.weights``. Either way ``config.init`` decides about NetVLAD's weights.
@@ -83,6 +83,8 @@ def train(
         DivergedError: a loss is not finite; the message names the tuple.
         WriteError: the disk is full; the run can be resumed from its last checkpoint.
     """
+    if not isinstance(places, tuple):
+        places = load_places(places, "train"), load_places(places, "val")
     joined, directory = processes(), RunDirectory(out)
     check_answerable(places[1], config.negative_radius)
     data = {role: fingerprint(split) for role, split in zip(("train", "val"), places, strict=True)}
@@ -153,7 +155,9 @@ class _Run:
         self.places, self.features, self.progress = places, features, progress
         self.device = run_device(config)
         self.initial = initial.to(self.device).eval()
-        self.neighbourhood = Neighbourhood.of_places(places[0], config)
+        self.neighbourhood = Neighbourhood.of_places(
+            places[0], config.positive_radius, config.negative_radius
+        )
         self.pair = self._open(1)
         self.epoch = 0  # epochs of this generation that are done
         self.unfinished: EpochState | None = None  # the epoch a checkpoint was written in
@@ -296,7 +300,7 @@ class _Run:
         described = described.cpu().numpy()
         ns = sorted({*RECALL_AT, self.config.select_recall})
         _, predictions = search(described[count:], described[:count], search_depth(places, max(ns)))
-        return score(places, predictions, recalls=ns, radius=self.config.negative_radius).recalls
+        return score(places, predictions, Scoring(ns, self.config.negative_radius)).recalls
 
     def _save_network(
         self, generation: int, network: DescriptorNetwork, recalls: dict[int, float]
