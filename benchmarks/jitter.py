@@ -20,16 +20,17 @@ import numpy as np
 import torch
 
 from sfrs.data.places import Places, load_places
-from sfrs.features.cache import CachePlan, TrunkCache
-from sfrs.features.source import describe_trunk
+from sfrs.features.cache import CachePlan, FeatureCache
+from sfrs.features.filling import build_cache
+from sfrs.features.on_the_fly import OnTheFlyFeatures
+from sfrs.features.source import describe_features
 from sfrs.models.network import DescriptorNetwork, load_network
 from sfrs.retrieval.evaluation import Scoring, score
 from sfrs.retrieval.mcnemar import mcnemar
 from sfrs.retrieval.search import search
 from sfrs.training.config import TrainConfig
-from sfrs.training.epoch import StepReport
-from sfrs.training.preparation import Trunks, build_trunks
-from sfrs.training.progress import TrainingProgress
+from sfrs.training.preparation import RunFeatures, build_features
+from sfrs.training.progress import StepReport, TrainingProgress
 from sfrs.training.run_folder import RunDirectory
 from sfrs.training.trainer import train
 
@@ -59,16 +60,16 @@ def configuration(seed: int, way: str, epochs: int, **settings) -> TrainConfig:
     return TrainConfig.preset("demo", seed=seed, device="cpu", workers=1, **changes)
 
 
-def of_variants(cache: TrunkCache, variants: int) -> TrunkCache:
+def of_variants(cache: FeatureCache, variants: int) -> FeatureCache:
     """The first variants of every image of a complete cache, as a cache built with so many holds them."""
     plan, images = cache.plan, cache.plan.images
-    assert plan.complete
+    assert plan.rows == plan.wanted
     if not variants:
-        return TrunkCache(cache.outputs[:images], cache.device)
+        return FeatureCache(cache.features[:images], cache.device)
     rows = torch.arange(images * plan.variants).view(images, plan.variants)[:, :variants].flatten() + images
-    kept = cache.outputs.permute(0, 2, 3, 1)
-    outputs = torch.cat((kept[:images], kept.index_select(0, rows))).permute(0, 3, 1, 2)
-    return TrunkCache(outputs, cache.device, plan=CachePlan(images, variants, images, images))
+    kept = cache.features.permute(0, 2, 3, 1)
+    features = torch.cat((kept[:images], kept.index_select(0, rows))).permute(0, 3, 1, 2)
+    return FeatureCache(features, cache.device, plan=CachePlan(images, variants, images, images))
 
 
 class Seed:
@@ -80,32 +81,34 @@ class Seed:
             split: load_places(study / f"seed_{seed}/city", split) for split in ("train", "val", "test")
         }
         self.network = load_network(study / "pretext/pretext.safetensors")
-        self.trunks: Trunks | None = None
-        self.test_trunk: TrunkCache | None = None
+        self.features: RunFeatures | None = None
+        self.test_features: FeatureCache | None = None
 
     def prepare(self) -> None:
-        """Trunk outputs of all images, and of the training images' variants."""
+        """Compute frozen features of all images, and of the training images' variants."""
         changes = {**self.settings, "jitter": PAPER, "trunk_cache": f"ram,jitter={VARIANTS}"}
         config = TrainConfig.preset("demo", seed=self.seed, device="cpu", workers=1, **changes)
         places = self.places
-        self.trunks = build_trunks(config, self.network, places["train"], places["val"], progress=Lines(""))
+        self.features = build_features(
+            config, self.network, (places["train"], places["val"]), progress=Lines("")
+        )
         files = places["test"].queries.files + places["test"].database.files
-        self.test_trunk = TrunkCache.build(self.network, files, (config.height, config.width), threads=1)
+        source = OnTheFlyFeatures(self.network, files, (config.height, config.width), workers=1)
+        self.test_features = build_cache(source)
 
     def run(self, way: str, directory: Path) -> dict:
         """Train one way, or go on with it, and count what it finds on the test quarter."""
-        if self.trunks is None:
+        if self.features is None:
             self.prepare()
         config = configuration(self.seed, way, self.epochs, **self.settings)
-        trunks = Trunks(of_variants(self.trunks.train, config.cache.variants), self.trunks.val)
+        features = RunFeatures(of_variants(self.features.train, config.cache.variants), self.features.val)
         began = time.perf_counter()
         result = train(
+            (self.places["train"], self.places["val"]),
             config,
-            self.places["train"],
-            self.places["val"],
             directory,
             network=self.network,
-            trunks=trunks,
+            features=features,
             resume=RunDirectory(directory).checkpoint.exists(),
             progress=Lines(f"seed {self.seed}, {way}"),
         )
@@ -121,7 +124,9 @@ class Seed:
     def test(self, network: DescriptorNetwork) -> dict[int, np.ndarray]:
         """N -> which test queries are right at N, bool ``[m]``."""
         places: Places = self.places["test"]
-        described = describe_trunk(network, self.test_trunk, torch.arange(len(self.test_trunk))).numpy()
+        described = describe_features(
+            network, self.test_features, torch.arange(len(self.test_features))
+        ).numpy()
         queries = len(places.queries)
         _, predictions = search(described[queries:], described[:queries], max(RECALLS))
         evaluation = score(places, predictions, Scoring(RECALLS))

@@ -13,13 +13,18 @@ from torch import Tensor
 from sfrs.data.images import load_image
 from sfrs.data.jitter import ColorJitter
 from sfrs.data.places import ImageSet, Places
-from sfrs.features.cache import TrunkCache
+from sfrs.features.cache import FeatureCache
 from sfrs.models.network import DescriptorNetwork
 from sfrs.training.config import TrainConfig
-from sfrs.training.epoch import sgd
 from sfrs.training.mining import Tuples
-from sfrs.training.preparation import Trunks, build_network, build_trunks, init_clusters, training_images
-from sfrs.training.tuple_losses import Generation, TrainingImages
+from sfrs.training.preparation import (
+    RunFeatures,
+    build_features,
+    build_network,
+    init_clusters,
+    training_images,
+)
+from sfrs.training.step import StudentTeacher, TrainingImages, sgd
 
 PHOTOGRAPH = (480, 640)
 """Height and width of Pittsburgh's photographs."""
@@ -32,7 +37,7 @@ class Job:
 
     Attributes:
         tuples: one query, positive, 10 negatives and 10 difficult positives each.
-        trunks: the cache of all images, and of one jittered variant of each.
+        features: the cache of all images, and of one jittered variant of each.
     """
 
     config: TrainConfig
@@ -40,7 +45,7 @@ class Job:
     tuples: Tuples
     network: DescriptorNetwork
     teacher: DescriptorNetwork
-    trunks: Trunks
+    features: RunFeatures
 
     @property
     def device(self) -> torch.device:
@@ -53,16 +58,16 @@ class Job:
     def images(self, **changes) -> TrainingImages:
         """Training images as a changed configuration wants them, from the job's own cache."""
         config = self.config.changed(**changes)
-        trunk = self.trunks.train
+        trunk = self.features.train
         if not config.cache.variants:
             trunk = plain(trunk)
         return training_images(config, self.network, self.places, trunk)
 
-    def generation(self, number: int) -> Generation:
+    def generation(self, number: int) -> StudentTeacher:
         """A student as generation ``number`` begins; a miner it has not."""
         student = copy.deepcopy(self.network).train()
         teacher = None if number == 1 else self.teacher
-        return Generation(number, student, teacher, sgd(student, self.config), None)
+        return StudentTeacher(number, student, teacher, sgd(student, self.config), None)
 
     def submit(
         self, pool: ThreadPoolExecutor, numbers: list[int], step: int | None = None
@@ -85,9 +90,9 @@ class Job:
         return {number: future.result().to(self.device) for number, future in futures.items()}
 
 
-def plain(trunk: TrunkCache) -> TrunkCache:
+def plain(trunk: FeatureCache) -> FeatureCache:
     """A cache with variants as one that holds images as they are only."""
-    return TrunkCache(trunk.outputs[: trunk.plan.images], trunk.device)
+    return FeatureCache(trunk.features[: trunk.plan.images], trunk.device)
 
 
 def write_photographs(folder: Path, count: int, seed: int = 0) -> tuple[Path, ...]:
@@ -119,13 +124,13 @@ def build_job(folder: Path, config: TrainConfig, tuples: int) -> Job:
     torch.manual_seed(config.seed)
     network = build_network(config).eval()
     none = ImageSet(files[:1], np.zeros((1, 2)), np.zeros(1, dtype=np.int64))
-    trunks = build_trunks(config, network, places, Places("made up", "val", none, none))
+    features = build_features(config, network, (places, Places("made up", "val", none, none)))
     own = torch.arange(tuples * per_tuple).view(tuples, per_tuple)
     chosen = Tuples(torch.arange(tuples), own[:, 0], own[:, 1 : 1 + NEGATIVES], own[:, 1 + NEGATIVES :])
-    images = training_images(config, network, places, trunks.train)
+    images = training_images(config, network, places, features.train)
     init_clusters(config, network, images)
     teacher = copy.deepcopy(network).requires_grad_(False)
     with torch.no_grad():  # a teacher that is another network than the student
         for parameter in teacher.trained_parameters():
             parameter.mul_(1 + 0.05 * torch.randn_like(parameter))
-    return Job(config, places, chosen, network, teacher, trunks)
+    return Job(config, places, chosen, network, teacher, features)

@@ -6,7 +6,7 @@ import torch
 
 import sfrs_ext
 from sfrs.training.config import TrainConfig
-from sfrs.training.k_reciprocal import TILE_BYTES, tile_rows
+from sfrs.training.k_reciprocal import tile_rows
 from sfrs.training.mining import Miner, Tuples
 
 from . import list_mining
@@ -98,7 +98,7 @@ def measure(
 
 def product(rows: torch.Tensor, columns: torch.Tensor) -> None:
     """Products of descriptors and nothing else, in tiles as mining takes them."""
-    height = tile_rows(columns, len(columns) * columns.element_size(), TILE_BYTES)
+    height = tile_rows(columns.device, len(columns) * columns.element_size())
     tile = columns.new_empty(height, len(columns))
     for part in rows.split(height):
         torch.mm(part, columns.T, out=tile[: len(part)])

@@ -6,8 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from torch import Tensor
 
-from sfrs.features.cache import TrunkCache
-from sfrs.features.source import describe_trunk
+from sfrs.features.cache import FeatureCache
+from sfrs.features.source import describe_features
 
 from . import reference
 from .job import Job, plain
@@ -37,12 +37,12 @@ def measure(job: Job, pool: ThreadPoolExecutor, *, images: int, rounds: int, mos
     loading = once(lambda: job.loaded(job.submit(pool, numbers)), job.device) / len(numbers)
     loaded = job.loaded(job.submit(pool, numbers))
     expected = reference_descriptors(job, loaded)
-    cache = plain(job.trunks.train)
+    cache = plain(job.features.train)
     caches = {
-        name: TrunkCache(cache.outputs.to(getattr(torch, name)), job.device)
+        name: FeatureCache(cache.features.to(getattr(torch, name)), job.device)
         for name in ("float16", "bfloat16")
     }
-    caches["float32"] = TrunkCache(
+    caches["float32"] = FeatureCache(
         torch.cat([job.network.trunk(image[None]) for image in loaded.values()]).contiguous(
             memory_format=torch.channels_last
         ),
@@ -55,11 +55,13 @@ def measure(job: Job, pool: ThreadPoolExecutor, *, images: int, rounds: int, mos
     )
     for name, source in caches.items():
         asked = torch.arange(len(source))
-        found = describe_trunk(job.network, source, asked[: len(numbers)], batch_size=job.config.batch_size)
+        found = describe_features(
+            job.network, source, asked[: len(numbers)], batch_size=job.config.batch_size
+        )
         errors[name] = ((found - expected).abs().max() / expected.abs().max()).item()
         if not errors[name] <= TOLERANCE[name]:
             raise SystemExit(f"REFUSED refresh: {name} errs by {errors[name]:.1e}")
-        calls[name] = lambda source=source, asked=asked: describe_trunk(
+        calls[name] = lambda source=source, asked=asked: describe_features(
             job.network, source, asked, batch_size=job.config.batch_size
         )
         counts[name] = len(source)

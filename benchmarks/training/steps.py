@@ -9,8 +9,8 @@ import torch
 from sfrs.features.source import step_number
 from sfrs.models.autocast import loss_scale
 from sfrs.training.config import TrainConfig
-from sfrs.training.preparation import build_trunks, training_images
-from sfrs.training.tuple_losses import Generation, TrainingImages, load_ahead, tuple_losses
+from sfrs.training.preparation import build_features, training_images
+from sfrs.training.step import StudentTeacher, TrainingImages, prefetch, tuple_losses
 
 from . import reference
 from .job import Job
@@ -21,7 +21,7 @@ TIMES, FLOOR = 4, 1e-5
 """A gradient from a trunk computed anew may err so many times what the reference procedure errs in float32,
 and this much more, where that one rounds luckily."""
 CACHE_LIMIT = 5e-2
-"""From the cache: its float16 trunk outputs switch a few ReLUs."""
+"""From the cache: its float16 features switch a few ReLUs."""
 NO_JITTER = {"jitter": (), "trunk_cache": "ram"}
 
 
@@ -40,15 +40,15 @@ class Ours:
     def __init__(
         self, job: Job, number: int, images: TrainingImages, config: TrainConfig, tuples: int
     ) -> None:
-        self.generation: Generation = job.generation(number)
+        self.generation: StudentTeacher = job.generation(number)
         self.images, self.config, self.tuples = images, config, job.tuples[:tuples]
         self.steps = 0
 
     def losses(self) -> torch.Tensor:
         self.steps += 1
-        step = step_number(self.generation.number, self.steps)
-        load_ahead(self.tuples, self.images, step)
-        load_ahead(self.tuples, self.images, step + 1)
+        step = step_number(self.generation.generation, self.steps)
+        prefetch(self.tuples, self.images, step)
+        prefetch(self.tuples, self.images, step + 1)
         found = tuple_losses(self.generation, self.tuples, self.images, self.config, step=step)
         return found.hard + self.config.soft_weight * found.soft
 
@@ -137,8 +137,8 @@ def _gradients_in(
 
 
 def _fresh(job: Job, config: TrainConfig) -> TrainingImages:
-    trunks = build_trunks(config, job.network, job.places, job.places)
-    return training_images(config, job.network, job.places, trunks.train)
+    features = build_features(config, job.network, (job.places, job.places))
+    return training_images(config, job.network, job.places, features.train)
 
 
 def peers(

@@ -5,6 +5,7 @@
     model = sfrs.load("sfrs.safetensors")
     descriptors = model.encode(["a.jpg", "b.jpg"])
     recalls = sfrs.evaluate(model, sfrs.load_places("pitts30k", "test")).recalls
+    result = sfrs.train("pitts30k", sfrs.TrainConfig(weights="vgg16.safetensors"), "runs/sfrs")
 """
 
 from importlib import import_module
@@ -15,16 +16,20 @@ if TYPE_CHECKING:
     from sfrs.models.model import Model
     from sfrs.retrieval.evaluation import evaluate
     from sfrs.retrieval.index import Index
+    from sfrs.training.config import TrainConfig
+    from sfrs.training.trainer import train
 
     load = Model.load
 
-__all__ = ["Index", "Model", "evaluate", "load", "load_places"]
+__all__ = ["Index", "Model", "TrainConfig", "evaluate", "load", "load_places", "train"]
 
 _HOMES = {
     "Index": "sfrs.retrieval.index",
     "Model": "sfrs.models.model",
+    "TrainConfig": "sfrs.training.config",
     "evaluate": "sfrs.retrieval.evaluation",
     "load_places": "sfrs.data.places",
+    "train": "sfrs.training.trainer",
 }
 
 

@@ -10,7 +10,7 @@ from benchmarks import jitter
 from benchmarks.training import __main__ as benchmark
 from benchmarks.training import counting, mining, refresh, steps, table
 from benchmarks.training.mining_problem import MiningProblem
-from sfrs.features.cache import CachePlan, TrunkCache
+from sfrs.features.cache import CachePlan, FeatureCache
 from sfrs.training.config import TrainConfig
 from sfrs.training.mining import Miner
 
@@ -101,14 +101,14 @@ def test_a_size_that_is_none_is_refused(arguments, capsys):
 
 def test_fewer_variants_are_the_first_of_more():
     images, variants = 3, 8
-    outputs = torch.arange(images * (1 + variants)).float().view(-1, 1, 1, 1)
-    cache = TrunkCache(outputs, plan=CachePlan(images, variants, images, images))
+    features = torch.arange(images * (1 + variants)).float().view(-1, 1, 1, 1)
+    cache = FeatureCache(features, plan=CachePlan(images, variants, images, images))
     few = jitter.of_variants(cache, 2)
     for image in range(images):
-        for draw, same in zip(few.plan.draws(image), cache.plan.draws(image), strict=False):
+        for draw, same in zip(few.plan.draws([image]), cache.plan.draws([image]), strict=False):
             assert draw == same
             assert few.read([draw]).item() == cache.read([same]).item()
-    assert len(jitter.of_variants(cache, 0).outputs) == images
+    assert len(jitter.of_variants(cache, 0).features) == images
 
 
 def test_the_jitter_study_compares_the_same_queries_and_pools_the_seeds():

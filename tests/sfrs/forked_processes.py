@@ -14,6 +14,7 @@ from forked import ended, fork, sfrs_command
 
 import sfrs.runtime.distributed
 import sfrs.training.epoch
+import sfrs.training.step
 from sfrs.runtime.distributed import processes, running_together
 
 
@@ -45,18 +46,20 @@ def collect(rank: int, folder: Path) -> None:
         with running_together() as joined:
             rows = torch.arange(10.0).view(5, 2)
             mine = rows[joined.share(5)]
+            filled = rows[:1].clone() if rank == 1 else torch.zeros(1, 2)
+            joined.broadcast_(filled, 1)
             tensors = [torch.full((2, 3), float(rank)), torch.tensor(1.0)]
             joined.sum_(tensors)
-            received = joined.broadcast_tensors(
+            received = joined.broadcast(
                 {"a": torch.arange(3), "b": torch.ones(0, 2), "c": torch.eye(2).T} if rank == 0 else None
             )
             found = {
                 "share": len(mine),
-                "everywhere": joined.gather_rows(mine, 5).tolist(),
-                "main": (gathered := joined.gather_rows(mine, 5, everywhere=False)) is not None,
+                "main": (gathered := joined.gather_rows(mine, 5)) is not None,
                 "right": gathered is None or torch.equal(gathered, rows),
+                "filled": filled.tolist(),
                 "sums": [tensors[0].tolist(), tensors[1].item()],
-                "object": joined.broadcast_object({"x": [1.5, "ü"]} if rank == 0 else None),
+                "object": joined.broadcast({"x": [1.5, "ü"]} if rank == 0 else None),
                 "tensors": {name: [list(x.shape), str(x.dtype), x.tolist()] for name, x in received.items()},
             }
     print(json.dumps(found))
@@ -70,21 +73,21 @@ def disagree(rank: int, folder: Path) -> None:
 def die_in_training(rank: int, folder: Path) -> None:
     """The second process is killed in its third step."""
     if rank == 1:
-        original = sfrs.training.epoch._Epoch._step
+        original = sfrs.training.epoch.Epoch._step
 
-        def step(self, tuples):
+        def step(self, on_mining):
             if self.state.done >= 7:
                 os.kill(os.getpid(), signal.SIGKILL)
-            original(self, tuples)
+            return original(self, on_mining)
 
-        sfrs.training.epoch._Epoch._step = step
+        sfrs.training.epoch.Epoch._step = step
     options = json.loads((folder / "options.json").read_text())
     sfrs_command(*options, "--out", folder / "die")
 
 
 def diverge(rank: int, folder: Path) -> None:
     """In the third step the second process gets a loss that is not a number."""
-    original, calls = sfrs.training.epoch.tuple_losses, 0
+    original, calls = sfrs.training.step.tuple_losses, 0
 
     def losses(*arguments, **options):
         nonlocal calls
@@ -94,7 +97,7 @@ def diverge(rank: int, folder: Path) -> None:
             found.hard_by_tuple.data[0] = torch.nan
         return found
 
-    sfrs.training.epoch.tuple_losses = losses
+    sfrs.training.step.tuple_losses = losses
     options = json.loads((folder / "options.json").read_text())
     sfrs_command(*options, "--out", folder / "diverge", "--checkpoint-minutes", 0)
 

@@ -6,15 +6,15 @@ from tiny_training import SIZE, network_of_seed, tiny_config
 
 from sfrs.data.neighbourhood import Neighbourhood
 from sfrs.features.frozen import FrozenTrunk
-from sfrs.features.source import describe_trunk
+from sfrs.features.source import describe_features
 from sfrs.models.autocast import autocast, loss_scale
 from sfrs.models.backbones import build_backbone
 from sfrs.models.network import DescriptorNetwork
-from sfrs.training.epoch import sgd, train_epoch
+from sfrs.training.epoch import Epoch
 from sfrs.training.mining import Miner, Tuples
-from sfrs.training.preparation import build_trunks, training_images
+from sfrs.training.preparation import build_features, training_images
+from sfrs.training.step import StudentTeacher, sgd, tuple_losses
 from sfrs.training.trainer import train
-from sfrs.training.tuple_losses import Generation, tuple_losses
 
 SPOTS = (8, 6)
 
@@ -34,10 +34,10 @@ def photos():
 
 def prepared(places, config):
     network = network_of_seed()
-    images = training_images(config, network, places[0], build_trunks(config, network, *places).train)
+    images = training_images(config, network, places[0], build_features(config, network, places).train)
     teacher = network_of_seed(1).eval().requires_grad_(False)
-    miner = Miner(Neighbourhood.of_places(places[0], config.positive_radius, config.negative_radius), config)
-    return Generation(2, network, teacher, sgd(network, config), miner), images
+    miner = Miner(Neighbourhood.of_places(places[0], config), config)
+    return StudentTeacher(2, network, teacher, sgd(network, config), miner), images
 
 
 @pytest.mark.parametrize("name", HALF)
@@ -68,7 +68,7 @@ def test_an_epoch_under_autocast_moves_the_weights_as_one_in_float32(places, nam
         config = tiny_config(autocast=kind, learning_rate=0.001, cache_dtype="float32")
         generation, images = prepared(places, config)
         before = torch.cat([p.detach().flatten().clone() for p in generation.student.trained_parameters()])
-        train_epoch(generation, 1, images, config)
+        Epoch(generation, 1, images, config).train()
         after = torch.cat([p.detach().flatten() for p in generation.student.trained_parameters()])
         moved.append(after - before)
     assert (moved[1] - moved[0]).norm() < 0.05 * moved[0].norm()
@@ -101,7 +101,7 @@ def test_mining_descriptors_are_float32_whatever_the_autocast(places):
     for kind in ("off", "bfloat16"):
         config = tiny_config(autocast=kind, cache_dtype="float32")
         generation, images = prepared(places, config)
-        described.append(describe_trunk(generation.student, images.mining, torch.arange(10)))
+        described.append(describe_features(generation.student, images.mining, torch.arange(10)))
     assert described[0].dtype == torch.float32
     torch.testing.assert_close(*described, rtol=0.01, atol=1e-3)
 
@@ -109,7 +109,7 @@ def test_mining_descriptors_are_float32_whatever_the_autocast(places):
 @pytest.mark.parametrize("name", HALF)
 def test_a_whole_run_under_autocast(places, tmp_path, name):
     config = tiny_config(autocast=name, epochs=(1,), jitter=(0.4, 0.4, 0.4, 0.1))
-    result = train(config, *places, tmp_path / "run", network=network_of_seed())
+    result = train(places, config, tmp_path / "run", network=network_of_seed())
     assert all(parameter.dtype == torch.float32 for parameter in result.network().parameters())
     assert len(result.generations) == 2
 

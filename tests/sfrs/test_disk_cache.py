@@ -1,4 +1,4 @@
-"""A trunk cache on disk: what is used again, what is gone on with, what is built anew."""
+"""A trunk cache on disk: what is used again, what is gone on with, what is built again."""
 
 import errno
 import fcntl
@@ -12,11 +12,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_training import SIZE, network_of_seed
+from tiny_training import SIZE, cache_of, network_of_seed
 
 from sfrs.data.jitter import ColorJitter
-from sfrs.features.cache import TrunkCache
-from sfrs.features.disk import DiskCache
+from sfrs.features.disk import DiskRows
 from sfrs.features.frozen import FrozenTrunk
 from sfrs.runtime.atomic_io import lock_taken
 from sfrs.runtime.errors import UserError
@@ -39,7 +38,7 @@ def build(files, tmp_path, monkeypatch):
         sizes.clear()
         messages, network = [], network_of_seed()
         network.backbone.std = (std, std, std)
-        cache = TrunkCache.build(
+        cache = cache_of(
             network,
             files,
             options.pop("size", SIZE),
@@ -58,19 +57,17 @@ def build(files, tmp_path, monkeypatch):
 
 def test_a_cache_on_disk_holds_what_one_in_memory_holds_and_is_used_again(build, files, tmp_path):
     jitter = ColorJitter(*PAPER)
-    memory = TrunkCache.build(
-        network_of_seed(), files, SIZE, variants=2, jitter=jitter, batch_size=12, device="cpu"
-    )
+    memory = cache_of(network_of_seed(), files, variants=2, jitter=jitter, batch_size=12)
     disk, computed, messages = build()
     assert computed == 120
-    assert torch.equal(disk.outputs, memory.outputs)
+    assert torch.equal(disk.features, memory.features)
     assert messages == [
-        f"Trunk outputs of 40 images and 2 jittered variants of each: 0.00 GB in "
+        f"Frozen features of 40 images and 2 jittered variants of each: 0.00 GB in "
         f"{tmp_path}/cache/trunk_train.bin (float16)"
     ]
     again, computed, messages = build()
-    assert computed == 0 and torch.equal(again.outputs, memory.outputs)
-    assert messages[1:] == [f"{tmp_path}/cache/trunk_train.bin: is used again, all outputs are there"]
+    assert computed == 0 and torch.equal(again.features, memory.features)
+    assert messages[1:] == [f"{tmp_path}/cache/trunk_train.bin: is used again, all features are there"]
     moved = [tmp_path / "moved" / file.name for file in files]
     moved[0].parent.mkdir()
     for old, new in zip(files, moved, strict=True):
@@ -93,7 +90,7 @@ def test_a_cache_of_something_else_is_built_anew_with_a_message(build, change, n
     build()
     cache, computed, messages = build(**change)
     assert computed >= 40 or "budget" in change
-    assert any("is built anew, because it was built for another" in m and named in m for m in messages)
+    assert any("is built again, because it was built for another" in m and named in m for m in messages)
     assert cache(torch.tensor([3])).isfinite().all()
 
 
@@ -122,11 +119,11 @@ def test_an_edited_or_missing_image_is_noticed(build, files, tmp_path):
 )
 def test_a_damaged_cache_is_built_anew_with_a_message(build, tmp_path, damage, why):
     whole, _, _ = build()
-    kept = whole.outputs.clone()
+    kept = whole.features.clone()
     damage(tmp_path / "cache/trunk_train.bin")
     cache, computed, messages = build()
-    assert computed == 120 and torch.equal(cache.outputs, kept)
-    assert messages[1].endswith(f"is built anew, because {why}")
+    assert computed == 120 and torch.equal(cache.features, kept)
+    assert messages[1].endswith(f"is built again, because {why}")
 
 
 def test_building_goes_on_where_it_was_interrupted(build):
@@ -144,20 +141,19 @@ def test_building_goes_on_where_it_was_interrupted(build):
     assert computed == 120 - 3 * 20
     assert "goes on after 5 of 10 blocks" in messages[1]
     assert seen == [(done, 40) for done in (24, 28, 32, 36, 40)]
-    whole = TrunkCache.build(
-        network_of_seed(), cache.fresh.files, SIZE, variants=2, jitter=ColorJitter(*PAPER), batch_size=12
+    whole = cache_of(
+        network_of_seed(), cache.source.files, SIZE, variants=2, jitter=ColorJitter(*PAPER), batch_size=12
     )
-    assert torch.equal(cache.outputs, whole.outputs)
+    assert torch.equal(cache.features, whole.features)
 
 
 KILLED = """
 import os, signal, sys
 sys.path.insert(0, sys.argv[1])
 from pathlib import Path
-from tiny_training import SIZE, network_of_seed
+from tiny_training import cache_of, network_of_seed
 from sfrs.models.backbones import REGISTRY
 from sfrs.data.jitter import ColorJitter
-from sfrs.features.cache import TrunkCache
 
 REGISTRY["tiny"] = "tiny_backbone:TinyBackbone"
 files = [Path(line) for line in sys.stdin.read().splitlines()]
@@ -171,7 +167,7 @@ def killed(file, content, offset):
     return write(file, content, offset)
 
 os.pwrite = killed
-TrunkCache.build(network_of_seed(), files, SIZE, place="disk", path=Path(sys.argv[2]), variants=2,
+cache_of(network_of_seed(), files, place="disk", path=Path(sys.argv[2]), variants=2,
                  jitter=ColorJitter(0.7, 0.7, 0.7, 0.5), batch_size=12)
 """
 
@@ -182,10 +178,8 @@ def test_a_cache_killed_in_the_middle_of_writing_a_block_ends_whole(build, files
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     cache, computed, messages = build()
     assert 0 < computed < 120 and "goes on after" in messages[1]
-    whole = TrunkCache.build(
-        network_of_seed(), files, SIZE, variants=2, jitter=ColorJitter(*PAPER), batch_size=12
-    )
-    assert torch.equal(cache.outputs, whole.outputs)
+    whole = cache_of(network_of_seed(), files, SIZE, variants=2, jitter=ColorJitter(*PAPER), batch_size=12)
+    assert torch.equal(cache.features, whole.features)
 
 
 def test_a_full_disk_is_told_before_anything_is_written(build, tmp_path, monkeypatch):
@@ -228,7 +222,7 @@ def test_space_is_reserved_before_the_work_begins(build):
 
 def test_two_runs_do_not_fill_one_cache_at_once(build, tmp_path):
     (tmp_path / "cache").mkdir()
-    first = DiskCache(tmp_path / "cache/trunk_train", {}, (4, 2), torch.float16, 2)
+    first = DiskRows(tmp_path / "cache/trunk_train", {}, (4, 2), torch.float16, 2)
     first.open(lambda message: None)
     with pytest.raises(UserError, match="another run is filling this trunk cache"):
         build()
@@ -238,24 +232,24 @@ def test_two_runs_do_not_fill_one_cache_at_once(build, tmp_path):
 
 def test_a_run_that_reads_a_cache_keeps_it_when_another_run_builds_anew(build, tmp_path):
     mine, _, _ = build()
-    kept = mine.outputs.clone()
+    kept = mine.features.clone()
     build(std=0.3)
-    assert torch.equal(mine.outputs, kept)
+    assert torch.equal(mine.features, kept)
     for file in (tmp_path / "cache").iterdir():
         file.unlink()
-    mine.load_ahead(torch.tensor([1, 0]))
+    mine.prefetch(torch.tensor([1, 0]))
     assert torch.equal(mine(torch.tensor([1, 0])), kept[[1, 0]].float())
 
 
 def test_no_other_run_can_put_its_cache_in_place_before_this_one_has_mapped_its_own(build, monkeypatch):
-    read, held = DiskCache.read, []
+    read, held = DiskRows.read, []
 
     def reading(cache):
         with open(cache.lock_file) as file:
             held.append(not lock_taken(file, fcntl.LOCK_EX))
         return read(cache)
 
-    monkeypatch.setattr(DiskCache, "read", reading)
+    monkeypatch.setattr(DiskRows, "read", reading)
     build()
     build()
     assert held == [True, True]
@@ -282,7 +276,7 @@ def test_a_folder_nobody_may_write_to_is_told(build, monkeypatch):
 def test_a_cache_directory_that_is_a_file_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="file"):
-        DiskCache(tmp_path / "file/trunk_train", {}, (4, 2), torch.float16, 2).open(print)
+        DiskRows(tmp_path / "file/trunk_train", {}, (4, 2), torch.float16, 2).open(print)
 
 
 def test_the_side_file_says_what_the_rows_are(build, tmp_path):

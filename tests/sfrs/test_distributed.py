@@ -163,7 +163,7 @@ def test_results_are_put_together_in_order(outcome):
     assert [each["share"] for each in found] == [1, 2, 2]
     assert [each["main"] for each in found] == [True, False, False]
     for each in found:
-        assert each["everywhere"] == torch.arange(10.0).view(5, 2).tolist()
+        assert each["filled"] == [[0, 1]]
         assert each["right"]
         assert each["sums"] == [[[3.0] * 3] * 2, 3.0]
         assert each["object"] == {"x": [1.5, "ü"]}

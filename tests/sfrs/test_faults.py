@@ -20,7 +20,7 @@ from sfrs.models.network import save_network
 from sfrs.runtime.atomic_io import WriteError, replaced
 from sfrs.runtime.errors import UserError
 from sfrs.training.checkpoint import load_checkpoint
-from sfrs.training.progress import Silent
+from sfrs.training.progress import TrainingProgress
 from sfrs.training.run_folder import RunDirectory
 from sfrs.training.trainer import train
 
@@ -91,7 +91,7 @@ def last_weights(run):
     return load_file(run / "checkpoints/latest.safetensors")
 
 
-class Spoil(Silent):
+class Spoil(TrainingProgress):
     """Cuts a file off after the second step of an epoch of generation 2."""
 
     def __init__(self, file):
@@ -106,19 +106,19 @@ def test_an_image_that_becomes_unreadable_is_named_and_the_repaired_run_ends_wit
     places, tmp_path
 ):
     config = tiny_config(jitter=(0.4, 0.4, 0.4, 0.1), checkpoint_minutes=0)
-    train(config, *places, tmp_path / "whole", network=network_of_seed())
+    train(places, config, tmp_path / "whole", network=network_of_seed())
     spoil = Spoil(places[0].queries.files[0])
     with pytest.raises(BadImageError, match=f"{spoil.file.name}: this image cannot be read"):
-        train(config, *places, tmp_path / "run", network=network_of_seed(), progress=spoil)
+        train(places, config, tmp_path / "run", network=network_of_seed(), progress=spoil)
     spoil.file.write_bytes(spoil.whole)
     _, facts = load_checkpoint(tmp_path / "run/checkpoints/latest.safetensors")
     assert facts["generation"] == 2 and facts["done"] >= 7
-    train(config, *places, tmp_path / "run", resume=True)
+    train(places, config, tmp_path / "run", resume=True)
     ours, theirs = last_weights(tmp_path / "run"), last_weights(tmp_path / "whole")
     assert all(torch.equal(ours[name], value) for name, value in theirs.items())
 
 
-class Never(Silent):
+class Never(TrainingProgress):
     """Ends the run at its second step."""
 
     def step(self, generation, epoch, report):
@@ -130,7 +130,7 @@ class Never(Silent):
 def test_checkpoints_within_an_epoch_come_as_often_as_asked_for(places, tmp_path, minutes, done):
     config = tiny_config(**ONE_EPOCH, tuples_per_step=2, refresh_every=100, checkpoint_minutes=minutes)
     with pytest.raises(KeyboardInterrupt):
-        train(config, *places, tmp_path / "run", network=network_of_seed(), progress=Never())
+        train(places, config, tmp_path / "run", network=network_of_seed(), progress=Never())
     _, facts = load_checkpoint(tmp_path / "run/checkpoints/latest.safetensors")
     # The step that was shown when the run ended is not in the checkpoint.
     assert facts.get("done") == (None if done is None else done - 2)
@@ -176,7 +176,7 @@ def edited(places: Places, how: str) -> Places:
 )
 def test_an_edited_data_set_is_refused_in_words(places, finished, how, told):
     with pytest.raises(UserError, match=f"cannot resume, the run was started otherwise:\n  {told}"):
-        train(tiny_config(**ONE_EPOCH), edited(places[0], how), places[1], finished, resume=True)
+        train((edited(places[0], how), places[1]), tiny_config(**ONE_EPOCH), finished, resume=True)
 
 
 @pytest.fixture(scope="module")
@@ -186,7 +186,7 @@ def finished(places, tmp_path_factory):
     path = tmp_path_factory.mktemp("finished") / "run"
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(REGISTRY, "tiny", "tiny_backbone:TinyBackbone")
-        train(tiny_config(**ONE_EPOCH), *places, path, network=network_of_seed())
+        train(places, tiny_config(**ONE_EPOCH), path, network=network_of_seed())
     return path
 
 
@@ -194,21 +194,21 @@ def test_a_moved_or_repaired_data_set_is_not_refused(places, tmp_path, finished)
     files = [shutil.copy(file, tmp_path) for file in places[0].database.files]
     moved = with_images(places[0], files=tuple(map(Path, files)))
     moved.database.files[0].write_bytes(moved.database.files[1].read_bytes())
-    train(tiny_config(**ONE_EPOCH), moved, places[1], finished, resume=True)
+    train((moved, places[1]), tiny_config(**ONE_EPOCH), finished, resume=True)
 
 
 def test_every_difference_of_configuration_is_told_and_what_decides_nothing_may_differ(places, finished):
     config = tiny_config(**ONE_EPOCH)
     changed = config.changed(learning_rate=0.5, seed=3, tuples_per_step=1)
     with pytest.raises(UserError) as caught:
-        train(changed, *places, finished, resume=True)
+        train(places, changed, finished, resume=True)
     assert str(caught.value).splitlines()[1:] == [
         "  tuples_per_step: 4 -> 1",
         "  learning_rate: 0.01 -> 0.5",
         "  seed: 0 -> 3",
     ]
     free = config.changed(checkpoint_minutes=1, workers=1, log_every=3, data="elsewhere")
-    train(free, *places, finished, resume=True)
+    train(places, free, finished, resume=True)
 
 
 def test_a_second_run_in_the_same_directory_is_refused_while_the_first_one_lasts(places, tmp_path):
@@ -218,11 +218,11 @@ def test_a_second_run_in_the_same_directory_is_refused_while_the_first_one_lasts
     with directory.locked():
         assert directory.is_held()
         with pytest.raises(UserError, match="run: another process is training here"):
-            train(config, *places, directory.path, network=network_of_seed())
+            train(places, config, directory.path, network=network_of_seed())
     assert not directory.is_held()
-    train(config, *places, directory.path, network=network_of_seed())
+    train(places, config, directory.path, network=network_of_seed())
     with directory.locked(), pytest.raises(UserError, match="another process is training here"):
-        train(config, *places, directory.path, resume=True)
+        train(places, config, directory.path, resume=True)
 
 
 def test_metrics_that_a_kill_cut_off_are_cut_to_whole_lines(tmp_path):
@@ -244,21 +244,21 @@ def test_a_configuration_cut_off_is_named(places, tmp_path, finished):
     text = (tmp_path / "run/config.json").read_text()
     (tmp_path / "run/config.json").write_text(text[: len(text) // 2])
     with pytest.raises(UserError, match="run/config.json: this is not the configuration of a run"):
-        train(tiny_config(**ONE_EPOCH), *places, tmp_path / "run", resume=True)
+        train(places, tiny_config(**ONE_EPOCH), tmp_path / "run", resume=True)
 
 
 def test_a_run_without_a_checkpoint_is_resumed_from_its_beginning_if_it_can_be(places, tmp_path):
     save_network(tmp_path / "start.safetensors", network_of_seed())
     config = tiny_config(**ONE_EPOCH, weights=str(tmp_path / "start.safetensors"))
-    train(config, *places, tmp_path / "whole")
+    train(places, config, tmp_path / "whole")
     for name, network in (("built", None), ("given", network_of_seed())):
-        train(config, *places, tmp_path / name, network=network)
+        train(places, config, tmp_path / name, network=network)
         (tmp_path / name / "checkpoints/latest.safetensors").unlink()
-    train(config, *places, tmp_path / "built", resume=True)
+    train(places, config, tmp_path / "built", resume=True)
     ours, theirs = last_weights(tmp_path / "built"), last_weights(tmp_path / "whole")
     assert all(torch.equal(ours[name], value) for name, value in theirs.items())
     with pytest.raises(UserError, match="given: the run stopped before its first checkpoint; begin it anew"):
-        train(config, *places, tmp_path / "given", resume=True)
+        train(places, config, tmp_path / "given", resume=True)
 
 
 def test_a_file_that_cannot_be_replaced_stays_and_is_named(tmp_path):

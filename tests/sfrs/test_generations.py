@@ -6,16 +6,16 @@ import math
 import numpy as np
 import pytest
 import torch
-from tiny_training import SIZE, network_of_seed, tiny_config
+from tiny_training import SIZE, cache_of, network_of_seed, tiny_config
 
 from sfrs.data.jitter import ColorJitter
-from sfrs.features.cache import TrunkCache
-from sfrs.features.on_the_fly import FreshTrunk
-from sfrs.features.source import describe_trunk
+from sfrs.features.on_the_fly import OnTheFlyFeatures
+from sfrs.features.source import describe_features
+from sfrs.models.model import Model
 from sfrs.runtime.errors import UserError
-from sfrs.training.epoch import train_epoch
-from sfrs.training.preparation import build_network, build_trunks
-from sfrs.training.progress import Silent
+from sfrs.training.epoch import Epoch
+from sfrs.training.preparation import build_features, build_network
+from sfrs.training.progress import TrainingProgress
 from sfrs.training.trainer import train
 
 SPOTS = (16, 8)
@@ -23,7 +23,7 @@ SPOTS = (16, 8)
 
 def test_a_run_leaves_its_configuration_metrics_and_networks(places, tmp_path):
     config = tiny_config(jitter=(0.4, 0.4, 0.4, 0.1))
-    result = train(config, *places, tmp_path / "run", network=network_of_seed())
+    result = train(places, config, tmp_path / "run", network=network_of_seed())
     stored = json.loads((tmp_path / "run/config.json").read_text())
     assert stored["config"] == config.to_dict()
     lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
@@ -49,16 +49,16 @@ def test_a_generations_student_starts_from_the_initial_weights_and_its_teacher_i
 ):
     seen = {}
 
-    def spy(generation, epoch, *args, **kwargs):
+    def spy(pair, epoch, *args):
         if epoch == 1:
-            states = [generation.student.state_dict()]
-            states += [generation.teacher.state_dict()] if generation.teacher else []
-            seen[generation.number] = [{k: v.clone() for k, v in state.items()} for state in states]
-        return train_epoch(generation, epoch, *args, **kwargs)
+            states = [pair.student.state_dict()]
+            states += [pair.teacher.state_dict()] if pair.teacher else []
+            seen[pair.generation] = [{k: v.clone() for k, v in state.items()} for state in states]
+        return Epoch(pair, epoch, *args)
 
-    monkeypatch.setattr("sfrs.training.trainer.train_epoch", spy)
+    monkeypatch.setattr("sfrs.training.trainer.Epoch", spy)
     result = train(
-        tiny_config(generations=3, epochs=(2, 1)), *places, tmp_path / "run", network=network_of_seed()
+        places, tiny_config(generations=3, epochs=(2, 1)), tmp_path / "run", network=network_of_seed()
     )
     initial = result.network(0).state_dict()
     for number in (1, 2, 3):
@@ -71,8 +71,8 @@ def test_a_generations_student_starts_from_the_initial_weights_and_its_teacher_i
 def test_kmeans_gives_the_initial_network_its_clusters_and_given_leaves_them(places, tmp_path):
     network = network_of_seed()
     one = dict(generations=1, epochs=(1,))
-    given = train(tiny_config(init="given", **one), *places, tmp_path / "given", network=network)
-    clustered = train(tiny_config(**one), *places, tmp_path / "kmeans", network=network)
+    given = train(places, tiny_config(init="given", **one), tmp_path / "given", network=network)
+    clustered = train(places, tiny_config(**one), tmp_path / "kmeans", network=network)
     assert torch.equal(given.network(0).vlad.centroids, network.vlad.centroids)
     centres = clustered.network(0).vlad.centroids
     assert not torch.equal(centres, network.vlad.centroids)
@@ -84,61 +84,61 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not(places, tmp
     states = []
     for name, seed, workers in (("a", 0, 1), ("b", 0, 4), ("c", 1, 1)):
         config = tiny_config(seed=seed, workers=workers, **settings)
-        states.append(train(config, *places, tmp_path / name).network().state_dict())
+        states.append(train(places, config, tmp_path / name).network().state_dict())
     assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
     assert any(not torch.equal(value, states[2][name]) for name, value in states[0].items())
 
 
 def test_variants_can_share_generation_one(places, tmp_path):
     config = tiny_config(epochs=(2, 1))
-    whole = train(config, *places, tmp_path / "whole", network=network_of_seed())
-    shared = train(config, *places, tmp_path / "shared", first_generation=tmp_path / "whole")
+    whole = train(places, config, tmp_path / "whole", network=network_of_seed())
+    shared = train(places, config, tmp_path / "shared", first_generation=tmp_path / "whole")
     assert shared.generations[0].recalls == whole.generations[0].recalls
     ours, theirs = shared.network().state_dict(), whole.network().state_dict()
     assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
     with pytest.raises(UserError, match="whole: the run was made with other images"):
-        train(config, places[1], places[0], tmp_path / "x", first_generation=tmp_path / "whole")
+        train(places[::-1], config, tmp_path / "x", first_generation=tmp_path / "whole")
     with pytest.raises(UserError, match="generations is 1"):
-        train(config.changed(generations=1), *places, tmp_path / "x", first_generation=tmp_path / "whole")
+        train(places, config.changed(generations=1), tmp_path / "x", first_generation=tmp_path / "whole")
 
 
 def test_a_generation_one_that_is_not_finished_is_not_taken_over(places, tmp_path):
-    class Stop(Silent):
+    class Stop(TrainingProgress):
         def epoch(self, *rest):
             raise KeyboardInterrupt
 
     config, other = tiny_config(epochs=(2, 1)), tmp_path / "other"
     with pytest.raises(KeyboardInterrupt):
-        train(config, *places, other, network=network_of_seed(), progress=Stop())
+        train(places, config, other, network=network_of_seed(), progress=Stop())
     assert (other / "generation_1/best.safetensors").exists()
     for _ in range(2):
         with pytest.raises(UserError, match="other: the run has not finished generation 1 yet"):
-            train(config, *places, tmp_path / "x", first_generation=other)
+            train(places, config, tmp_path / "x", first_generation=other)
         (other / "generation_1/best.safetensors").unlink(missing_ok=True)
     assert not (tmp_path / "x/config.json").exists()
 
 
-def test_runs_can_share_trunk_outputs_and_the_global_generator_is_left_alone(places, tmp_path):
+def test_runs_can_share_frozen_features_and_the_global_generator_is_left_alone(places, tmp_path):
     config = tiny_config(generations=1, epochs=(1,))
     network = network_of_seed()
-    trunks = build_trunks(config, network, *places)
+    features = build_features(config, network, places)
     before = torch.get_rng_state()
-    shared = train(config, *places, tmp_path / "a", network=network, trunks=trunks)
+    shared = train(places, config, tmp_path / "a", network=network, features=features)
     assert torch.equal(before, torch.get_rng_state())
-    alone = train(config, *places, tmp_path / "b", network=network)
+    alone = train(places, config, tmp_path / "b", network=network)
     theirs = alone.network().state_dict()
     assert all(torch.equal(value, theirs[name]) for name, value in shared.network().state_dict().items())
 
 
 def test_a_directory_that_holds_a_run_is_not_overwritten(places, tmp_path):
     config = tiny_config(generations=1, epochs=(1,))
-    train(config, *places, tmp_path / "run", network=network_of_seed())
+    train(places, config, tmp_path / "run", network=network_of_seed())
     with pytest.raises(UserError, match="there is a run here already"):
-        train(config, *places, tmp_path / "run", network=network_of_seed())
+        train(places, config, tmp_path / "run", network=network_of_seed())
 
 
 def test_progress_is_told_of_tasks_steps_and_epochs(places, tmp_path):
-    class Record(Silent):
+    class Record(TrainingProgress):
         def __init__(self):
             self.tasks, self.steps, self.epochs = [], 0, []
 
@@ -154,23 +154,23 @@ def test_progress_is_told_of_tasks_steps_and_epochs(places, tmp_path):
 
     record = Record()
     config = tiny_config(generations=1, epochs=(2,))
-    train(config, *places, tmp_path / "run", network=network_of_seed(), progress=record)
-    assert record.tasks[:2] == ["trunk outputs, train", "trunk outputs, val"]
+    train(places, config, tmp_path / "run", network=network_of_seed(), progress=record)
+    assert record.tasks[:2] == ["frozen features, train", "frozen features, val"]
     assert record.steps == 2 * 5  # 16 queries in chunks of 7, 7 and 2, up to four to a step
     assert [entry[:2] for entry in record.epochs] == [(1, 1), (1, 2)]
     assert record.epochs[0][2] is True
 
 
 @pytest.mark.parametrize("cache", ["ram", "disk", "off"])
-def test_every_kind_of_trunk_cache_gives_the_trunks_outputs(places, tmp_path, cache):
+def test_every_kind_of_cache_gives_the_trunks_features(places, tmp_path, cache):
     config = tiny_config(trunk_cache=cache, cache_dtype="float32")
     network = network_of_seed()
-    trunks = build_trunks(config, network, *places, directory=tmp_path)
+    features = build_features(config, network, places, directory=tmp_path)
     numbers = torch.tensor([3, 0, 20])
     files = places[0].queries.files + places[0].database.files
-    expected = FreshTrunk(network, [files[i] for i in numbers], SIZE)(torch.arange(3))
-    torch.testing.assert_close(trunks.train(numbers), expected)
-    assert trunks.train(numbers).dtype == torch.float32
+    expected = OnTheFlyFeatures(network, [files[i] for i in numbers], SIZE)(torch.arange(3))
+    torch.testing.assert_close(features.train(numbers), expected)
+    assert features.train(numbers).dtype == torch.float32
     assert (tmp_path / "trunk_train.bin").exists() == (cache == "disk")
 
 
@@ -178,34 +178,33 @@ def test_a_trunk_cache_that_would_overflow_names_the_image(places):
     network = network_of_seed()
     network.backbone.std = (1e-6, 1e-6, 1e-6)
     with pytest.raises(UserError, match=r"train_0_3\.png.*float16.*--cache-dtype float32"):
-        TrunkCache.build(network, places[0].queries.files, SIZE)
+        cache_of(network, places[0].queries.files, SIZE)
 
 
 def test_descriptors_from_the_cache_are_those_of_the_images(places):
-    from sfrs.models.model import Model
 
     network, files = network_of_seed(), places[0].database.files
-    cache = TrunkCache.build(network, files, SIZE, dtype=torch.float32)
-    described = describe_trunk(network, cache, torch.arange(len(files)), batch_size=5)
+    cache = cache_of(network, files, SIZE, dtype=torch.float32)
+    described = describe_features(network, cache, torch.arange(len(files)), batch_size=5)
     np.testing.assert_allclose(described.numpy(), Model(network, size=SIZE).encode(files), atol=1e-6)
 
 
-def test_jitter_draws_do_not_depend_on_threads(places):
-    outputs = []
-    for threads in (0, 3):
+def test_jitter_draws_do_not_depend_on_workers(places):
+    found = []
+    for workers in (1, 3):
         jitter = ColorJitter(0.7, 0.7, 0.7, 0.5, seed=5)
-        source = FreshTrunk(
-            network_of_seed(), places[0].database.files, SIZE, jitter=jitter, threads=threads, batch_size=4
+        source = OnTheFlyFeatures(
+            network_of_seed(), places[0].database.files, SIZE, jitter=jitter, workers=workers, batch_size=4
         )
-        outputs.append(source(torch.arange(20)))
-    assert torch.equal(*outputs)
-    plain = FreshTrunk(network_of_seed(), places[0].database.files, SIZE)(torch.arange(20))
-    assert (plain - outputs[0]).abs().mean() > 0.05
+        found.append(source(torch.arange(20)))
+    assert torch.equal(*found)
+    plain = OnTheFlyFeatures(network_of_seed(), places[0].database.files, SIZE)(torch.arange(20))
+    assert (plain - found[0]).abs().mean() > 0.05
 
 
 def test_a_network_that_is_not_the_configurations_is_refused(places, tmp_path):
     with pytest.raises(UserError, match="clusters is 5, but the network given has 4"):
-        train(tiny_config(clusters=5), *places, tmp_path / "run", network=network_of_seed())
+        train(places, tiny_config(clusters=5), tmp_path / "run", network=network_of_seed())
     assert not (tmp_path / "run").exists()
 
 

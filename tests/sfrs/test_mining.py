@@ -157,12 +157,11 @@ def test_promoted_difficult_positives_are_positives_chosen_by_the_reranking():
         assert [d for d in difficult if d >= 0] == [nearest[order[rank]] for _, rank in rises][:3]
 
 
-def test_the_tile_size_changes_nothing():
+def test_the_tile_size_changes_nothing(monkeypatch):
     near, (queries, database) = neighbourhood(), descriptors()
     whole = Miner(near, config()).mine(torch.arange(1, QUERIES), queries, database, difficult="promoted")
-    tiled = Miner(near, config()).mine(
-        torch.arange(1, QUERIES), queries, database, difficult="promoted", tile_bytes=5000
-    )
+    monkeypatch.setattr("sfrs.training.k_reciprocal.TILE_BYTES", 5000)
+    tiled = Miner(near, config()).mine(torch.arange(1, QUERIES), queries, database, difficult="promoted")
     for name in ("positives", "negatives", "difficult"):
         assert torch.equal(getattr(whole, name), getattr(tiled, name))
 

@@ -20,7 +20,7 @@ from sfrs.models.backbones import VGG16_HEAD, Backbone, _layers
 from sfrs.models.network import DescriptorNetwork
 from sfrs.training.config import TrainConfig
 from sfrs.training.mining import Miner, Tuples
-from sfrs.training.tuple_losses import Generation, TrainingImages, tuple_losses
+from sfrs.training.step import StudentTeacher, TrainingImages, tuple_losses
 
 QUERIES, DATABASE, NEGATIVES = 4, 12, 3
 SHARPNESS = 0.1
@@ -104,7 +104,7 @@ def ours(student, teacher, images, tuples, config, generation):
         return student.trunk(images[numbers])
 
     source = TrainingImages(QUERIES, DATABASE, trunk, trunk, names)
-    state = Generation(generation, student, teacher if generation > 1 else None, None, None)
+    state = StudentTeacher(generation, student, teacher if generation > 1 else None, None, None)
     losses = tuple_losses(state, tuples, source, config)
     (losses.hard + config.soft_weight * losses.soft).backward()
     return {"hard": losses.hard.detach(), "soft": losses.soft.detach(), **gradients(student)}

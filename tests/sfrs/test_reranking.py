@@ -65,11 +65,12 @@ def test_distances_are_those_of_the_list_based_algorithm(k1, count, clusters):
         assert actual[row, len(asked) :].isinf().all()
 
 
-def test_the_tile_size_changes_nothing():
+def test_the_tile_size_changes_nothing(monkeypatch):
     features = clustered_features(70, 8, 5, seed=1)
     queries, candidates = torch.arange(10), torch.arange(10, 60).view(10, 5)
     whole = reranked_distances(features, queries, candidates, k1=7)
-    tiled = reranked_distances(features, queries, candidates, k1=7, tile_bytes=2000)
+    monkeypatch.setattr("sfrs.training.k_reciprocal.TILE_BYTES", 2000)
+    tiled = reranked_distances(features, queries, candidates, k1=7)
     torch.testing.assert_close(tiled, whole, rtol=1e-12, atol=1e-14)
 
 

@@ -15,7 +15,7 @@ from sfrs.training.checkpoint import (
     momentum_state,
     save_checkpoint,
 )
-from sfrs.training.progress import Silent
+from sfrs.training.progress import TrainingProgress
 from sfrs.training.trainer import train
 
 SPOTS = (12, 8)
@@ -27,7 +27,7 @@ class Interrupted(Exception):
     pass
 
 
-class StopAt(Silent):
+class StopAt(TrainingProgress):
     """Raises at a given epoch: when it is saved, or in the middle of it."""
 
     def __init__(self, generation, epoch, *, step=None):
@@ -62,7 +62,7 @@ def assert_same_run(run, other):
 def test_a_run_interrupted_after_and_within_every_epoch_ends_with_the_same_bits(places, tmp_path, jitter):
     # A pool smaller than the database, so that random draws and previous negatives matter.
     config = tiny_config(jitter=jitter, negative_pool=8, lr_schedule="linear")
-    whole = train(config, *places, tmp_path / "whole", network=network_of_seed())
+    whole = train(places, config, tmp_path / "whole", network=network_of_seed())
     pieces = tmp_path / "pieces"
     stops = [StopAt(1, 1, step=2)] if not jitter else []
     for generation in (1, 2):
@@ -74,8 +74,8 @@ def test_a_run_interrupted_after_and_within_every_epoch_ends_with_the_same_bits(
     for number, stop in enumerate(stops):
         with pytest.raises(Interrupted):
             network = network_of_seed() if number == 0 else None
-            train(config, *places, pieces, network=network, resume=number > 0, progress=stop)
-    resumed = train(config, *places, pieces, resume=True)
+            train(places, config, pieces, network=network, resume=number > 0, progress=stop)
+    resumed = train(places, config, pieces, resume=True)
     assert_same_run(pieces, tmp_path / "whole")
     assert [g.recalls for g in resumed.generations] == [g.recalls for g in whole.generations]
     assert [g.epoch for g in resumed.generations] == [g.epoch for g in whole.generations]
@@ -83,54 +83,54 @@ def test_a_run_interrupted_after_and_within_every_epoch_ends_with_the_same_bits(
 
 def test_resuming_a_finished_run_returns_its_result_without_work(places, tmp_path, monkeypatch):
     config = tiny_config(generations=1, epochs=(1,))
-    finished = train(config, *places, tmp_path / "run", network=network_of_seed())
+    finished = train(places, config, tmp_path / "run", network=network_of_seed())
     metrics = (tmp_path / "run/metrics.jsonl").read_text()
-    monkeypatch.setattr("sfrs.training.trainer.build_trunks", None)
-    assert train(config, *places, tmp_path / "run", resume=True) == finished
+    monkeypatch.setattr("sfrs.training.trainer.build_features", None)
+    assert train(places, config, tmp_path / "run", resume=True) == finished
     assert (tmp_path / "run/metrics.jsonl").read_text() == metrics
 
 
 def test_a_run_that_took_over_generation_one_can_be_resumed(places, tmp_path):
     config = tiny_config()
-    train(config, *places, tmp_path / "whole", network=network_of_seed())
+    train(places, config, tmp_path / "whole", network=network_of_seed())
     with pytest.raises(Interrupted):
         train(
+            places,
             config,
-            *places,
             tmp_path / "shared",
             first_generation=tmp_path / "whole",
             progress=StopAt(2, 1, step=2),
         )
-    resumed = train(config, *places, tmp_path / "shared", resume=True)
+    resumed = train(places, config, tmp_path / "shared", resume=True)
     theirs = load_file(tmp_path / "whole/generation_2/best.safetensors")
     assert all(torch.equal(v, theirs[k]) for k, v in load_file(resumed.final.weights).items())
 
 
 def test_a_changed_configuration_is_refused_with_the_differences(places, tmp_path):
     config = tiny_config(generations=1, epochs=(1,))
-    train(config, *places, tmp_path / "run", network=network_of_seed())
+    train(places, config, tmp_path / "run", network=network_of_seed())
     changed = config.changed(learning_rate=0.5, epochs=(3,))
     with pytest.raises(UserError, match=r"epochs: \(1,\) -> \(3,\)\n  learning_rate: 0.01 -> 0.5"):
-        train(changed, *places, tmp_path / "run", resume=True)
-    train(config.changed(workers=7, data="moved", log_every=9), *places, tmp_path / "run", resume=True)
+        train(places, changed, tmp_path / "run", resume=True)
+    train(places, config.changed(workers=7, data="moved", log_every=9), tmp_path / "run", resume=True)
 
 
 def test_other_images_are_refused(places, tmp_path):
     config = tiny_config(generations=1, epochs=(1,))
-    train(config, *places, tmp_path / "run", network=network_of_seed())
+    train(places, config, tmp_path / "run", network=network_of_seed())
     others = tiny_places(tmp_path / "others", "train", spots=12, seed=9)
     with pytest.raises(UserError, match="cannot resume.*\n  train images"):
-        train(config, others, places[1], tmp_path / "run", resume=True)
+        train((others, places[1]), config, tmp_path / "run", resume=True)
 
 
 def test_resuming_where_there_is_no_run_says_so(places, tmp_path):
     with pytest.raises(UserError, match=r"nowhere: there is no run here \(no config.json\)"):
-        train(tiny_config(), *places, tmp_path / "nowhere", resume=True)
+        train(places, tiny_config(), tmp_path / "nowhere", resume=True)
 
 
 def test_a_configuration_the_data_refuse_leaves_no_run_behind(places, tmp_path):
     with pytest.raises(UserError, match="tuple_negatives is 1000, but query 0 has only"):
-        train(tiny_config(tuple_negatives=1000, negative_pool=1000), *places, tmp_path / "run")
+        train(places, tiny_config(tuple_negatives=1000, negative_pool=1000), tmp_path / "run")
     assert not (tmp_path / "run/config.json").exists()
 
 
@@ -138,7 +138,7 @@ def test_a_run_that_stopped_before_its_first_checkpoint_can_be_started_again(pla
     (tmp_path / "run").mkdir()
     (tmp_path / "run/config.json").write_text("{}")
     (tmp_path / "run/metrics.jsonl").write_text("leftover\n")
-    train(tiny_config(generations=1, epochs=(1,)), *places, tmp_path / "run", network=network_of_seed())
+    train(places, tiny_config(generations=1, epochs=(1,)), tmp_path / "run", network=network_of_seed())
     assert metrics(tmp_path / "run")[0]["kind"] == "initial"
 
 

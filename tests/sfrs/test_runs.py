@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 from tiny_training import network_of_seed, tiny_config, tiny_places
 
-from sfrs.commands.runs import BLOCKS, sparkline
+from sfrs.commands.runs import run_curves
 from sfrs.retrieval.plots import RunCurves, training_curves
 from sfrs.runtime.errors import UserError
 from sfrs.training.run_folder import RunDirectory
@@ -67,20 +67,13 @@ def test_a_finished_run_tells_its_bests_and_how_long_it_took_without_pauses(fini
 
 
 def test_losses_and_recalls_lie_on_one_axis_of_epochs(finished):
-    assert [(p.generation, p.passes, p.value) for p in finished.losses("step")] == [(1, 0.4, 0.9)]
-    assert [(p.passes, p.value) for p in finished.losses()] == [
-        (0.5, 0.8),
-        (1.5, 0.7),
-        (2.5, 0.625),
-        (3.5, 0.625),
-    ]
-    assert [(p.passes, p.value) for p in finished.recalls(5)] == [
-        (1, 0.6),
-        (2, 0.55),
-        (3, 0.7),
-        (4, 0.75),
-    ]
-    assert finished.recalls(3) == []
+    curves = run_curves(finished, 5)
+    assert curves.steps == {"hard": [[(0.4, 0.5)]], "soft": []}
+    assert curves.epochs["hard"] == [[(0.5, 0.5), (1.5, 0.5)], [(2.5, 0.5), (3.5, 0.5)]]
+    assert curves.epochs["soft"] == [[(2.5, 0.25), (3.5, 0.25)]]
+    assert curves.recalls == [[(0, 0.5), (1, 0.6), (2, 0.55)], [(2, 0.5), (3, 0.7), (4, 0.75)]]
+    assert curves.best == [(1, 0.6), (4, 0.75)]
+    assert run_curves(finished, 3).recalls == []
 
 
 @pytest.mark.parametrize("tail", ['{"kind": "step", "gener', "\x00\x00\x00", "[1, 2]\n", '{"kind"\n'])
@@ -145,7 +138,8 @@ def test_tables_show_runs_side_by_side(tmp_path, run, monkeypatch):
     assert ["a", "finished", "2", "of", "2", "2", "of", "2", "0.6250", "8.0", "0:16"] in words
     assert ["b", "interrupted", "1", "of", "2", "1", "of", "2", "0.8000", "8.0", "0:03"] in words
     assert ["a", "50.0/50.0/87.5", "50.0/60.0/87.5", "(1)", "50.0/75.0/87.5", "(2)"] in words
-    assert ["learning_rate", "0.01", "0.5"] in words
+    assert ["most", "runs", "learning_rate", "0.01"] in words
+    assert ["b", "learning_rate", "0.5"] in words
     assert max(map(len, out.splitlines())) <= 80
 
 
@@ -205,14 +199,14 @@ def test_names_of_runs_are_shown_as_they_are(tmp_path, run):
 def test_a_real_run_is_finished_and_drawn(tmp_path, run):
     places = tiny_places(tmp_path, "train", spots=8, seed=0), tiny_places(tmp_path, "val", spots=6, seed=1)
     config = tiny_config(epochs=(1, 1))
-    result = train(config, *places, tmp_path / "run", network=network_of_seed())
+    result = train(places, config, tmp_path / "run", network=network_of_seed())
     read = Run.read(tmp_path / "run")
     assert read.state == FINISHED
     assert [best.recalls for best in read.best] == [
         kept.recalls for kept in (result.initial, *result.generations)
     ]
     assert read.seconds > 0
-    assert read.starts[0]["versions"]["torch"]
+    assert read.of_kind("start")[0]["versions"]["torch"]
     assert run("runs", tmp_path / "run", "--plot", tmp_path / "run.png")[0] == 0
 
 
@@ -238,12 +232,6 @@ def test_mistakes_are_told_in_words(tmp_path, run, monkeypatch, arguments, messa
     code, _, err = run("runs", *arguments)
     assert code == 2
     assert message in err
-
-
-def test_a_sparkline_is_as_high_as_its_values():
-    assert sparkline([0, 1, 2, 3, 4, 5, 6, 7], 8) == BLOCKS
-    assert sparkline([0, 2, 6, 8], 2) == BLOCKS[0] + BLOCKS[-1]
-    assert sparkline([3, 3], 8) == BLOCKS[0] * 2
 
 
 def test_a_path_that_is_no_run_is_named(tmp_path):

@@ -7,7 +7,7 @@ import pytest
 from tiny_training import network_of_seed, tiny_config
 
 from sfrs.runtime.errors import UserError
-from sfrs.training.progress import Several, Silent
+from sfrs.training.progress import Several, TrainingProgress
 from sfrs.training.run_folder import RunDirectory
 from sfrs.training.trainer import train
 
@@ -18,7 +18,7 @@ class Stop(Exception):
     pass
 
 
-class StopIn(Silent):
+class StopIn(TrainingProgress):
     """Stops in the second step of an epoch."""
 
     def __init__(self, generation, epoch):
@@ -36,7 +36,7 @@ def watched_train(places, run, **options):
     watchers = options.pop("watchers", ())
     config = tiny_config(**options.pop("changes", {"tuples_per_step": 2}))
     with TensorBoard(RunDirectory(run)) as board:
-        return train(config, *places, run, progress=Several(board, *watchers), **options)
+        return train(places, config, run, progress=Several(board, *watchers), **options)
 
 
 def scalars(run):
@@ -90,7 +90,7 @@ def test_a_resumed_run_has_every_point_once(places, tmp_path):
 
 def test_a_finished_run_gets_its_event_files_when_it_is_resumed(places, tmp_path):
     pytest.importorskip("tensorboard", reason="the event writer is not installed")
-    train(tiny_config(epochs=(1,)), *places, tmp_path, network=network_of_seed())
+    train(places, tiny_config(epochs=(1,)), tmp_path, network=network_of_seed())
     assert not (tmp_path / "tensorboard").exists()
     watched_train(places, tmp_path, resume=True, changes={"epochs": (1,)})
     assert len(scalars(tmp_path)["loss/total"]) == len(logged(tmp_path, "step")) > 0

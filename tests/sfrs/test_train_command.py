@@ -86,10 +86,10 @@ def test_the_trunk_cache_says_its_size_and_is_used_again_by_another_run(data, tm
     flags += ["--learning-rate", "0.002"]
     second = run("--data", data, "--out", tmp_path / "b", *flags)
     assert second.exit_code == 0, second.output
-    assert "trunk_train.bin: is used again, all outputs are there" in second.output
+    assert "trunk_train.bin: is used again, all features are there" in second.output
     limited = run("--data", data, "--out", tmp_path / "c", *flags, "--cache-gigabytes", "0.000001")
     assert limited.exit_code == 0, limited.output
-    assert "is built anew, because it was built for another" in limited.output
+    assert "is built again, because it was built for another" in limited.output
     assert "--cache-gigabytes holds" in limited.output
 
 

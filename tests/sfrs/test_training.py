@@ -4,18 +4,17 @@ import copy
 
 import pytest
 import torch
-from tiny_training import SIZE, network_of_seed, tiny_config
+from tiny_training import cache_of, network_of_seed, tiny_config
 
 import sfrs_ext
 from sfrs.data.neighbourhood import Neighbourhood
-from sfrs.features.cache import TrunkCache
-from sfrs.features.source import step_number
+from sfrs.features.source import FeatureSource, step_number
 from sfrs.training.checkpoint import load_momentum, momentum_state
-from sfrs.training.epoch import learning_rate, sgd, train_epoch
+from sfrs.training.epoch import Epoch, learning_rate
 from sfrs.training.losses import sare_ind, soft_loss
 from sfrs.training.mining import Miner, Tuples
 from sfrs.training.preparation import init_clusters
-from sfrs.training.tuple_losses import DivergedError, Generation, TrainingImages, tuple_losses
+from sfrs.training.step import DivergedError, StudentTeacher, TrainingImages, sgd, tuple_losses
 
 SPOTS = (16, 8)
 
@@ -24,7 +23,7 @@ SPOTS = (16, 8)
 def images(places):
     train_places, _ = places
     files = train_places.queries.files + train_places.database.files
-    cache = TrunkCache.build(network_of_seed(), files, SIZE, dtype=torch.float32)
+    cache = cache_of(network_of_seed(), files, dtype=torch.float32)
     names = tuple(str(file) for file in files)
     return TrainingImages(len(train_places.queries), len(train_places.database), cache, cache, names)
 
@@ -33,10 +32,8 @@ def generation(places, config, number=2, seed=0):
     student = network_of_seed(seed)
     teacher = network_of_seed(seed + 1).eval().requires_grad_(False) if number > 1 else None
     optimizer = sgd(student, config)
-    miner = Miner(
-        Neighbourhood.of_places(places[0], config.positive_radius, config.negative_radius), config, seed=seed
-    )
-    return Generation(number, student, teacher, optimizer, miner)
+    miner = Miner(Neighbourhood.of_places(places[0], config), config, seed=seed)
+    return StudentTeacher(number, student, teacher, optimizer, miner)
 
 
 TUPLES = Tuples(
@@ -65,8 +62,8 @@ def test_a_step_computes_the_losses_of_every_tuple_by_itself(places, images):
             similarity.append(sfrs_ext.region_similarity(query, quarters[None]))
         ours, theirs = similarity
         negatives = ours[:, 1:4].max(dim=2).values
-        expected_hard = expected_hard + sare_ind(ours[:, 0, 0], negatives) / 2
-        soft_part = soft_loss(ours[:, 4:], theirs[:, 4:], 0.05, 0.07, negatives=ours[:, 1:4])
+        expected_hard = expected_hard + sare_ind(ours[:, 0, 0], negatives).mean() / 2
+        soft_part = soft_loss(ours[:, 4:], theirs[:, 4:], 0.05, 0.07, negatives=ours[:, 1:4]).mean()
         expected_soft = expected_soft + soft_part / 2
     torch.testing.assert_close(hard, expected_hard)
     torch.testing.assert_close(soft, expected_soft)
@@ -101,7 +98,7 @@ def test_generation_one_uses_whole_images_and_no_teacher(places, images):
     negatives = first.student.descriptor(images.steps((TUPLES.negatives + images.queries).flatten()))
     queries = first.student.descriptor(images.steps(TUPLES.queries))
     similarity = torch.einsum("td,tnd->tn", queries, negatives.unflatten(0, (2, 3)))
-    torch.testing.assert_close(hard, sare_ind((queries * positives).sum(1), similarity))
+    torch.testing.assert_close(hard, sare_ind((queries * positives).sum(1), similarity).mean())
     assert soft.item() == 0
 
 
@@ -127,7 +124,7 @@ def test_only_the_head_and_netvlad_of_the_student_learn(places, images):
     second = generation(places, config)
     before = {name: value.clone() for name, value in second.student.state_dict().items()}
     taught = {name: value.clone() for name, value in second.teacher.state_dict().items()}
-    train_epoch(second, 1, images, config)
+    Epoch(second, 1, images, config).train()
     for name, value in second.student.state_dict().items():
         assert torch.equal(value, before[name]) == name.startswith("backbone.trunk.")
     assert all(torch.equal(value, taught[name]) for name, value in second.teacher.state_dict().items())
@@ -136,11 +133,7 @@ def test_only_the_head_and_netvlad_of_the_student_learn(places, images):
 def test_an_epoch_trains_every_query_once_and_reports_means(places, images):
     config = tiny_config(tuples_per_step=3, refresh_every=7)
     reports, mined = [], []
-    summary = train_epoch(
-        generation(places, config),
-        1,
-        images,
-        config,
+    summary = Epoch(generation(places, config), 1, images, config).train(
         on_step=reports.append,
         on_mining=lambda done, total: mined.append((done, total)),
     )
@@ -179,7 +172,7 @@ def test_the_linear_schedule_falls_to_zero_over_a_generation():
 def test_the_schedule_runs_on_over_the_epochs_of_a_generation(places, images):
     config = tiny_config(lr_schedule="linear", epochs=(2, 2), tuples_per_step=16, refresh_every=100)
     second = generation(places, config)
-    rates = [train_epoch(second, epoch, images, config).learning_rate for epoch in (1, 2)]
+    rates = [Epoch(second, epoch, images, config).train().learning_rate for epoch in (1, 2)]
     assert rates == pytest.approx([0.01, 0.005])
 
 
@@ -189,8 +182,8 @@ def learned(generation):
     return {name: value.clone() for name, value in state.items()}
 
 
-class Breaking:
-    """Trunk outputs that are not finite from a step on, for one image; counts the steps."""
+class Breaking(FeatureSource):
+    """Frozen features that are not finite from a step on, for one image; counts the steps."""
 
     def __init__(self, source, image, from_call):
         self.source, self.image, self.from_call, self.calls = source, image, from_call, 0
@@ -203,27 +196,22 @@ class Breaking:
         return outputs
 
 
-@pytest.mark.parametrize("looks", ["at every step", "at the end, as on a GPU"])
-def test_a_loss_that_is_not_finite_names_its_tuple_and_neither_its_step_nor_one_after_it_is_taken(
-    places, images, monkeypatch, looks
-):
+def test_a_loss_that_is_not_finite_names_its_tuple_and_its_step_is_not_taken(places, images):
     config = tiny_config(tuples_per_step=2, refresh_every=100)
     # What the steps before the broken one make of the student.
     expected, states = generation(places, config), []
     broken_query = expected.miner.draw_queries()[6].item()  # in the fourth step
     expected = generation(places, config)
-    train_epoch(expected, 1, images, config, on_step=lambda report: states.append(learned(expected)))
-    if looks != "at every step":
-        monkeypatch.setattr("sfrs.training.epoch._Epoch._should_look", lambda self, now: False)
+    Epoch(expected, 1, images, config).train(lambda report: states.append(learned(expected)))
     broken = Breaking(images.mining, broken_query, from_call=1)
     ours = generation(places, config)
     reports = []
     with pytest.raises(
         DivergedError, match=rf"the hard loss of the tuple of query {broken_query} .*not finite"
     ):
-        train_epoch(ours, 1, with_steps(images, broken), config, on_step=reports.append)
+        Epoch(ours, 1, with_steps(images, broken), config).train(reports.append)
     assert len(reports) == 3
-    assert broken.calls == (4 if looks == "at every step" else 8)
+    assert broken.calls == 4
     for name, value in learned(ours).items():
         assert torch.equal(value, states[2][name]), name
 
@@ -232,7 +220,7 @@ def with_steps(images, source):
     return TrainingImages(images.queries, images.database, source, images.mining, images.names)
 
 
-def test_soft_losses_and_gradients_that_are_not_finite_stop_the_run_too(places, images, monkeypatch):
+def test_soft_losses_and_gradients_that_are_not_finite_stop_the_run_too(places, images):
     config = tiny_config(region_negatives=False, soft_level="image")
     second = generation(places, config)
     before = learned(second)
@@ -240,11 +228,11 @@ def test_soft_losses_and_gradients_that_are_not_finite_stop_the_run_too(places, 
     with torch.no_grad():
         teacher.fill_(torch.nan)
     with pytest.raises(DivergedError, match="the soft loss of the tuple of query .* The step was not taken"):
-        train_epoch(second, 1, images, config)
+        Epoch(second, 1, images, config).train()
     first = generation(places, config, number=1)
     first.student.vlad.centroids.register_hook(lambda gradient: gradient * torch.inf)
     with pytest.raises(DivergedError, match="the gradient of the step that begins with that of the tuple"):
-        train_epoch(first, 1, images, config)
+        Epoch(first, 1, images, config).train()
     for broken in (first, second):
         state = learned(broken)
         assert all(torch.equal(state[name], value) for name, value in before.items())
@@ -259,15 +247,15 @@ def test_an_epoch_goes_on_from_any_of_its_states(places, images):
         parts = (learned(whole), whole.miner.state(), copy.deepcopy(state))
         kept.append(parts)
 
-    summary = train_epoch(whole, 2, images, config, save=keep)
+    summary = Epoch(whole, 2, images, config).train(save=keep)
     assert [state.done for _, _, state in kept] == [3, 6, 7, 10, 13, 14, 16]
-    assert [state.tuples is None for _, _, state in kept] == [False, False, True, False, False, True, True]
+    assert [state.mined is None for _, _, state in kept] == [False, False, True, False, False, True, True]
     for parts, miner, state in kept:
         other = generation(places, config)
         other.student.load_state_dict({k: v for k, v in parts.items() if not k.isdigit()})
         load_momentum(other.optimizer, {k: v for k, v in parts.items() if k.isdigit()})
         other.miner.load_state(miner)
-        again = train_epoch(other, 2, images, config, state=state)
+        again = Epoch(other, 2, images, config, state=state).train()
         assert (again.step, again.hard, again.soft) == (summary.step, summary.hard, summary.soft)
         theirs = learned(whole)
         assert all(torch.equal(value, theirs[name]) for name, value in learned(other).items())
@@ -276,16 +264,16 @@ def test_an_epoch_goes_on_from_any_of_its_states(places, images):
 def test_images_of_the_next_step_are_loaded_while_one_is_taken(places, images):
     told = []
 
-    class Ahead:
+    class Ahead(FeatureSource):
         def __call__(self, numbers, *, step=0):
             told.append(("take", numbers.tolist(), step))
             return images.mining(numbers)
 
-        def load_ahead(self, numbers, *, step=0):
+        def prefetch(self, numbers, *, step=0):
             told.append(("load", numbers.tolist(), step))
 
     config = tiny_config(tuples_per_step=3, refresh_every=7, epochs=(1,))
-    train_epoch(generation(places, config), 1, with_steps(images, Ahead()), config)
+    Epoch(generation(places, config), 1, with_steps(images, Ahead()), config).train()
     loads, takes = ([rest for kind, *rest in told if kind == which] for which in ("load", "take"))
     assert loads == takes
     assert [kind for kind, *_ in told[:4]] == ["load", "load", "take", "load"]

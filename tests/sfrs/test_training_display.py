@@ -8,8 +8,8 @@ from rich.console import Console
 from tiny_training import tiny_config
 
 from sfrs.runtime.terminal import duration
-from sfrs.training.display import TrainingBars, TrainingLines, training_display
-from sfrs.training.epoch import StepReport
+from sfrs.training.display import training_display
+from sfrs.training.progress import StepReport
 
 CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|\r")
 
@@ -101,8 +101,8 @@ def test_an_epoch_leaves_its_recalls_on_the_terminal():
 
 def test_a_log_file_gets_a_line_every_half_minute_and_no_control_character():
     with Shown(terminal=False) as shown:
-        assert isinstance(shown.display, TrainingLines)
-        cache = shown.display.task("trunk outputs, train")
+        assert shown.display.bars is None
+        cache = shown.display.task("frozen features, train")
         for done in range(0, 17321, 100):
             shown.now += 1.0
             cache(done, 17320)
@@ -113,18 +113,15 @@ def test_a_log_file_gets_a_line_every_half_minute_and_no_control_character():
     # Each half minute of 174 s of cache, 173 s of mining, 100 s of steps; then the epoch.
     assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f]", shown.text())
     assert len(lines) == 5 + 5 + 3 + 2
-    assert lines[0] == "trunk outputs, train: 2,900 of 17,320, 100.0/s, 2:24 left"
+    assert lines[0] == "frozen features, train: 2,900 of 17,320, 100.0/s, 2:24 left"
     assert lines[5] == "mining, generation 2 epoch 1: 1,732 of 17,320"
-    assert re.match(r"generation 2, epoch 1: \d+ of 7,320, at least \d\d:\d\d left; whole run: ", lines[-3])
+    assert re.match(
+        r"generation 2, epoch 1: \d+ of 7,320, at least \d\d:\d\d left; loss .*; whole run: ", lines[-3]
+    )
     assert lines[-2:] == [
         "generation 2, epoch 1: loss 0.2407 = hard 0.1234 + 0.5 x soft 0.2346",
         "  validation recall@1/5 80.6/87.6 %; 4:16",
     ]
-
-
-def test_a_terminal_gets_bars():
-    with Shown(terminal=True) as shown:
-        assert isinstance(shown.display, TrainingBars)
 
 
 @pytest.mark.parametrize(

@@ -1,30 +1,29 @@
-"""Trunk outputs: what is kept, what is computed, and that both are the same."""
+"""Frozen features: what is kept, what is computed, and that both are the same."""
 
 import os
 
 import pytest
 import torch
-from tiny_training import SIZE, network_of_seed, tiny_config
+from tiny_training import SIZE, cache_of, network_of_seed, tiny_config
 
 from sfrs.data.images import BadImageError, load_image
 from sfrs.data.jitter import ColorJitter, hashed
-from sfrs.features.cache import TrunkCache
+from sfrs.features.cache import CachePlan, JitteredFeatures
 from sfrs.features.frozen import FrozenTrunk
-from sfrs.features.on_the_fly import Draw, FreshTrunk
-from sfrs.features.plan import CachePlan
-from sfrs.features.source import describe_trunk, step_number
-from sfrs.features.spec import CacheSpec
+from sfrs.features.on_the_fly import Draw, OnTheFlyFeatures
+from sfrs.features.source import describe_features, step_number
 from sfrs.runtime.distributed import Processes
 from sfrs.runtime.errors import UserError
-from sfrs.training.preparation import build_trunks, training_images
-from sfrs.training.progress import Silent
+from sfrs.training.config import TrainConfig
+from sfrs.training.preparation import build_features, training_images
+from sfrs.training.progress import TrainingProgress
 from sfrs.training.trainer import train
 
 PAPER = (0.7, 0.7, 0.7, 0.5)
 ROW = 6 * 8 * 3  # numbers in a trunk output of the tiny backbone
 
 
-class Heard(Silent):
+class Heard(TrainingProgress):
     def __init__(self):
         self.messages = []
 
@@ -52,12 +51,12 @@ def expected(file, network, jitter=None, key=()):
     return network.trunk(((image - 0.5) / 0.25)[None])[0]
 
 
-@pytest.mark.parametrize("threads", [0, 3])
-def test_fresh_outputs_are_jittered_by_step_and_image_only(files, threads):
+@pytest.mark.parametrize("workers", [1, 3])
+def test_fresh_outputs_are_jittered_by_step_and_image_only(files, workers):
     network, jitter = network_of_seed(), ColorJitter(*PAPER, seed=5)
     numbers, step = torch.tensor([7, 2, 30]), step_number(3, 11)
     right = torch.stack([expected(files[n], network, jitter, (step, n)) for n in (7, 2, 30)])
-    source = FreshTrunk(network, files, SIZE, jitter=jitter, threads=threads, batch_size=2)
+    source = OnTheFlyFeatures(network, files, SIZE, jitter=jitter, workers=workers, batch_size=2)
     torch.testing.assert_close(source(numbers, step=step), right, rtol=0, atol=1e-6)
     source(torch.arange(20), step=1)  # what was asked in between does not matter
     assert torch.equal(source(numbers.flip(0), step=step).flip(0), source(numbers, step=step))
@@ -74,43 +73,43 @@ def test_loading_ahead_changes_nothing_and_decodes_nothing_twice(files, monkeypa
 
     monkeypatch.setattr("sfrs.features.on_the_fly.load_image", counting)
     jitter = ColorJitter(*PAPER)
-    source = FreshTrunk(network_of_seed(), files, SIZE, jitter=jitter, batch_size=4)
+    source = OnTheFlyFeatures(network_of_seed(), files, SIZE, jitter=jitter, batch_size=4)
     parts = torch.arange(36).split(12)
     plain = [source(part, step=step) for step, part in enumerate(parts)]
     read.clear()
-    source.load_ahead(parts[0], step=0)
+    source.prefetch(parts[0], step=0)
     for step, part in enumerate(parts):
         if step < 2:
-            source.load_ahead(parts[step + 1], step=step + 1)
+            source.prefetch(parts[step + 1], step=step + 1)
         assert torch.equal(source(part, step=step), plain[step])
     assert sorted(read) == sorted(files[:36])
     assert not source.ahead
 
 
 def test_what_is_announced_and_never_asked_for_is_forgotten(files):
-    source = FreshTrunk(network_of_seed(), files, SIZE)
+    source = OnTheFlyFeatures(network_of_seed(), files, SIZE)
     for step in range(50):
-        source.load_ahead(torch.tensor([step % 7]), step=step)
+        source.prefetch(torch.tensor([step % 7]), step=step)
     assert len(source.ahead) <= 4
 
 
 def test_a_bad_image_is_named_in_the_step_that_needs_it(files, tmp_path):
     bad = tmp_path / "bad.png"
     bad.write_bytes(b"no picture")
-    source = FreshTrunk(network_of_seed(), [*files[:4], bad], SIZE)
-    source.load_ahead(torch.tensor([4]))
+    source = OnTheFlyFeatures(network_of_seed(), [*files[:4], bad], SIZE)
+    source.prefetch(torch.tensor([4]))
     source(torch.tensor([0, 1]))
     with pytest.raises(BadImageError, match=r"bad\.png"):
         source(torch.tensor([4]))
     with pytest.raises(BadImageError, match=r"bad\.png"):
-        TrunkCache.build(network_of_seed(), [*files[:4], bad], SIZE)
+        cache_of(network_of_seed(), [*files[:4], bad], SIZE)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
 def test_a_cache_holds_the_images_and_their_variants(files, dtype):
     network, jitter = network_of_seed(), ColorJitter(*PAPER, seed=3)
-    cache = TrunkCache.build(network, files, SIZE, dtype=dtype, variants=3, jitter=jitter, batch_size=7)
-    assert cache.bytes == len(files) * 4 * ROW * dtype.itemsize
+    cache = cache_of(network, files, SIZE, dtype=dtype, variants=3, jitter=jitter, batch_size=7)
+    assert cache.features.nbytes == len(files) * 4 * ROW * dtype.itemsize
     draws = [Draw(12), Draw(12, 0), Draw(39, 2), Draw(0, 1), Draw(12, 2)]
     right = [expected(files[n], network, None if key is None else jitter, (key, n)) for n, key in draws]
     read = cache.read(draws)
@@ -122,8 +121,8 @@ def test_a_cache_holds_the_images_and_their_variants(files, dtype):
 
 def test_training_steps_draw_variants_evenly_by_seed_step_and_image(files):
     jitter = ColorJitter(*PAPER)
-    cache = TrunkCache.build(network_of_seed(), files, SIZE, variants=4, jitter=jitter)
-    source = cache.jittered(seed=9)
+    cache = cache_of(network_of_seed(), files, SIZE, variants=4, jitter=jitter)
+    source = JitteredFeatures(cache, seed=9)
     numbers = torch.arange(40)
     drawn = torch.tensor([[d.key for d in source.draws(numbers, step)] for step in range(100)])
     counts = drawn.flatten().bincount(minlength=4)
@@ -132,7 +131,7 @@ def test_training_steps_draw_variants_evenly_by_seed_step_and_image(files):
     assert source.draws(torch.tensor([3]), 17) == [Draw(3, hashed(9, 17, 3) % 4)]
     assert torch.equal(source(numbers, step=5), cache.read(source.draws(numbers, 5)))
     with pytest.raises(ValueError, match="no jittered variants"):
-        TrunkCache.build(network_of_seed(), files[:2], SIZE).jittered(0)
+        JitteredFeatures(cache_of(network_of_seed(), files[:2]), 0)
 
 
 def test_variants_have_the_distribution_of_colour_jitter(make_image):
@@ -144,7 +143,7 @@ def test_variants_have_the_distribution_of_colour_jitter(make_image):
     network = network_of_seed()
     network.backbone.mean = (0.0, 0.0, 0.0)
     jitter = ColorJitter(brightness=0.7, seed=1)
-    cache = TrunkCache.build(
+    cache = cache_of(
         network, [image], (8, 8), variants=1000, jitter=jitter, dtype=torch.float32, batch_size=1001
     )
     values = cache.read([Draw(0), *(Draw(0, key) for key in range(1000))])[:, 0, 0, 0]
@@ -156,12 +155,12 @@ def test_variants_have_the_distribution_of_colour_jitter(make_image):
 @pytest.mark.parametrize("rows", [0, 1, 25, 40, 41, 90, 119, 120])
 def test_a_budget_changes_what_is_kept_but_not_what_is_read(files, rows):
     network, jitter = network_of_seed(), ColorJitter(*PAPER)
-    whole = TrunkCache.build(network, files, SIZE, variants=2, jitter=jitter, batch_size=9)
+    whole = cache_of(network, files, SIZE, variants=2, jitter=jitter, batch_size=9)
     budget = rows * ROW * 2 + 5
-    part = TrunkCache.build(network, files, SIZE, variants=2, jitter=jitter, batch_size=9, budget=budget)
-    assert part.bytes <= budget and len(part.outputs) >= rows - 1
+    part = cache_of(network, files, SIZE, variants=2, jitter=jitter, batch_size=9, budget=budget)
+    assert part.features.nbytes <= budget and len(part.features) >= rows - 1
     draws = [Draw(image, key) for image in (39, 0, 24, 3, 25) for key in (None, 0, 1)]
-    part.read_ahead(draws)
+    part.prefetch_draws(draws)
     # A convolution may sum up in another order in a batch of another size.
     torch.testing.assert_close(part.read(draws), whole.read(draws), rtol=1e-3, atol=1e-6)
 
@@ -169,40 +168,40 @@ def test_a_budget_changes_what_is_kept_but_not_what_is_read(files, rows):
 def test_a_budget_is_spent_on_training_images_first_and_said_with_figures(places, tmp_path):
     heard = Heard()
     config = tiny_config(trunk_cache="disk,jitter=2", jitter=PAPER, cache_gigabytes=50 * ROW * 2 / 1e9)
-    trunks = build_trunks(config, network_of_seed(), *places, directory=tmp_path, progress=heard)
-    assert (trunks.train.plan.plain, trunks.train.plan.varied, len(trunks.val.outputs)) == (40, 5, 0)
+    features = build_features(config, network_of_seed(), places, directory=tmp_path, progress=heard)
+    assert (features.train.plan.plain, features.train.plan.varied, len(features.val.features)) == (40, 5, 0)
     assert "40 images and 2 jittered variants of each: 0.00 GB in" in heard.messages[0]
-    assert heard.messages[1].startswith("--cache-gigabytes holds 50 of 120 outputs (42 %; all would be")
-    assert "holds 0 of 24 outputs" in heard.messages[3]
+    assert heard.messages[1].startswith("--cache-gigabytes holds 50 of 120 features (42 %; all would be")
+    assert "holds 0 of 24 features" in heard.messages[3]
 
 
 def test_places_of_a_cache_that_cannot_be_are_refused(files):
     with pytest.raises(UserError, match="trunk_cache is gpu, but the device is cpu"):
-        TrunkCache.build(network_of_seed(), files, SIZE, place="gpu")
+        cache_of(network_of_seed(), files, SIZE, place="gpu")
     with pytest.raises(UserError, match="there are no images"):
-        TrunkCache.build(network_of_seed(), [], SIZE)
+        cache_of(network_of_seed(), [], SIZE)
 
 
 def test_more_than_the_memory_is_refused_before_it_is_taken(files, monkeypatch):
-    monkeypatch.setattr("sfrs.features.building._available_memory", lambda: 1000)
+    monkeypatch.setattr("sfrs.features.filling._available_memory", lambda: 1000)
     with pytest.raises(
         UserError, match=r"GB are needed in the memory of cpu.*--cache-gigabytes or --trunk-cache disk"
     ):
-        TrunkCache.build(network_of_seed(), files, SIZE)
+        cache_of(network_of_seed(), files, SIZE)
 
 
 def test_processes_of_a_machine_share_its_memory(files, monkeypatch):
-    needed = TrunkCache.build(network_of_seed(), files, SIZE).bytes
-    monkeypatch.setattr("sfrs.features.building._available_memory", lambda: 2 * needed)
+    needed = cache_of(network_of_seed(), files).features.nbytes
+    monkeypatch.setattr("sfrs.features.filling._available_memory", lambda: 2 * needed)
     two, three = (Processes(count=1, local_count=count) for count in (2, 3))
-    TrunkCache.build(network_of_seed(), files, SIZE, processes=two)
+    cache_of(network_of_seed(), files, SIZE, processes=two)
     with pytest.raises(UserError, match="memory of cpu in each of 3 processes"):
-        TrunkCache.build(network_of_seed(), files, SIZE, processes=three)
+        cache_of(network_of_seed(), files, SIZE, processes=three)
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/meminfo"), reason="Linux tells the memory that is left")
 def test_the_memory_that_is_left_is_known():
-    from sfrs.features.building import _available_memory
+    from sfrs.features.filling import _available_memory
 
     assert 10**7 < _available_memory() < 10**14
 
@@ -210,11 +209,11 @@ def test_the_memory_that_is_left_is_known():
 def test_every_row_of_a_plan_is_used_once():
     for images, variants, rows in ((5, 0, 3), (5, 3, 20), (5, 3, 12), (5, 2, 4), (1, 1, 0)):
         plan = CachePlan.within(images, variants, 10, 10 * rows)
-        kept = [draw for block in plan.blocks(2) for image in block for draw in plan.draws(image)]
+        kept = [draw for block in plan.blocks(2) for draw in plan.draws(block)]
         assert sorted(map(plan.row, kept)) == list(range(plan.rows))
         everything = [Draw(i, key) for i in range(images) for key in (None, *range(variants))]
         assert {draw for draw in everything if plan.row(draw) >= 0} == set(kept)
-        assert plan.complete == (plan.rows == len(everything))
+        assert plan.wanted == len(everything)
 
 
 @pytest.mark.parametrize(
@@ -228,7 +227,7 @@ def test_every_row_of_a_plan_is_used_once():
     ],
 )
 def test_the_text_of_a_cache(text, spec):
-    assert CacheSpec.parse(text) == CacheSpec(*spec)
+    assert TrainConfig(trunk_cache=text).cache == spec
 
 
 @pytest.mark.parametrize(
@@ -237,34 +236,34 @@ def test_the_text_of_a_cache(text, spec):
 )
 def test_another_text_is_refused(text):
     with pytest.raises(ValueError, match=r"expected one of ram, gpu, disk, off"):
-        CacheSpec.parse(text)
+        TrainConfig(trunk_cache=text)
 
 
 def test_a_run_with_cached_jitter_is_deterministic_and_needs_no_trunk(places, tmp_path, monkeypatch):
     config = tiny_config(trunk_cache="ram,jitter=2", jitter=PAPER, generations=2, epochs=(1,))
     sizes = computed(monkeypatch)
-    first = train(config, *places, tmp_path / "a", network=network_of_seed()).network().state_dict()
+    first = train(places, config, tmp_path / "a", network=network_of_seed()).network().state_dict()
     assert sum(sizes) == 40 * 3 + 24
     config = config.changed(trunk_cache="disk,jitter=2", workers=1)
-    second = train(config, *places, tmp_path / "b", network=network_of_seed()).network().state_dict()
+    second = train(places, config, tmp_path / "b", network=network_of_seed()).network().state_dict()
     assert all(torch.equal(value, second[name]) for name, value in first.items())
     other = config.changed(seed=1)
-    third = train(other, *places, tmp_path / "c", network=network_of_seed()).network().state_dict()
+    third = train(places, other, tmp_path / "c", network=network_of_seed()).network().state_dict()
     assert any(not torch.equal(value, third[name]) for name, value in first.items())
 
 
 def test_trunks_without_the_variants_a_run_wants_are_refused(places):
     network = network_of_seed()
-    plain = build_trunks(tiny_config(), network, *places)
+    plain = build_features(tiny_config(), network, places)
     config = tiny_config(trunk_cache="jitter=2", jitter=PAPER)
-    with pytest.raises(ValueError, match="trunk_cache is jitter=2, but trunk was built otherwise"):
+    with pytest.raises(ValueError, match="trunk_cache is jitter=2, but features was built otherwise"):
         training_images(config, network, places[0], plain.train)
 
 
 def test_descriptors_do_not_depend_on_where_outputs_come_from(files):
     network = network_of_seed()
     numbers = torch.tensor([4, 39, 0, 17, 3])
-    cache = TrunkCache.build(network, files, SIZE, dtype=torch.float32, budget=20 * ROW * 4)
-    fresh = FreshTrunk(network, files, SIZE)
-    described = [describe_trunk(network, source, numbers, batch_size=2) for source in (cache, fresh)]
+    cache = cache_of(network, files, SIZE, dtype=torch.float32, budget=20 * ROW * 4)
+    fresh = OnTheFlyFeatures(network, files, SIZE)
+    described = [describe_features(network, source, numbers, batch_size=2) for source in (cache, fresh)]
     torch.testing.assert_close(*described)

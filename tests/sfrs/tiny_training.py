@@ -7,6 +7,9 @@ import torch
 from PIL import Image
 
 from sfrs.data.places import ImageSet, Places
+from sfrs.features.cache import CacheSettings, FeatureCache
+from sfrs.features.filling import build_cache
+from sfrs.features.on_the_fly import OnTheFlyFeatures
 from sfrs.models.backbones import build_backbone
 from sfrs.models.network import DescriptorNetwork
 from sfrs.training.config import TrainConfig
@@ -18,6 +21,13 @@ def network_of_seed(seed: int = 0, clusters: int = 4) -> DescriptorNetwork:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return DescriptorNetwork(build_backbone("tiny"), clusters)
+
+
+def cache_of(network, files, size=SIZE, *, jitter=None, **options) -> FeatureCache:
+    """A cache of frozen features, with options of `build_cache` and `CacheSettings`."""
+    own = {name: options.pop(name) for name in ("processes", "say", "progress") if name in options}
+    source = OnTheFlyFeatures(network, files, size, jitter=jitter)
+    return build_cache(source, CacheSettings(**options), **own)
 
 
 def tiny_places(folder: Path, split: str, spots: int, seed: int, views: int = 3) -> Places:

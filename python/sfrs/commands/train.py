@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional, get_type_hints
@@ -14,7 +14,6 @@ from sfrs.training.config import PRESETS, TrainConfig, flag_text, parse_flag
 
 if TYPE_CHECKING:
     from sfrs.data.places import Places
-    from sfrs.training.progress import TrainingProgress
     from sfrs.training.run_folder import RunResult
 
 EXAMPLES = """
@@ -51,48 +50,39 @@ def register(app: typer.Typer) -> None:
 def with_config_flags(command: Callable[..., None]) -> Callable[..., None]:
     """Give ``command`` a flag for every field of `TrainConfig`; those that were set come as ``changes``."""
     hints = get_type_hints(command, include_extras=True)
-    own = [
-        parameter.replace(annotation=hints[parameter.name])
-        for parameter in inspect.signature(command).parameters.values()
-        if parameter.name != "changes"
-    ]
-    flags, panel = [], ""
-    kinds = get_type_hints(TrainConfig)
-    for f in fields(TrainConfig):
-        panel = PANELS.get(f.name, panel)
-        kind = kinds[f.name] if kinds[f.name] in (bool, int, float) else str
-        name = "--" + f.name.replace("_", "-")
-        text = f.metadata["help"]
-        if f.metadata["choices"]:
-            text += f" ({' | '.join(f.metadata['choices'])})"
-        option = typer.Option(
-            f"{name}/--no-{name[2:]}" if kind is bool else name,
-            help=text,
-            rich_help_panel=panel,
-            show_default=flag_text(f.default) or False,
-        )
-        flags.append(
-            inspect.Parameter(
-                f.name,
-                inspect.Parameter.KEYWORD_ONLY,
-                default=None,
-                annotation=Annotated[Optional[kind], option],  # noqa: UP045  typer on 3.10 wants Optional
-            )
-        )
+    own = [p.replace(annotation=hints[p.name]) for p in inspect.signature(command).parameters.values()]
+    parameters = [*own[:-1], *_flags()]
 
     def run(**values: Any) -> None:
-        texts = {flag.name: values.pop(flag.name) for flag in flags}
+        given = {f.name: values.pop(f.name) for f in fields(TrainConfig)}
         changes = {
-            name: parse_flag(name, text) if isinstance(text, str) else text
-            for name, text in texts.items()
-            if text is not None
+            name: parse_flag(name, value) if isinstance(value, str) else value
+            for name, value in given.items()
+            if value is not None
         }
         command(**values, changes=changes)
 
     run.__doc__ = command.__doc__
-    run.__signature__ = inspect.Signature([*own, *flags])
-    run.__annotations__ = {parameter.name: parameter.annotation for parameter in (*own, *flags)}
+    run.__signature__ = inspect.Signature(parameters)
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return run
+
+
+def _flags() -> Iterator[inspect.Parameter]:
+    kinds, panel = get_type_hints(TrainConfig), ""
+    for f in fields(TrainConfig):
+        panel = PANELS.get(f.name, panel)
+        kind = kinds[f.name] if kinds[f.name] in (bool, int, float) else str
+        name = f.name.replace("_", "-")
+        choices = f" ({' | '.join(f.metadata['choices'])})" if f.metadata["choices"] else ""
+        option = typer.Option(
+            f"--{name}/--no-{name}" if kind is bool else f"--{name}",
+            help=f.metadata["help"] + choices,
+            rich_help_panel=panel,
+            show_default=flag_text(f.default) or False,
+        )
+        annotation = Annotated[Optional[kind], option]  # noqa: UP045  typer on 3.10 wants Optional
+        yield inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
 
 
 def train(
@@ -138,63 +128,49 @@ def train(
     if not config.data:
         raise UserError("--data is missing: the folder or manifest to train on")
 
+    import sfrs
     from sfrs.data.places import load_places
     from sfrs.runtime.distributed import running_together
     from sfrs.runtime.terminal import messages
-    from sfrs.training.trainer import train as run_training
+    from sfrs.training.progress import Several
 
+    folder = resume or out
     try:
-        with running_together() as processes:
-            if tensorboard:
-                _require_tensorboard()
-            places = [load_places(config.data, "train"), load_places(config.val_data or config.data, "val")]
+        with running_together() as processes, ExitStack() as watching:
+            watchers = _watchers(config, folder, tensorboard) if processes.is_main else []
+            places = load_places(config.data, "train"), load_places(config.val_data or config.data, "val")
             if config.skip_bad_images:
                 places = _without_bad_images(places, show=processes.is_main)
-            with _watching(config, resume or out, tensorboard, processes.is_main) as progress:
-                result = run_training(
-                    config,
-                    *places,
-                    resume or out,
-                    first_generation=first_generation,
-                    resume=resume is not None,
-                    progress=progress,
-                )
+            result = sfrs.train(
+                places,
+                config,
+                folder,
+                first_generation=first_generation,
+                resume=resume is not None,
+                progress=Several(*map(watching.enter_context, watchers)),
+            )
             if processes.is_main:
+                watching.close()
                 _show(result)
     except KeyboardInterrupt:
-        messages.print(f"Stopped. To go on after the last checkpoint: sfrs train --resume {resume or out}")
+        messages.print(f"Stopped. To go on after the last checkpoint: sfrs train --resume {folder}")
         raise typer.Exit(130) from None
 
 
-def _require_tensorboard() -> None:
-    """Raise `UserError` without it, before hours of work and not behind them."""
-    from sfrs.training.tensorboard import event_writer
-
-    event_writer()
-
-
-@contextmanager
-def _watching(
-    config: TrainConfig, run: Path, tensorboard: bool, is_main: bool
-) -> Iterator["TrainingProgress | None"]:
-    """What shows the run, in the main process."""
+def _watchers(config: TrainConfig, folder: Path, tensorboard: bool) -> list[Any]:
+    """Make what shows and follows the run; raises `UserError` without TensorBoard, before hours of work."""
     from sfrs.training.display import training_display
-    from sfrs.training.progress import Several
     from sfrs.training.run_folder import RunDirectory
 
-    if not is_main:
-        yield None
-        return
-    with ExitStack() as watching:
-        watchers = [watching.enter_context(training_display(config))]
-        if tensorboard:
-            from sfrs.training.tensorboard import TensorBoard
+    watchers: list[Any] = [training_display(config)]
+    if tensorboard:
+        from sfrs.training.tensorboard import TensorBoard
 
-            watchers.append(watching.enter_context(TensorBoard(RunDirectory(run))))
-        yield Several(*watchers)
+        watchers.append(TensorBoard(RunDirectory(folder)))
+    return watchers
 
 
-def _without_bad_images(places: list["Places"], *, show: bool) -> list["Places"]:
+def _without_bad_images(places: tuple["Places", "Places"], *, show: bool) -> tuple["Places", "Places"]:
     from sfrs.retrieval.evaluation import without_bad_images
     from sfrs.runtime.terminal import messages, progress_tasks
 
@@ -205,7 +181,7 @@ def _without_bad_images(places: list["Places"], *, show: bool) -> list["Places"]
             kept.append(good)
             for file, why in bad if show else ():
                 messages.print(f"[yellow]Skipped[/yellow] {file}: {why}", soft_wrap=True, highlight=False)
-    return kept
+    return tuple(kept)
 
 
 def _show(result: "RunResult") -> None:

@@ -1,4 +1,4 @@
-"""Outputs of the frozen trunk, computed once and kept.
+"""Frozen features that are computed once and kept.
 
 The trunk below the trained head never changes during training, is the same in student and teacher, and
 costs most of the network's time. So its outputs are kept: mining and validation then cost the head and
@@ -8,69 +8,131 @@ every image are kept, too.
 
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
 import torch
 from torch import Tensor
 
-from sfrs.data.images import Progress
-from sfrs.data.jitter import ColorJitter, hashed
-from sfrs.features.building import Heard, Rows, fill_disk, fill_memory, unheard
-from sfrs.features.frozen import FrozenTrunk
-from sfrs.features.on_the_fly import Draw, FreshTrunk
-from sfrs.features.plan import CachePlan
-from sfrs.models.network import DescriptorNetwork
-from sfrs.runtime.distributed import Processes
-from sfrs.runtime.errors import UserError
+from sfrs.data.jitter import hashed
+from sfrs.features.on_the_fly import Draw, OnTheFlyFeatures
+from sfrs.features.source import FeatureSource
 
 
-class TrunkCache:
-    """Trunk outputs of a list of images; a `sfrs.features.source.TrunkSource` of images as they are.
+@dataclass(frozen=True)
+class CacheSettings:
+    """How frozen features are kept.
+
+    Attributes:
+        place: ram, gpu (memory of the trunk's device) or disk.
+        path: of a cache on disk, without suffix (see `sfrs.features.disk`); used again if it fits.
+        dtype: number format; float16 and bfloat16 halve the memory.
+        variants: jittered ones of every image that are kept beside the image as it is.
+        budget: bytes to keep at most; what they do not hold is computed whenever asked for.
+        batch_size: features that are computed and written together.
+    """
+
+    place: str = "ram"
+    path: Path | None = None
+    dtype: torch.dtype = torch.float16
+    variants: int = 0
+    budget: float | None = None
+    batch_size: int = 32
+
+
+@dataclass(frozen=True)
+class CachePlan:
+    """Which features are kept: of the first images as they are, then the variants, image by image.
+
+    Attributes:
+        images: of the data set.
+        variants: jittered variants of an image.
+        plain: images, counted from the first, whose features as they are are kept.
+        varied: images, counted from the first, whose variants are kept; at most ``plain``.
+    """
+
+    images: int
+    variants: int
+    plain: int
+    varied: int
+
+    @classmethod
+    def within(cls, images: int, variants: int, row_bytes: int, budget: float | None) -> "CachePlan":
+        """Keep what ``budget`` bytes hold; images as they are come first, because mining reads them most."""
+        wanted = images * (1 + variants)
+        rows = wanted if budget is None else min(wanted, int(budget // row_bytes))
+        plain = min(images, rows)
+        return cls(images, variants, plain, (rows - plain) // variants if variants else 0)
+
+    @property
+    def wanted(self) -> int:
+        return self.images * (1 + self.variants)
+
+    @property
+    def rows(self) -> int:
+        return self.plain + self.varied * self.variants
+
+    def row(self, draw: Draw) -> int:
+        """Return where a draw is kept; -1: it is not. The key of a variant is its number, from 0."""
+        if draw.key is None:
+            return draw.image if draw.image < self.plain else -1
+        return self.plain + draw.image * self.variants + draw.key if draw.image < self.varied else -1
+
+    def draws(self, images: Sequence[int]) -> list[Draw]:
+        """List what is kept of ``images``, image by image."""
+        keys = (None, *range(self.variants))
+        return [Draw(i, key) for i in images for key in keys if key is None or i < self.varied]
+
+    def row_ranges(self, images: range) -> list[range]:
+        """Return the rows of a block: of its images as they are, and of their variants if those are kept."""
+        found, many = [images], self.variants * len(images)
+        if many and images.start < self.varied:
+            first = self.row(Draw(images.start, 0))
+            found.append(range(first, first + many))
+        return found
+
+    def blocks(self, size: int) -> list[range]:
+        """Split the images of which something is kept: at most ``size``, as many draws of each."""
+        parts = (range(self.varied), range(self.varied, self.plain))
+        return [part[start : start + size] for part in parts for start in range(0, len(part), size)]
+
+
+class FeatureCache(FeatureSource):
+    """Kept features of images as they are; `sfrs.features.filling.build_cache` computes them.
 
     Args:
-        outputs: ``[rows, C, h, w]``, in any floating type; on any device. Fastest in channels_last.
-        device: where `__call__` puts what it returns.
+        features: ``[rows, C, h, w]``, in any floating type; on any device. Fastest in channels_last.
+        device: where results are put.
         plan: what is in which row; by default row i is image i as it is.
-        fresh: computes what the plan does not keep.
-        file: that ``outputs`` is mapped from, opened: its name may go to another run's cache meanwhile.
+        source: computes what the plan does not keep.
+        file: that ``features`` is mapped from, opened: its name may go to another run's cache meanwhile.
     """
 
     def __init__(
         self,
-        outputs: Tensor,
+        features: Tensor,
         device: str | torch.device = "cpu",
         *,
         plan: CachePlan | None = None,
-        fresh: FreshTrunk | None = None,
+        source: OnTheFlyFeatures | None = None,
         file: IO | None = None,
     ) -> None:
-        self.outputs, self.device = outputs, torch.device(device)
-        self.plan = plan or CachePlan(len(outputs), 0, len(outputs), 0)
-        self.fresh, self.file = fresh, file
+        self.features, self.device = features, torch.device(device)
+        self.plan = plan or CachePlan(len(features), 0, len(features), 0)
+        self.source, self.file = source, file
 
     def __len__(self) -> int:
         return self.plan.images
 
-    @property
-    def bytes(self) -> int:
-        """Size of what is kept."""
-        return self.outputs.numel() * self.outputs.itemsize
-
     def __call__(self, images: Tensor, *, step: int = 0) -> Tensor:
-        """Trunk outputs of ``images`` (int64 ``[b]``), float32 ``[b, C, h, w]``; the same in every step."""
         return self.read([Draw(image) for image in images.tolist()])
 
-    def load_ahead(self, images: Tensor, *, step: int = 0) -> None:
-        """Begin to load what a call with the same arguments will ask for."""
-        self.read_ahead([Draw(image) for image in images.tolist()])
-
-    def jittered(self, seed: int) -> "JitteredCache":
-        """The source of training steps: of every image one of its variants."""
-        return JitteredCache(self, seed)
+    def prefetch(self, images: Tensor, *, step: int = 0) -> None:
+        self.prefetch_draws([Draw(image) for image in images.tolist()])
 
     def read(self, draws: Sequence[Draw]) -> Tensor:
-        """Outputs of images as they are or of variants, float32 ``[len(draws), C, h, w]``, channels_last.
+        """Return features of images as they are or of variants, float32 ``[len(draws), C, h, w]``.
 
         What is not kept is computed and rounded to the cache's type, so that the budget changes nothing.
         """
@@ -78,21 +140,20 @@ class TrunkCache:
         kept, missing = (rows >= 0).nonzero().flatten(), (rows < 0).nonzero().flatten()
         if len(missing) == 0:
             return self._kept(rows)
-        outputs = self.outputs
-        out = torch.empty(len(rows), *outputs.permute(0, 2, 3, 1).shape[1:], device=self.device)
-        out = out.permute(0, 3, 1, 2)
-        computed = self.fresh.outputs(self._missing(draws), outputs.dtype)
+        shape = self.features.permute(0, 2, 3, 1).shape[1:]
+        out = torch.empty(len(rows), *shape, device=self.device).permute(0, 3, 1, 2)
+        computed = self.source.compute(self._missing(draws), self.features.dtype)
         out.index_copy_(0, missing.to(self.device), computed.float())
         if len(kept):
             out.index_copy_(0, kept.to(self.device), self._kept(rows[kept]))
         return out
 
-    def read_ahead(self, draws: Sequence[Draw]) -> None:
+    def prefetch_draws(self, draws: Sequence[Draw]) -> None:
         """Begin to load what `read` will be asked for."""
-        if self.fresh is not None:
-            self.fresh.load_draws_ahead(self._missing(draws))
+        if self.source is not None:
+            self.source.prefetch_draws(self._missing(draws))
         if self.file is not None and hasattr(os, "posix_fadvise"):
-            size = self.outputs[:1].numel() * self.outputs.itemsize
+            size = self.features[:1].nbytes
             for row in map(self.plan.row, draws):
                 if row >= 0:
                     os.posix_fadvise(self.file.fileno(), row * size, size, os.POSIX_FADV_WILLNEED)
@@ -102,84 +163,28 @@ class TrunkCache:
 
     def _kept(self, rows: Tensor) -> Tensor:
         # Whole rows of [rows, h, w, C] are copied as they lie, in half of float32's bytes as far as possible.
-        chosen = self.outputs.permute(0, 2, 3, 1).index_select(
-            0, rows.to(self.outputs.device, non_blocking=True)
-        )
+        lying = self.features.permute(0, 2, 3, 1)
+        chosen = lying.index_select(0, rows.to(lying.device, non_blocking=True))
         if self.device.type == "cuda" and chosen.device.type == "cpu":
             chosen = chosen.pin_memory()
         return chosen.to(self.device, non_blocking=True).float().permute(0, 3, 1, 2)
 
-    @classmethod
-    def build(
-        cls,
-        network: DescriptorNetwork | FrozenTrunk,
-        files: Sequence[Path],
-        size: tuple[int, int],
-        *,
-        place: str = "ram",
-        path: Path | None = None,
-        dtype: torch.dtype = torch.float16,
-        variants: int = 0,
-        jitter: ColorJitter | None = None,
-        budget: float | None = None,
-        device: str | torch.device = "cpu",
-        batch_size: int = 32,
-        threads: int = 2,
-        processes: Processes | None = None,
-        say: Heard = unheard,
-        progress: Progress | None = None,
-    ) -> "TrunkCache":
-        """Run the trunk over ``files`` once, or read what an earlier run left on the disk.
 
-        Args:
-            size: (height, width) the images are resized to.
-            place: ram, gpu (``device``'s memory) or disk.
-            path: of a cache on disk, without suffix (see `sfrs.features.disk`); used again if it fits.
-            dtype: number format in the cache; float16 and bfloat16 halve the memory.
-            variants: of every image, jittered by ``jitter``, that are kept beside the image as it is.
-            budget: bytes to keep at most; what they do not hold is computed whenever asked for.
-            processes: share the work; each has all the rows in the end.
-            say: hears what the user should know: sizes, what is used again and what not.
-            progress: called with (done, n).
+class JitteredFeatures(FeatureSource):
+    """Features of one kept variant of each image, drawn by (seed, step, image) alone."""
 
-        Raises:
-            BadImageError: a file cannot be read.
-            UserError: an output is not finite in ``dtype``; or there are no images; or memory or disk do
-                not suffice.
-        """
-        if len(files) == 0:
-            raise UserError("trunk cache: there are no images")
-        trunk = network if isinstance(network, FrozenTrunk) else FrozenTrunk(network, device=device)
-        fresh = FreshTrunk(trunk, files, size, jitter=jitter, threads=threads)
-        channels, height, width = trunk.output_shape(tuple(size))
-        row = height, width, channels
-        row_bytes = height * width * channels * dtype.itemsize
-        plan = CachePlan.within(len(files), variants, row_bytes, budget)
-        rows = Rows(fresh, plan, row, dtype, batch_size, processes or Processes(), say, progress)
-        outputs, file = fill_disk(rows, path) if place == "disk" else (fill_memory(rows, place), None)
-        return cls(outputs.permute(0, 3, 1, 2), trunk.device, plan=plan, fresh=fresh, file=file)
-
-
-class JitteredCache:
-    """Training steps from a cache's variants: a `sfrs.features.source.TrunkSource`.
-
-    An image's variant in a step is drawn by (seed, step, image) alone.
-    """
-
-    def __init__(self, cache: TrunkCache, seed: int) -> None:
+    def __init__(self, cache: FeatureCache, seed: int) -> None:
         if not cache.plan.variants:
-            raise ValueError("JitteredCache: the trunk cache holds no jittered variants")
+            raise ValueError("JitteredFeatures: the cache holds no jittered variants")
         self.cache, self.seed = cache, seed
 
     def __call__(self, images: Tensor, *, step: int = 0) -> Tensor:
-        """Trunk outputs of ``images`` (int64 ``[b]``), float32 ``[b, C, h, w]``, of one variant each."""
         return self.cache.read(self.draws(images, step))
 
-    def load_ahead(self, images: Tensor, *, step: int = 0) -> None:
-        """Begin to load what a call with the same arguments will ask for."""
-        self.cache.read_ahead(self.draws(images, step))
+    def prefetch(self, images: Tensor, *, step: int = 0) -> None:
+        self.cache.prefetch_draws(self.draws(images, step))
 
     def draws(self, images: Tensor, step: int) -> list[Draw]:
-        """Which variants a step gets."""
+        """Return which variants a step gets."""
         variants = self.cache.plan.variants
         return [Draw(image, hashed(self.seed, step, image) % variants) for image in images.tolist()]

@@ -1,4 +1,4 @@
-"""Running the frozen trunk: its number format, its compilation, its identity."""
+"""The frozen trunk of a backbone: its number format, its compilation, its identity."""
 
 import hashlib
 import warnings
@@ -37,7 +37,7 @@ class FrozenTrunk:
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
-        """Normalised images ``[B, 3, H, W]`` on the device -> float32 ``[B, C, h, w]``, channels_last."""
+        """Map normalised images ``[B, 3, H, W]`` on the device to float32 ``[B, C, h, w]``, channels_last."""
         with autocast(self.autocast, self.device):
             try:
                 outputs = self.run(images)
@@ -45,31 +45,28 @@ class FrozenTrunk:
                 if self.run is self.backbone.trunk:
                     raise
                 self.run = self.backbone.trunk
-                reason = next(
-                    (line for line in str(error).splitlines() if line.strip()), type(error).__name__
-                )
-                warnings.warn(f"--compile-trunk: the trunk runs uncompiled ({reason})", stacklevel=2)
+                why = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+                warnings.warn(f"--compile-trunk: the trunk runs uncompiled ({why})", stacklevel=2)
                 outputs = self.run(images)
         return outputs.to(torch.float32, memory_format=torch.channels_last)
 
     def normalised(self, image: Tensor) -> Tensor:
-        """RGB ``[3, H, W]`` in 0..1 on the device -> the trunk's input; overwrites the image."""
+        """Turn RGB ``[3, H, W]`` in 0..1 on the device into the trunk's input; overwrites the image."""
         return image.sub_(self.mean).div_(self.std)
 
+    @torch.no_grad()
     def output_shape(self, size: tuple[int, int]) -> tuple[int, int, int]:
-        """(C, h, w) of the output for images of ``size`` (height, width)."""
+        """Return (C, h, w) of the output for images of ``size`` (height, width)."""
         if size not in self._output_shapes:
-            with torch.no_grad():
-                output = self.backbone.trunk(torch.zeros(1, 3, *size, device=self.device))
+            output = self.backbone.trunk(torch.zeros(1, 3, *size, device=self.device))
             self._output_shapes[size] = tuple(output.shape[1:])
         return self._output_shapes[size]
 
     def fingerprint(self) -> str:
-        """The same for trunks with the same weights, layers and input normalisation, and for no others."""
+        """Return the same for trunks with the same weights, layers and input normalisation, and no others."""
         backbone = self.backbone
-        digest = hashlib.sha256(
-            repr((backbone.name, sorted(backbone.options.items()), backbone.mean, backbone.std)).encode()
-        )
+        facts = (backbone.name, sorted(backbone.options.items()), backbone.mean, backbone.std)
+        digest = hashlib.sha256(repr(facts).encode())
         for name, value in (*backbone.trunk.named_parameters(), *backbone.trunk.named_buffers()):
             digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
             digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())

@@ -4,7 +4,6 @@ Process 0 is the main one: it alone mines, writes files and shows progress. Work
 contiguous shares by rank, so that results put together have the order one process would give them.
 """
 
-import json
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -23,7 +22,6 @@ PATIENCE = timedelta(minutes=30)
 """How long a process waits for the others. One that died is noticed at once, by its closed connections."""
 LAST_WORDS = 5.0
 """Seconds that the process which says why the run failed gets for it."""
-FAILURES = "sfrs/failures"
 
 
 class PeerLostError(UserError, RuntimeError):
@@ -31,13 +29,9 @@ class PeerLostError(UserError, RuntimeError):
 
 
 class Processes:
-    """The processes of this run, seen from one of them.
+    """The processes of this run, seen from one of them: its rank and their count, here and in all.
 
-    Attributes:
-        rank: of this process, from 0.
-        count: of processes.
-        local_rank, local_count: the same among the processes of this machine.
-        is_main: whether this is process 0.
+    ``store`` is where they find each other; None for one process.
     """
 
     def __init__(
@@ -48,13 +42,8 @@ class Processes:
         local_count: int = 1,
         store: dist.Store | None = None,
     ):
-        self.rank, self.count = rank, count
-        self.local_rank, self.local_count = local_rank, local_count
-        self._store = store
-
-    @property
-    def is_main(self) -> bool:
-        return self.rank == 0
+        self.rank, self.count, self.is_main = rank, count, rank == 0
+        self.local_rank, self.local_count, self._store = local_rank, local_count, store
 
     @property
     def device(self) -> torch.device:
@@ -69,31 +58,24 @@ class Processes:
         return torch.device("cuda", self.local_rank)
 
     def share(self, total: int, rank: int | None = None) -> slice:
-        """The part of ``total`` items in a row that falls to ``rank`` (by default to this process)."""
+        """Return the part of ``total`` items in a row that falls to ``rank`` (by default to this process)."""
         rank = self.rank if rank is None else rank
         return slice(total * rank // self.count, total * (rank + 1) // self.count)
 
-    def gather_rows(self, local: Tensor, total: int, *, everywhere: bool = True) -> Tensor | None:
-        """Rows ``[total, ...]`` in order from every process's share of them.
+    def gather_rows(self, local: Tensor, total: int) -> Tensor | None:
+        """Put the rows of every process's `share` together: ``[total, ...]`` in the main one, else None.
 
-        Args:
-            local: the rows of `share` of this process; the same type and trailing shape in all.
-            everywhere: else the main process gets them, the others None.
+        There must be a row for each process.
         """
         if self.count == 1:
             return local
-        if not everywhere and not self.is_main:
-            if len(local):
-                self._call(dist.send, local.contiguous(), 0)
+        if not self.is_main:
+            self._call(dist.send, local.contiguous(), 0)
             return None
         rows = local.new_empty(total, *local.shape[1:])
         rows[self.share(total)] = local
-        for rank in range(self.count):
-            part = rows[self.share(total, rank)]
-            if everywhere:
-                self._broadcast(part, rank)
-            elif rank and len(part):
-                self._call(dist.recv, part, rank)
+        for rank in range(1, self.count):  # dist.gather wants equal shares, and a second copy of all rows
+            self._call(dist.recv, rows[self.share(total, rank)], rank)
         return rows
 
     def sum_(self, tensors: Sequence[Tensor]) -> None:
@@ -106,39 +88,24 @@ class Processes:
         for tensor, part in zip(tensors, parts, strict=True):
             tensor.copy_(part.view_as(tensor))
 
-    def broadcast_object(self, value: Any = None) -> Any:
-        """The main process's ``value``, which must be JSON (keys of objects come as text)."""
-        if self.count == 1:
-            return value
-        text = json.dumps(value).encode() if self.is_main else b""
-        size = torch.tensor([len(text)])
-        self._broadcast(size, 0)
-        content = torch.empty(int(size), dtype=torch.uint8)
-        if self.is_main:
-            content.copy_(torch.frombuffer(bytearray(text), dtype=torch.uint8))
-        self._broadcast(content, 0)
-        return json.loads(bytes(content.tolist()))
+    def broadcast_(self, tensor: Tensor, rank: int) -> None:
+        """Fill ``tensor`` with that of process ``rank``."""
+        if self.count > 1:
+            self._call(dist.broadcast, tensor, rank)
 
-    def broadcast_tensors(self, tensors: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
-        """The main process's ``tensors``, by name, in the host's memory."""
-        if self.count == 1:
-            return tensors
-        kinds = [[name, list(x.shape), str(x.dtype)] for name, x in tensors.items()] if self.is_main else None
-        received = {}
-        for name, shape, kind in self.broadcast_object(kinds):
-            dtype = getattr(torch, kind.removeprefix("torch."))
-            tensor = tensors[name].cpu().contiguous() if self.is_main else torch.empty(shape, dtype=dtype)
-            self._broadcast(tensor, 0)
-            received[name] = tensor
-        return received
+    def broadcast(self, value: Any = None) -> Any:
+        """Return the main process's ``value``: anything that can be pickled, tensors in the host's memory."""
+        held = [value]
+        if self.count > 1:
+            self._call(dist.broadcast_object_list, held, 0)
+        return held[0]
 
-    def agree(self, what: str, value: Any) -> None:
-        """Raise `UserError` in a process whose ``value`` (JSON) is another than the main process's."""
-        theirs, ours = self.broadcast_object(value), json.loads(json.dumps(value))
-        if theirs != ours:
-            if isinstance(ours, dict):
-                differing = [key for key in ours if ours[key] != theirs.get(key)]
-                ours, theirs = ({key: x.get(key) for key in differing} for x in (ours, theirs))
+    def agree(self, what: str, value: dict[str, Any]) -> None:
+        """Raise `UserError` in a process whose ``value`` is another than the main process's."""
+        theirs = self.broadcast(value)
+        differing = [key for key in value if value[key] != theirs.get(key)]
+        if differing:
+            ours, theirs = ({key: each.get(key) for key in differing} for each in (value, theirs))
             raise UserError(
                 f"process {self.rank} has other {what} than process 0: {ours}, expected {theirs}. All need "
                 "the same command and data."
@@ -149,17 +116,13 @@ class Processes:
         self.sum_([torch.zeros(1)])
 
     def first_to_fail(self) -> bool:
-        """Whether no process asked before; one that failed asks, to know whether it is the one to say why."""
+        """Tell whether no process asked before; one that failed asks, to know whether it may say why."""
         if self._store is None:
             return self.is_main
         try:
-            return self._store.add(FAILURES, 1) == 1
+            return self._store.add("sfrs/failures", 1) == 1
         except RuntimeError:
             return False  # the store went with the process that kept it, which has had its say
-
-    def _broadcast(self, tensor: Tensor, rank: int) -> None:
-        if tensor.numel():
-            self._call(dist.broadcast, tensor, rank)
 
     def _call(self, collective: Callable, *arguments: Any) -> None:
         try:
@@ -173,7 +136,7 @@ class Processes:
 
 @cache
 def processes() -> Processes:
-    """The processes of this run, from the environment torchrun sets; the first call joins them.
+    """Join the processes of this run, from the environment torchrun sets; later calls return the same.
 
     Raises:
         UserError: the environment is not torchrun's, or the others cannot be reached.
@@ -210,7 +173,7 @@ def _from_environment(name: str, default: str | None = None) -> int:
 
 @cache
 def _store(rank: int, count: int) -> dist.Store:
-    """Where processes find each other; torchrun keeps it."""
+    """Open the place where processes find each other; torchrun keeps it."""
     return next(dist.rendezvous("env://", rank, count, timeout=PATIENCE))[0]
 
 

@@ -17,8 +17,10 @@ import numpy as np
 import torch
 
 from sfrs.data.places import Places, load_places
-from sfrs.features.cache import TrunkCache
-from sfrs.features.source import describe_trunk
+from sfrs.features.cache import FeatureCache
+from sfrs.features.filling import build_cache
+from sfrs.features.on_the_fly import OnTheFlyFeatures
+from sfrs.features.source import describe_features
 from sfrs.models.network import DescriptorNetwork, load_network, save_network
 from sfrs.retrieval.evaluation import Evaluation, score
 from sfrs.retrieval.recall import RECALL_AT
@@ -27,9 +29,8 @@ from sfrs.runtime.progress import Progress, Tasks
 from sfrs.synthetic.city.write import IMAGE_SIZE, city_config, pretext_config, write_city
 from sfrs.synthetic.pretext import pretrain, view_pairs
 from sfrs.training.config import TrainConfig
-from sfrs.training.epoch_state import StepReport
-from sfrs.training.preparation import Trunks, build_trunks
-from sfrs.training.progress import TrainingProgress
+from sfrs.training.preparation import RunFeatures, build_features
+from sfrs.training.progress import StepReport, TrainingProgress
 from sfrs.training.run_folder import RunDirectory, RunResult
 from sfrs.training.trainer import train
 
@@ -142,7 +143,7 @@ class Experiment:
                 size=IMAGE_SIZE,
                 clusters=self._clusters,
                 steps=self.scale.pretext_steps,
-                trunk_progress=self.tasks("pretext, trunk outputs"),
+                trunk_progress=self.tasks("pretext, frozen features"),
                 progress=self.tasks("pretext, contrastive steps"),
             )
         save_network(weights, network, {"recipe": recipe, "image_size": list(IMAGE_SIZE)})
@@ -153,19 +154,21 @@ class Experiment:
         return TrainConfig.preset("demo", **self.scale.settings).clusters
 
     @cached_property
-    def trunks(self) -> Trunks:
+    def features(self) -> RunFeatures:
         places, network = self.places, self.pretrained
         with self.stopwatch("trunk outputs"):
             progress = Watch(self.tasks, self.say, "")
-            return build_trunks(self.config((1,)), network, places["train"], places["val"], progress=progress)
+            trained = places["train"], places["val"]
+            return build_features(self.config((1,)), network, trained, progress=progress)
 
     @cached_property
-    def test_trunk(self) -> TrunkCache:
-        """Trunk outputs of the test images, queries first."""
+    def test_features(self) -> FeatureCache:
+        """Frozen features of the test images, queries first."""
         test, network = self.places["test"], self.pretrained
         with self.stopwatch("trunk outputs"):
             files = test.queries.files + test.database.files
-            return TrunkCache.build(network, files, IMAGE_SIZE, progress=self.tasks("trunk outputs, test"))
+            source = OnTheFlyFeatures(network, files, IMAGE_SIZE)
+            return build_cache(source, progress=self.tasks("frozen features, test"))
 
     def train(
         self, name: str, epochs: tuple[int, ...], *, label: str = "", after: str | None = None, **changes
@@ -180,15 +183,14 @@ class Experiment:
         directory = self.root / name
         config = self.config(epochs, **changes)
         resume = RunDirectory(directory).checkpoint.exists()
-        places, network, trunks = self.places, self.pretrained, self.trunks
+        places, network, features = self.places, self.pretrained, self.features
         with self.stopwatch(f"train: {label or name}"):
             return train(
+                (places["train"], places["val"]),
                 config,
-                places["train"],
-                places["val"],
                 directory,
                 network=network,
-                trunks=trunks,
+                features=features,
                 first_generation=self.root / after if after and not resume else None,
                 resume=resume,
                 progress=Watch(self.tasks, self.say, label or name),
@@ -197,9 +199,9 @@ class Experiment:
     def test(self, network: DescriptorNetwork, split: str = "test") -> Evaluation:
         """Score a network on the test quarter (or the validation quarter, to choose settings)."""
         places = self.places[split]
-        trunk = self.test_trunk if split == "test" else self.trunks.val
+        features = self.test_features if split == "test" else self.features.val
         with self.stopwatch("test"):
-            described = describe_trunk(network, trunk, torch.arange(len(trunk)), batch_size=32)
+            described = describe_features(network, features, torch.arange(len(features)), batch_size=32)
             descriptors = np.ascontiguousarray(described.numpy())
             queries = len(places.queries)
             _, predictions = search(descriptors[queries:], descriptors[:queries], max(RECALL_AT))
@@ -216,7 +218,7 @@ class Watch(TrainingProgress):
 
     def task(self, name: str) -> Progress:
         # Mining and validation take about a second; only the longer pieces are shown.
-        return self._tasks(name) if name.startswith("trunk") else lambda done, total: None
+        return self._tasks(name) if name.startswith("frozen") else lambda done, total: None
 
     def step(self, generation: int, epoch: int, report: StepReport) -> None:
         if self._bar is None:

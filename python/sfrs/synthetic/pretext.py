@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 
 from sfrs.data.places import Places
-from sfrs.features.cache import TrunkCache
+from sfrs.features.filling import build_cache
+from sfrs.features.on_the_fly import OnTheFlyFeatures
 from sfrs.models.backbones import build_backbone
 from sfrs.models.clusters import init_vlad, sample_features
 from sfrs.models.network import DescriptorNetwork
@@ -62,7 +63,7 @@ def pretrain(
         torch.manual_seed(seed)
         network = DescriptorNetwork(build_backbone("gradient"), clusters)
     files = [file for pair in pairs for file in pair]
-    cache = TrunkCache.build(network, files, size, progress=trunk_progress)
+    cache = build_cache(OnTheFlyFeatures(network, files, size), progress=trunk_progress)
     some = torch.randperm(len(files), generator=generator)[:400].sort().values
     network.backbone.init_pca(cache(some))
     init_vlad(network, sample_features(network, cache(some).split(32), 100, generator), seed=seed)

@@ -1,10 +1,10 @@
 """The training configuration: one dataclass, its presets, and its way into and out of JSON and flags."""
 
 import json
+import re
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, get_args, get_type_hints
+from typing import Any, NamedTuple, get_args, get_type_hints
 
-from sfrs.features.spec import CacheSpec
 from sfrs.runtime.errors import UserError
 
 
@@ -12,9 +12,20 @@ class ConfigError(UserError, ValueError):
     """A configuration field has a value it cannot have; the message names the field."""
 
 
-def _option(default: Any, text: str, *, choices: tuple[str, ...] = (), compare: bool = True) -> Any:
-    """A field with its help text. ``compare=False``: may differ when a run is resumed."""
-    return field(default=default, metadata={"help": text, "choices": choices, "compare": compare})
+def _option(default: Any, text: str, **changes: Any) -> Any:
+    """Make a field with its help text. ``compare=False``: it may differ when a run is resumed.
+
+    Numbers are at least ``least`` (0 if not given), and more with ``positive``.
+    """
+    usual = {"help": text, "choices": (), "compare": True, "least": 0, "positive": False}
+    return field(default=default, metadata={**usual, **changes})
+
+
+class CacheSpec(NamedTuple):
+    """What `TrainConfig.trunk_cache` says: ram, gpu, disk or off, and jittered variants of each image."""
+
+    place: str
+    variants: int
 
 
 @dataclass(frozen=True)
@@ -32,9 +43,9 @@ class TrainConfig:
     )
     backbone: str = _option("vgg16", "name of the backbone")
     weights: str = _option("", "file with weights; empty: those published for the backbone, else random ones")
-    clusters: int = _option(64, "NetVLAD clusters K")
-    height: int = _option(480, "height of training images, pixels")
-    width: int = _option(640, "width of training images, pixels")
+    clusters: int = _option(64, "NetVLAD clusters K", least=1)
+    height: int = _option(480, "height of training images, pixels", least=1)
+    width: int = _option(640, "width of training images, pixels", least=1)
     jitter: tuple[float, ...] = _option(
         (0.7, 0.7, 0.7, 0.5),
         "colour jitter of training images: brightness,contrast,saturation,hue; empty: none",
@@ -45,12 +56,12 @@ class TrainConfig:
         "NetVLAD weights to start from: k-means of local features, or as given",
         choices=("kmeans", "given"),
     )
-    init_images: int = _option(500, "images the k-means initialisation samples")
-    init_features: int = _option(50_000, "local features the k-means initialisation samples")
+    init_images: int = _option(500, "images the k-means initialisation samples", least=1)
+    init_features: int = _option(50_000, "local features the k-means initialisation samples", least=1)
 
     trunk_cache: str = _option(
         "ram",
-        "where outputs of the frozen trunk are kept: ram, gpu, disk; off computes them anew. With ,jitter=N "
+        "where frozen features are kept: ram, gpu, disk; off computes them whenever needed. With ,jitter=N "
         "also of N jittered variants of every training image, for training steps to choose from",
     )
     cache_dtype: str = _option(
@@ -66,38 +77,44 @@ class TrainConfig:
     )
     autocast: str = _option(
         "off",
-        "number format of convolutions; all behind them is float32",
+        "number format of convolutions; everything after them is float32",
         choices=("off", "bfloat16", "float16"),
     )
     compile_trunk: bool = _option(False, "run the frozen trunk through torch.compile")
-    batch_size: int = _option(32, "images per forward pass when describing")
-    workers: int = _option(4, "threads that decode images", compare=False)
+    batch_size: int = _option(32, "images per forward pass when describing", least=1)
+    workers: int = _option(4, "threads that decode images", compare=False, least=1)
     device: str = _option("auto", "cpu, cuda, ...; auto: cuda where there is one")
 
-    generations: int = _option(4, "generations; 1 trains the baseline")
-    epochs: tuple[int, ...] = _option((1, 5, 5, 5), "epochs of each generation")
-    queries_per_epoch: int = _option(0, "queries of an epoch, drawn anew each time; 0: all")
-    tuples_per_step: int = _option(4, "tuples per optimisation step")
-    refresh_every: int = _option(1000, "queries between two refreshes of the mining descriptors")
+    generations: int = _option(4, "generations; 1 trains the baseline", least=1)
+    epochs: tuple[int, ...] = _option((1, 5, 5, 5), "epochs of each generation", least=1)
+    queries_per_epoch: int = _option(0, "queries of an epoch, drawn again for each; 0: all")
+    tuples_per_step: int = _option(4, "tuples per optimisation step", least=1)
+    refresh_every: int = _option(1000, "queries between two refreshes of the mining descriptors", least=1)
 
-    learning_rate: float = _option(0.001, "learning rate of SGD")
+    learning_rate: float = _option(0.001, "learning rate of SGD", positive=True)
     lr_schedule: str = _option(
         "constant", "learning rate within a generation; linear falls to 0", choices=("constant", "linear")
     )
     momentum: float = _option(0.9, "momentum of SGD")
     weight_decay: float = _option(0.001, "weight decay of SGD")
 
-    positive_radius: float = _option(10.0, "positives are database images within this distance, metres")
-    negative_radius: float = _option(25.0, "negatives are database images beyond this distance, metres")
-    tuple_negatives: int = _option(10, "hardest negatives in a tuple")
-    negative_pool: int = _option(1000, "random negatives the hardest are chosen from")
-    difficult_positives: int = _option(10, "difficult positives in a tuple, at most")
-    positive_pool: int = _option(20, "nearest positives that are re-ranked to find the difficult ones")
-    rerank_neighbours: int = _option(20, "k1 of the k-reciprocal re-ranking")
+    positive_radius: float = _option(
+        10.0, "positives are database images within this distance, metres", positive=True
+    )
+    negative_radius: float = _option(
+        25.0, "negatives are database images beyond this distance, metres", positive=True
+    )
+    tuple_negatives: int = _option(10, "hardest negatives in a tuple", least=1)
+    negative_pool: int = _option(1000, "random negatives the hardest are chosen from", least=1)
+    difficult_positives: int = _option(10, "difficult positives in a tuple, at most", least=1)
+    positive_pool: int = _option(
+        20, "nearest positives that are re-ranked to find the difficult ones", least=1
+    )
+    rerank_neighbours: int = _option(20, "k1 of the k-reciprocal re-ranking", least=1)
     rerank_lambda: float = _option(0.1, "share of the feature distance in the re-ranking distance")
 
     hard_loss: str = _option("sare-ind", "hard loss", choices=("triplet", "sare-joint", "sare-ind"))
-    temperature: float = _option(0.07, "temperature of the student's softmax")
+    temperature: float = _option(0.07, "temperature of the student's softmax", positive=True)
     margin: float = _option(0.1, "margin of the triplet loss, squared distance")
     region_negatives: bool = _option(
         True, "from generation 2, a negative is its region most similar to the query, not the whole image"
@@ -106,18 +123,23 @@ class TrainConfig:
     teacher_temperatures: tuple[float, ...] = _option(
         (0.07, 0.07, 0.06, 0.05),
         "temperature of the teacher's labels in each generation (the first is not used)",
+        positive=True,
     )
     soft_level: str = _option("region", "what the soft labels speak of", choices=("region", "image"))
     soft_ranks: tuple[int, ...] = _option(
-        (), "first,last: difficult positives are these ranks of the nearest positives, without re-ranking"
+        (),
+        "first,last: difficult positives are these ranks of the nearest positives, without re-ranking",
+        least=1,
     )
     soft_negatives: bool = _option(
         False, "put the tuple's negatives into the denominator of the soft loss (not in the paper)"
     )
 
-    select_recall: int = _option(5, "N of the validation recall@N that chooses the best network")
+    select_recall: int = _option(5, "N of the validation recall@N that chooses the best network", least=1)
     seed: int = _option(0, "seed of every random choice")
-    log_every: int = _option(20, "optimisation steps between two lines in metrics.jsonl", compare=False)
+    log_every: int = _option(
+        20, "optimisation steps between two lines in metrics.jsonl", compare=False, least=1
+    )
     checkpoint_minutes: float = _option(
         10.0, "minutes between two checkpoints within an epoch; 0: after every step", compare=False
     )
@@ -131,36 +153,34 @@ class TrainConfig:
                 raise ConfigError(
                     f"{f.name} is {value!r}, expected one of {', '.join(f.metadata['choices'])}"
                 )
-        _check_ranges(self)
+            if hints[f.name] not in (str, bool):
+                _check_range(f.name, value, f.metadata["least"], f.metadata["positive"])
+        _check_together(self)
 
     @classmethod
     def preset(cls, name: str = "paper", **changes: Any) -> "TrainConfig":
-        """The preset ``name`` with some fields changed. Raises `ConfigError` for unknown names."""
+        """Return the preset ``name`` with some fields changed. Raises `ConfigError` for unknown names."""
         if name not in PRESETS:
             raise ConfigError(f"preset is {name!r}, expected one of {', '.join(PRESETS)}")
         return cls.from_dict({**PRESETS[name], **changes})
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "TrainConfig":
-        """From field values (lists are taken for tuples). Raises `ConfigError` for an unknown field."""
-        unknown = sorted(set(values) - {f.name for f in fields(cls)})
-        if unknown:
-            raise ConfigError(f"unknown configuration field(s): {', '.join(unknown)}")
+        """Build from field values (lists are taken for tuples). Raises `ConfigError` for an unknown field."""
+        _check_names(values)
         return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:
-        """Field values as JSON knows them (tuples become lists)."""
+        """Return field values as JSON knows them (tuples become lists)."""
         return json.loads(json.dumps({f.name: getattr(self, f.name) for f in fields(self)}))
 
     def changed(self, **changes: Any) -> "TrainConfig":
-        """A copy with some fields changed."""
-        unknown = sorted(set(changes) - {f.name for f in fields(self)})
-        if unknown:
-            raise ConfigError(f"unknown configuration field(s): {', '.join(unknown)}")
+        """Return a copy with some fields changed."""
+        _check_names(changes)
         return replace(self, **changes)
 
     def differences(self, other: "TrainConfig") -> list[str]:
-        """``name: ours -> theirs`` for every field that decides a result and differs."""
+        """Return ``name: ours -> theirs`` for every field that decides a result and differs."""
         return [
             f"{f.name}: {getattr(self, f.name)} -> {getattr(other, f.name)}"
             for f in fields(self)
@@ -168,22 +188,30 @@ class TrainConfig:
         ]
 
     def _deciding(self, name: str) -> Any:
-        """What of a field decides results: of the trunk cache not where it is, but what it holds."""
+        """Return what of a field decides results: of the trunk cache not where it is, but what it holds."""
         if name == "trunk_cache":
             return self.cache.place == "off", self.cache.variants
         return getattr(self, name)
 
     @property
     def cache(self) -> CacheSpec:
-        """`trunk_cache`, read."""
-        return CacheSpec.parse(self.trunk_cache)
+        """`trunk_cache`, read: ``ram,jitter=4``; ``jitter=4`` alone is in memory."""
+        found = re.fullmatch(
+            r"(ram|gpu|disk|off)?(?:(?(1),)jitter=(\d+))?", self.trunk_cache.replace(" ", "")
+        )
+        if not self.trunk_cache or found is None or found[2] == "0" or (found[1] == "off" and found[2]):
+            raise ConfigError(
+                f"trunk_cache is {self.trunk_cache!r}, expected one of ram, gpu, disk, off, the first three "
+                "also with ,jitter=N (N > 0)"
+            )
+        return CacheSpec(found[1] or "ram", int(found[2] or 0))
 
     def epochs_of(self, generation: int) -> int:
-        """Epochs of ``generation`` (counted from 1)."""
+        """Return the epochs of ``generation`` (counted from 1)."""
         return self.epochs[min(generation, len(self.epochs)) - 1]
 
     def teacher_temperature(self, generation: int) -> float:
-        """Temperature of the teacher's labels in ``generation`` (counted from 1)."""
+        """Return the temperature of the teacher's labels in ``generation`` (counted from 1)."""
         return self.teacher_temperatures[min(generation, len(self.teacher_temperatures)) - 1]
 
 
@@ -211,8 +239,14 @@ generation, without which some seeds collapse.
 """
 
 
+def _check_names(values: dict[str, Any]) -> None:
+    unknown = sorted(set(values) - {f.name for f in fields(TrainConfig)})
+    if unknown:
+        raise ConfigError(f"unknown configuration field(s): {', '.join(unknown)}")
+
+
 def parse_flag(name: str, text: str) -> Any:
-    """A field's value from its flag's text; ``1,5,5`` for lists. Raises `ConfigError` naming the field."""
+    """Read a field's value from its flag's text, ``1,5,5`` for lists. Raises `ConfigError` naming it."""
     hint = get_type_hints(TrainConfig)[name]
     if _is_tuple(hint):
         return _coerced(name, [part.strip() for part in text.split(",") if part.strip()], hint)
@@ -220,7 +254,7 @@ def parse_flag(name: str, text: str) -> Any:
 
 
 def flag_text(value: Any) -> str:
-    """What `parse_flag` reads back."""
+    """Return what `parse_flag` reads back."""
     return ",".join(f"{v}" for v in value) if isinstance(value, tuple) else f"{value}"
 
 
@@ -247,57 +281,28 @@ def _coerced(name: str, value: Any, hint: Any) -> Any:
     raise ConfigError(f"{name} is {value!r}, expected {hint.__name__}")
 
 
-_AT_LEAST_ONE = (
-    "clusters", "height", "width", "init_images", "init_features", "batch_size", "workers", "generations",
-    "tuples_per_step", "refresh_every", "tuple_negatives", "negative_pool", "difficult_positives",
-    "positive_pool", "rerank_neighbours", "select_recall", "log_every",
-)  # fmt: skip
-_POSITIVE = ("learning_rate", "positive_radius", "negative_radius", "temperature")
-_NOT_NEGATIVE = (
-    "momentum",
-    "weight_decay",
-    "margin",
-    "soft_weight",
-    "queries_per_epoch",
-    "rerank_lambda",
-    "seed",
-    "checkpoint_minutes",
-    "cache_gigabytes",
-)
+def _check_range(name: str, value: Any, least: int, positive: bool) -> None:
+    """Raise `ConfigError` for a number (or one of a list) that is not finite or not large enough."""
+    many = isinstance(value, tuple)
+    if not all(least <= x < float("inf") and (x or not positive) for x in (value if many else (value,))):
+        expected = "a positive number" if positive else f"at least {least}" if least else "0 or more"
+        raise ConfigError(f"{name} is {value}, expected {'for each ' if many else ''}{expected}")
 
 
-def _check_ranges(config: TrainConfig) -> None:
+def _check_together(config: TrainConfig) -> None:
     def refuse(name: str, expected: str) -> None:
         raise ConfigError(f"{name} is {getattr(config, name)}, expected {expected}")
 
-    for name in _AT_LEAST_ONE:
-        if getattr(config, name) < 1:
-            refuse(name, "at least 1")
-    for name in _POSITIVE:
-        if not 0 < getattr(config, name) < float("inf"):
-            refuse(name, "a positive number")
-    for name in _NOT_NEGATIVE:
-        if not 0 <= getattr(config, name) < float("inf"):
-            refuse(name, "0 or more")
     if config.rerank_lambda > 1:
         refuse("rerank_lambda", "a share between 0 and 1")
     if config.negative_radius < config.positive_radius:
         refuse("negative_radius", f"at least positive_radius ({config.positive_radius})")
-    if not config.epochs or min(config.epochs) < 1:
-        refuse("epochs", "a list of numbers of at least 1")
-    if not config.teacher_temperatures or not all(0 < t < float("inf") for t in config.teacher_temperatures):
-        refuse("teacher_temperatures", "a list of positive numbers")
-    if config.jitter and (len(config.jitter) != 4 or not all(0 <= x < float("inf") for x in config.jitter)):
-        refuse("jitter", "four numbers of 0 or more, or none")
-    if config.jitter and config.jitter[3] > 0.5:
-        refuse("jitter", "a hue, the fourth number, of at most 0.5")
-    try:
-        variants = config.cache.variants
-    except ValueError as error:
-        raise ConfigError(f"trunk_cache is {config.trunk_cache!r}, {error}") from None
-    if variants and not config.jitter:
+    for name in ("epochs", "teacher_temperatures"):
+        if not getattr(config, name):
+            refuse(name, "a list of at least one number")
+    if config.jitter and (len(config.jitter) != 4 or config.jitter[3] > 0.5):
+        refuse("jitter", "four numbers, the hue, the fourth number, of at most 0.5, or none")
+    if config.cache.variants and not config.jitter:
         refuse("trunk_cache", "no ,jitter=N, because jitter is empty")
-    if config.soft_ranks and (
-        len(config.soft_ranks) != 2 or not 1 <= config.soft_ranks[0] <= config.soft_ranks[1]
-    ):
+    if config.soft_ranks and (len(config.soft_ranks) != 2 or config.soft_ranks[0] > config.soft_ranks[1]):
         refuse("soft_ranks", "two ranks first,last counted from 1, or none")

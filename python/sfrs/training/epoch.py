@@ -1,6 +1,8 @@
-"""One epoch of training: tuples -> trunk outputs -> heads -> similarities -> losses -> step."""
+"""One epoch of training: in turn, descriptors are refreshed, tuples mined from them, and steps taken."""
 
 import math
+import resource
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,156 +10,119 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sfrs.data.images import Progress
-from sfrs.features.source import step_number
-from sfrs.models.autocast import loss_scale
+from sfrs.features.source import FeatureSource, describe_features, step_number
 from sfrs.models.network import DescriptorNetwork
 from sfrs.runtime.distributed import Processes
+from sfrs.runtime.progress import Progress
 from sfrs.training.config import TrainConfig
-from sfrs.training.epoch_state import EpochState, StepReport, peak_bytes
 from sfrs.training.mining import Tuples
-from sfrs.training.refresh import mine_tuples
-from sfrs.training.tuple_losses import (
-    Generation,
-    TrainingImages,
-    diverged,
-    load_ahead,
-    soft_labelled,
-    tuple_losses,
-)
-
-LOOK_SECONDS = 0.5
-"""How often the losses of steps on a GPU are looked at, which waits for it."""
+from sfrs.training.progress import StepReport
+from sfrs.training.step import StudentTeacher, TrainingImages, prefetch, take_step
 
 
-@dataclass(frozen=True)
-class _Step:
-    """A step that was taken, its losses still on the device."""
+@dataclass
+class EpochState:
+    """Where an epoch stands after a step; with the networks and the miner, all that is needed to go on.
 
-    number: int
-    tuples: Tuples
-    labelled: int
-    learning_rate: float
-    losses: Tensor  # [2, tuples], hard and soft
-    images: Tensor  # [1], distinct images of every process's share, in all
-    failed: Tensor  # bool, whether this step or one before was not finite
+    Attributes:
+        queries: of the epoch in the order they are trained in, int64 ``[T]``.
+        done: how many of them have been.
+        mined: tuples of the last refresh, if not all of them are done.
+        sums: hard and soft loss times tuples, summed over the steps; float64 ``[2]``.
+    """
+
+    queries: Tensor
     done: int
+    mined: Tuples | None
+    sums: Tensor
 
 
-def train_epoch(
-    generation: Generation,
-    epoch: int,
-    images: TrainingImages,
-    config: TrainConfig,
-    *,
-    processes: Processes | None = None,
-    state: EpochState | None = None,
-    on_step: Callable[[StepReport], None] | None = None,
-    on_mining: Progress | None = None,
-    save: Callable[[EpochState], None] | None = None,
-) -> StepReport:
-    """Train the student for one epoch.
+class Epoch:
+    """One epoch of a student.
 
     Args:
-        epoch: counted from 1 within the generation; decides the learning rate and the jitter only.
+        number: counted from 1 within the generation; decides the learning rate and the jitter only.
         processes: that share the work; the result does not depend on how many, up to rounding.
         state: go on from here instead of beginning.
-        on_step: called for every optimisation step, in order; on a GPU some steps later.
-        on_mining: called with (done, total) images while descriptors for mining are refreshed.
-        save: called every ``config.checkpoint_minutes``, after a step.
-
-    Returns:
-        The epoch's means.
-
-    Raises:
-        DivergedError: a loss or gradient is not finite. The step that gave it has not been taken, and none
-            after it.
     """
-    training = _Epoch(generation, epoch, images, config, processes or Processes(), state)
-    return training.run(on_step, on_mining, save)
 
-
-class _Epoch:
     def __init__(
         self,
-        generation: Generation,
-        epoch: int,
+        pair: StudentTeacher,
+        number: int,
         images: TrainingImages,
         config: TrainConfig,
-        processes: Processes,
-        state: EpochState | None,
+        processes: Processes | None = None,
+        state: EpochState | None = None,
     ) -> None:
-        self.generation, self.images, self.config, self.processes = generation, images, config, processes
+        self.pair, self.images, self.config = pair, images, config
+        self.processes = processes or Processes()
         self.state = self._begun() if state is None else state
         self.of = len(self.state.queries)
-        self.steps_of_chunk = math.ceil(config.refresh_every / config.tuples_per_step)
-        steps = self._steps_until(self.of)
-        self.first_step, self.all_steps = steps * (epoch - 1), steps * config.epochs_of(generation.number)
-        self.parameters = list(generation.student.trained_parameters())
-        self.device = self.parameters[0].device
-        self.failed = torch.zeros((), dtype=torch.bool, device=self.device)
-        self.taken: list[_Step] = []  # since losses were last looked at
-        self.began = self.looked = self.saved = time.perf_counter()
-        self.tuples = self.described = 0  # since then
+        self.steps = self._steps_until(self.of)
+        self.first_step, self.all_steps = (
+            self.steps * count for count in (number - 1, config.epochs_of(pair.generation))
+        )
+        self.began = time.perf_counter()
+        self.trained = self.described = 0  # tuples and images since then
 
-    def run(
+    def train(
         self,
-        on_step: Callable[[StepReport], None] | None,
-        on_mining: Progress | None,
-        save: Callable[[EpochState], None] | None,
+        on_step: Callable[[StepReport], None] | None = None,
+        on_mining: Progress | None = None,
+        save: Callable[[EpochState], None] | None = None,
     ) -> StepReport:
-        state, config = self.state, self.config
-        self.generation.student.train()
-        while state.done < self.of:
-            self._take_step(on_mining)
-            now = time.perf_counter()
-            due = save is not None and now - self.saved >= 60 * config.checkpoint_minutes
-            if due or self._should_look(now):
-                self._look(on_step)
-            if due:
-                save(state)
-                self.saved = time.perf_counter()
-        self._look(on_step)
-        self.looked = time.perf_counter()
-        return self._report(self._steps_until(self.of), self.of, *(state.sums / self.of).tolist())
+        """Train the student and return the epoch's means.
 
-    def _take_step(self, on_mining: Progress | None) -> None:
+        Args:
+            on_step: called after every optimisation step.
+            on_mining: called with (done, total) images while descriptors for mining are refreshed.
+            save: called every ``config.checkpoint_minutes``, after a step.
+
+        Raises:
+            DivergedError: a loss or gradient is not finite. The step that gave it has not been taken.
+        """
+        saved = time.perf_counter()
+        self.pair.student.train()
+        while self.state.done < self.of:
+            report = self._step(on_mining)
+            if on_step is not None:
+                on_step(report)
+            if save is not None and time.perf_counter() - saved >= 60 * self.config.checkpoint_minutes:
+                save(self.state)
+                saved = time.perf_counter()
+        return self._report(self.steps, *(self.state.sums / self.of).tolist())
+
+    def _step(self, on_mining: Progress | None) -> StepReport:
         state, config = self.state, self.config
         start = state.done % config.refresh_every
         following = start + config.tuples_per_step
-        if state.tuples is None:
-            chunk = state.queries[state.done : state.done + config.refresh_every]
-            state.tuples = self._mine(chunk, on_mining)
-        if start == 0 or self.tuples == 0:
-            self._load_ahead(start)
-        self._load_ahead(following)
-        self._step(state.tuples[start:following])
-        if following >= len(state.tuples):
-            state.tuples = None
+        if state.mined is None:
+            state.mined = self._mine(state.queries[state.done :][: config.refresh_every], on_mining)
+        if start == 0 or self.trained == 0:
+            self._prefetch(start)
+        self._prefetch(following)
+        tuples, number = state.mined[start:following], self._steps_until(state.done) + 1
+        hard, soft, described = take_step(
+            self.pair,
+            tuples,
+            self.images,
+            config,
+            number=self.first_step + number,
+            rate=self._rate(number),
+            processes=self.processes,
+        )
+        state.done += len(tuples)
+        state.sums += len(tuples) * torch.tensor([hard, soft], dtype=torch.float64)
+        self.trained += len(tuples)
+        self.described += described
+        if following >= len(state.mined):
+            state.mined = None
+        return self._report(number, hard, soft)
 
     def _begun(self) -> EpochState:
-        drawn = {"queries": self.generation.miner.draw_queries(self.config.queries_per_epoch)}
-        queries = self.processes.broadcast_tensors(drawn)["queries"]
-        return EpochState(queries, 0, None, torch.zeros(2, dtype=torch.float64))
-
-    def _steps_until(self, done: int) -> int:
-        """Steps of the epoch in its first ``done`` tuples; steps end where descriptors are refreshed."""
-        chunks, rest = divmod(done, self.config.refresh_every)
-        return chunks * self.steps_of_chunk + math.ceil(rest / self.config.tuples_per_step)
-
-    def _share(self, tuples: Tuples) -> Tuples:
-        return tuples[self.processes.share(len(tuples))]
-
-    def _number(self, done: int) -> int:
-        """Of the step after ``done`` tuples, within the generation, from 1."""
-        return self.first_step + self._steps_until(done) + 1
-
-    def _load_ahead(self, start: int) -> None:
-        tuples = self.state.tuples[start : start + self.config.tuples_per_step]
-        share = self._share(tuples)
-        if len(share):
-            done = self.state.done - self.state.done % self.config.refresh_every + start
-            load_ahead(share, self.images, step_number(self.generation.number, self._number(done)))
+        queries = self.pair.miner.draw_queries(self.config.queries_per_epoch)
+        return EpochState(self.processes.broadcast(queries), 0, None, torch.zeros(2, dtype=torch.float64))
 
     def _mine(self, queries: Tensor, progress: Progress | None) -> Tuples:
         def counted(done: int, total: int) -> None:
@@ -166,110 +131,104 @@ class _Epoch:
             if progress is not None:
                 progress(done, total)
 
-        return mine_tuples(
-            self.generation, queries, self.images, self.config, counted, processes=self.processes
-        )
+        return mine_tuples(self.pair, queries, self.images, self.config, counted, self.processes)
 
-    def _step(self, tuples: Tuples) -> None:
-        """One step of SGD, if all is finite; nothing here waits for the device."""
-        generation, config = self.generation, self.config
-        number = self._number(self.state.done)
-        rate = learning_rate(config, number - 1, self.all_steps)
-        share, part = self._share(tuples), self.processes.share(len(tuples))
-        labelled = max(1, int(soft_labelled(generation, tuples, config).sum()))
-        losses, images = (torch.zeros(shape, device=self.device) for shape in ((2, len(tuples)), 1))
-        generation.optimizer.zero_grad(set_to_none=True)
+    def _prefetch(self, start: int) -> None:
+        """Begin to load the step of the mined tuples from ``start`` on."""
+        state, config = self.state, self.config
+        tuples = state.mined[start : start + config.tuples_per_step]
+        share = tuples[self.processes.share(len(tuples))]
         if len(share):
-            found = tuple_losses(
-                generation, share, self.images, config, step=step_number(generation.number, number)
-            )
-            images += found.images
-            hard, soft = found.hard_by_tuple, found.soft_by_tuple
-            total = hard.sum() / len(tuples) + config.soft_weight * soft.sum() / labelled
-            (loss_scale(config.autocast) * total).backward()
-            losses[:, part] = torch.stack((hard, soft)).detach()
-        gradients = self._gradients()
-        if loss_scale(config.autocast) != 1:
-            torch._foreach_div_(gradients, loss_scale(config.autocast))
-        self.processes.sum_([*gradients, losses, images])
-        finite = torch.nn.utils.get_total_norm(gradients).isfinite() & losses.isfinite().all()
-        self.failed = self.failed | ~finite
-        # From the first step that is not finite on, the optimiser leaves all as it is, as with a GradScaler.
-        generation.optimizer.found_inf = self.failed.float()
-        for group in generation.optimizer.param_groups:
-            group["lr"] = rate
-        generation.optimizer.step()
-        self.state.done += len(tuples)
-        self.tuples += len(tuples)
-        self.taken.append(_Step(number, tuples, labelled, rate, losses, images, self.failed, self.state.done))
+            done = state.done - state.done % config.refresh_every + start
+            number = self.first_step + self._steps_until(done) + 1
+            prefetch(share, self.images, step_number(self.pair.generation, number))
 
-    def _gradients(self) -> list[Tensor]:
-        for parameter in self.parameters:
-            if parameter.grad is None and self.processes.count > 1:  # this process had no tuple
-                parameter.grad = torch.zeros_like(parameter)
-        return [parameter.grad for parameter in self.parameters if parameter.grad is not None]
+    def _steps_until(self, done: int) -> int:
+        """Steps of the epoch in its first ``done`` tuples; steps end where descriptors are refreshed."""
+        refreshes, rest = divmod(done, self.config.refresh_every)
+        steps_of_refresh = math.ceil(self.config.refresh_every / self.config.tuples_per_step)
+        return refreshes * steps_of_refresh + math.ceil(rest / self.config.tuples_per_step)
 
-    def _should_look(self, now: float) -> bool:
-        waits = self.device.type != "cpu"
-        return not waits or len(self.taken) >= self.config.log_every or now - self.looked >= LOOK_SECONDS
+    def _rate(self, step: int) -> float:
+        return learning_rate(self.config, self.first_step + step - 1, self.all_steps)
 
-    def _look(self, on_step: Callable[[StepReport], None] | None) -> None:
-        """Read the losses of the steps taken since the last time, which waits for the device."""
-        if not self.taken:
-            return
-        failed = torch.stack([step.failed for step in self.taken]).tolist()
-        images = torch.cat([step.images for step in self.taken]).tolist()
-        losses = torch.cat([step.losses for step in self.taken], dim=1).cpu()
-        self.looked = time.perf_counter()
-        for step, bad, count in zip(self.taken, failed, images, strict=True):
-            own, losses = losses.split([len(step.tuples), losses.shape[1] - len(step.tuples)], dim=1)
-            if bad:
-                self._refuse(step, own)
-            self.described += int(count)
-            hard, soft = own[0].mean().item(), (own[1].sum() / step.labelled).item()
-            self.state.sums += len(step.tuples) * torch.tensor([hard, soft], dtype=torch.float64)
-            if on_step is not None:
-                on_step(self._report(step.number - self.first_step, step.done, hard, soft))
-        self.taken.clear()
-
-    def _refuse(self, step: _Step, losses: Tensor) -> None:
-        for row, name in enumerate(("hard", "soft")):
-            bad = (~losses[row].isfinite()).nonzero().flatten().tolist()
-            if bad:
-                raise diverged(step.tuples, bad[0], self.images, f"the {name} loss")
-        raise diverged(step.tuples, 0, self.images, "the gradient of the step that begins with that")
-
-    def _report(self, step: int, done: int, hard: float, soft: float) -> StepReport:
-        """Of the ``step``-th step of the epoch."""
-        number = self.first_step + step
-        seconds = max(self.looked - self.began, 1e-9)
+    def _report(self, step: int, hard: float, soft: float) -> StepReport:
+        seconds = max(time.perf_counter() - self.began, 1e-9)
         return StepReport(
-            step=number,
-            done=done,
+            step=self.first_step + step,
+            done=self.state.done,
             of=self.of,
             hard=hard,
             soft=soft,
             total=hard + self.config.soft_weight * soft,
-            learning_rate=learning_rate(self.config, number - 1, self.all_steps),
-            tuples_per_second=self.tuples / seconds,
+            learning_rate=self._rate(step),
+            tuples_per_second=self.trained / seconds,
             images_per_second=self.described / seconds,
-            peak_bytes=peak_bytes(self.device),
+            peak_bytes=_peak_bytes(next(self.pair.student.trained_parameters()).device),
         )
 
 
-def sgd(student: DescriptorNetwork, config: TrainConfig) -> torch.optim.SGD:
-    """The optimiser of a student; a fused one, since that can be told on the device not to step."""
-    return torch.optim.SGD(
-        student.trained_parameters(),
-        lr=config.learning_rate,
-        momentum=config.momentum,
-        weight_decay=config.weight_decay,
-        fused=True,
-    )
+def mine_tuples(
+    pair: StudentTeacher,
+    queries: Tensor,
+    images: TrainingImages,
+    config: TrainConfig,
+    progress: Progress,
+    processes: Processes,
+) -> Tuples:
+    """Refresh the descriptors with the student as it is, and mine tuples for ``queries``.
+
+    Processes share the refresh; the main one mines.
+    """
+    difficult = "none"
+    if pair.has_soft_loss(config):
+        difficult = "ranks" if config.soft_ranks else "promoted"
+    # Only re-ranking reads the descriptors of other queries.
+    asked = torch.arange(images.queries) if difficult == "promoted" else queries
+    numbers = torch.cat((asked, torch.arange(images.queries, images.queries + images.database)))
+    descriptors = describe_in_shares(pair.student, images.mining, numbers, config, processes, progress)
+    mined = None
+    if descriptors is not None:
+        of_queries, of_database = descriptors.split([len(asked), images.database])
+        if difficult != "promoted":
+            of_queries = descriptors.new_zeros(images.queries, descriptors.shape[1])
+            of_queries[asked] = descriptors[: len(asked)]
+        mined = vars(pair.miner.mine(queries, of_queries, of_database, difficult=difficult))
+    return Tuples(**processes.broadcast(mined))
+
+
+def describe_in_shares(
+    network: DescriptorNetwork,
+    source: FeatureSource,
+    images: Tensor,
+    config: TrainConfig,
+    processes: Processes,
+    progress: Progress,
+) -> Tensor | None:
+    """Describe ``images`` (int64 ``[b]``), of which every process computes a share.
+
+    Returns:
+        float32 ``[b, K * D]`` in the main process, None in the others.
+    """
+    total, count = len(images), processes.count
+
+    def shown(done: int, share: int) -> None:
+        progress(total if done == share else done * count, total)  # the others are about as far
+
+    share = images[processes.share(total)]
+    described = describe_features(network, source, share, batch_size=config.batch_size, progress=shown)
+    return processes.gather_rows(described, total)
 
 
 def learning_rate(config: TrainConfig, step: int, steps: int) -> float:
-    """Of optimisation step ``step`` (from 0) of the ``steps`` of a generation."""
+    """Return the rate of optimisation step ``step`` (from 0) of the ``steps`` of a generation."""
     if config.lr_schedule == "linear":
         return config.learning_rate * (1 - step / steps)
     return config.learning_rate
+
+
+def _peak_bytes(device: torch.device) -> int:
+    """Return the most memory ever allocated on a CUDA ``device``; else the most this process ever held."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -13,7 +13,7 @@ Choices, where implementations differ:
 - k2 = 1, the value SFRS uses: no averaging over neighbours (local query expansion).
 - The neighbourhood lists cover all images; sets, weights and distances are computed only for the asked pairs.
 
-Memory beyond inputs and outputs is bounded by ``tile_bytes``, up to a factor of about two, beside what
+Memory beyond inputs and outputs is bounded by `TILE_BYTES`, up to a factor of about two, and by what
 `sfrs_ext.nearest` takes for the neighbourhood lists. On a CPU tiles are smaller: they stay in the cache, and
 the heap keeps them from one tile to the next.
 """
@@ -39,9 +39,8 @@ def reranked_distances(
     *,
     k1: int = 20,
     lambda_value: float = 0.1,
-    tile_bytes: int = TILE_BYTES,
 ) -> Tensor:
-    """Re-ranking distances between queries and a few candidates of each.
+    """Compute re-ranking distances between queries and a few candidates of each.
 
     Args:
         features: unit vectors ``[n, d]`` of all images, queries and gallery.
@@ -54,9 +53,9 @@ def reranked_distances(
     neighbours = nearest_neighbours(features, k1)
     present = candidates.clamp_min(0)
     asked, place = torch.cat((queries[:, None], present), dim=1).unique(return_inverse=True)
-    members, weights = reciprocal_sets(features, asked, neighbours, tile_bytes=tile_bytes)
-    jaccard = _jaccard(members, weights, place, len(features), tile_bytes)
-    direct = _squared_distances(features, queries, present, tile_bytes)
+    members, weights = reciprocal_sets(features, asked, neighbours)
+    jaccard = _jaccard(members, weights, place, len(features))
+    direct = _squared_distances(features, queries, present)
     distance = (1 - lambda_value) * jaccard + lambda_value * direct / neighbours.furthest[queries][:, None]
     return distance.masked_fill(candidates < 0, torch.inf)
 
@@ -76,22 +75,19 @@ class Neighbours(NamedTuple):
 
 
 def nearest_neighbours(features: Tensor, k: int) -> Neighbours:
-    """For each image itself and its k nearest others, and the squared distance to the furthest image."""
+    """Find for each image itself and its k nearest others, and the squared distance to the furthest image."""
     found = sfrs_ext.nearest(features, features, min(k + 1, len(features)), own=True)
     least = torch.finfo(features.dtype).tiny
     return Neighbours(found.index, found.similarity, (2 - 2 * found.least).clamp_min(least))
 
 
-def tile_rows(features: Tensor, row_bytes: int, tile_bytes: int) -> int:
-    """Rows of a tile on the device of ``features``; on a CPU the tile stays in the cache while it is used."""
-    limit = min(tile_bytes, CACHED_BYTES) if features.device.type == "cpu" else tile_bytes
-    return max(1, limit // row_bytes)
+def tile_rows(device: torch.device, row_bytes: int, cached: int = CACHED_BYTES) -> int:
+    """Return the rows of a tile; on a CPU it takes ``cached`` bytes."""
+    return max(1, (min(TILE_BYTES, cached) if device.type == "cpu" else TILE_BYTES) // row_bytes)
 
 
-def reciprocal_sets(
-    features: Tensor, images: Tensor, neighbours: Neighbours, *, tile_bytes: int = TILE_BYTES
-) -> tuple[Tensor, Tensor]:
-    """The widened k-reciprocal sets of some images as padded rows.
+def reciprocal_sets(features: Tensor, images: Tensor, neighbours: Neighbours) -> tuple[Tensor, Tensor]:
+    """Return the widened k-reciprocal sets of some images as padded rows.
 
     Args:
         images: rows of ``features``, int64 ``[m]``.
@@ -101,28 +97,28 @@ def reciprocal_sets(
         what the sets of others add, ascending; n (of weight 0) for none, anywhere; weights sum to 1.
     """
     count, width = len(features), neighbours.images.shape[1]
-    core = _reciprocal(neighbours.images, images, tile_bytes)
-    row, image = _added(neighbours, core, count, tile_bytes)
+    core = _reciprocal(neighbours.images, images)
+    row, image = _added(neighbours, core, count)
     added = torch.bincount(row, minlength=len(images))
     column = width + torch.arange(len(row), device=row.device) - (added.cumsum(0) - added)[row]
     widest = int(added.max()) if len(images) else 0
     members = F.pad(core, (0, widest), value=count)
     members[row, column] = image
     distances = F.pad((2 - 2 * neighbours.similarity[images]).clamp_min(0), (0, widest))
-    distances[row, column] = _squared_distances(features, images[row], image[:, None], tile_bytes)[:, 0]
+    distances[row, column] = _squared_distances(features, images[row], image[:, None])[:, 0]
     weights = (-distances / neighbours.furthest[images][:, None]).exp().masked_fill(members == count, 0)
     return members, weights / weights.sum(dim=1, keepdim=True)
 
 
-def _added(neighbours: Neighbours, core: Tensor, count: int, tile_bytes: int) -> tuple[Tensor, Tensor]:
-    """What widening adds to the sets ``core [m, k1 + 1]``: (rows of ``core``, images), both ascending."""
+def _added(neighbours: Neighbours, core: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Find what widening adds to the sets ``core [m, k1 + 1]``: (rows of it, images), both ascending."""
     half = round((core.shape[1] - 1) / 2) + 1
     everyone = torch.arange(count, device=core.device)
-    small = _reciprocal(neighbours.images[:, :half].contiguous(), everyone, tile_bytes)
+    small = _reciprocal(neighbours.images[:, :half].contiguous(), everyone)
     small = F.pad(small, (0, 0, 0, 1), value=count)  # no image has an empty set
     sizes = (small < count).sum(dim=1)
     row_bytes = count + 1 + 16 * core.shape[1] * half
-    rows = min(max(1, len(core)), tile_rows(neighbours.similarity, row_bytes, tile_bytes))
+    rows = min(max(1, len(core)), tile_rows(core.device, row_bytes))
     in_core = torch.zeros(rows, count + 1, dtype=torch.bool, device=core.device)
     found_rows, found_images = [everyone[:0]], [everyone[:0]]
     for start in range(0, len(core), rows):
@@ -141,7 +137,7 @@ def _added(neighbours: Neighbours, core: Tensor, count: int, tile_bytes: int) ->
 
 
 def promoted(distances: Tensor, count: int) -> Tensor:
-    """Which candidates re-ranking moved forward (SFRS, supplement: difficult positives).
+    """Choose the candidates that re-ranking moved forward (SFRS, supplement: difficult positives).
 
     Args:
         distances: re-ranking distances ``[b, C]`` of candidates that stand in the order of their feature
@@ -158,10 +154,10 @@ def promoted(distances: Tensor, count: int) -> Tensor:
     return order.gather(1, choice).masked_fill(~kept.gather(1, choice), -1)
 
 
-def _reciprocal(neighbours: Tensor, images: Tensor, tile_bytes: int) -> Tensor:
-    """The neighbours ``[m, k + 1]`` of ``images`` that have the image among their own; n for the others."""
+def _reciprocal(neighbours: Tensor, images: Tensor) -> Tensor:
+    """Return the mutual neighbours ``[m, k + 1]`` of ``images``; n in place of the others."""
     width, lists = neighbours.shape[1], neighbours.int()
-    rows = tile_rows(neighbours, 16 * width * width, tile_bytes)
+    rows = tile_rows(neighbours.device, 16 * width * width)
     kept = []
     for tile in images.split(rows):
         own = neighbours[tile]
@@ -171,10 +167,10 @@ def _reciprocal(neighbours: Tensor, images: Tensor, tile_bytes: int) -> Tensor:
     return torch.cat(kept)
 
 
-def similarities(x: Tensor, rows: Tensor, y: Tensor, listed: Tensor, tile_bytes: int = TILE_BYTES) -> Tensor:
-    """Inner products of ``rows [m]`` of ``x`` with the rows ``listed [m, L]`` of ``y``: ``[m, L]``."""
+def similarities(x: Tensor, rows: Tensor, y: Tensor, listed: Tensor) -> Tensor:
+    """Compute products of ``rows [m]`` of ``x`` with the rows ``listed [m, L]`` of ``y``: ``[m, L]``."""
     row_bytes = max(1, listed.shape[1]) * y.shape[1] * y.element_size()
-    tile = tile_rows(y, row_bytes, min(tile_bytes, GATHERED_BYTES) if y.device.type == "cpu" else tile_bytes)
+    tile = tile_rows(y.device, row_bytes, GATHERED_BYTES)
     parts = []
     for own, them in zip(rows.split(tile), listed.split(tile), strict=True):
         # On a CPU far faster than y[them].
@@ -183,15 +179,15 @@ def similarities(x: Tensor, rows: Tensor, y: Tensor, listed: Tensor, tile_bytes:
     return torch.cat(parts)
 
 
-def _squared_distances(features: Tensor, images: Tensor, others: Tensor, tile_bytes: int) -> Tensor:
-    """Between ``images [m]`` and their ``others [m, W]``: ``[m, W]``."""
-    return (2 - 2 * similarities(features, images, features, others, tile_bytes)).clamp_min(0)
+def _squared_distances(features: Tensor, images: Tensor, others: Tensor) -> Tensor:
+    """Compute those between ``images [m]`` and their ``others [m, W]``: ``[m, W]``."""
+    return (2 - 2 * similarities(features, images, features, others)).clamp_min(0)
 
 
-def _jaccard(members: Tensor, weights: Tensor, place: Tensor, count: int, tile_bytes: int) -> Tensor:
-    """``[b, C]``; ``place [b, 1 + C]`` are the rows of a query and its candidates in ``members``."""
+def _jaccard(members: Tensor, weights: Tensor, place: Tensor, count: int) -> Tensor:
+    """Return ``[b, C]``; ``place [b, 1 + C]`` are the rows of a query and its candidates in ``members``."""
     row_bytes = weights.element_size() * (count + 1 + 4 * place.shape[1] * members.shape[1])
-    rows = min(len(place), tile_rows(weights, row_bytes, tile_bytes))
+    rows = min(len(place), tile_rows(weights.device, row_bytes))
     dense, parts = weights.new_empty(rows, count + 1), []
     for tile in place.split(rows):
         query, candidates = tile[:, 0], tile[:, 1:]

@@ -2,9 +2,8 @@
 
 Everything a loss needs is one tensor ``S[T, G, 9]``: the dot products between the descriptor of each of T
 queries and the nine regions of its G gallery images (region 0 is the whole image). Descriptors have unit
-length, so the squared Euclidean distance is ``2 - 2 S``. All losses are means over the T tuples of a step,
-so T may be any number, or with ``reduce=False`` one number per tuple, ``[T]``; all are computed in float32 at
-least, whatever the similarities come in.
+length, so the squared Euclidean distance is ``2 - 2 S``. Every loss is one number per tuple, ``[T]``, in
+float32 at least, whatever the similarities come in.
 
 Sources: NetVLAD (CVPR 2016, eq. 7), SARE (ICCV 2019, eq. 11 and 14), SFRS (ECCV 2020, eq. 5 to 8).
 """
@@ -16,66 +15,47 @@ from torch import Tensor
 HARD_LOSSES = ("triplet", "sare-joint", "sare-ind")
 
 
-def triplet(positive: Tensor, negatives: Tensor, margin: float = 0.1, *, reduce: bool = True) -> Tensor:
-    """Triplet loss on squared distances, ``mean max(0, |q - p|^2 - |q - n|^2 + margin)`` (NetVLAD, eq. 7).
+def triplet(positive: Tensor, negatives: Tensor, margin: float = 0.1) -> Tensor:
+    """Compute the triplet loss, ``mean max(0, |q - p|^2 - |q - n|^2 + margin)`` (NetVLAD, eq. 7).
 
     Args:
         positive: similarity of each query to its positive, ``[T]``.
         negatives: similarities of each query to its negatives, ``[T, N]``.
         margin: in units of squared distance between unit vectors.
-        reduce: False: do not take the mean over tuples.
-
-    Returns:
-        Scalar, the mean over tuples and negatives; or ``[T]``.
     """
     positive, negatives = _checked(positive, negatives)
-    per_tuple = (margin + 2 * negatives - 2 * positive[:, None]).clamp_min(0).mean(dim=1)
-    return per_tuple.mean() if reduce else per_tuple
+    return (margin + 2 * negatives - 2 * positive[:, None]).clamp_min(0).mean(dim=1)
 
 
-def sare_joint(
-    positive: Tensor, negatives: Tensor, temperature: float = 0.07, *, reduce: bool = True
-) -> Tensor:
-    """``-log softmax`` of the positive among all negatives of its tuple (SARE-joint). Shapes: `triplet`."""
+def sare_joint(positive: Tensor, negatives: Tensor, temperature: float = 0.07) -> Tensor:
+    """Compute ``-log softmax`` of the positive among all negatives of its tuple. Shapes: `triplet`."""
     positive, negatives = _checked(positive, negatives)
     logits = torch.cat((positive[:, None], negatives), dim=1) / temperature  # [T, 1 + N]
-    per_tuple = -F.log_softmax(logits, dim=1)[:, 0]
-    return per_tuple.mean() if reduce else per_tuple
+    return -F.log_softmax(logits, dim=1)[:, 0]
 
 
-def sare_ind(
-    positive: Tensor, negatives: Tensor, temperature: float = 0.07, *, reduce: bool = True
-) -> Tensor:
-    """``-log softmax`` of the positive against each negative alone, then the mean (SARE, independent form).
+def sare_ind(positive: Tensor, negatives: Tensor, temperature: float = 0.07) -> Tensor:
+    """Compute ``-log softmax`` of the positive against each negative alone, then the mean of these.
 
     A softmax of two is a sigmoid: ``-log softmax([p, n])[0] = softplus(n - p)``. Shapes: `triplet`.
     """
     positive, negatives = _checked(positive, negatives)
-    per_tuple = F.softplus((negatives - positive[:, None]) / temperature).mean(dim=1)
-    return per_tuple.mean() if reduce else per_tuple
+    return F.softplus((negatives - positive[:, None]) / temperature).mean(dim=1)
 
 
 def hard_loss(
-    kind: str,
-    positive: Tensor,
-    negatives: Tensor,
-    *,
-    temperature: float = 0.07,
-    margin: float = 0.1,
-    reduce: bool = True,
+    kind: str, positive: Tensor, negatives: Tensor, *, temperature: float = 0.07, margin: float = 0.1
 ) -> Tensor:
-    """The hard loss named ``kind`` (one of `HARD_LOSSES`); see the functions of those names."""
+    """Compute the hard loss named ``kind`` (one of `HARD_LOSSES`); see the functions of those names."""
     if kind == "triplet":
-        return triplet(positive, negatives, margin, reduce=reduce)
-    if kind == "sare-joint":
-        return sare_joint(positive, negatives, temperature, reduce=reduce)
-    if kind == "sare-ind":
-        return sare_ind(positive, negatives, temperature, reduce=reduce)
-    raise ValueError(f"hard_loss: kind is {kind!r}, expected one of {', '.join(HARD_LOSSES)}")
+        return triplet(positive, negatives, margin)
+    if kind not in HARD_LOSSES:
+        raise ValueError(f"hard_loss: kind is {kind!r}, expected one of {', '.join(HARD_LOSSES)}")
+    return (sare_joint if kind == "sare-joint" else sare_ind)(positive, negatives, temperature)
 
 
 def region_negatives(similarities: Tensor) -> Tensor:
-    """Each negative image as its region most similar to the query (SFRS, section 3.3).
+    """Take each negative image as its region most similar to the query (SFRS, section 3.3).
 
     The region is chosen without gradient; the chosen similarity keeps its own.
 
@@ -100,32 +80,27 @@ def soft_loss(
     temperature: float = 0.07,
     *,
     valid: Tensor | None = None,
-    image_level: bool = False,
     negatives: Tensor | None = None,
-    reduce: bool = True,
 ) -> Tensor:
-    """Cross entropy of the student's region similarities against the teacher's (SFRS, eq. 5 and 6).
+    """Compute the cross entropy of the student's region similarities against the teacher's (eq. 5 and 6).
 
     For each query the teacher's similarities to all regions of its P difficult positives become labels,
     ``softmax(teacher / teacher_temperature)``; the student's log-softmax at ``temperature`` over the same
-    regions is pulled towards them.
+    regions is pulled towards them. With one region, labels are those of whole images.
 
     Args:
-        student: ``[T, P, 9]``, with gradient.
+        student: ``[T, P, 9]`` (or 1 instead of 9, here as below), with gradient.
         teacher: ``[T, P, 9]``; no gradient flows into it.
         teacher_temperature: of generation g, ``tau_g``; small is sharp.
         temperature: of the student.
         valid: bool ``[T, P]``; False where a tuple has fewer than P difficult positives. What stands there is
-            ignored, NaN included. A tuple without any takes no part in the mean.
-        image_level: use region 0 of every image only, as if there were no regions.
+            ignored, NaN included.
         negatives: ``[T, N, 9]``, the student's similarities to the tuple's negatives. If given, they join the
-            denominator of the student's softmax but never the labels, so that the student is also told that
+            denominator of the student's softmax but never the labels, so that the student also learns that
             all negatives are worse than the positives. This is not part of the paper.
-        reduce: False: do not take the mean over tuples.
 
     Returns:
-        Scalar: the mean over tuples of the sum over regions; 0 if no tuple has a valid positive. Or ``[T]``,
-        0 for a tuple without a valid positive.
+        ``[T]``, the sum over regions; 0 for a tuple without a valid positive.
     """
     if student.shape != teacher.shape or student.dim() != 3:
         raise ValueError(
@@ -138,19 +113,15 @@ def soft_loss(
         raise ValueError(
             f"soft_loss: valid is {valid.dtype} {list(valid.shape)}, expected bool {list(student.shape[:2])}"
         )
-    regions = 1 if image_level else student.shape[2]
-    labelled = valid.any(dim=1)  # [T]
-    use = valid[:, :, None].expand(-1, -1, regions).flatten(1)  # [T, P * regions]
-    labels = _masked_logits(teacher.detach()[:, :, :regions], use, teacher_temperature).softmax(dim=1)
-    logits = _masked_logits(student[:, :, :regions], use, temperature)
+    use = valid[:, :, None].expand(-1, -1, student.shape[2]).flatten(1)  # [T, P * regions]
+    labels = _masked_logits(teacher.detach(), use, teacher_temperature).softmax(dim=1)
+    logits = _masked_logits(student, use, temperature)
     if negatives is not None:
-        others = _at_least_float32(negatives[:, :, :regions].flatten(1)) / temperature
-        logits = torch.cat((logits, others), dim=1)
+        logits = torch.cat((logits, _at_least_float32(negatives.flatten(1)) / temperature), dim=1)
     log_probability = F.log_softmax(logits, dim=1)[:, : use.shape[1]]
     # A masked logit is -inf, and 0 * -inf would be NaN.
-    per_tuple = -(labels * log_probability.masked_fill(~use, 0)).sum(dim=1)
-    per_tuple = per_tuple.masked_fill(~labelled, 0)
-    return per_tuple.sum() / labelled.sum().clamp_min(1) if reduce else per_tuple
+    loss = -(labels * log_probability.masked_fill(~use, 0)).sum(dim=1)
+    return loss.masked_fill(~valid.any(dim=1), 0)
 
 
 def _masked_logits(similarities: Tensor, use: Tensor, temperature: float) -> Tensor:

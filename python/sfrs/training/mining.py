@@ -1,8 +1,8 @@
-"""Mining: from descriptors and positions to training tuples.
+"""Mining training tuples from descriptors and positions.
 
 A tuple is a query, its easiest positive, its hardest negatives and, for the soft loss, its difficult
-positives (SFRS, section 3.1; NetVLAD, section 5 for the negatives). All work is on tiles of queries as tensor
-operations; every random choice comes from the miner's one generator.
+positives (SFRS, section 3.1; NetVLAD, section 5 for the negatives). All work is tensor operations on many
+queries; every random choice comes from the miner's one generator.
 """
 
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from sfrs.data.neighbourhood import Neighbourhood
 from sfrs.data.ragged import Ragged
 from sfrs.runtime.errors import UserError
 from sfrs.training.config import TrainConfig
-from sfrs.training.k_reciprocal import TILE_BYTES, promoted, reranked_distances, similarities
+from sfrs.training.k_reciprocal import promoted, reranked_distances, similarities
 
 DIFFICULT = ("none", "promoted", "ranks")
 RANKS = 64
@@ -85,7 +85,7 @@ class Miner:
             )
 
     def draw_queries(self, count: int = 0) -> Tensor:
-        """Trainable queries in random order, int64; at most ``count`` of them unless it is 0."""
+        """Draw trainable queries in random order, int64; at most ``count`` of them unless it is 0."""
         order = torch.randperm(len(self.queries), generator=self.generator)
         return self.queries[order[: count or None]]
 
@@ -96,9 +96,8 @@ class Miner:
         database_descriptors: Tensor,
         *,
         difficult: str = "none",
-        tile_bytes: int = TILE_BYTES,
     ) -> Tuples:
-        """Tuples for ``queries``, in their order.
+        """Mine tuples for ``queries``, in their order.
 
         Args:
             queries: rows of the query set that have a positive, int64 ``[b]``.
@@ -110,73 +109,35 @@ class Miner:
         """
         if difficult not in DIFFICULT:
             raise ValueError(f"mine: difficult is {difficult!r}, expected one of {', '.join(DIFFICULT)}")
-        config = self.config
-        first, last = config.soft_ranks or (1, config.difficult_positives)
-        pool = max(config.positive_pool, last)
-        nearest, negatives = self._ranked(queries, query_descriptors, database_descriptors, pool, tile_bytes)
+        nearest = self._nearest_positives(queries, query_descriptors, database_descriptors)
+        negatives = self._hardest_negatives(queries, query_descriptors, database_descriptors)
+        chosen = nearest[:, :0]
         if difficult == "promoted":
-            chosen = self._promoted(queries, nearest, query_descriptors, database_descriptors, tile_bytes)
-        else:
-            chosen = nearest[:, first - 1 : last] if difficult == "ranks" else nearest[:, :0]
+            chosen = nearest[:, : self.config.positive_pool]
+            chosen = self._promoted(queries, chosen, query_descriptors, database_descriptors)
+        elif difficult == "ranks":
+            first, last = self.config.soft_ranks or (1, self.config.difficult_positives)
+            chosen = nearest[:, first - 1 : last]
         return Tuples(queries, nearest[:, 0], negatives, chosen)
 
-    def _ranked(
-        self,
-        queries: Tensor,
-        query_descriptors: Tensor,
-        database_descriptors: Tensor,
-        pool: int,
-        tile_bytes: int,
-    ) -> tuple[Tensor, Tensor]:
-        """The nearest positives ``[b, at most pool]``, -1 padded, and the hardest negatives ``[b, N]``."""
-        config = self.config
-        allowed = self.database_size - self.excluded.counts[queries]
-        ranks = pool_ranks(allowed, config.negative_pool, config.tuple_negatives, self.generator)
-        nearest = torch.full((len(queries), min(pool, int(self.positives.counts[queries].max()))), -1)
-        negatives = torch.empty_like(ranks)
-        rows = max(1, tile_bytes // (query_descriptors.shape[1] * query_descriptors.element_size()))
-        for tile in torch.arange(len(queries)).split(rows):
-            own = queries[tile]
-            near = self._nearest_positives(own, query_descriptors, database_descriptors, pool, tile_bytes)
-            nearest[tile, : near.shape[1]] = near
-            negatives[tile] = self._hardest_negatives(
-                own, query_descriptors, database_descriptors, ranks[tile], tile_bytes
-            )
-        self.previous_hardest[queries] = negatives
-        return nearest, negatives
-
     def _nearest_positives(
-        self,
-        queries: Tensor,
-        query_descriptors: Tensor,
-        database_descriptors: Tensor,
-        count: int,
-        tile_bytes: int,
+        self, queries: Tensor, query_descriptors: Tensor, database_descriptors: Tensor
     ) -> Tensor:
-        """``[t, at most count]``, most similar first, -1 padded."""
+        """Return all positives ``[b, most of a query]``, most similar first, -1 padded."""
         listed, device = self.positives.padded(queries), database_descriptors.device
-        scores = similarities(
-            query_descriptors,
-            queries.to(device),
-            database_descriptors,
-            listed.clamp_min(0).to(device),
-            tile_bytes,
-        )
-        scores = scores.cpu().masked_fill(listed < 0, -torch.inf)
-        order = scores.sort(dim=1, descending=True, stable=True).indices[:, :count]
-        return listed.gather(1, order)
+        asked = listed.clamp_min(0).to(device)
+        scores = similarities(query_descriptors, queries.to(device), database_descriptors, asked).cpu()
+        scores.masked_fill_(listed < 0, -torch.inf)
+        return listed.gather(1, scores.sort(dim=1, descending=True, stable=True).indices)
 
     def _hardest_negatives(
-        self,
-        queries: Tensor,
-        query_descriptors: Tensor,
-        database_descriptors: Tensor,
-        ranks: Tensor,
-        tile_bytes: int,
+        self, queries: Tensor, query_descriptors: Tensor, database_descriptors: Tensor
     ) -> Tensor:
-        """Of the pools whose hardest have the given ``ranks``, and of the previous hardest: ``[t, N]``."""
-        device = database_descriptors.device
-        rows, ranks = queries.to(device), ranks.to(device)
+        """Return the hardest of a random pool and of the previous hardest, ``[b, N]``."""
+        config, device = self.config, database_descriptors.device
+        allowed = self.database_size - self.excluded.counts[queries]
+        ranks = pool_ranks(allowed, config.negative_pool, config.tuple_negatives, self.generator).to(device)
+        rows = queries.to(device)
         found = sfrs_ext.nearest(
             query_descriptors[rows],
             database_descriptors,
@@ -186,18 +147,14 @@ class Miner:
         drawn, previous = found.index.gather(1, ranks), self.previous_hardest[queries].to(device)
         # All by the same arithmetic, so that rounding does not decide between images that are alike.
         both = torch.cat((drawn, previous.clamp_min(0)), dim=1)
-        scores = similarities(query_descriptors, rows, database_descriptors, both, tile_bytes)
-        return hardest_negatives(drawn, previous, scores).cpu()
+        scores = similarities(query_descriptors, rows, database_descriptors, both)
+        negatives = hardest_negatives(drawn, previous, scores).cpu()
+        self.previous_hardest[queries] = negatives
+        return negatives
 
     def _promoted(
-        self,
-        queries: Tensor,
-        nearest: Tensor,
-        query_descriptors: Tensor,
-        database_descriptors: Tensor,
-        tile_bytes: int,
+        self, queries: Tensor, nearest: Tensor, query_descriptors: Tensor, database_descriptors: Tensor
     ) -> Tensor:
-        nearest = nearest[:, : self.config.positive_pool]
         offset, device = len(query_descriptors), query_descriptors.device
         distances = reranked_distances(
             torch.cat((query_descriptors, database_descriptors)),
@@ -205,17 +162,16 @@ class Miner:
             torch.where(nearest < 0, -1, nearest + offset).to(device),
             k1=self.config.rerank_neighbours,
             lambda_value=self.config.rerank_lambda,
-            tile_bytes=tile_bytes,
         )
         columns = promoted(distances.cpu(), self.config.difficult_positives)
         return nearest.gather(1, columns.clamp_min(0)).masked_fill(columns < 0, -1)
 
     def state(self) -> dict[str, Tensor]:
-        """What a resumed run needs: `previous_hardest` and the generator's state."""
+        """Return what a resumed run needs: `previous_hardest` and the generator's state."""
         return {"previous_hardest": self.previous_hardest.clone(), "generator": self.generator.get_state()}
 
     def load_state(self, state: dict[str, Tensor]) -> None:
-        """The inverse of `state`."""
+        """Go on from what `state` returned."""
         if state["previous_hardest"].shape != self.previous_hardest.shape:
             raise ValueError(
                 f"miner state is of {list(state['previous_hardest'].shape)} queries and negatives, "
@@ -226,7 +182,7 @@ class Miner:
 
 
 def pool_ranks(negatives: Tensor, pool: int, count: int, generator: torch.Generator) -> Tensor:
-    """Where the hardest of a random pool stand when all negatives are sorted, hardest first.
+    """Draw where the hardest of a random pool stand when all negatives are sorted, hardest first.
 
     A pool is drawn without replacement whatever its images look like, so its members' ranks are a uniform
     sample of all ranks, and only the lowest have to be drawn: selection sampling, which goes through the
@@ -261,7 +217,7 @@ def pool_ranks(negatives: Tensor, pool: int, count: int, generator: torch.Genera
 
 
 def hardest_negatives(drawn: Tensor, previous: Tensor, similarity: Tensor) -> Tensor:
-    """The hardest of a random pool of negatives and of the previous hardest.
+    """Choose the hardest of a random pool of negatives and of the previous hardest.
 
     Args:
         drawn: int64 ``[t, N]``, the hardest of the pool, hardest first.
@@ -288,13 +244,13 @@ class _Lists:
         self.counts = self.offsets.diff()
 
     def of(self, queries: Tensor) -> tuple[Tensor, Tensor]:
-        """The lists of ``queries`` one after the other: offsets ``[t + 1]`` and values."""
+        """Return the lists of ``queries`` one after the other: offsets ``[t + 1]`` and values."""
         offsets = F.pad(self.counts[queries].cumsum(0), (1, 0))
         shift = (self.offsets[queries] - offsets[:-1]).repeat_interleave(self.counts[queries])
         return offsets, self.values[shift + torch.arange(len(shift))]
 
     def padded(self, queries: Tensor) -> Tensor:
-        """int64 ``[t, longest list]``, padded with -1."""
+        """Return int64 ``[t, longest list]``, padded with -1."""
         counts = self.counts[queries, None]
         columns = torch.arange(int(counts.max()))
         places = (self.offsets[queries, None] + columns).clamp_max(len(self.values) - 1)

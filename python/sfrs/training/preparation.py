@@ -1,4 +1,4 @@
-"""What a run needs before it trains: the network to start from, and the trunk outputs of its images."""
+"""What a run needs before it trains: the network to start from, and the frozen features of its images."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,10 +7,11 @@ import torch
 
 from sfrs.data.jitter import ColorJitter
 from sfrs.data.places import Places
-from sfrs.features.cache import TrunkCache
+from sfrs.features.cache import CacheSettings, FeatureCache, JitteredFeatures
+from sfrs.features.filling import build_cache
 from sfrs.features.frozen import FrozenTrunk
-from sfrs.features.on_the_fly import FreshTrunk
-from sfrs.features.source import TrunkSource
+from sfrs.features.on_the_fly import OnTheFlyFeatures
+from sfrs.features.source import FeatureSource
 from sfrs.models.backbones import build_backbone
 from sfrs.models.clusters import init_vlad, sample_features
 from sfrs.models.network import DescriptorNetwork, load_network
@@ -18,20 +19,20 @@ from sfrs.runtime.distributed import Processes, processes
 from sfrs.runtime.errors import UserError
 from sfrs.runtime.host import usable_device
 from sfrs.training.config import TrainConfig
-from sfrs.training.progress import Silent, TrainingProgress
-from sfrs.training.tuple_losses import TrainingImages
+from sfrs.training.progress import TrainingProgress
+from sfrs.training.step import TrainingImages
 
 
 @dataclass(frozen=True)
-class Trunks:
-    """Trunk outputs of the training and the validation images, queries first; several runs may share them."""
+class RunFeatures:
+    """Frozen features of the training and the validation images, queries first; runs may share them."""
 
-    train: TrunkSource
-    val: TrunkSource
+    train: FeatureSource
+    val: FeatureSource
 
 
 def build_network(config: TrainConfig) -> DescriptorNetwork:
-    """The network of a configuration: from ``config.weights``, else from the weights published for its
+    """Build the network of a configuration: from ``config.weights``, else from the weights published for its
     backbone, else random from torch's generator.
 
     With ``init`` kmeans the weights' NetVLAD may have another number of clusters; it is replaced anyway.
@@ -56,58 +57,46 @@ def check_network(config: TrainConfig, network: DescriptorNetwork) -> None:
             raise UserError(f"{name} is {getattr(config, name)}, but the network given has {value}")
 
 
-def build_trunks(
+def build_features(
     config: TrainConfig,
     network: DescriptorNetwork,
-    places_train: Places,
-    places_val: Places,
+    places: tuple[Places, Places],
     *,
     directory: Path | None = None,
     progress: TrainingProgress | None = None,
     processes: Processes | None = None,
-) -> Trunks:
-    """Trunk outputs of all images as ``config.trunk_cache`` says.
+) -> RunFeatures:
+    """Compute frozen features of all training and validation images as ``config.trunk_cache`` says.
 
     A disk cache goes to ``config.cache_dir``, or else to ``directory``; what lies there is used again if it
-    fits. `Trunks.train` holds the jittered variants, too, if there are to be any.
+    fits. `RunFeatures.train` holds the jittered variants, too, if there are to be any.
     """
-    progress = progress or Silent()
-    trunk = _frozen_trunk(config, network)
-    size, spec = (config.height, config.width), config.cache
-    folder = Path(config.cache_dir) if config.cache_dir else directory
-    if spec.place == "disk" and folder is None:
-        raise ValueError("build_trunks: trunk_cache is disk, but there is no directory")
+    progress = progress or TrainingProgress()
+    place, folder = config.cache.place, Path(config.cache_dir) if config.cache_dir else directory
+    if place == "disk" and folder is None:
+        raise ValueError("build_features: trunk_cache is disk, but there is no directory")
     budget = 1e9 * config.cache_gigabytes or None
-    sources = []
-    for places, variants in ((places_train, spec.variants), (places_val, 0)):
-        files = places.queries.files + places.database.files
-        if spec.place == "off":
-            sources.append(FreshTrunk(trunk, files, size, threads=config.workers))
-            continue
-        source = TrunkCache.build(
-            trunk,
-            files,
-            size,
-            place=spec.place,
-            path=folder / f"trunk_{places.split}" if spec.place == "disk" else None,
-            dtype=getattr(torch, config.cache_dtype),
-            variants=variants,
-            jitter=_jitter(config) if variants else None,
-            budget=budget,
-            batch_size=config.batch_size,
-            threads=config.workers,
-            processes=processes,
-            say=progress.message,
-            progress=progress.task(f"trunk outputs, {places.split}"),
-        )
-        if budget is not None:
-            budget = max(0.0, budget - source.bytes)
-        sources.append(source)
-    return Trunks(*sources)
+    found, trunk = [], _frozen_trunk(config, network)
+    for split, variants in zip(places, (config.cache.variants, 0), strict=True):
+        source = _on_the_fly(config, trunk, split, jittered=variants > 0)
+        if place != "off":
+            path = folder / f"trunk_{split.split}" if place == "disk" else None
+            dtype = getattr(torch, config.cache_dtype)
+            source = build_cache(
+                source,
+                CacheSettings(place, path, dtype, variants, budget, config.batch_size),
+                processes=processes,
+                say=progress.message,
+                progress=progress.task(f"frozen features, {split.split}"),
+            )
+            if budget is not None:
+                budget = max(0.0, budget - source.features.nbytes)
+        found.append(source)
+    return RunFeatures(*found)
 
 
 def run_device(config: TrainConfig) -> torch.device:
-    """``config.device``, with auto resolved; each of several processes has a GPU of its own.
+    """Return ``config.device``, with auto resolved; each of several processes has a GPU of its own.
 
     Raises:
         UserError: torch has no such device, or there are more processes than GPUs.
@@ -123,37 +112,33 @@ def run_device(config: TrainConfig) -> torch.device:
 
 
 def training_images(
-    config: TrainConfig, network: DescriptorNetwork, places: Places, trunk: TrunkSource
+    config: TrainConfig, network: DescriptorNetwork, places: Places, features: FeatureSource
 ) -> TrainingImages:
-    """The training images: from ``trunk``, and for training steps jittered as ``config`` says.
+    """Bring the training images' features together; for training steps jittered as ``config`` says.
 
     Raises:
-        ValueError: ``trunk`` was built without the variants that ``config`` wants.
+        ValueError: ``features`` was built without the variants that ``config`` wants.
     """
-    files = places.queries.files + places.database.files
-    steps = trunk
+    steps = features
     if config.cache.variants:
-        if not isinstance(trunk, TrunkCache) or trunk.plan.variants != config.cache.variants:
+        if not isinstance(features, FeatureCache) or features.plan.variants != config.cache.variants:
             raise ValueError(
-                f"training_images: trunk_cache is {config.trunk_cache}, but trunk was built otherwise"
+                f"training_images: trunk_cache is {config.trunk_cache}, but features was built otherwise"
             )
-        steps = trunk.jittered(config.seed)
+        steps = JitteredFeatures(features, config.seed)
     elif config.jitter:
-        size = (config.height, config.width)
-        steps = FreshTrunk(
-            _frozen_trunk(config, network), files, size, jitter=_jitter(config), threads=config.workers
-        )
-    names = tuple(str(file) for file in files)
-    return TrainingImages(len(places.queries), len(places.database), steps, trunk, names)
+        steps = _on_the_fly(config, _frozen_trunk(config, network), places, jittered=True)
+    names = tuple(map(str, places.queries.files + places.database.files))
+    return TrainingImages(len(places.queries), len(places.database), steps, features, names)
 
 
 def init_clusters(config: TrainConfig, network: DescriptorNetwork, images: TrainingImages) -> None:
     """Set the network's NetVLAD from k-means of local features of random training images."""
     generator = torch.Generator().manual_seed(config.seed)
     chosen = torch.randperm(len(images.names), generator=generator)[: config.init_images].sort().values
-    trunks = (images.mining(part) for part in chosen.split(config.batch_size))
+    features = (images.mining(part) for part in chosen.split(config.batch_size))
     per_image = -(-config.init_features // len(chosen))
-    init_vlad(network, sample_features(network, trunks, per_image, generator), seed=config.seed)
+    init_vlad(network, sample_features(network, features, per_image, generator), seed=config.seed)
 
 
 def _frozen_trunk(config: TrainConfig, network: DescriptorNetwork) -> FrozenTrunk:
@@ -162,5 +147,10 @@ def _frozen_trunk(config: TrainConfig, network: DescriptorNetwork) -> FrozenTrun
     )
 
 
-def _jitter(config: TrainConfig) -> ColorJitter:
-    return ColorJitter(*config.jitter, seed=config.seed)
+def _on_the_fly(
+    config: TrainConfig, trunk: FrozenTrunk, places: Places, *, jittered: bool
+) -> OnTheFlyFeatures:
+    """Make the source of all images of ``places``, queries first."""
+    files, size = places.queries.files + places.database.files, (config.height, config.width)
+    jitter = ColorJitter(*config.jitter, seed=config.seed) if jittered else None
+    return OnTheFlyFeatures(trunk, files, size, jitter=jitter, workers=config.workers)

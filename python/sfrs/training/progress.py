@@ -1,49 +1,52 @@
-"""What a caller can watch of a training run."""
+"""Watching a training run."""
 
-from typing import Protocol
+from dataclasses import dataclass
 
-from sfrs.data.images import Progress
-from sfrs.training.epoch_state import StepReport
+from sfrs.runtime.progress import Progress
 
 
-class TrainingProgress(Protocol):
-    """What a caller can watch."""
+@dataclass(frozen=True)
+class StepReport:
+    """Losses of one optimisation step (or their means over several), and how far the epoch is.
+
+    Steps count from 1 within the generation; ``done`` and ``of`` are tuples of this epoch. Rates are since
+    the epoch began or was resumed, mining included; images are distinct ones that the student was given, in
+    all processes. ``peak_bytes`` is the most memory so far, of the GPU if there is one, else of the process.
+    """
+
+    step: int
+    done: int
+    of: int
+    hard: float
+    soft: float
+    total: float
+    learning_rate: float
+    tuples_per_second: float
+    images_per_second: float
+    peak_bytes: int
+
+
+class TrainingProgress:
+    """Watches a run; this one shows nothing."""
 
     def task(self, name: str) -> Progress:
-        """A longer piece of work begins; the result is called with (done, total)."""
-
-    def message(self, text: str) -> None:
-        """Something the user should know."""
-
-    def step(self, generation: int, epoch: int, report: StepReport) -> None:
-        """An optimisation step was taken."""
-
-    def epoch(
-        self, generation: int, epoch: int, report: StepReport, recalls: dict[int, float], best: bool
-    ) -> None:
-        """An epoch has been trained, validated and saved."""
-
-
-class Silent:
-    """Shows nothing."""
-
-    def task(self, name: str) -> Progress:
+        """Show a longer piece of work, of which the result is then called with (done, total)."""
         return lambda done, total: None
 
     def message(self, text: str) -> None:
-        pass
+        """Show something the user should know."""
 
     def step(self, generation: int, epoch: int, report: StepReport) -> None:
-        pass
+        """Show an optimisation step that was taken."""
 
     def epoch(
         self, generation: int, epoch: int, report: StepReport, recalls: dict[int, float], best: bool
     ) -> None:
-        pass
+        """Show an epoch that has been trained, validated and saved."""
 
 
-class Several:
-    """Tells several watchers."""
+class Several(TrainingProgress):
+    """Passes everything on to several watchers."""
 
     def __init__(self, *watchers: TrainingProgress) -> None:
         self.watchers = watchers
@@ -51,22 +54,20 @@ class Several:
     def task(self, name: str) -> Progress:
         tasks = [watcher.task(name) for watcher in self.watchers]
 
-        def tell(done: int, total: int) -> None:
+        def show(done: int, total: int) -> None:
             for task in tasks:
                 task(done, total)
 
-        return tell
+        return show
 
     def message(self, text: str) -> None:
         for watcher in self.watchers:
             watcher.message(text)
 
-    def step(self, generation: int, epoch: int, report: StepReport) -> None:
+    def step(self, *step) -> None:
         for watcher in self.watchers:
-            watcher.step(generation, epoch, report)
+            watcher.step(*step)
 
-    def epoch(
-        self, generation: int, epoch: int, report: StepReport, recalls: dict[int, float], best: bool
-    ) -> None:
+    def epoch(self, *epoch) -> None:
         for watcher in self.watchers:
-            watcher.epoch(generation, epoch, report, recalls, best)
+            watcher.epoch(*epoch)

@@ -28,6 +28,7 @@ from sfrs.data.places import Places
 from sfrs.models.network import METADATA_KEY, DescriptorNetwork, load_network
 from sfrs.runtime.atomic_io import explained, lock_taken, write_json
 from sfrs.runtime.errors import UserError
+from sfrs.training.checkpoint import load_checkpoint
 from sfrs.training.config import TrainConfig
 
 LOCK_SECONDS = 1.0
@@ -56,13 +57,12 @@ class GenerationResult:
 
     @classmethod
     def read(cls, weights: Path) -> "GenerationResult":
-        """From a file the run wrote. Raises `UserError` if another program wrote it."""
+        """Read a file the run wrote. Raises `UserError` if another program wrote it."""
         with safe_open(weights, "pt") as file:
             meta = json.loads((file.metadata() or {}).get(METADATA_KEY, "{}")).get("meta", {})
         if "generation" not in meta or "recalls" not in meta:
             raise UserError(f"{weights}: this network was not written by a training run")
-        recalls = {int(n): recall for n, recall in meta["recalls"].items()}
-        return cls(meta["generation"], meta["epoch"], recalls, weights)
+        return cls(meta["generation"], meta["epoch"], by_depth(meta["recalls"]), weights)
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class RunResult:
         return self.generations[-1]
 
     def network(self, generation: int | None = None) -> DescriptorNetwork:
-        """The best network of a generation (0: before training; by default of the last one)."""
+        """Load the best network of a generation (0: before training; by default of the last one)."""
         results = (self.initial, *self.generations)
         return load_network(results[-1 if generation is None else generation].weights)
 
@@ -102,11 +102,8 @@ class RunDirectory:
         self.lock = self.path / "run.lock"
 
     def best(self, generation: int) -> Path:
-        return self.path / f"generation_{generation}" / "best.safetensors"
-
-    def weights(self, generation: int) -> Path:
-        """The best network of ``generation``; of 0, the one before training."""
-        return self.best(generation) if generation else self.initial
+        """Return the file of the best network of ``generation``; of 0, the one before training."""
+        return self.path / f"generation_{generation}" / "best.safetensors" if generation else self.initial
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -127,46 +124,42 @@ class RunDirectory:
             yield
 
     def is_held(self) -> bool:
-        """Whether a process of this machine is training here (on some network disks: of any machine)."""
+        """Tell whether a process of this machine is training here (on some network disks: of any machine)."""
         try:
             with open(self.lock) as file:
                 return not lock_taken(file, fcntl.LOCK_SH)
         except FileNotFoundError:
             return False
 
-    def refuse_existing(self) -> None:
-        """Raise `UserError` if there is a run that could be resumed."""
-        if self.checkpoint.exists():
-            raise UserError(
-                f"{self.path}: there is a run here already; resume it or choose another directory"
-            )
-
-    def create(self, config: TrainConfig, data: dict[str, Any], start: dict[str, Any] | None = None) -> None:
+    def create(self, config: TrainConfig, data: dict[str, Any], start: dict[str, Any]) -> None:
         """Begin the directory, over what a run left that stopped before its first checkpoint.
 
         Args:
-            start: what else a run needs that begins, see `read_start`.
+            start: what else a run needs that begins, see `run_start`.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
         versions = {"torch": torch.__version__, "sfrs_ext": getattr(sfrs_ext, "__version__", "unknown")}
-        content = {"config": config.to_dict(), "data": data, "start": start or {}, "versions": versions}
+        content = {"config": config.to_dict(), "data": data, "start": start, "versions": versions}
         write_json(self.config, content)
         with explained(self.metrics):
             self.metrics.write_text("")
 
-    def read(self) -> tuple[TrainConfig, dict[str, Any]]:
-        """Configuration and data of the run. Raises `UserError` if there is none."""
+    def read_config(self) -> dict[str, Any]:
+        """Read what `create` wrote. Raises `UserError` if there is none."""
         try:
-            stored = json.loads(self.config.read_text())
-            return TrainConfig.from_dict(stored["config"]), stored["data"]
+            stored = json.loads(self.config.read_text("utf-8"))
+            return stored | {"config": dict(stored["config"])}
         except (FileNotFoundError, NotADirectoryError):
             raise UserError(f"{self.path}: there is no run here (no config.json)") from None
-        except (ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"{self.config}: this is not the configuration of a run ({error})") from error
 
-    def read_start(self) -> dict[str, Any]:
-        """What `create` was given as ``start``, for a run that stopped before its first checkpoint."""
-        return json.loads(self.config.read_text()).get("start", {})
+    def read(self) -> tuple[TrainConfig, dict[str, Any]]:
+        """Read configuration and data of the run. Raises `UserError` if there is none it can read."""
+        stored = self.read_config()
+        try:
+            return TrainConfig.from_dict(stored["config"]), stored["data"]
+        except (ValueError, KeyError) as error:
+            raise UserError(f"{self.config}: this is not the configuration of a run ({error})") from error
 
     def log(self, kind: str, **line: Any) -> None:
         """Append a line to the metrics. Raises `WriteError` and leaves no part of it, if it does not fit."""
@@ -181,7 +174,7 @@ class RunDirectory:
                 raise
 
     def metrics_size(self) -> int:
-        """Bytes of the metrics, which have reached the disk."""
+        """Return the bytes of the metrics, which have reached the disk."""
         with explained(self.metrics), open(self.metrics, "rb") as file:
             os.fsync(file.fileno())
             return os.fstat(file.fileno()).st_size
@@ -194,8 +187,64 @@ class RunDirectory:
             file.truncate(kept.rfind(b"\n") + 1)
 
 
+def by_depth(recalls: dict[str, float]) -> dict[int, float]:
+    """Give recalls read from JSON their N as numbers."""
+    return {int(n): recall for n, recall in recalls.items()}
+
+
+def run_start(
+    directory: RunDirectory,
+    config: TrainConfig,
+    data: dict[str, Any],
+    first_generation: str | None,
+    resume: bool,
+    network_given: bool,
+) -> dict[str, Any]:
+    """Decide how a run begins: whether from a checkpoint, and what it takes over.
+
+    Returns:
+        JSON: ``resume``, whether there is a checkpoint to go on from; else ``first_generation``, the
+        directory of another run or None, and ``network_given``.
+
+    Raises:
+        UserError: as `sfrs.training.trainer.train` says.
+    """
+    path = directory.path
+    if resume:
+        stored, stored_data = directory.read()
+        different = stored.differences(config) + _data_differences(stored_data, data)
+        if different:
+            lines = "\n  ".join(different)
+            raise UserError(f"{path}: cannot resume, the run was started otherwise:\n  {lines}")
+        if directory.checkpoint.exists():
+            return {"resume": True, "first_generation": None}
+        start = directory.read_config().get("start", {})
+        if start.get("network_given", False) and not network_given:
+            raise UserError(f"{path}: the run stopped before its first checkpoint; begin it anew")
+        first_generation = start.get("first_generation", first_generation)
+    elif directory.checkpoint.exists():
+        raise UserError(f"{path}: there is a run here already; resume it or choose another directory")
+    if first_generation is not None:
+        if config.generations < 2:
+            raise UserError("first_generation is given, but generations is 1, expected at least 2")
+        _check_first_generation(RunDirectory(first_generation), data)
+    return {"resume": False, "first_generation": first_generation, "network_given": network_given}
+
+
+def _check_first_generation(directory: RunDirectory, data: dict[str, Any]) -> None:
+    config, its_data = directory.read()
+    if its_data != data:
+        raise UserError(f"{directory.path}: the run was made with other images than this one")
+    finished = directory.best(1).exists()
+    if finished and directory.checkpoint.exists():  # else only the networks were kept
+        facts = load_checkpoint(directory.checkpoint)[1]
+        finished = facts["generation"] > 1 or facts["epoch"] >= config.epochs_of(1)
+    if not finished:
+        raise UserError(f"{directory.path}: the run has not finished generation 1 yet")
+
+
 def fingerprint(places: Places) -> dict[str, Any]:
-    """What tells whether a resumed run gets the images it was started with.
+    """Collect what tells whether a resumed run gets the images it was started with.
 
     Of every image the file's name, the position, the place and the time stamp count, in their order; folders
     may have moved. What the images show does not: a damaged one may be repaired.
@@ -216,8 +265,8 @@ def fingerprint(places: Places) -> dict[str, Any]:
     }
 
 
-def data_differences(stored: dict[str, Any], given: dict[str, Any]) -> list[str]:
-    """What is different between the images of two runs, each ``{split: fingerprint}``, in words."""
+def _data_differences(stored: dict[str, Any], given: dict[str, Any]) -> list[str]:
+    """Say in words what is different between the images of two runs, each ``{split: fingerprint}``."""
     found = []
     for split, ours in given.items():
         theirs = stored.get(split, {})

@@ -1,15 +1,15 @@
-"""What training runs have come to, read from their directories while they go on, or later."""
+"""Reading training runs from their directories, while they go on or later."""
 
 import json
 import re
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from sfrs.runtime.errors import UserError
 from sfrs.training.config import TrainConfig
-from sfrs.training.run_folder import RunDirectory
+from sfrs.training.run_folder import RunDirectory, by_depth
 
 DEPTH = 3
 """How many levels below a folder its runs are looked for."""
@@ -17,33 +17,15 @@ DEPTH = 3
 FINISHED, RUNNING, INTERRUPTED = "finished", "running", "interrupted"
 
 
-@dataclass(frozen=True)
-class Best:
-    """The best network of a generation so far.
+class Best(NamedTuple):
+    """The best network of a generation so far; N -> recall@N in 0..1.
 
-    Attributes:
-        generation: 0 for the network before training.
-        epoch: 0 for that, and for a generation that was taken from another run.
-        recalls: N -> recall@N in 0..1.
+    The network before training is of generation 0 and epoch 0; epoch 0 also if another run trained it.
     """
 
     generation: int
     epoch: int
     recalls: dict[int, float]
-
-
-@dataclass(frozen=True)
-class Point:
-    """A value at a moment of a run.
-
-    Attributes:
-        generation: it belongs to.
-        passes: epochs trained before that moment over all generations, with a fraction within an epoch.
-    """
-
-    generation: int
-    passes: float
-    value: float
 
 
 class Run:
@@ -57,35 +39,27 @@ class Run:
 
     def __init__(self, path: Path, config: dict[str, Any], lines: list[dict], *, held: bool) -> None:
         self.path, self.config, self.held = path, {**TrainConfig().to_dict(), **config}, held
-        self.lines = lines
-        self.steps = [line for line in lines if line["kind"] == "step"]
-        self.epochs = [line for line in lines if line["kind"] == "epoch"]
-        self.starts = [line for line in lines if line["kind"] == "start"]
+        self.lines, self.generations = lines, self.config["generations"]
 
     @classmethod
     def read(cls, path: Path) -> "Run":
-        """Raises `UserError` if ``path`` is not the directory of a run."""
+        """Read a run. Raises `UserError` if ``path`` is not the directory of one."""
         directory = RunDirectory(path)
-        try:
-            config = json.loads(directory.config.read_text("utf-8"))["config"]
-        except FileNotFoundError:
-            raise UserError(f"{path}: there is no run here (no config.json)") from None
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(
-                f"{directory.config}: this is not the configuration of a run ({error})"
-            ) from error
-        if not isinstance(config, dict):
-            raise UserError(f"{directory.config}: this is not the configuration of a run")
+        config = directory.read_config()["config"]
         return cls(Path(path), config, read_metrics(directory.metrics), held=directory.is_held())
 
-    @property
-    def generations(self) -> int:
-        return self.config["generations"]
+    def of_kind(self, *kinds: str) -> list[dict[str, Any]]:
+        """Return the lines of some kinds."""
+        return [line for line in self.lines if line["kind"] in kinds]
 
     def epochs_of(self, generation: int) -> int:
-        """Epochs of ``generation`` (counted from 1)."""
+        """Return the epochs of ``generation`` (counted from 1)."""
         epochs = self.config["epochs"]
         return epochs[min(generation, len(epochs)) - 1]
+
+    def starts_at(self, generation: int) -> int:
+        """Return the epochs of all generations before ``generation``."""
+        return sum(map(self.epochs_of, range(1, generation)))
 
     @property
     def state(self) -> str:
@@ -93,13 +67,13 @@ class Run:
         if self.held:
             return RUNNING
         last = self.generations, self.epochs_of(self.generations)
-        done = any((line["generation"], line["epoch"]) == last for line in self.epochs)
+        done = any((line["generation"], line["epoch"]) == last for line in self.of_kind("epoch"))
         return FINISHED if done else INTERRUPTED
 
     @property
     def position(self) -> tuple[int, int]:
         """Generation and epoch of what was logged last; (0, 0) before training."""
-        logged = [line for line in self.lines if line["kind"] in ("step", "epoch", "first_generation")]
+        logged = self.of_kind("step", "epoch", "first_generation")
         if not logged:
             return 0, 0
         return logged[-1].get("generation", 1), logged[-1].get("epoch", self.epochs_of(1))
@@ -107,25 +81,21 @@ class Run:
     @property
     def latest(self) -> dict[str, Any]:
         """The last line that has a loss; empty before training."""
-        return next((line for line in reversed(self.lines) if line["kind"] in ("step", "epoch")), {})
+        return next(reversed(self.of_kind("step", "epoch")), {})
 
     @property
     def best(self) -> list[Best]:
         """Before training, and of every generation that has one, in order."""
         found: dict[int, Best] = {}
-        for line in self.lines:
-            if line["kind"] == "initial":
-                found[0] = Best(0, 0, _recalls(line))
-            elif line["kind"] == "first_generation":
-                found[1] = Best(1, 0, _recalls(line))
-            elif line["kind"] == "epoch" and line["best"]:
-                found[line["generation"]] = Best(line["generation"], line["epoch"], _recalls(line))
+        for line in self.of_kind("initial", "first_generation", "epoch"):
+            if line.get("best", True):
+                generation = line.get("generation", int(line["kind"] == "first_generation"))
+                found[generation] = Best(generation, line.get("epoch", 0), by_depth(line["recalls"]))
         return [found[generation] for generation in sorted(found)]
 
     @property
     def seconds(self) -> float | None:
-        """Time spent on what is logged, without the time between a stop and going on; None where lines have
-        no time."""
+        """Time spent on what is logged, without that between a stop and going on; None if lines have none."""
         spent, began, last = 0.0, None, None
         for line in self.lines:
             if "time" not in line:
@@ -136,44 +106,11 @@ class Run:
             last = line["time"]
         return None if began is None else spent + last - began
 
-    def losses(self, kind: str = "epoch", part: str = "total") -> list[Point]:
-        """Means of the epochs, in their middle; or with ``kind`` "step" the losses of single steps.
-
-        Args:
-            part: "hard", "soft" or "total".
-        """
-        lines = self.steps if kind == "step" else self.epochs
-        return [
-            Point(
-                line["generation"],
-                self._before(line) + (line["done"] / line["of"] if kind == "step" else 0.5),
-                line[part],
-            )
-            for line in lines
-        ]
-
-    def recalls(self, n: int) -> list[Point]:
-        """Validation recall@n after every epoch, where it was measured."""
-        return [
-            Point(line["generation"], self._before(line) + 1.0, _recalls(line)[n])
-            for line in self.epochs
-            if n in _recalls(line)
-        ]
-
-    def starts_at(self, generation: int) -> int:
-        """Epochs of all generations before ``generation``."""
-        return sum(self.epochs_of(g) for g in range(1, generation))
-
-    def _before(self, line: dict[str, Any]) -> int:
-        return self.starts_at(line["generation"]) + line["epoch"] - 1
-
 
 def read_metrics(file: Path) -> list[dict[str, Any]]:
-    """The lines of ``metrics.jsonl``; one that is half written (or no line of ours) is left out."""
-    if not file.exists():
-        return []
+    """Read ``metrics.jsonl`` without lines that are half written, or none of ours."""
     lines = []
-    for text in file.read_text("utf-8", errors="replace").splitlines():
+    for text in file.read_text("utf-8", errors="replace").splitlines() if file.exists() else ():
         try:
             line = json.loads(text)
         except ValueError:
@@ -184,7 +121,7 @@ def read_metrics(file: Path) -> list[dict[str, Any]]:
 
 
 def find_runs(paths: Iterable[Path]) -> list[Path]:
-    """The directories of runs among ``paths`` and, for folders that are none, below them.
+    """Find the directories of runs among ``paths`` and, for folders that are none, below them.
 
     Raises `UserError` naming a path that is no folder or holds no run.
     """
@@ -209,12 +146,12 @@ def _runs_below(folder: Path, depth: int) -> list[Path]:
 
 
 def _natural(path: Path) -> list[tuple[int, int, str]]:
-    """A key by which seed_10 comes after seed_2."""
+    """Return a key by which seed_10 comes after seed_2."""
     return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", path.name)]
 
 
 def labels(runs: Sequence[Run]) -> list[str]:
-    """The last parts of the runs' paths, as few as tell them apart."""
+    """Return the last parts of the runs' paths, as few as tell them apart."""
     paths = [run.path.resolve().parts for run in runs]
     count = 1
     while len({path[-count:] for path in paths}) < len(paths):
@@ -223,7 +160,7 @@ def labels(runs: Sequence[Run]) -> list[str]:
 
 
 def differences(runs: Sequence[Run]) -> dict[str, list[Any]]:
-    """Configuration fields in which runs differ -> their values, in the order of the runs.
+    """Return configuration fields in which runs differ -> their values, in the order of the runs.
 
     Fields that decide no result are left out, except for the paths of data.
     """
@@ -231,7 +168,3 @@ def differences(runs: Sequence[Run]) -> dict[str, list[Any]]:
     names = dict.fromkeys(name for run in runs for name in run.config if name not in free)
     values = {name: [run.config.get(name) for run in runs] for name in names}
     return {name: of for name, of in values.items() if any(value != of[0] for value in of)}
-
-
-def _recalls(line: dict[str, Any]) -> dict[int, float]:
-    return {int(n): recall for n, recall in line["recalls"].items()}

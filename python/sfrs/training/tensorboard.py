@@ -1,20 +1,15 @@
 """A run's metrics as TensorBoard event files, where TensorBoard is installed.
 
 ``metrics.jsonl`` is the record; the event files are made from its lines as they come. A run that goes on
-after a stop has its event files made anew, so that no point is there twice.
+after a stop has its event files written again, so that no point is there twice.
 """
 
 import json
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from sfrs.data.images import Progress
 from sfrs.runtime.errors import UserError
-from sfrs.training.epoch_state import StepReport
 from sfrs.training.progress import TrainingProgress
 from sfrs.training.run_folder import RunDirectory
-
-if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
 
 FIGURES = {
     "hard": "loss/hard",
@@ -40,23 +35,14 @@ class TensorBoard(TrainingProgress):
 
     def __init__(self, directory: RunDirectory) -> None:
         self.directory, self.folder = directory, directory.path / "tensorboard"
-        self._open_writer = event_writer()
-        self._writer: SummaryWriter | None = None
+        self._open_writer, self._writer = event_writer(), None
         self._read = 0  # bytes of the metrics that are written
         self._generation, self._before, self._step = 1, 0, 0
 
-    def task(self, name: str) -> Progress:
-        return lambda done, total: None
-
-    def message(self, text: str) -> None:
-        pass
-
-    def step(self, generation: int, epoch: int, report: StepReport) -> None:
+    def step(self, *step) -> None:
         self._follow()
 
-    def epoch(
-        self, generation: int, epoch: int, report: StepReport, recalls: dict[int, float], best: bool
-    ) -> None:
+    def epoch(self, *epoch) -> None:
         self._follow()
         self._writer.flush()
 
@@ -65,10 +51,9 @@ class TensorBoard(TrainingProgress):
 
     def __exit__(self, kind: type | None, *error: Any) -> None:
         if kind is None:
-            self._follow()  # also of a run that was finished already and had nothing to tell
+            self._follow()  # also a run that was finished already and had nothing to show
         if self._writer is not None:
             self._writer.close()
-            self._writer = None
 
     def _follow(self) -> None:
         # Not before training has begun: a resumed run cuts its metrics first.
@@ -78,43 +63,39 @@ class TensorBoard(TrainingProgress):
             file.seek(self._read)
             whole, newline, _ = file.read().rpartition(b"\n")
         self._read += len(whole + newline)
-        for line in whole.splitlines():
-            self._write(json.loads(line))
+        for line in map(json.loads, whole.splitlines()):
+            if line["kind"] in ("step", "epoch"):
+                self._write_losses(line)
+            if line["kind"] in ("initial", "epoch"):
+                self._write(line, "validation/recall at ", line["recalls"])
 
     def _begin(self) -> None:
-        if self.folder.is_dir():
-            for old in self.folder.glob("events.out.tfevents.*"):
-                old.unlink()
+        for old in self.folder.glob("events.out.tfevents.*"):
+            old.unlink()
         # purge_step also makes a TensorBoard that shows the run now forget what it has read.
         self._writer = self._open_writer(str(self.folder), purge_step=0)
-        values = json.loads(self.directory.config.read_text("utf-8"))["config"]
+        values = self.directory.read_config()["config"]
         rows = "\n".join(f"| {name} | {value} |" for name, value in values.items())
         self._writer.add_text("configuration", f"| field | value |\n|---|---|\n{rows}", 0)
 
-    def _write(self, line: dict[str, Any]) -> None:
-        kind, time = line["kind"], line.get("time")
-        if kind == "initial":
-            self._recalls(line["recalls"], 0, time)
-        if kind not in ("step", "epoch"):
-            return
+    def _write_losses(self, line: dict[str, Any]) -> None:
         if line["generation"] != self._generation:
             self._generation, self._before = line["generation"], self._before + self._step
         self._step = line["step"]
-        at = self._before + self._step
-        for key, name in FIGURES.items():
-            if key in line and not (key == "soft" and line["generation"] == 1):
-                suffix = ", epoch" if kind == "epoch" else ""
-                self._writer.add_scalar(name + suffix, line[key], at, walltime=time)
-        if kind == "epoch":
-            self._recalls(line["recalls"], at, time)
+        suffix = ", epoch" if line["kind"] == "epoch" else ""
+        known = {name + suffix: line[key] for key, name in FIGURES.items() if key in line}
+        if line["generation"] == 1:
+            known.pop("loss/soft" + suffix, None)  # it has none, which is not a loss of zero
+        self._write(line, "", known)
 
-    def _recalls(self, recalls: dict[str, float], at: int, time: float | None) -> None:
-        for n, recall in recalls.items():
-            self._writer.add_scalar(f"validation/recall at {n}", recall, at, walltime=time)
+    def _write(self, line: dict[str, Any], prefix: str, values: dict[str, float]) -> None:
+        for name, value in values.items():
+            at = self._before + self._step
+            self._writer.add_scalar(f"{prefix}{name}", value, at, walltime=line.get("time"))
 
 
-def event_writer() -> "type[SummaryWriter]":
-    """The writer of event files. Raises `UserError` if the package tensorboard is not installed."""
+def event_writer() -> type:
+    """Return the writer of event files. Raises `UserError` if the package tensorboard is not installed."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:

@@ -1,51 +1,58 @@
-"""The outer loop: generations of students, each taught by the best network of the one before (SFRS, 3.3)."""
+"""The loop over generations of students, each taught by the best network of the one before (SFRS, 3.3)."""
 
 import copy
 import shutil
 import time
 from contextlib import nullcontext
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from sfrs.data.neighbourhood import Neighbourhood
-from sfrs.data.places import Places
+from sfrs.data.places import Places, load_places
 from sfrs.models.network import DescriptorNetwork, load_network, save_network
-from sfrs.retrieval.evaluation import check_answerable
+from sfrs.retrieval.evaluation import Scoring, check_answerable, score, search_depth
 from sfrs.retrieval.plots import recall_curves
+from sfrs.retrieval.recall import RECALL_AT
+from sfrs.retrieval.search import search
 from sfrs.runtime.atomic_io import replaced
 from sfrs.runtime.distributed import Processes, processes
+from sfrs.runtime.errors import UserError
 from sfrs.runtime.host import host_facts
-from sfrs.training.checkpoint import load_checkpoint
+from sfrs.training.checkpoint import load_checkpoint, load_state, save_state
 from sfrs.training.config import TrainConfig
-from sfrs.training.epoch import sgd, train_epoch
-from sfrs.training.epoch_state import EpochState, StepReport
+from sfrs.training.epoch import Epoch, EpochState, describe_in_shares
 from sfrs.training.mining import Miner
 from sfrs.training.preparation import (
-    Trunks,
+    RunFeatures,
+    build_features,
     build_network,
-    build_trunks,
     check_network,
     init_clusters,
     run_device,
     training_images,
 )
-from sfrs.training.progress import Silent, TrainingProgress
-from sfrs.training.run_folder import GenerationResult, RunDirectory, RunResult, fingerprint
-from sfrs.training.run_start import check_processes, run_start
-from sfrs.training.run_state import load_state, load_trained, save_state, trained_state
-from sfrs.training.tuple_losses import Generation
-from sfrs.training.validation import validate
+from sfrs.training.progress import StepReport, TrainingProgress
+from sfrs.training.run_folder import (
+    GenerationResult,
+    RunDirectory,
+    RunResult,
+    by_depth,
+    fingerprint,
+    run_start,
+)
+from sfrs.training.step import StudentTeacher, sgd
 
 
 def train(
+    places: str | Path | tuple[Places, Places],
     config: TrainConfig,
-    places_train: Places,
-    places_val: Places,
-    run_dir: str | Path,
+    out: str | Path = "runs/sfrs",
     *,
     network: DescriptorNetwork | None = None,
-    trunks: Trunks | None = None,
+    features: RunFeatures | None = None,
     first_generation: str | Path | None = None,
     resume: bool = False,
     progress: TrainingProgress | None = None,
@@ -58,13 +65,14 @@ def train(
     a generation's result depends on the earlier ones only through its teacher.
 
     Args:
-        run_dir: where everything goes, see `sfrs.training.run_folder`.
+        places: to train on, and to validate on; or a folder or manifest with the splits train and val.
+        out: directory of the run, see `sfrs.training.run_folder`.
         network: to start from, with its weights; it is copied. By default ``config.backbone`` with
             ``config.weights``. Either way ``config.init`` decides about NetVLAD's weights.
-        trunks: from `build_trunks` of a network with the same trunk; by default built here.
+        features: from `build_features` of a network with the same trunk; by default computed here.
         first_generation: directory of a run whose initial network and generation 1 are taken over, so that
             several runs can share them.
-        resume: go on with the run in ``run_dir`` after its last checkpoint, or from the beginning if there is
+        resume: go on with the run in ``out`` after its last checkpoint, or from the beginning if there is
             none yet. ``network`` and ``first_generation`` are then read from there.
         progress: watches.
 
@@ -75,10 +83,12 @@ def train(
         DivergedError: a loss is not finite; the message names the tuple.
         WriteError: the disk is full; the run can be resumed from its last checkpoint.
     """
-    joined, directory = processes(), RunDirectory(run_dir)
-    check_answerable(places_val, config.negative_radius)
-    data = {"train": fingerprint(places_train), "val": fingerprint(places_val)}
-    check_processes(joined, config, data)
+    if not isinstance(places, tuple):
+        places = load_places(places, "train"), load_places(places, "val")
+    joined, directory = processes(), RunDirectory(out)
+    check_answerable(places[1], config.negative_radius)
+    data = {role: fingerprint(split) for role, split in zip(("train", "val"), places, strict=True)}
+    _check_processes(joined, config, data)
     if resume:
         directory.read()  # before a folder is made for the lock
     elif network is not None:
@@ -88,7 +98,7 @@ def train(
         if joined.is_main:
             first = None if first_generation is None else str(first_generation)
             start = run_start(directory, config, data, first, resume, network is not None)
-        start = joined.broadcast_object(start)
+        start = joined.broadcast(start)
         first = start["first_generation"]
         if start["resume"] or first is not None:
             network = load_network((directory if first is None else RunDirectory(first)).initial)
@@ -96,9 +106,9 @@ def train(
             torch.manual_seed(config.seed)
             network = build_network(config) if network is None else copy.deepcopy(network)
             check_network(config, network)
-            if joined.count > 1:
-                network.load_state_dict(joined.broadcast_tensors(network.state_dict()))
-            run = _Run(config, places_train, places_val, directory, network, trunks, progress, joined)
+            _share(network, joined)
+            watched = (joined.is_main and progress) or TrainingProgress()
+            run = _Run(places, config, directory, network, features, joined, watched)
             if joined.is_main and not start["resume"]:
                 directory.create(config, data, start)
             if start["resume"]:
@@ -108,221 +118,216 @@ def train(
             return run.finish()
 
 
+def _check_processes(joined: Processes, config: TrainConfig, data: dict[str, Any]) -> None:
+    """Raise `UserError` if processes of a run were started differently, or are too many for its images."""
+    values = config.to_dict()
+    joined.agree("configuration", {f.name: values[f.name] for f in fields(config) if f.metadata["compare"]})
+    joined.agree("images", data)
+    fewest = min(found[role] for found in data.values() for role in ("database", "queries"))
+    if fewest < joined.count:
+        raise UserError(
+            f"there are {joined.count} processes, but only {fewest} images in a set, expected as many"
+        )
+
+
+def _share(network: DescriptorNetwork, joined: Processes) -> None:
+    """Give all processes the weights that the main one has."""
+    if joined.count > 1:
+        state = {name: value.cpu() for name, value in network.state_dict().items()}
+        network.load_state_dict(joined.broadcast(state))
+
+
 class _Run:
     """A run in progress, seen from one of its processes."""
 
     def __init__(
         self,
+        places: tuple[Places, Places],
         config: TrainConfig,
-        places_train: Places,
-        places_val: Places,
         directory: RunDirectory,
         initial: DescriptorNetwork,
-        trunks: Trunks | None,
-        progress: TrainingProgress | None,
+        features: RunFeatures | None,
         processes: Processes,
+        progress: TrainingProgress,
     ) -> None:
-        self.began = time.time()  # before the trunk outputs
+        self.began = time.time()  # before the frozen features
         self.config, self.directory, self.processes = config, directory, processes
-        self.progress = (processes.is_main and progress) or Silent()
-        self.train, self.val = places_train, places_val
+        self.places, self.features, self.progress = places, features, progress
         self.device = run_device(config)
         self.initial = initial.to(self.device).eval()
         self.neighbourhood = Neighbourhood.of_places(
-            places_train, config.positive_radius, config.negative_radius
+            places[0], config.positive_radius, config.negative_radius
         )
-        self.generation = self._open(1)
+        self.pair = self._open(1)
         self.epoch = 0  # epochs of this generation that are done
         self.unfinished: EpochState | None = None  # the epoch a checkpoint was written in
         # Only the main process knows results.
         self.best: GenerationResult | None = None  # of this generation
         self.results: list[GenerationResult | None] = []  # of the generations before
-        self.trunks = trunks
-
-    def _prepare(self) -> None:
-        """Compute trunk outputs, unless they were given."""
-        self.trunks = self.trunks or build_trunks(
-            self.config,
-            self.initial,
-            self.train,
-            self.val,
-            directory=self.directory.path,
-            progress=self.progress,
-            processes=self.processes,
-        )
-        self.images = training_images(self.config, self.initial, self.train, self.trunks.train)
 
     def start(self, first_generation: RunDirectory | None) -> None:
-        """Begin with generation 1, or behind the generation 1 of another run."""
-        self._prepare()
-        self._log_start(resumed=False)
+        """Begin with generation 1, or after the generation 1 of another run."""
+        self._prepare(resumed=False)
         if first_generation is None:
             self._initialise()
-            self.generation = self._open(1)
+            self.pair = self._open(1)
         else:
             self.epoch = self.config.epochs_of(1)
             if self.processes.is_main:
                 self._take_over(first_generation)
         self._save()
 
+    def restore(self) -> None:
+        """Bring the run to where its checkpoint stands."""
+        is_main = self.processes.is_main
+        tensors, facts = self.processes.broadcast(
+            load_checkpoint(self.directory.checkpoint) if is_main else None
+        )
+        number, self.epoch = facts["generation"], facts["epoch"]
+        left = (number, self.epoch) != (self.config.generations, self.config.epochs_of(number))
+        if is_main:
+            self.directory.cut_metrics(facts["metrics_size"])
+        if left:
+            self._prepare(resumed=True)
+        if is_main:
+            self.results = [GenerationResult.read(self.directory.best(g)) for g in range(1, number)]
+        self.pair = self._open(number)
+        if is_main and facts["best"] is not None:
+            # The file may be of a later epoch that was not checkpointed; that epoch is trained again.
+            best, file = facts["best"], self.directory.best(number)
+            self.best = GenerationResult(number, best["epoch"], by_depth(best["recalls"]), file)
+        self.unfinished = load_state(self.pair, tensors, facts)
+
     def finish(self) -> RunResult:
         """Train what is left."""
         while True:
-            while self.epoch < self.config.epochs_of(self.generation.number):
+            while self.epoch < self.config.epochs_of(self.pair.generation):
                 self._train_epoch()
             self.results.append(self.best)
-            if self.generation.number == self.config.generations:
+            if self.pair.generation == self.config.generations:
                 return self._result()
             self.best = None
-            self.generation = self._open(self.generation.number + 1)
+            self.pair = self._open(self.pair.generation + 1)
             self.epoch = 0
+
+    def _prepare(self, *, resumed: bool) -> None:
+        """Compute frozen features, unless they were given, and log the start."""
+        self.features = self.features or build_features(
+            self.config,
+            self.initial,
+            self.places,
+            directory=self.directory.path,
+            progress=self.progress,
+            processes=self.processes,
+        )
+        self.images = training_images(self.config, self.initial, self.places[0], self.features.train)
+        if self.processes.is_main:
+            facts = {"processes": self.processes.count, "device": str(self.device), **host_facts()}
+            self.directory.log("start", began=round(self.began, 3), resumed=resumed, **facts)
 
     def _initialise(self) -> None:
         if self.config.init == "kmeans" and self.processes.is_main:
             init_clusters(self.config, self.initial, self.images)
-        if self.processes.count > 1:
-            load_trained(self.initial, self.processes.broadcast_tensors(trained_state(self.initial)))
+        _share(self.initial, self.processes)
         recalls = self._validate(self.initial)
         if recalls is not None:
-            self._save_network(self.directory.initial, self.initial, 0, 0, recalls)
+            self._save_network(0, self.initial, recalls)
             self.directory.log("initial", recalls=recalls)
 
     def _take_over(self, first_generation: RunDirectory) -> None:
-        best = self.directory.best(1)
-        best.parent.mkdir(exist_ok=True)
-        for theirs, ours in (
-            (first_generation.initial, self.directory.initial),
-            (first_generation.best(1), best),
-        ):
+        for number in (0, 1):
+            theirs, ours = first_generation.best(number), self.directory.best(number)
             with replaced(ours, size=theirs.stat().st_size) as partial:
                 shutil.copyfile(theirs, partial)
-        self.best = GenerationResult.read(best)
+        self.best = GenerationResult.read(self.directory.best(1))
         self.directory.log("first_generation", run=str(first_generation.path), recalls=self.best.recalls)
 
-    def _result(self) -> RunResult:
-        found = None
-        if self.processes.is_main:
-            all_results = (GenerationResult.read(self.directory.initial), *self.results)
-            recall_curves(
-                {result.title: result.recalls for result in all_results},
-                self.directory.plot,
-                title=f"{self.val.name}, validation",
-            )
-            found = [(result.number, result.epoch, [*result.recalls.items()]) for result in all_results]
-        initial, *generations = (
-            GenerationResult(number, epoch, dict(map(tuple, recalls)), self.directory.weights(number))
-            for number, epoch, recalls in self.processes.broadcast_object(found)
-        )
-        return RunResult(self.directory.path, initial, tuple(generations))
-
-    def _open(self, number: int) -> Generation:
-        """A fresh student for generation ``number``, and its teacher."""
+    def _open(self, generation: int) -> StudentTeacher:
+        """Make a fresh student, and its teacher: the best network of the generation before, frozen."""
         config = self.config
-        seed = config.seed * 1_000_003 + number
+        seed = config.seed * 1_000_003 + generation
         torch.manual_seed(seed)
-        student = copy.deepcopy(self.initial)
-        teacher = self._teacher(number) if number > 1 else None
-        miner = Miner(self.neighbourhood, config, seed=seed)
-        return Generation(number, student, teacher, sgd(student, config), miner)
-
-    def _teacher(self, number: int) -> DescriptorNetwork:
-        """The best network of the generation before ``number``, frozen."""
-        if self.processes.is_main:
-            teacher = load_network(self.directory.best(number - 1)).to(self.device)
-        else:
+        student, teacher = copy.deepcopy(self.initial), None
+        if generation > 1:
             teacher = copy.deepcopy(self.initial)
-        if self.processes.count > 1:
-            load_trained(teacher, self.processes.broadcast_tensors(trained_state(teacher)))
-        return teacher.eval().requires_grad_(False)
+            if self.processes.is_main:
+                teacher = load_network(self.directory.best(generation - 1)).to(self.device)
+            _share(teacher, self.processes)
+            teacher.eval().requires_grad_(False)
+        miner = Miner(self.neighbourhood, config, seed=seed)
+        return StudentTeacher(generation, student, teacher, sgd(student, config), miner)
 
     def _train_epoch(self) -> None:
-        number, epoch = self.generation.number, self.epoch + 1
+        generation, epoch = self.pair.generation, self.epoch + 1
 
         def on_step(report: StepReport) -> None:
             if report.step % self.config.log_every == 0:
-                self.directory.log("step", generation=number, epoch=epoch, **vars(report))
-            self.progress.step(number, epoch, report)
+                self.directory.log("step", generation=generation, epoch=epoch, **vars(report))
+            self.progress.step(generation, epoch, report)
 
         is_main, (state, self.unfinished) = self.processes.is_main, (self.unfinished, None)
-        report = train_epoch(
-            self.generation,
-            epoch,
-            self.images,
-            self.config,
-            processes=self.processes,
-            state=state,
-            on_step=on_step if is_main else None,
-            on_mining=self.progress.task(f"mining, generation {number} epoch {epoch}"),
-            save=self._save if is_main else None,
+        report = Epoch(self.pair, epoch, self.images, self.config, self.processes, state).train(
+            on_step if is_main else None,
+            self.progress.task(f"mining, generation {generation} epoch {epoch}"),
+            self._save if is_main else None,
         )
-        recalls = self._validate(self.generation.student)
+        recalls = self._validate(self.pair.student)
         self.epoch = epoch
         if recalls is not None:
             self._keep(report, recalls)
 
     def _keep(self, report: StepReport, recalls: dict[int, float]) -> None:
         """Write down an epoch that is done: its network if it is the best, its metrics, a checkpoint."""
-        number, select = self.generation.number, self.config.select_recall
-        is_best = self.best is None or recalls[select] > self.best.recalls[select]
-        if is_best:
-            path = self.directory.best(number)
-            self._save_network(path, self.generation.student, number, self.epoch, recalls)
-            self.best = GenerationResult(number, self.epoch, recalls, path)
-        self.directory.log(
-            "epoch", generation=number, epoch=self.epoch, recalls=recalls, best=is_best, **vars(report)
-        )
+        generation, select = self.pair.generation, self.config.select_recall
+        best = self.best is None or recalls[select] > self.best.recalls[select]
+        if best:
+            self.best = self._save_network(generation, self.pair.student, recalls)
+        facts = {"recalls": recalls, "best": best, **vars(report)}
+        self.directory.log("epoch", generation=generation, epoch=self.epoch, **facts)
         self._save()
-        self.progress.epoch(number, self.epoch, report, recalls, is_best)
+        self.progress.epoch(generation, self.epoch, report, recalls, best)
 
     def _validate(self, network: DescriptorNetwork) -> dict[int, float] | None:
-        """Validation recalls, in the main process."""
-        progress = self.progress.task("validation")
-        return validate(
-            network, self.val, self.trunks.val, self.config, processes=self.processes, progress=progress
+        """Return N -> recall@N in 0..1 in the main process, None in the others, which only describe."""
+        places, progress = self.places[1], self.progress.task("validation")
+        count = len(places.queries)
+        numbers = torch.arange(count + len(places.database))
+        described = describe_in_shares(
+            network, self.features.val, numbers, self.config, self.processes, progress
         )
+        if described is None:
+            return None
+        described = described.cpu().numpy()
+        ns = sorted({*RECALL_AT, self.config.select_recall})
+        _, predictions = search(described[count:], described[:count], search_depth(places, max(ns)))
+        return score(places, predictions, Scoring(ns, self.config.negative_radius)).recalls
 
     def _save_network(
-        self, path: Path, network: DescriptorNetwork, number: int, epoch: int, recalls: dict[int, float]
-    ) -> None:
-        size = [self.config.height, self.config.width]
-        meta = {"generation": number, "epoch": epoch, "recalls": recalls, "image_size": size}
-        save_network(path, network, meta)
-
-    def _log_start(self, *, resumed: bool) -> None:
-        if self.processes.is_main:
-            facts = {"processes": self.processes.count, "device": str(self.device), **host_facts()}
-            self.directory.log("start", began=round(self.began, 3), resumed=resumed, **facts)
+        self, generation: int, network: DescriptorNetwork, recalls: dict[int, float]
+    ) -> GenerationResult:
+        """Write a generation's best network, that of the last epoch."""
+        path, size = self.directory.best(generation), [self.config.height, self.config.width]
+        facts = {"generation": generation, "epoch": self.epoch, "recalls": recalls, "image_size": size}
+        save_network(path, network, facts)
+        return GenerationResult(generation, self.epoch, recalls, path)
 
     def _save(self, state: EpochState | None = None) -> None:
         """Write a checkpoint, between two epochs or (``state``) within one."""
         if not self.processes.is_main:
             return
         facts = {
-            "generation": self.generation.number,
+            "generation": self.pair.generation,
             "epoch": self.epoch,
             "best": None if self.best is None else {"epoch": self.best.epoch, "recalls": self.best.recalls},
             "metrics_size": self.directory.metrics_size(),
         }
-        save_state(self.directory.checkpoint, self.generation, state, facts)
+        save_state(self.directory.checkpoint, self.pair, state, facts)
 
-    def restore(self) -> None:
-        """Bring the run to where its checkpoint stands."""
-        is_main = self.processes.is_main
-        tensors, facts = load_checkpoint(self.directory.checkpoint) if is_main else (None, None)
-        tensors, facts = self.processes.broadcast_tensors(tensors), self.processes.broadcast_object(facts)
-        number, self.epoch = facts["generation"], facts["epoch"]
-        left = (number, self.epoch) != (self.config.generations, self.config.epochs_of(number))
-        if left:
-            self._prepare()
-        if is_main:
-            self.results = [GenerationResult.read(self.directory.best(g)) for g in range(1, number)]
-        self.generation = self._open(number)
-        if is_main and facts["best"] is not None:
-            # The file may be of a later epoch that was not checkpointed; that epoch is trained again.
-            recalls = {int(n): recall for n, recall in facts["best"]["recalls"].items()}
-            self.best = GenerationResult(number, facts["best"]["epoch"], recalls, self.directory.best(number))
-        self.unfinished = load_state(self.generation, tensors, facts)
-        if is_main:
-            self.directory.cut_metrics(facts["metrics_size"])
-        if left:
-            self._log_start(resumed=True)
+    def _result(self) -> RunResult:
+        results = None
+        if self.processes.is_main:
+            results = (GenerationResult.read(self.directory.initial), *self.results)
+            curves = {result.title: result.recalls for result in results}
+            recall_curves(curves, self.directory.plot, title=f"{self.places[1].name}, validation")
+        initial, *generations = self.processes.broadcast(results)
+        return RunResult(self.directory.path, initial, tuple(generations))

@@ -1,0 +1,259 @@
+"""One optimisation step: tuples -> frozen features -> head -> similarities -> losses -> update."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+import sfrs_ext
+from sfrs.features.source import FeatureSource, step_number
+from sfrs.models.autocast import autocast, loss_scale
+from sfrs.models.network import DescriptorNetwork
+from sfrs.runtime.distributed import Processes
+from sfrs.runtime.errors import UserError
+from sfrs.training.config import TrainConfig
+from sfrs.training.losses import hard_loss, region_negatives, soft_loss
+from sfrs.training.mining import Miner, Tuples
+
+
+class DivergedError(UserError, RuntimeError):
+    """A loss is not finite; the message names the tuple."""
+
+
+@dataclass(frozen=True)
+class TrainingImages:
+    """Frozen features of the training images: first of the queries, then of the database.
+
+    Attributes:
+        queries, database: numbers of images.
+        steps: for training steps; jittered if the run asks for it.
+        mining: for mining, never jittered.
+        names: of all images, for messages.
+    """
+
+    queries: int
+    database: int
+    steps: FeatureSource
+    mining: FeatureSource
+    names: tuple[str, ...]
+
+
+@dataclass
+class StudentTeacher:
+    """The networks of one generation, and what the student learns with.
+
+    Attributes:
+        generation: counted from 1.
+        teacher: the previous generation's best network, frozen; None in generation 1.
+        optimizer: of the student, from `sgd`.
+    """
+
+    generation: int
+    student: DescriptorNetwork
+    teacher: DescriptorNetwork | None
+    optimizer: torch.optim.Optimizer
+    miner: Miner
+
+    def has_soft_loss(self, config: TrainConfig) -> bool:
+        return self.teacher is not None and config.soft_weight > 0
+
+
+@dataclass(frozen=True)
+class TupleLosses:
+    """Losses of T tuples, each by itself, so that shares of one step can be put together.
+
+    Attributes:
+        hard_by_tuple: ``[T]``, with gradient.
+        soft_by_tuple: ``[T]``, with gradient; 0 for a tuple without difficult positives or a teacher.
+        labelled: bool ``[T]`` in the host's memory: the tuples over which the soft loss is a mean.
+        images: number of distinct images.
+    """
+
+    hard_by_tuple: Tensor
+    soft_by_tuple: Tensor
+    labelled: Tensor
+    images: int
+
+    @property
+    def hard(self) -> Tensor:
+        """Mean hard loss."""
+        return self.hard_by_tuple.mean()
+
+    @property
+    def soft(self) -> Tensor:
+        """Mean soft loss; 0 if no tuple has one."""
+        return self.soft_by_tuple.sum() / max(1, int(self.labelled.sum()))
+
+
+def sgd(student: DescriptorNetwork, config: TrainConfig) -> torch.optim.SGD:
+    """Make the optimiser of a student."""
+    return torch.optim.SGD(
+        student.trained_parameters(),
+        lr=config.learning_rate,
+        momentum=config.momentum,
+        weight_decay=config.weight_decay,
+        fused=True,
+    )
+
+
+def take_step(
+    pair: StudentTeacher,
+    tuples: Tuples,
+    images: TrainingImages,
+    config: TrainConfig,
+    *,
+    number: int,
+    rate: float,
+    processes: Processes,
+) -> tuple[float, float, int]:
+    """Train the student on ``tuples``, of which every process takes its share.
+
+    Args:
+        number: of the step within the generation, from 1.
+        rate: learning rate.
+
+    Returns:
+        Mean hard loss, mean soft loss, and how many distinct images the shares had, in all processes.
+
+    Raises:
+        DivergedError: a loss or gradient is not finite; the step is not taken.
+    """
+    part = processes.share(len(tuples))
+    labelled = max(1, int(_labelled(pair, tuples, config).sum()))
+    parameters = list(pair.student.trained_parameters())
+    losses, count = (torch.zeros(shape, device=parameters[0].device) for shape in ((2, len(tuples)), 1))
+    pair.optimizer.zero_grad(set_to_none=True)
+    if len(tuples[part]):
+        step = step_number(pair.generation, number)
+        found = tuple_losses(pair, tuples[part], images, config, step=step)
+        hard, soft = found.hard_by_tuple, found.soft_by_tuple
+        total = hard.sum() / len(tuples) + config.soft_weight * soft.sum() / labelled
+        (loss_scale(config.autocast) * total).backward()
+        losses[:, part] = torch.stack((hard, soft)).detach()
+        count += found.images
+    for parameter in parameters:
+        if parameter.grad is None and processes.count > 1:  # this process had no tuple
+            parameter.grad = torch.zeros_like(parameter)
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    if loss_scale(config.autocast) != 1:
+        torch._foreach_div_(gradients, loss_scale(config.autocast))
+    processes.sum_([*gradients, losses, count])
+    losses = losses.cpu()
+    _refuse_divergence(losses, gradients, tuples, images)
+    for group in pair.optimizer.param_groups:
+        group["lr"] = rate
+    pair.optimizer.step()
+    return losses[0].mean().item(), (losses[1].sum() / labelled).item(), int(count)
+
+
+def tuple_losses(
+    pair: StudentTeacher, tuples: Tuples, images: TrainingImages, config: TrainConfig, *, step: int = 0
+) -> TupleLosses:
+    """Compute hard and soft losses of a few tuples; there is no soft loss without a teacher.
+
+    Every distinct image goes through the student's head once; the teacher shares the frozen features. Losses
+    may be not finite.
+
+    Args:
+        step: decides the jitter, see `sfrs.features.source.step_number`.
+    """
+    numbers, rows = _distinct_images(tuples, images)
+    features = images.steps(numbers, step=step)
+    region_hard = pair.teacher is not None and config.region_negatives
+    region_soft = pair.has_soft_loss(config) and config.soft_level == "region"
+    ours = similarities(pair.student, features, rows, config, regions=region_hard or region_soft)
+    split = 1 + tuples.negatives.shape[1]
+    negatives = ours[:, 1:split]
+    hard = hard_loss(
+        config.hard_loss,
+        ours[:, 0, 0],
+        region_negatives(negatives) if region_hard else negatives[:, :, 0],
+        temperature=config.temperature,
+        margin=config.margin,
+    )
+    labelled = _labelled(pair, tuples, config)
+    if not labelled.any():
+        return TupleLosses(hard, torch.zeros_like(hard), labelled, len(numbers))
+    with torch.no_grad():
+        used, place = torch.cat((rows[:, :1], rows[:, 1 + split :]), dim=1).unique(return_inverse=True)
+        shared = features.index_select(0, used.to(features.device, non_blocking=True))
+        theirs = similarities(pair.teacher, shared, place, config, regions=region_soft)
+    soft = soft_loss(
+        ours[:, split:, : theirs.shape[2]],
+        theirs,
+        config.teacher_temperature(pair.generation),
+        config.temperature,
+        valid=(tuples.difficult >= 0).to(theirs.device),
+        negatives=negatives[:, :, : theirs.shape[2]] if config.soft_negatives else None,
+    )
+    return TupleLosses(hard, soft, labelled, len(numbers))
+
+
+def similarities(
+    network: DescriptorNetwork, features: Tensor, rows: Tensor, config: TrainConfig, *, regions: bool
+) -> Tensor:
+    """Compute similarities of queries to the regions of their gallery images.
+
+    Args:
+        features: frozen features of distinct images ``[U, C, h, w]``, those of all queries first.
+        rows: of ``features``: a query and its G gallery images, int64 ``[T, 1 + G]`` in the host's memory,
+            where reading them waits for nothing.
+        regions: compute all nine regions, else the whole image only.
+
+    Returns:
+        ``[T, G, 9]``, or ``[T, G, 1]`` without regions.
+    """
+    first = int(rows[:, 1:].min())  # rows before it are queries, from it on gallery
+    rows = rows.to(features.device, non_blocking=True)
+    queries, gallery = rows[:, 0], rows[:, 1:] - first
+    with autocast(config.autocast, features.device):
+        maps = network.features(features)
+    maps = maps.to(features.dtype)
+    query = network.vlad(maps[:first])  # [first, K * D]
+    if not regions:
+        pairs = query @ network.vlad(maps[first:]).T  # [first, U - first]
+        return pairs[queries[:, None], gallery][:, :, None]
+    quarters = network.vlad.quarters(maps[first:])  # [U - first, 4, K, D]
+    lists = quarters.index_select(0, gallery.flatten()).unflatten(0, gallery.shape)
+    return sfrs_ext.region_similarity(query.index_select(0, queries), lists)
+
+
+def prefetch(tuples: Tuples, images: TrainingImages, step: int) -> None:
+    """Begin to load the images of ``tuples``, which `tuple_losses` will be given with this ``step``.
+
+    Loading is first come, first served: ask for a step before the ones after it.
+    """
+    images.steps.prefetch(_distinct_images(tuples, images)[0], step=step)
+
+
+def _labelled(pair: StudentTeacher, tuples: Tuples, config: TrainConfig) -> Tensor:
+    """bool ``[T]``, in the host's memory: which tuples have a soft loss."""
+    return (tuples.difficult >= 0).any(dim=1) & pair.has_soft_loss(config)
+
+
+def _distinct_images(tuples: Tuples, images: TrainingImages) -> tuple[Tensor, Tensor]:
+    """Return the images of tuples, ``[U]`` in ascending order, and their places in it, ``[T, 1 + G]``.
+
+    Columns: query, easiest positive, negatives, difficult positives. A missing difficult positive is filled
+    with the easiest one, which costs no extra image.
+    """
+    difficult = torch.where(tuples.difficult >= 0, tuples.difficult, tuples.positives[:, None])
+    gallery = torch.cat((tuples.positives[:, None], tuples.negatives, difficult), dim=1) + images.queries
+    return torch.cat((tuples.queries[:, None], gallery), dim=1).unique(return_inverse=True)
+
+
+def _refuse_divergence(
+    losses: Tensor, gradients: list[Tensor], tuples: Tuples, images: TrainingImages
+) -> None:
+    bad, what = (~losses.isfinite()).nonzero(), "the gradient of the step that begins with that"
+    if len(bad) == 0 and torch.nn.utils.get_total_norm(gradients).isfinite():
+        return
+    kind, number = bad[0].tolist() if len(bad) else (None, 0)
+    if kind is not None:
+        what = f"the {('hard', 'soft')[kind]} loss"
+    query = int(tuples.queries[number])
+    positive = images.names[images.queries + int(tuples.positives[number])]
+    raise DivergedError(
+        f"training diverged: {what} of the tuple of query {query} ({images.names[query]}, easiest positive "
+        f"{positive}) is not finite. The step was not taken. A smaller --learning-rate may help."
+    )
