@@ -1,13 +1,12 @@
 """Every kind of index gives exact similarities, finds what comparing every row finds, and follows changes."""
 
-import os
+import dataclasses
 
 import numpy as np
 import pytest
 import torch
 
 from sfrs.models.model import Model
-from sfrs.models.network import save_network
 from sfrs.retrieval.index import Index
 from sfrs.retrieval.index import quantised as quantised_module
 from sfrs.retrieval.index.build import KINDS, Builder
@@ -15,8 +14,7 @@ from sfrs.retrieval.index.derive import derive
 from sfrs.retrieval.index.quantised import Compressed
 from sfrs.retrieval.index.rows import RowFile
 from sfrs.retrieval.index.scan import scan
-from sfrs.retrieval.index.settings import new_settings
-from sfrs.retrieval.index.store import NETWORK, Store
+from sfrs.retrieval.index.store import Entry, Store
 from sfrs.runtime.errors import UserError
 
 COMPRESSED = tuple(quantised_module.KINDS)
@@ -44,9 +42,7 @@ def make_index(tmp_path, tiny_network):
     def make(kind: str, rows: np.ndarray):
         path = tmp_path / f"{kind}.index"
         path.mkdir()
-        model = Model(tiny_network, size=(48, 64))
-        save_network(path / NETWORK, model.network)
-        Store.create(path, new_settings(model, kind)).close()
+        Store.create(path, Model(tiny_network, size=(48, 64)), kind).close()
         append(path, rows)
         return path
 
@@ -60,8 +56,7 @@ def append(path, rows: np.ndarray) -> None:
     target.append(rows)
     target.sync()
     target.close()
-    files = [os.fsencode(f"/made/up/{first + i:05d}.jpg") for i in range(len(rows))]
-    store.add(first, files, np.zeros((len(rows), 2)), np.zeros((len(rows), 2), np.int64))
+    store.add(first, [Entry(b"/made/up/%05d.jpg" % (first + i), 0.0, 0.0, 0, 0) for i in range(len(rows))])
     derive(store, None)
     store.close()
 
@@ -92,9 +87,8 @@ def test_all_images_can_be_asked_for(make_index, kind):
 
 @pytest.mark.parametrize("kind", COMPRESSED)
 def test_removed_images_leave_the_compressed_copy(make_index, kind, monkeypatch):
-    monkeypatch.setitem(
-        quantised_module.KINDS, kind, quantised_module.Kind(5, lists=kind != "pq", probed=0.2)
-    )
+    few = dataclasses.replace(quantised_module.KINDS[kind], candidates=5, share=0.0, probed=0.2)
+    monkeypatch.setitem(quantised_module.KINDS, kind, few)
     rows = unit_rows(400)
     path = make_index(kind, rows)
     nearest = found(Index.open(path), rows[:1], 60)[1][0]

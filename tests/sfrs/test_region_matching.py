@@ -2,7 +2,7 @@
 
 import torch
 
-from sfrs.retrieval.region_matching import region_matches
+from sfrs.retrieval.region_rerank import region_matches
 from sfrs_ext.reference import region_descriptors
 
 

@@ -15,8 +15,7 @@ from sfrs.models.whitening import Whitening
 from sfrs.retrieval import quarters as kept_quarters
 from sfrs.retrieval.evaluation import Scoring, evaluate
 from sfrs.retrieval.quarters import KeptQuarters, RememberedQuarters
-from sfrs.retrieval.region_matching import region_matches
-from sfrs.retrieval.region_rerank import SCORES, Reranking, rerank, rerank_all
+from sfrs.retrieval.region_rerank import SCORES, Reranking, region_matches, rerank, rerank_all
 from sfrs.runtime.errors import UserError
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -150,52 +149,41 @@ def index(
             raise UserError("--info changes nothing; leave out PHOTOS, --kind and --remove.")
         _show(out, contents.as_json)
         return
-    if photos is None and not (contents.remove or contents.remove_missing or form.kind or coordinates.zone):
+    removing = contents.remove or contents.remove_missing
+    if photos is None and not (removing or form.kind or coordinates.zone):
         raise UserError("What to do? Give PHOTOS to index, --kind, --remove, --zone, or --info.")
     device = running.on_device()
 
-    from sfrs.retrieval.index import Builder, read_photos
+    from sfrs.retrieval.index import Adding, Builder, Change, Index
     from sfrs.retrieval.index.store import Store
     from sfrs.runtime.terminal import progress_tasks
 
     if photos is None:
         Store.open(out).close()  # raises where there is no index to change, before a network is opened
     model = _model(out, weights, whitening, images, running)
-    settings = running.begin()
-    skip, regions = contents.skip_bad_images, form.regions
+    adding = Adding(
+        coordinates.split,
+        coordinates.allow_unplaced,
+        contents.skip_bad_images,
+        **running.begin(),
+        device=device,
+        clusters=options.cluster_options(model, weights.seed) if model is not None else {},
+    )
+    how = dict(kind=form.kind, regions=form.regions, zone=coordinates.zone)
+    change = Change()
     with progress_tasks() as tasks:
-        found = ()
+        if photos is None or removing:
+            with Builder(out, model, **how, tasks=tasks) as builder:
+                for pattern in contents.remove or ():
+                    builder.remove(pattern)
+                if contents.remove_missing:
+                    builder.remove_missing()
+                builder.add(())
+                change = builder.finish()
         if photos is not None:
-            show = tasks("reading coordinates")
-            found = read_photos(photos, coordinates.split, skip_bad_images=skip, progress=show)
-        prepare = None
-        if model is not None and not model.has_clusters:
-            regions = regions is not False
-            prepare = partial(
-                options.fit_clusters,
-                model,
-                seed=weights.seed,
-                tasks=tasks,
-                skip_bad_images=skip,
-                batch_size=running.batch_size,
-            )
-        with Builder(
-            out, model, kind=form.kind, regions=regions, zone=coordinates.zone, device=device
-        ) as builder:
-            for pattern in contents.remove or ():
-                builder.remove(pattern)
-            if contents.remove_missing:
-                builder.remove_missing()
-            builder.add(
-                found,
-                allow_unplaced=coordinates.allow_unplaced,
-                skip_bad_images=skip,
-                batch_size=settings["batch_size"],
-                workers=settings["workers"],
-                tasks=tasks,
-                prepare=prepare,
-            )
-            change = builder.finish(tasks)
+            removed = change.removed
+            change = Index.build(photos, model, out=out, **how, adding=adding, tasks=tasks).change
+            change.removed += removed
     _show(out, contents.as_json, change)
 
 
@@ -209,27 +197,26 @@ def _model(
     """The model that the options say; None where they leave that to the index there is."""
     from sfrs.retrieval.index.store import TABLE
 
-    if (out / TABLE).is_file() and not weights.given:
-        if whitening.whitening is not None or whitening.no_whitening or images.given:
-            raise UserError(
-                f"{out} has its own network, whitening and image size; leave out --whitening and the "
-                "size, or give --weights as well to have them compared."
-            )
-        return None
-    return options.open_model(weights, whitening, images, running)
+    if not (out / TABLE).is_file() or weights.given:
+        return options.open_model(weights, whitening, images, running)
+    if whitening.whitening is not None or whitening.no_whitening or images.given:
+        raise UserError(
+            f"{out} has its own network, whitening and image size; leave out --whitening and the "
+            "size, or give --weights as well to have them compared."
+        )
+    return None
 
 
 def _show(out: Path, as_json: bool, change: Change | None = None) -> None:
     from dataclasses import asdict
 
-    from sfrs.retrieval.index.summary import summarise
+    from sfrs.retrieval.index.store import summarise
 
     facts = summarise(out)
     if change is not None:
         options.show_skipped(change.skipped)
-        facts["change"] = asdict(change) | {
-            "skipped": [{"file": str(file), "why": why} for file, why in change.skipped]
-        }
+        skipped = [{"file": str(file), "why": why} for file, why in change.skipped]
+        facts["change"] = asdict(change) | {"skipped": skipped}
     if as_json:
         print(json.dumps(facts, indent=2))
         return

@@ -15,7 +15,7 @@ SAME_TIME_DEPTH = 10
 
 
 def correct(predictions: np.ndarray, positives: Ragged) -> np.ndarray:
-    """Which predictions are right, bool ``[m, k]``.
+    """Mark the predictions that are right, bool ``[m, k]``.
 
     Args:
         predictions: database indices ``[m, k]``, best first; -1 is never right.
@@ -33,7 +33,7 @@ def correct(predictions: np.ndarray, positives: Ragged) -> np.ndarray:
 
 
 def recall_at(predictions: np.ndarray, positives: Ragged, ns: Sequence[int] = RECALL_AT) -> dict[int, float]:
-    """Share of queries, in 0..1, with a positive among the first N predictions, for each N.
+    """Compute the share of queries, in 0..1, with a positive among the first N predictions, for each N.
 
     Queries without any positive cannot be answered and are not counted; with no query left the recalls
     are NaN.
@@ -48,7 +48,7 @@ def recall_at(predictions: np.ndarray, positives: Ragged, ns: Sequence[int] = RE
 def without_same_time(
     predictions: np.ndarray, query_stamps: np.ndarray, database_stamps: np.ndarray, n: int
 ) -> np.ndarray:
-    """The first n predictions whose time stamp is not the query's.
+    """Keep the first n predictions whose time stamp is not the query's.
 
     Args:
         predictions: database indices ``[m, k]``, best first; -1 past the end.
@@ -58,9 +58,7 @@ def without_same_time(
         int64 ``[m, n]``, filled up with -1.
     """
     keep = (predictions >= 0) & (database_stamps[predictions] != query_stamps[:, None])
-    front = np.argsort(~keep, axis=1, kind="stable")[:, :n]
-    kept = np.where(np.take_along_axis(keep, front, 1), np.take_along_axis(predictions, front, 1), -1)
-    return np.pad(kept, ((0, 0), (0, n - kept.shape[1])), constant_values=-1)
+    return _first(predictions, keep, n)
 
 
 def spatial_nms(predictions: np.ndarray, place_ids: np.ndarray, n: int) -> np.ndarray:
@@ -83,6 +81,10 @@ def spatial_nms(predictions: np.ndarray, place_ids: np.ndarray, n: int) -> np.nd
     first[:, 1:] = ranked[:, 1:] != ranked[:, :-1]
     keep = np.empty_like(first)
     np.put_along_axis(keep, order, first, 1)
+    return _first(predictions, keep, n)
+
+
+def _first(predictions: np.ndarray, keep: np.ndarray, n: int) -> np.ndarray:
     front = np.argsort(~keep, axis=1, kind="stable")[:, :n]
     kept = np.where(np.take_along_axis(keep, front, 1), np.take_along_axis(predictions, front, 1), -1)
     return np.pad(kept, ((0, 0), (0, n - kept.shape[1])), constant_values=-1)

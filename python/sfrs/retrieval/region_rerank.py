@@ -1,9 +1,9 @@
-"""Re-ranking by regions: the first images of a search, ordered anew by how their parts match the query's.
+"""Re-ranking by regions: the first images of a search, ordered by how their parts match the query's.
 
-A photograph taken some steps aside shows the same house in another quarter of the picture, beside other
-things. The descriptor of the whole image mixes these with the house; the nine regions of two images
-(`region_matching`) find it. :data:`SCORES` are the ways to make one number of the 81 similarities;
-which of them help is measured in ``docs/reranking.md``.
+A photograph taken some steps aside shows the same house in another quarter of the picture, among other
+things. The descriptor of the whole image mixes these with the house; the nine regions of two images find it.
+:data:`SCORES` are the ways to make one number of the 81 similarities; ``docs/reranking.md`` measures which of
+them help.
 
 Whitening concerns the search alone: it chooses the candidates, un-whitened regions order them.
 """
@@ -16,15 +16,34 @@ import torch
 from torch import Tensor
 
 from sfrs.models.model import compact
-from sfrs.retrieval.region_matching import region_matches
 from sfrs.runtime.errors import UserError
 from sfrs.runtime.progress import Progress
+from sfrs_ext import region_similarity
+from sfrs_ext.reference import region_descriptors
 
 DEPTH = 100
 """How many images of a search are re-ranked."""
 
 Quarters = Callable[[np.ndarray], Tensor]
 """Database rows ``[C]`` -> their quarter VLADs ``[C, 4, K, D]``; may be valid only until the next call."""
+
+
+def region_matches(query_quarters: Tensor, quarters: Tensor) -> Tensor:
+    """Compare the nine regions of queries with the nine regions of database images.
+
+    The regions of the queries, which are few, are built as descriptors; those of the database images never
+    are (:func:`sfrs_ext.region_similarity`).
+
+    Args:
+        query_quarters: quarter VLADs of T queries, ``[T, 4, K, D]``, from :func:`sfrs_ext.region_vlad`.
+        quarters: those of N database images, ``[N, 4, K, D]``.
+
+    Returns:
+        Similarities ``[T, N, 9, 9]``: ``[t, n, i, j]`` is region i of query t with region j of image n, in
+        the order of ``sfrs_ext.REGIONS``; ``[..., 0, 0]`` is the similarity of the whole images.
+    """
+    regions = region_descriptors(query_quarters).flatten(0, 1)  # [T * 9, K, D]
+    return region_similarity(regions, quarters).unflatten(0, (-1, 9)).transpose(1, 2)
 
 
 def chamfer(matches: Tensor) -> Tensor:
@@ -71,7 +90,7 @@ DEFAULT_SCORE = next(iter(SCORES))
 
 
 def parse_score(name: str) -> Callable[[Tensor], Tensor]:
-    """The score of that name. Raises :class:`UserError` if there is none."""
+    """Find the score of that name. Raises :class:`UserError` if there is none."""
     if name not in SCORES:
         raise UserError(f"--rerank-score is {name!r}; expected one of {', '.join(SCORES)}.")
     return SCORES[name]
@@ -103,12 +122,13 @@ class Reranked:
     Attributes:
         rows: database rows, int64 ``[C]``.
         scores: float32 ``[C]``, falling.
-        pairs: int64 ``[C, 2]``: the region of the query and the region of the image that match best.
+        pairs: int64 ``[C, 2]``: the region of the query and the region of the image that match best; None
+            where regions were not compared.
     """
 
     rows: np.ndarray
     scores: np.ndarray
-    pairs: np.ndarray
+    pairs: np.ndarray | None = None
 
 
 @torch.no_grad()
@@ -149,7 +169,7 @@ def rerank_all(
     depth: int = DEPTH,
     progress: Progress | None = None,
 ) -> np.ndarray:
-    """Order the first ``depth`` candidates of every query anew; those behind them stay where they are.
+    """Order the first ``depth`` candidates of every query; those after them stay where they are.
 
     Args:
         query_quarters: gives the quarter VLADs of queries.
