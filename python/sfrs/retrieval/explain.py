@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageDraw, ImageOps
+from PIL import Image, ImageDraw
 from torch import Tensor
 
-from sfrs.data.images import BadImageError
+from sfrs.data.images import opened, upright
 from sfrs.models.model import Model, Photograph
 from sfrs.retrieval.region_rerank import region_matches
 from sfrs_ext import REGIONS
@@ -154,12 +154,9 @@ def open_photograph(photo: Photograph) -> Image.Image:
         pixels = (255 * photo.detach().clamp(0, 1)).round().byte().permute(1, 2, 0)
         return Image.fromarray(pixels.cpu().numpy())
     if isinstance(photo, Image.Image):
-        return ImageOps.exif_transpose(photo).convert("RGB")
-    try:
-        with Image.open(photo) as image:
-            return open_photograph(image)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise BadImageError(f"{photo}: this image cannot be read ({error}).") from error
+        return upright(photo)
+    with opened(photo) as image:
+        return upright(image)
 
 
 def jpeg_uri(image: Image.Image, longest: int) -> str:

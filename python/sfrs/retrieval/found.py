@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from sfrs.data.coordinates import metres_between
 from sfrs.data.images import BadImageError
 from sfrs.models.model import Photograph
 from sfrs.retrieval.explain import REGION_NAMES, draw_region, jpeg_uri, open_photograph
@@ -170,7 +171,7 @@ def summary(founds: Sequence[Found]) -> dict | None:
 
 
 def _metres(one: Place, other: Place) -> float:
-    return math.hypot(one.easting - other.easting, one.northing - other.northing)
+    return float(metres_between((one.easting, one.northing), (other.easting, other.northing)))
 
 
 def _figure(pictures: Sequence[tuple[Photograph, int | None]], text: Sequence[str]) -> str:

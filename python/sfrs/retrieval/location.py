@@ -5,7 +5,7 @@ from dataclasses import astuple, dataclass
 
 import numpy as np
 
-from sfrs.data.coordinates import to_degrees
+from sfrs.data.coordinates import metres_between, to_degrees
 
 RADIUS = 25.0
 """Metres around an image within which others show the same place."""
@@ -98,7 +98,7 @@ def estimate(
     if len(positions) == 0:
         return Location(math.nan, math.nan, None, None, 0.0, math.nan)
     weights = np.exp((similarities - similarities[0]) / temperature)
-    apart = np.linalg.norm(positions[:, None] - positions, axis=2)
+    apart = metres_between(positions[:, None], positions)
     near = (apart <= RADIUS)[np.argmax((apart <= RADIUS) @ weights)]
     centre = np.average(positions[near], axis=0, weights=weights[near])
     squared = ((positions[near] - centre) ** 2).sum(axis=1)
