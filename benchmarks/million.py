@@ -90,7 +90,7 @@ def fill(path: Path, images: int, dim: int, kind: str) -> dict[str, float]:
     model, drawn = Model(network.eval(), size=(480, 640)), Photographs(dim)
     path.mkdir(parents=True)
     store = Store.create(path, model, kind)
-    target = RowFile(path / store.settings["descriptors"], store.settings["dtype"], (dim,), 0)
+    target = RowFile(*store.rows_of("descriptors"), 0)
     first, chosen, rows, drawing = 0, [], [], 0.0
     every = max(1, images // VIEWS // QUERIES)
     started = last = time.perf_counter()

@@ -19,10 +19,11 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from sfrs.data.photos import read_photos
 from sfrs.models.backbones import REGISTRY, build_backbone
 from sfrs.models.model import Model
 from sfrs.models.network import DescriptorNetwork
-from sfrs.retrieval.index import Adding, Builder, Index, build, derive, read_photos, rows, store
+from sfrs.retrieval.index import Adding, Builder, Index, build, derive, rows, store
 from sfrs.runtime.errors import UserError
 
 REGISTRY["tiny"] = "tiny_backbone:TinyBackbone"
@@ -92,7 +93,7 @@ def die_at(call: str, count: int, work: Callable, *arguments: Path) -> None:
         "sync": (rows.RowFile, "sync"),
         "add": (store.Store, "add"),
         "create": (store.Store, "create"),
-        "rewrite": (derive, "_write_rows"),
+        "rewrite": (derive, "_rewritten"),
         "finish": (store.Store, "finish"),
         "sweep": (derive, "sweep"),
     }[call]

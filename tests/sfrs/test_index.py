@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from sfrs.data.images import BadImageError
+from sfrs.data.photos import read_photos
 from sfrs.models.model import Model
 from sfrs.models.whitening import Whitening
-from sfrs.retrieval.index import Adding, Builder, Index, read_photos
+from sfrs.retrieval.index import Adding, Builder, Index
 from sfrs.retrieval.index.store import LOCK, TABLE, Store
 from sfrs.retrieval.search import search
 from sfrs.runtime.errors import UserError

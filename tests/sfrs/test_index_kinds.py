@@ -4,7 +4,6 @@ import dataclasses
 
 import numpy as np
 import pytest
-import torch
 
 from sfrs.models.model import Model
 from sfrs.retrieval.index import Index
@@ -13,7 +12,7 @@ from sfrs.retrieval.index.build import KINDS, Builder
 from sfrs.retrieval.index.derive import derive
 from sfrs.retrieval.index.quantised import Compressed
 from sfrs.retrieval.index.rows import RowFile
-from sfrs.retrieval.index.scan import scan
+from sfrs.retrieval.index.scan import compare, scan
 from sfrs.retrieval.index.store import Entry, Store
 from sfrs.runtime.errors import UserError
 
@@ -52,9 +51,8 @@ def make_index(tmp_path, tiny_network):
 def append(path, rows: np.ndarray) -> None:
     store = Store.open(path)
     first = store.slots()
-    target = RowFile(path / store.settings["descriptors"], store.settings["dtype"], (24,), first)
+    target = RowFile(*store.rows_of("descriptors"), first)
     target.append(rows)
-    target.sync()
     target.close()
     store.add(first, [Entry(b"/made/up/%05d.jpg" % (first + i), 0.0, 0.0, 0, 0) for i in range(len(rows))])
     derive(store, None)
@@ -192,8 +190,12 @@ def test_float16_rows_are_scanned_as_float32_ones(monkeypatch):
     np.testing.assert_allclose(scores, np.take_along_axis(exact, where, 1), atol=1e-6)
 
 
-def test_equal_similarities_are_listed_in_the_order_of_the_rows():
-    rows = np.tile(np.eye(2, dtype=np.float32), (50, 1))
-    where = scan(rows, np.ones(100, bool), np.eye(2, dtype=np.float32)[:1], 100)[1][0]
-    assert (where == np.r_[0:100:2, 1:100:2]).all()
-    assert torch.from_numpy(where).unique().numel() == 100
+@pytest.mark.parametrize("block_rows", [1000, 64, 7])
+def test_equal_similarities_are_listed_in_the_order_of_the_rows(monkeypatch, block_rows):
+    monkeypatch.setattr("sfrs.retrieval.index.scan.BLOCK_ROWS", block_rows)
+    random = np.random.default_rng(0)
+    rows, queries = (random.choice([-1.0, 1.0], (n, 6)).astype(np.float32) for n in (500, 9))
+    expected = np.argsort(-(queries @ rows.T), axis=1, kind="stable")[:, :20]
+    assert (scan(rows, np.ones(500, bool), queries, 20)[1] == expected).all()
+    every = np.tile(random.permutation(500), (9, 1))
+    assert (compare(rows, every, queries, 20)[1] == expected).all()

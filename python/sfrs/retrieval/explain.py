@@ -131,12 +131,12 @@ def cluster_colours(count: int) -> np.ndarray:
     return (255 * np.array(colours)).round().astype(np.uint8)
 
 
-def draw_region(image: Image.Image, region: int) -> Image.Image:
+def draw_region(image: Image.Image, region: int, *, boxes: tuple[Box, ...] = REGION_BOXES) -> Image.Image:
     """Frame one of the nine regions of a photograph and dim the rest; RGB, at the same size."""
     photograph = open_photograph(image)
     width, height = photograph.size
-    box = REGION_BOXES[region]
-    left, top, right, bottom = (round(at * side) for at, side in zip(box, 2 * photograph.size, strict=True))
+    corners = zip(boxes[region], 2 * photograph.size, strict=True)
+    left, top, right, bottom = (round(at * side) for at, side in corners)
     dimmed = Image.blend(photograph, Image.new("RGB", photograph.size), 0.5)
     dimmed.paste(photograph.crop((left, top, right, bottom)), (left, top))
     line = max(2, round(min(width, height) / 80))

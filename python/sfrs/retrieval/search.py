@@ -1,7 +1,5 @@
 """Exact nearest-neighbour search over descriptors. Of equal scores the lower row comes first."""
 
-from typing import Literal
-
 import faiss
 import numpy as np
 from torch import Tensor
@@ -10,17 +8,12 @@ BLOCK_BYTES = 512 * 2**20
 
 
 def search(
-    database: np.ndarray,
-    queries: np.ndarray,
-    k: int,
-    *,
-    metric: Literal["inner_product", "l2"] = "inner_product",
-    block_bytes: int = BLOCK_BYTES,
+    database: np.ndarray, queries: np.ndarray, k: int, *, block_bytes: int = BLOCK_BYTES
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The k nearest database rows of each query, nearest first.
+    """Find the k database rows of each query with the largest inner products, largest first.
 
     The database is walked in blocks where it lies, so it may be a memory map or float16, and no index
-    holds a second copy of it. For unit descriptors both metrics give one order.
+    holds a second copy of it.
 
     Args:
         database: ``[n, d]``.
@@ -29,8 +22,8 @@ def search(
         block_bytes: size of the float32 copy made of a block that is not float32 already.
 
     Returns:
-        (scores float32 ``[m, k]``, indices int64 ``[m, k]``): inner products falling, or squared distances
-        rising. Of equal scores the lower row comes first, whatever the blocks.
+        (inner products float32 ``[m, k]``, falling, indices int64 ``[m, k]``). Of equal scores the lower row
+        comes first, whatever the blocks.
 
     Raises:
         ValueError: shapes do not match, the database is empty, or a value is not finite.
@@ -44,45 +37,39 @@ def search(
             f"search: database has {len(database)} rows and k is {k}; expected at least 1 of each"
         )
     k = min(k, len(database))
-    inner = metric == "inner_product"
     queries = np.ascontiguousarray(queries, dtype=np.float32)
-    scores = np.empty((len(queries), 0), np.float32)
-    indices = np.empty((len(queries), 0), np.int64)
+    scores, indices = np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64)
     rows = max(1, block_bytes // (4 * database.shape[1]))
     for start in range(0, len(database), rows):
         block = np.ascontiguousarray(database[start : start + rows], dtype=np.float32)
-        found, where = _search_block(block, queries, min(k, len(block)), inner)
-        scores = np.concatenate([scores, found], axis=1)
-        indices = np.concatenate([indices, where + start], axis=1)
-        scores, indices = _ranked(scores, indices, k, inner)
+        found, where = _search_block(block, queries, min(k, len(block)))
+        scores, indices = np.hstack([scores, found]), np.hstack([indices, where + start])
+        scores, indices = _ranked(scores, indices, k)
     return scores, indices
 
 
-def _search_block(
-    block: np.ndarray, queries: np.ndarray, k: int, inner: bool
-) -> tuple[np.ndarray, np.ndarray]:
+def _search_block(block: np.ndarray, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     """As `search`. faiss keeps any of equal scores, so queries whose list ends among them ask for more."""
-    metric = faiss.METRIC_INNER_PRODUCT if inner else faiss.METRIC_L2
-    found, where = faiss.knn(queries, block, min(k + 1, len(block)), metric=metric)
+    found, where = faiss.knn(queries, block, min(k + 1, len(block)), metric=faiss.METRIC_INNER_PRODUCT)
     if (where < 0).any() or not np.isfinite(found).all():
         raise ValueError("search: descriptors hold values that are not finite")
-    scores, indices = _ranked(found, where, k, inner)
+    scores, indices = _ranked(found, where, k)
     if k < len(block):
         tied = np.flatnonzero(found[:, k] == found[:, k - 1])
         more = min(2 * k, len(block))
         for part in np.array_split(tied, 1 + len(tied) * more * 12 // BLOCK_BYTES) if len(tied) else ():
-            found, where = _search_block(block, queries[part], more, inner)
+            found, where = _search_block(block, queries[part], more)
             scores[part], indices[part] = found[:, :k], where[:, :k]
     return scores, indices
 
 
-def _ranked(scores: np.ndarray, indices: np.ndarray, k: int, inner: bool) -> tuple[np.ndarray, np.ndarray]:
-    order = np.lexsort((indices, -scores if inner else scores), axis=1)[:, :k]
+def _ranked(scores: np.ndarray, indices: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    order = np.lexsort((indices, -scores), axis=1)[:, :k]
     return np.take_along_axis(scores, order, 1), np.take_along_axis(indices, order, 1)
 
 
 def largest(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k largest of each row and their columns, largest first; of equal ones the lower column first.
+    """Find the k largest of each row and their columns, largest first; of equal ones the lower column first.
 
     Args:
         scores: ``[m, n]``.

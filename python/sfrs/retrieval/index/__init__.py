@@ -17,4 +17,4 @@ G is the generation (`store`) that wrote the file. :class:`Index` builds and sea
 from sfrs.retrieval.index.build import Adding, Builder, Change
 from sfrs.retrieval.index.opened import Index
 
-__all__ = ["Adding", "Builder", "Change", "Index", "Photo", "read_photos"]
+__all__ = ["Adding", "Builder", "Change", "Index"]

@@ -3,7 +3,7 @@
 import json
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
@@ -14,7 +14,7 @@ import numpy as np
 
 from sfrs.data.coordinates import parse_zone
 from sfrs.data.images import BadImageError, check_images
-from sfrs.data.photos import Photo, check_inside, project, why_unreadable
+from sfrs.data.photos import Photo, check_inside, project
 from sfrs.models.model import Model
 from sfrs.retrieval.index.derive import derive
 from sfrs.retrieval.index.rows import RowFile
@@ -55,12 +55,7 @@ class Adding:
 
 @dataclass
 class Change:
-    """How :class:`Builder` changed an index.
-
-    Attributes:
-        added, described_again, removed, unchanged: numbers of images.
-        skipped: (file, why) of images that could not be read.
-    """
+    """Numbers of images that :class:`Builder` changed, and (file, why) of those it could not read."""
 
     added: int = 0
     described_again: int = 0
@@ -72,8 +67,8 @@ class Change:
 class Builder:
     """Makes an index or changes one, alone: holds the index's lock until it is left.
 
-    Readers see nothing of it before :meth:`finish`. What was described before an interruption, of whatever
-    sort, is kept: the same calls go on with the rest.
+    Readers see nothing of it before :meth:`finish`. Interrupted in any way, the same calls go on with the
+    rest.
 
     Args:
         path: of the index.
@@ -141,9 +136,8 @@ class Builder:
         """Describe photos that are new, or whose file or position changed.
 
         Raises:
-            UserError: no position is known of a photo and ``allow_unplaced`` is not set, or positions do not
-                go together with those of the index.
-            BadImageError: an image cannot be read and ``skip_bad_images`` is not set.
+            UserError: positions are missing, or do not go together with those of the index.
+            BadImageError: an image cannot be read.
         """
         adding = adding or Adding()
         photos, stamps = self._stamped(photos, adding.skip_bad_images)
@@ -174,28 +168,21 @@ class Builder:
         Raises:
             UserError: no image does.
         """
-        table = self._opened().pending()
-        path = os.path.abspath(pattern)
-        names = [str(file) for file in table.files]
-        chosen = [
-            name.startswith(os.path.join(path, ""))
-            or name == path
-            or fnmatch(name, path)
-            or fnmatch(name, pattern)
-            or fnmatch(os.path.basename(name), pattern)
-            for name in names
-        ]
-        if not any(chosen):
+        folder = Path(os.path.abspath(pattern))
+
+        def matches(file: Path) -> bool:
+            inside = file.is_relative_to(folder) or fnmatch(str(file), str(folder))
+            return inside or fnmatch(str(file), pattern) or fnmatch(file.name, pattern)
+
+        if not self._remove(matches):
             raise UserError(
-                f"--remove {pattern}: none of the {len(names):,} images of {self.path} lies below this "
-                "folder or matches this pattern."
+                f"--remove {pattern}: none of the {len(self._store.pending().files):,} images of {self.path} "
+                "lies below this folder or matches this pattern."
             )
-        self._remove(table.slots[chosen])
 
     def remove_missing(self) -> None:
         """Remove the images whose files are gone."""
-        table = self._opened().pending()
-        self._remove(table.slots[[not os.path.exists(file) for file in table.files]])
+        self._remove(lambda file: not file.exists())
 
     def finish(self) -> Change:
         """Make what was added and removed, and the kind asked for, what readers see from now on."""
@@ -210,9 +197,8 @@ class Builder:
     def _create(self, photos: Sequence[Photo], zone: str, adding: Adding) -> None:
         regions = self._regions
         if not self.model.has_clusters:
-            progress = self._tasks("k-means for NetVLAD")
             options = dict(skip_bad_images=adding.skip_bad_images, batch_size=adding.batch_size)
-            options |= {"progress": progress, **adding.clusters}
+            options |= {"progress": self._tasks("k-means for NetVLAD"), **adding.clusters}
             self.model.fit_clusters([photo.file for photo in photos], **options)
             regions = regions is not False
         self._store = Store.create(
@@ -240,21 +226,18 @@ class Builder:
         """The photos that are there, their sizes and times of change; the others are skipped."""
         there, stamps = [], []
         for photo in photos:
+            why = photo.unreadable
             try:
-                if photo.unreadable:
-                    raise BadImageError(f"{photo.file}: {photo.unreadable}")
-                try:
-                    found = os.stat(photo.file)
-                except OSError as error:
-                    why = f"{photo.file}: this image cannot be read ({error.strerror})."
-                    raise BadImageError(why) from error
-            except BadImageError as error:
-                if not skip:
-                    raise
-                self.change.skipped.append((photo.file, why_unreadable(photo.file, error)))
-            else:
+                found = os.stat(photo.file)
+            except OSError as error:
+                why = why or f"this image cannot be read ({error.strerror})."
+            if not why:
                 there.append(photo)
                 stamps.append((found.st_size, found.st_mtime_ns))
+            elif skip:
+                self.change.skipped.append((photo.file, why))
+            else:
+                raise BadImageError(f"{photo.file}: {why}")
         return there, stamps
 
     def _project(self, photos: Sequence[Photo]) -> tuple[np.ndarray, str]:
@@ -288,13 +271,11 @@ class Builder:
     def _describe(self, entries: Sequence[Entry], adding: Adding) -> None:
         if self.model is None:
             self.model = self._store.load_model(adding.device)
-        settings, first = self._store.settings, self._store.slots()
-        shapes = {"descriptors": (settings["dtype"], (self.model.dim,))}
-        if settings["quarters"]:
-            shapes["quarters"] = ("float16", self.model.quarters_shape)
-        targets = [RowFile(self.path / settings[name], *shape, first) for name, shape in shapes.items()]
+        regions, first = bool(self._store.settings["quarters"]), self._store.slots()
+        names = ("descriptors", "quarters") if regions else ("descriptors",)
+        targets = [RowFile(*self._store.rows_of(name), first) for name in names]
         files = [Path(os.fsdecode(entry.file)) for entry in entries]
-        options = dict(regions="quarters" in shapes, batch_size=adding.batch_size, workers=adding.workers)
+        options = dict(regions=regions, batch_size=adding.batch_size, workers=adding.workers)
         progress = self._tasks("describing") if files else None
         written = committed = 0
         last = time.monotonic()
@@ -320,9 +301,12 @@ class Builder:
                 target.sync()
             self._store.add(slot, entries)
 
-    def _remove(self, slots: np.ndarray) -> None:
+    def _remove(self, chosen: Callable[[Path], bool]) -> int:
+        table = self._opened().pending()
+        slots = [slot for slot, file in zip(table.slots, table.files, strict=True) if chosen(file)]
         self._store.remove(slots)
         self.change.removed += len(slots)
+        return len(slots)
 
 
 def _check_free(path: Path) -> None:

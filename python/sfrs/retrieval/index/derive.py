@@ -1,6 +1,5 @@
 """Finishing a generation: rows compacted or converted, their compressed copy made, old files deleted."""
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,7 +8,7 @@ from sfrs.retrieval.index import quantised
 from sfrs.retrieval.index.quantised import Compressed
 from sfrs.retrieval.index.rows import RowFile, map_rows
 from sfrs.retrieval.index.store import Store
-from sfrs.runtime.progress import Progress, Tasks
+from sfrs.runtime.progress import Tasks
 
 COMPACTED_ABOVE = 0.25
 """Share of removed rows above which the files are written again without them."""
@@ -26,22 +25,23 @@ def derive(store: Store, kind: str | None, tasks: Tasks = lambda name: None) -> 
     """
     settings, table, slots = store.settings, store.pending(), store.slots()
     kind = kind or settings["kind"]
-    compact = slots - len(table.slots) > COMPACTED_ABOVE * slots
+    kept = table.slots if slots - len(table.slots) > COMPACTED_ABOVE * slots else None
     has_copy = bool(settings["compressed"]) and (store.path / settings["compressed"]).is_file()
     needs_copy = kind in quantised.KINDS and len(table.slots) >= quantised.FEWEST
-    changed = store.generation == 0 or store.changed() or compact or kind != settings["kind"]
+    changed = store.generation == 0 or store.changed() or kept is not None or kind != settings["kind"]
     if not changed and has_copy == needs_copy:
         return
-    kept = table.slots if compact else None
-    changes = _rewritten(store, kept, kind == "float16", tasks)
-    changes |= {"kind": kind, "compressed": None, "trained": 0}
+    dtype = "float16" if kind == "float16" else settings["dtype"]
+    changes = {"kind": kind, "dtype": dtype, "compressed": None, "trained": 0}
+    if kept is not None or dtype != settings["dtype"]:
+        changes["descriptors"] = _rewritten(store, "descriptors", dtype, kept, tasks)
+    if kept is not None and settings["quarters"]:
+        changes["quarters"] = _rewritten(store, "quarters", "float16", kept, tasks)
     if needs_copy:
-        described = settings | changes
-        rows = (described["dtype"], (settings["dim"],), len(table.slots) if compact else slots)
-        extend = has_copy and kind == settings["kind"] and not compact
-        changes |= _compressed(
-            store, kind, map_rows(store.path / described["descriptors"], *rows), extend, tasks
-        )
+        file = store.path / changes.get("descriptors", settings["descriptors"])
+        rows = map_rows(file, dtype, (settings["dim"],), slots if kept is None else len(kept))
+        extend = has_copy and kind == settings["kind"] and kept is None
+        changes |= _compressed(store, kind, rows, extend, tasks)
     store.finish(kept, **changes)
     sweep(store)
 
@@ -55,51 +55,32 @@ def sweep(store: Store) -> None:
                 file.unlink()
 
 
-def _rewritten(store: Store, kept: np.ndarray | None, to_float16: bool, tasks: Tasks) -> dict[str, Any]:
-    """Write only the slots ``kept``, or all as float16; returns the settings that change by it."""
-    settings, slots, coming = store.settings, store.slots(), store.generation + 1
-    dtype = "float16" if to_float16 else settings["dtype"]
-    if kept is None and dtype == settings["dtype"]:
-        return {}
-    files = {"descriptors": (settings["dtype"], dtype, (settings["dim"],))}
-    if kept is not None and settings["quarters"]:
-        files["quarters"] = ("float16", "float16", tuple(settings["quarters_shape"]))
-    changes = {"dtype": dtype}
-    for name, (old, new, shape) in files.items():
-        changes[name] = f"{name}-{coming}.{new}"
-        progress = tasks(f"rewriting {name}")
-        source = map_rows(store.path / settings[name], old, shape, slots)
-        _write_rows(
-            store.path / changes[name], new, source, np.arange(slots) if kept is None else kept, progress
-        )
-    return changes
-
-
-def _write_rows(
-    path: Path, dtype: str, source: np.ndarray, kept: np.ndarray, progress: Progress | None
-) -> None:
-    path.unlink(missing_ok=True)
-    target = RowFile(path, dtype, source.shape[1:], 0)
+def _rewritten(store: Store, name: str, dtype: str, kept: np.ndarray | None, tasks: Tasks) -> str:
+    """Write the slots ``kept``, or all, to a file of the coming generation; returns its name."""
+    source, progress = map_rows(*store.rows_of(name), store.slots()), tasks(f"rewriting {name}")
+    kept = np.arange(len(source)) if kept is None else kept
+    file = store.path / f"{name}-{store.generation + 1}.{dtype}"
+    file.unlink(missing_ok=True)
+    target = RowFile(file, dtype, source.shape[1:], 0)
     step = max(1, BLOCK_BYTES // max(1, source[:1].nbytes))
     for start in range(0, len(kept), step):
         target.append(source[kept[start : start + step]])
         if progress is not None:
             progress(min(start + step, len(kept)), len(kept))
-    target.sync()
     target.close()
+    return file.name
 
 
 def _compressed(store: Store, kind: str, rows: np.ndarray, extend: bool, tasks: Tasks) -> dict[str, Any]:
     """Make the compressed copy of the rows, or extend the present one if it was trained for as many."""
-    trained = store.settings["trained"]
+    settings, file = store.settings, store.path / f"{kind}-{store.generation + 1}.faiss"
+    trained, fitting = settings["trained"], tasks("fitting codes")
     if extend and len(rows) < OUTGROWN * trained:
-        copy = Compressed.open(store.path / store.settings["compressed"], kind, rows.shape[1], to_extend=True)
+        copy = Compressed.open(store.path / settings["compressed"], kind, settings["dim"], to_extend=True)
     else:
-        fitting, trained = tasks("fitting codes"), len(rows)
-        copy = Compressed.train(kind, rows)
+        trained, copy = len(rows), Compressed.train(kind, rows)
         if fitting is not None:
             fitting(1, 1)
     copy.extend(rows, tasks("compressing"))
-    name = f"{kind}-{store.generation + 1}.faiss"
-    copy.save(store.path / name)
-    return {"compressed": name, "trained": trained}
+    copy.save(file)
+    return {"compressed": file.name, "trained": trained}

@@ -71,12 +71,11 @@ class Index:
         self._row_of = np.full(max(slots, len(self._compressed or ())), -1, dtype=np.int64)
         self._row_of[table.slots] = np.arange(len(table.slots))
         self._live = self._row_of >= 0
-        shape, scattered = (settings["dtype"], (self.model.dim,), slots), self._compressed is not None
-        self._descriptors = map_rows(self.path / settings["descriptors"], *shape, scattered=scattered)
+        scattered = self._compressed is not None
+        self._descriptors = map_rows(*store.rows_of("descriptors"), slots, scattered=scattered)
         self._quarters = None
         if settings["quarters"]:
-            shape = ("float16", self.model.quarters_shape, slots)
-            self._quarters = map_rows(self.path / settings["quarters"], *shape, scattered=True)
+            self._quarters = map_rows(*store.rows_of("quarters"), slots, scattered=True)
         self._lock = threading.Lock()
 
     @classmethod

@@ -39,6 +39,7 @@ class RowFile:
         os.fsync(self._file.fileno())
 
     def close(self) -> None:
+        self.sync()
         self._file.close()
 
 

@@ -168,6 +168,12 @@ class Store:
         whitening = self.path / WHITENING if self.settings["digests"]["whitening"] else None
         return Model.load(self.path / NETWORK, whitening, size=self.settings["size"], device=device)
 
+    def rows_of(self, name: str) -> tuple[Path, str, tuple[int, ...]]:
+        """File, dtype and shape of one row, of "descriptors" or "quarters"."""
+        if name == "quarters":
+            return self.path / self.settings[name], "float16", tuple(self.settings["quarters_shape"])
+        return self.path / self.settings[name], self.settings["dtype"], (self.settings["dim"],)
+
     @property
     def generation(self) -> int:
         """Finished generations; 0 while the first is being built."""
