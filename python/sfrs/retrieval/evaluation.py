@@ -40,7 +40,6 @@ class Evaluation:
         predictions: database indices int64 ``[m, max N]``, best first; -1 past the end.
         correct: bool ``[m, max N]``, whether the prediction is within ``radius`` metres.
         num_positives: int64 ``[m]``, database images within ``radius`` of each query.
-        radius: metres.
         seconds: of describing, searching and re-ranking.
         before: where re-ranked, the evaluation of the search alone.
     """
@@ -75,17 +74,11 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Scoring:
-    """Rules of what counts as found.
+    """Rules of what counts as found."""
 
-    Attributes:
-        recalls: the N of recall@N.
-        radius: metres within which a database image is right.
-        nms: keep one image per panorama (:func:`sfrs.retrieval.recall.spatial_nms`).
-    """
-
-    recalls: Sequence[int] = RECALL_AT
-    radius: float = RADIUS
-    nms: bool = False
+    recalls: Sequence[int] = RECALL_AT  # the N of recall@N
+    radius: float = RADIUS  # metres within which a database image is right
+    nms: bool = False  # keep one image per panorama (sfrs.retrieval.recall.spatial_nms)
 
 
 def evaluate(
@@ -161,12 +154,9 @@ def score(
     scoring: Scoring | None = None,
     seconds: dict[str, float] | None = None,
 ) -> Evaluation:
-    """Score predictions that were made already: database indices ``[m, k]``, best first.
+    """Score predictions that were made already: database indices ``[m, k]``, k as `search_depth` says.
 
     Of images with time stamps those of the query's own are neither right nor counted as predictions.
-
-    Args:
-        predictions: as many per query as `search_depth` says.
     """
     scoring = scoring or Scoring()
     positives = right_images(places, scoring.radius)
@@ -202,7 +192,7 @@ def check_answerable(places: Places, radius: float) -> None:
 def without_bad_images(
     places: Places, *, workers: int = 2, tasks: Tasks | None = None
 ) -> tuple[Places, list[tuple]]:
-    """The data set without the images that cannot be read, and (file, reason) of those.
+    """Leave out images that cannot be read; returns (data set, (file, reason) of those left out).
 
     Raises:
         UserError: no image of a role can be read.

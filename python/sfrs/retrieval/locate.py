@@ -34,14 +34,19 @@ def locate(
     workers: int = 2,
     tasks: Tasks | None = None,
 ) -> list[Found]:
-    """Locate photographs, see :meth:`sfrs.Index.locate`.
+    """Say where photographs were taken, files or images in memory.
 
     Args:
         top: how many matches to return; the estimate weighs `CONSIDERED` in any case.
         rerank: order the first images found by their regions; "regions" is ``Reranking()``. At least ``top``
-            and :data:`sfrs.retrieval.location.CONSIDERED` images are ordered.
+            and `CONSIDERED` images are ordered.
         workers: threads that decode files.
         tasks: opens a progress display per stage.
+
+    Raises:
+        UserError: the index is empty, an option has no meaning, or re-ranking needs the files of images and
+            none can be read any more.
+        BadImageError: a photograph cannot be read.
     """
     if len(index) == 0:
         raise UserError(f"{index.path}: this index holds no image to compare with.")
@@ -97,17 +102,10 @@ class RegionOrder:
         self._unreadable: set[int] = set()
 
     def __call__(self, query: Tensor, rows: np.ndarray) -> tuple[Reranked, tuple[int, ...]]:
-        """Order the first :attr:`depth` rows, leaving out what comes after them.
-
-        Args:
-            query: quarter VLADs of the photograph, float32 ``[1, 4, K, D]``.
-            rows: of the index, best first.
+        """Order the first :attr:`depth` rows by the query's quarter VLADs ``[1, 4, K, D]``, drop the others.
 
         Returns:
             (the rows in their order, those of them that were left out).
-
-        Raises:
-            UserError: none of the files of the candidates can be read any more.
         """
         first = rows[: self.depth]
         while True:
@@ -125,7 +123,6 @@ class RegionOrder:
                     raise
 
     def _find_unreadable(self, rows: np.ndarray) -> bool:
-        """Remember which of the rows cannot be read; whether there are any."""
         files = [self.index.files[row] for row in rows]
         bad = {file for file, _ in check_images(files)}
         self._unreadable.update(int(row) for row, file in zip(rows, files, strict=True) if file in bad)
@@ -140,7 +137,6 @@ def _matches(index: Index, ranked: Reranked, positions: np.ndarray, top: int) ->
 
 
 def _truth(photo: Photograph, zone: str) -> Place | None:
-    """Where the photograph says it was taken, by its name or EXIF, in the index's coordinates."""
     if isinstance(photo, Tensor):
         return None
     try:

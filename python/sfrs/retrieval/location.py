@@ -82,9 +82,6 @@ def estimate(
 
     Returns:
         The location; without any known position nan and a confidence of 0.
-
-    Raises:
-        ValueError: the shapes do not belong together.
     """
     positions, similarities = np.asarray(positions, np.float64), np.asarray(similarities, np.float64)
     if positions.shape != (*similarities.shape, 2) or similarities.ndim != 1:

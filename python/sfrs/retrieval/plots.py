@@ -18,6 +18,17 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 INK, FAINT, PAPER = "#1f2933", "#7b8794", "#ffffff"
 RIGHT, WRONG = "#1a9850", "#d73027"
+STYLE = {
+    **{"font.family": "DejaVu Sans", "font.size": 11, "text.color": INK, "legend.edgecolor": "none"},
+    **{f"axes.spines.{side}": False for side in ("left", "right", "top")},
+    **{"axes.edgecolor": FAINT, "axes.labelcolor": INK, "grid.color": "#e4e7eb"},
+    **{"axes.grid": True, "axes.grid.axis": "y", "xtick.major.size": 0, "ytick.major.size": 0},
+    **{
+        f"{axis}tick.{part}": colour
+        for axis in "xy"
+        for part, colour in (("color", FAINT), ("labelcolor", INK))
+    },
+}
 
 TILE = (240, 180)  # width, height of a picture on the contact sheet, pixels
 BORDER, GAP, MARGIN = 7, 14, 36
@@ -38,19 +49,12 @@ class SheetRow:
 
 @dataclass(frozen=True)
 class RunCurves:
-    """How a training run went; positions are epochs over all generations, generations are apart.
+    """How a training run went; positions are epochs over all generations, generations are apart."""
 
-    Attributes:
-        steps: "hard" and "soft" -> that loss of single steps.
-        epochs: the same -> its means over epochs.
-        recalls: validation recall in 0..1, beginning with the network a generation starts from.
-        best: where each generation's best network stands.
-    """
-
-    steps: Mapping[str, Sequence[Points]]
-    epochs: Mapping[str, Sequence[Points]]
-    recalls: Sequence[Points]
-    best: Points
+    steps: Mapping[str, Sequence[Points]]  # "hard" and "soft" -> that loss of single steps
+    epochs: Mapping[str, Sequence[Points]]  # the same -> its means over epochs
+    recalls: Sequence[Points]  # validation recall in 0..1, from the network a generation starts from on
+    best: Points  # where each generation's best network stands
 
 
 def recall_curves(curves: Mapping[str, Mapping[int, float]], path: str | Path, *, title: str = "") -> None:
@@ -71,13 +75,12 @@ def recall_curves(curves: Mapping[str, Mapping[int, float]], path: str | Path, *
         # Start at a round number below the lowest point, so that close curves come apart.
         axes.set_ylim(min(0.8, max(0.0, int(10 * lowest - 0.5) / 10)), 1.0)
         axes.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
-        axes.set_xlabel("N, images looked at", color=INK)
-        axes.set_ylabel("recall@N", color=INK)
-        _plain(axes)
+        axes.set_xlabel("N, images looked at")
+        axes.set_ylabel("recall@N")
         if len(curves) > 1:
             # Listed as the lines end, from top to bottom.
             lines = sorted(axes.get_lines(), key=lambda line: -line.get_ydata()[-1])
-            axes.legend(handles=lines, loc="lower right", facecolor=PAPER, edgecolor="none", framealpha=0.9)
+            axes.legend(handles=lines, loc="lower right", framealpha=0.9)
         if title:
             axes.set_title(title, loc="left", fontsize=13, fontweight="bold", pad=12)
 
@@ -106,15 +109,13 @@ def training_curves(
             ring = {"marker": "o", "markersize": 12, "fillstyle": "none", "linestyle": "", "clip_on": False}
             recalls.plot(*_xy(run.best), color=_look(i)["color"], **ring)
             recalls.plot([], [], **_look(i), label=label)  # one entry of the legend, whatever is drawn
-        recalls.set_ylabel(f"validation recall@{n}", color=INK)
+        recalls.set_ylabel(f"validation recall@{n}")
         recalls.yaxis.set_major_formatter(PercentFormatter(xmax=1))
-        recalls.set_xlabel("epochs, all generations; a ring is a generation's best network", color=INK)
+        recalls.set_xlabel("epochs, all generations; a ring is a generation's best network")
         recalls.xaxis.set_major_locator(MaxNLocator(integer=True))
-        for axes in panels:
-            for first in generations:
-                axes.axvline(first, color=FAINT, linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)
-            _plain(axes)
         for number, first in enumerate(generations, start=2):
+            for axes in panels:
+                axes.axvline(first, color=FAINT, linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)
             at = panels[0].get_xaxis_transform()
             panels[0].text(first, 1.01, f"generation {number}", transform=at, color=FAINT, fontsize=9)
         legend = recalls.get_legend_handles_labels()
@@ -123,7 +124,7 @@ def training_curves(
 
 @contextmanager
 def _drawn(path: str | Path, size: tuple[float, float]) -> Iterator[Figure]:
-    with matplotlib.rc_context({"font.family": "DejaVu Sans", "font.size": 11, "text.color": INK}):
+    with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=size, dpi=150, layout="constrained", facecolor=PAPER)
         yield figure
         with replaced(Path(path)) as partial:
@@ -154,19 +155,12 @@ def _draw_losses(axes, part: str, runs: Sequence[RunCurves]) -> None:
     low, high = min(values), max(values)
     room = 0.5 * (high - low) or 0.1 * abs(high) or 1.0
     axes.set_ylim(max(0.0, low - room), high + room)
-    axes.set_ylabel(f"{part} loss", color=INK)
+    axes.set_ylabel(f"{part} loss")
 
 
 def _xy(points: Iterable[tuple[float, float]]) -> tuple[list[float], list[float]]:
     points = list(points)
     return [x for x, _ in points], [y for _, y in points]
-
-
-def _plain(axes) -> None:
-    axes.grid(axis="y", color="#e4e7eb", linewidth=0.8)
-    axes.tick_params(colors=FAINT, labelcolor=INK, length=0)
-    axes.spines[["top", "right", "left"]].set_visible(False)
-    axes.spines["bottom"].set_color(FAINT)
 
 
 def contact_sheet(

@@ -46,63 +46,35 @@ def region_matches(query_quarters: Tensor, quarters: Tensor) -> Tensor:
     return region_similarity(regions, quarters).unflatten(0, (-1, 9)).transpose(1, 2)
 
 
-def chamfer(matches: Tensor) -> Tensor:
-    """Mean similarity of a region to its best counterpart, over the regions of both images."""
+def _chamfer(matches: Tensor) -> Tensor:
     return (matches.amax(-1).mean(-1) + matches.amax(-2).mean(-1)) / 2
 
 
-def nine_best(matches: Tensor) -> Tensor:
-    """Mean of the nine best of the 81 pairs."""
+def _nine_best(matches: Tensor) -> Tensor:
     return matches.flatten(-2).topk(9).values.mean(-1)
 
 
-def mixed(matches: Tensor) -> Tensor:
-    """Mean of :func:`chamfer` and :func:`nine_best`: much has to match, some of it well."""
-    return (chamfer(matches) + nine_best(matches)) / 2
-
-
-def aligned(matches: Tensor) -> Tensor:
-    """Mean similarity of the regions in the same place."""
-    return matches.diagonal(dim1=-2, dim2=-1).mean(-1)
-
-
-def whole_query(matches: Tensor) -> Tensor:
-    """The whole query against the best region."""
-    return matches[..., 0, :].amax(-1)
-
-
-def best_pair(matches: Tensor) -> Tensor:
-    """The best of the 81 pairs."""
-    return matches.flatten(-2).amax(-1)
-
-
 SCORES: dict[str, Callable[[Tensor], Tensor]] = {
-    "mixed": mixed,
-    "chamfer": chamfer,
-    "nine-best": nine_best,
-    "aligned": aligned,
-    "whole-query": whole_query,
-    "best-pair": best_pair,
+    # Much has to match, some of it well: the mean of the next two.
+    "mixed": lambda matches: (_chamfer(matches) + _nine_best(matches)) / 2,
+    # Mean similarity of a region to its best counterpart, over the regions of both images.
+    "chamfer": _chamfer,
+    # Mean of the nine best of the 81 pairs.
+    "nine-best": _nine_best,
+    # Mean similarity of the regions in the same place.
+    "aligned": lambda matches: matches.diagonal(dim1=-2, dim2=-1).mean(-1),
+    # The whole query with the best region.
+    "whole-query": lambda matches: matches[..., 0, :].amax(-1),
+    "best-pair": lambda matches: matches.flatten(-2).amax(-1),
 }
 """Scores of region matches ``[..., 9, 9]`` -> ``[...]``; the first is the default."""
 
 DEFAULT_SCORE = next(iter(SCORES))
 
 
-def parse_score(name: str) -> Callable[[Tensor], Tensor]:
-    """Find the score of that name. Raises :class:`UserError` if there is none."""
-    if name not in SCORES:
-        raise UserError(f"--rerank-score is {name!r}; expected one of {', '.join(SCORES)}.")
-    return SCORES[name]
-
-
 @dataclass(frozen=True)
 class Reranking:
-    """How to re-rank by regions.
-
-    Attributes:
-        depth: how many images of a search are ordered again.
-        score: one of :data:`SCORES`.
+    """How many images of a search are ordered by their regions, and by which of :data:`SCORES`.
 
     Raises:
         UserError: there is no such score.
@@ -112,23 +84,17 @@ class Reranking:
     score: str = DEFAULT_SCORE
 
     def __post_init__(self) -> None:
-        parse_score(self.score)
+        if self.score not in SCORES:
+            raise UserError(f"--rerank-score is {self.score!r}; expected one of {', '.join(SCORES)}.")
 
 
 @dataclass(frozen=True)
 class Reranked:
-    """The candidates of one query, best first; C of them.
+    """The candidates of one query, best first; C of them."""
 
-    Attributes:
-        rows: database rows, int64 ``[C]``.
-        scores: float32 ``[C]``, falling.
-        pairs: int64 ``[C, 2]``: the region of the query and the region of the image that match best; None
-            where regions were not compared.
-    """
-
-    rows: np.ndarray
-    scores: np.ndarray
-    pairs: np.ndarray | None = None
+    rows: np.ndarray  # of the database, int64 [C]
+    scores: np.ndarray  # float32 [C], falling
+    pairs: np.ndarray | None = None  # int64 [C, 2]: regions of query and image that match best, if compared
 
 
 @torch.no_grad()
@@ -142,17 +108,13 @@ def rerank(
         rows: candidates, int64 ``[C]``, without blanks.
         quarters: gives the candidates' quarter VLADs, kept by :func:`sfrs.models.model.compact`.
         score: one of :data:`SCORES`.
-
-    Raises:
-        UserError: there is no such score.
     """
-    measure = parse_score(score)
     if len(rows) == 0:
         return Reranked(np.zeros(0, np.int64), np.zeros(0, np.float32), np.zeros((0, 2), np.int64))
     # Through float16 like the candidates: what that drops must not be missing on one side alone.
     query_quarters = compact(query_quarters).float()
     matches = region_matches(query_quarters, quarters(rows))[0].float()  # [C, 9, 9]
-    scores = measure(matches)
+    scores = SCORES[score](matches)
     order = scores.argsort(descending=True, stable=True)
     best = matches.flatten(1).argmax(dim=1)[order]
     pairs = torch.stack((best // 9, best % 9), dim=1)
@@ -174,15 +136,11 @@ def rerank_all(
     Args:
         query_quarters: gives the quarter VLADs of queries.
         candidates: database rows int64 ``[m, k]``, best first; -1 past the end.
-
-    Returns:
-        int64 ``[m, k]``.
     """
     result = candidates.copy()
     for query, found in enumerate(candidates[:, :depth]):
-        rows = found[found >= 0]
-        one = query_quarters(np.array([query]))
-        result[query, : len(rows)] = rerank(one, rows, quarters, score).rows
+        ranked = rerank(query_quarters(np.array([query])), found[found >= 0], quarters, score)
+        result[query, : len(ranked.rows)] = ranked.rows
         if progress is not None:
             progress(query + 1, len(candidates))
     return result

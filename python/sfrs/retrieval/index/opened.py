@@ -4,7 +4,7 @@ import threading
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, overload
+from typing import TYPE_CHECKING, overload
 
 import numpy as np
 import torch
@@ -17,7 +17,6 @@ from sfrs.retrieval.index.quantised import Compressed
 from sfrs.retrieval.index.rows import map_rows
 from sfrs.retrieval.index.scan import compare, scan
 from sfrs.retrieval.index.store import TABLE, Store, Table
-from sfrs.retrieval.region_rerank import Reranking
 from sfrs.runtime.errors import UserError
 from sfrs.runtime.progress import Tasks
 
@@ -96,24 +95,20 @@ class Index:
         Interrupted at any moment, it goes on where it was when it is called again.
 
         Args:
-            photos: a folder, a place folder or a CSV manifest, see :func:`read_photos`.
+            photos: a folder, a place folder or a CSV manifest, see :func:`sfrs.data.photos.read_photos`.
             model: describes them; None is the index's own, and for a new index EfficientNet-Lite0 as ImageNet
                 trained it, with clusters made from these photographs.
             out: directory of the index; by default the name of ``photos`` with ``.index`` added.
-            kind, regions, zone, tasks: see :class:`Builder`.
-
-        Raises:
-            UserError: see :func:`read_photos`, :class:`Builder` and :meth:`Builder.add`.
-            BadImageError: an image cannot be read and ``adding.skip_bad_images`` is not set.
+            kind, regions, zone, tasks: see :class:`Builder`, also for what it raises.
         """
         photos, adding = Path(photos), adding or Adding()
         name = photos.stem if photos.is_file() else photos.absolute().name
         path = photos.absolute().with_name(f"{name}.index") if out is None else Path(out)
         if model is None and not (path / TABLE).is_file():
             model = Model.load(device=adding.device)
-        progress = tasks("reading coordinates") if tasks else None
-        skip = adding.skip_bad_images
-        found = read_photos(photos, adding.split, skip_bad_images=skip, progress=progress)
+        reading = {"skip_bad_images": adding.skip_bad_images}
+        reading["progress"] = tasks("reading coordinates") if tasks else None
+        found = read_photos(photos, adding.split, **reading)
         with Builder(path, model, kind=kind, regions=regions, zone=zone, tasks=tasks) as builder:
             builder.add(found, adding)
             change = builder.finish()
@@ -124,9 +119,6 @@ class Index:
     @classmethod
     def open(cls, path: str | Path, *, device: str = "cpu") -> "Index":
         """Open the index at ``path`` as its last finished change left it.
-
-        Args:
-            device: torch device that describes images.
 
         Raises:
             UserError: it is no index, its first build has not finished, its format is another, or a file of
@@ -162,28 +154,12 @@ class Index:
     @overload
     def locate(self, photos: Sequence[Photograph], **options) -> "list[Found]": ...
 
-    def locate(
-        self,
-        photos: Photograph | Sequence[Photograph],
-        *,
-        top: int = 5,
-        rerank: Reranking | Literal["regions"] | None = None,
-        **options,
-    ) -> "Found | list[Found]":
-        """Say where photographs were taken, one or several.
-
-        Args:
-            top, rerank, options: see :func:`sfrs.retrieval.locate.locate`.
-
-        Raises:
-            UserError: the index is empty, an option has no meaning, or re-ranking needs the files of images
-                and none can be read any more.
-            BadImageError: a photograph cannot be read.
-        """
+    def locate(self, photos, **options):
+        """Say where photographs were taken, one or several; see :func:`sfrs.retrieval.locate.locate`."""
         from sfrs.retrieval.locate import locate
 
         one = not isinstance(photos, (list, tuple))
-        found = locate(self, [photos] if one else photos, top=top, rerank=rerank, **options)
+        found = locate(self, [photos] if one else photos, **options)
         return found[0] if one else found
 
     def search(self, descriptors: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -217,9 +193,7 @@ class Index:
         return scores, np.where(slots >= 0, self._row_of[slots], -1) if len(self) else slots
 
     def quarters(self, rows: Sequence[int] | np.ndarray) -> Tensor:
-        """Quarter VLADs of images, float32 ``[len(rows), 4, K, D]``: as stored, else from the files.
-
-        Either way in the form of :func:`sfrs.models.model.compact`.
+        """Quarter VLADs of images, float32 ``[len(rows), 4, K, D]``, compact: as stored, else from the files.
 
         Raises:
             BadImageError: they are not stored, and a file has gone or cannot be read.

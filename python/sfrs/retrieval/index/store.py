@@ -62,7 +62,7 @@ class Paths(Sequence[Path]):
 
 
 class Entry(NamedTuple):
-    """An image to add: its path, metres (nan if unknown), size in bytes and time of change in ns."""
+    """An image to add, by the columns of the table, nan for NULL, and the slot of the file as it was."""
 
     file: bytes
     easting: float
@@ -70,31 +70,23 @@ class Entry(NamedTuple):
     bytes: int
     modified: int
     replaces: int | None = None
-    """Slot of the same file as it was."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """The images of one generation, in the order of their slots.
+    """The images of one generation, in the order of their slots."""
 
-    Attributes:
-        slots: int64 ``[n]``, rows of the descriptor file, rising.
-        files: n paths.
-        positions: float64 ``[n, 2]``, easting and northing in metres; nan where nothing is known.
-    """
-
-    slots: np.ndarray
+    slots: np.ndarray  # int64 [n], rows of the descriptor file, rising
     files: Paths
-    positions: np.ndarray
+    positions: np.ndarray  # float64 [n, 2], easting and northing in metres; nan where nothing is known
 
 
 class Store:
     """An index directory as it lies on disk.
 
     Attributes:
-        path: of the directory.
-        settings: the table's settings, as they were last read or written; ``descriptors``, ``quarters`` and
-            ``compressed`` are names of files.
+        settings: as they were last read or written; ``descriptors``, ``quarters`` and ``compressed`` are
+            names of files.
     """
 
     def __init__(self, path: Path, database: sqlite3.Connection) -> None:
@@ -135,11 +127,7 @@ class Store:
 
     @classmethod
     def open(cls, path: str | Path) -> "Store":
-        """Open an index, finished or not.
-
-        Raises:
-            UserError: it is no index, or of a format this version does not read.
-        """
+        """Open an index, finished or not. Raises :class:`UserError` if it is none, or of another format."""
         path = Path(path)
         if not (path / TABLE).is_file():
             what = "this folder is no index" if path.is_dir() else "there is no index here"
@@ -226,11 +214,10 @@ class Store:
         self.settings |= settings
 
     def finish(self, compacted: np.ndarray | None = None, **settings: Any) -> None:
-        """Make the generation being built the one that readers see, in one transaction.
+        """Make the generation being built the one that readers see, in one transaction with ``settings``.
 
         Args:
             compacted: the slots of its images, rising, if they became the slots 0, 1, 2, ...
-            settings: that change with it.
         """
         settings["generation"] = self.generation + 1
         with self._database:
@@ -268,11 +255,7 @@ class Store:
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold the lock of the index at ``path``, which goes with the process, however it ends.
-
-    Raises:
-        UserError: another process holds it.
-    """
+    """Hold the lock of the index at ``path``, which goes with the process, however it ends."""
     with open(path / LOCK, "a") as file:
         if not lock_taken(file, fcntl.LOCK_EX):
             raise UserError(f"{path}: another sfrs index is writing here; wait until it has ended.")
@@ -280,11 +263,7 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def summarise(path: str | Path) -> dict[str, Any]:
-    """Say what is in the index at ``path``, finished or not, as JSON takes it; its network is not opened.
-
-    Raises:
-        UserError: it is no index.
-    """
+    """Say what is in the index at ``path``, finished or not, as JSON takes it; its network is not opened."""
     with closing(Store.open(path)) as store:
         finished = store.generation > 0
         table = store.snapshot() if finished else store.pending()
