@@ -27,21 +27,19 @@ EXAMPLES = """
 """
 
 
+GEOJSON = options.option(
+    "--geojson", "Also write estimates and matches as GeoJSON, for any map.", "Output", metavar="FILE"
+)
+PATH = typer.Argument(help="An image, or a folder of images (subfolders included).", show_default=False)
+
+
 @dataclass(frozen=True)
 class Output:
     """What is printed and written."""
 
     top: Annotated[int, typer.Option("--top", metavar="N", min=1, help="How many matches to show.")] = 5
     as_json: Annotated[bool, options.option("--json", "Print JSON instead of text.", "Output")] = False
-    geojson: Annotated[
-        Path | None,
-        options.option(
-            "--geojson",
-            "Also write estimates and matches as GeoJSON, for any map.",
-            "Output",
-            metavar="FILE",
-        ),
-    ] = None
+    geojson: Annotated[Path | None, GEOJSON] = None
 
 
 def register(app: typer.Typer) -> None:
@@ -49,10 +47,7 @@ def register(app: typer.Typer) -> None:
 
 
 def locate(
-    path: Annotated[
-        Path,
-        typer.Argument(help="An image, or a folder of images (subfolders included).", show_default=False),
-    ],
+    path: Annotated[Path, PATH],
     index: Annotated[Path, options.option("--index", "An index that sfrs index made.")],
     rerank: options.Rerank,
     output: Output,
@@ -68,16 +63,14 @@ def locate(
     reranking, geojson = rerank.parse(), output.geojson
     if geojson is not None and not geojson.parent.is_dir():
         raise UserError(f"--geojson is {geojson}, but there is no folder {geojson.parent}.")
+
     from sfrs.data.images import images_at
-
-    files = images_at(path)
-    settings = running.begin()
-
     from sfrs.retrieval.found import as_geojson
     from sfrs.retrieval.index import Index
     from sfrs.runtime.atomic_io import write_json
     from sfrs.runtime.terminal import progress_tasks
 
+    files, settings = images_at(path), running.begin()
     opened = Index.open(index, device=running.on_device())
     if geojson is not None and not opened.zone:
         raise UserError(
@@ -99,37 +92,30 @@ def locate(
 
 
 def _warn_of_slow_reranking(index: Index, reranking: Reranking | None, top: int) -> None:
-    if reranking is None or index.has_regions:
-        return
-    from sfrs.retrieval.locate import reranked_depth
-    from sfrs.runtime.terminal import messages
+    if reranking is not None and not index.has_regions:
+        from sfrs.retrieval.locate import reranked_depth
+        from sfrs.runtime.terminal import messages
 
-    depth = min(reranked_depth(reranking, top), len(index))
-    messages.print(
-        f"This index keeps no regions: the first {depth} images of every photograph are described "
-        "again. sfrs index --regions keeps them.",
-        highlight=False,
-        soft_wrap=True,
-    )
+        depth = min(reranked_depth(reranking, top), len(index))
+        messages.print(
+            f"This index keeps no regions: the first {depth} images of every photograph are described "
+            "again. sfrs index --regions keeps them.",
+            highlight=False,
+            soft_wrap=True,
+        )
 
 
 def _show_left_out(founds: list[Found], index: Index) -> None:
     rows = sorted({row for found in founds for row in found.left_out})
-    if not rows:
-        return
-    from rich.text import Text
+    if rows:
+        from rich.text import Text
 
-    from sfrs.runtime.terminal import messages
+        from sfrs.runtime.terminal import messages
 
-    more = f" and {len(rows) - 1} more" if len(rows) > 1 else ""
-    messages.print(
-        Text.assemble(
-            ("Left out of re-ranking", "yellow"),
-            f", because the file cannot be read any more: {index.files[rows[0]]}{more}. An index built with "
-            "--regions re-ranks without the files.",
-        ),
-        soft_wrap=True,
-    )
+        more = f" and {len(rows) - 1} more" if len(rows) > 1 else ""
+        why = f", because the file cannot be read any more: {index.files[rows[0]]}{more}. "
+        help = "An index built with --regions re-ranks without the files."
+        messages.print(Text.assemble(("Left out of re-ranking", "yellow"), why, help), soft_wrap=True)
 
 
 def _print_json(founds: list[Found]) -> None:

@@ -20,16 +20,9 @@ from sfrs_ext.reference import assignments, positions_first, region_descriptors
 Box = tuple[float, float, float, float]
 """(left, top, right, bottom) in 0..1 of an image's width and height."""
 
-REGION_NAMES = (
-    "whole image",
-    "top half",
-    "bottom half",
-    "left half",
-    "right half",
-    "top left quarter",
-    "top right quarter",
-    "bottom left quarter",
-    "bottom right quarter",
+REGION_NAMES = ("whole image", "top half", "bottom half", "left half", "right half") + (
+    *("top left quarter", "top right quarter"),
+    *("bottom left quarter", "bottom right quarter"),
 )
 """In the order of ``sfrs_ext.REGIONS``."""
 FRAME = (255, 196, 0)
@@ -55,17 +48,10 @@ REGION_BOXES = region_boxes(2, 2)
 
 @dataclass(frozen=True)
 class PairExplanation:
-    """How alike the regions of a query and of another image are.
+    """How alike the regions of a query and of another image are, and where they lie in each."""
 
-    Attributes:
-        similarities: float32 ``[9, 9]``, region i of the query with region j of the image, in the order of
-            ``sfrs_ext.REGIONS``.
-        clusters: float32 ``[K]``, what each cluster adds to the similarity of the whole images; sums to it.
-        query_boxes, image_boxes: where the regions lie in each of the two.
-    """
-
-    similarities: np.ndarray
-    clusters: np.ndarray | None = None
+    similarities: np.ndarray  # float32 [9, 9], region i of the query with region j of the image
+    clusters: np.ndarray | None = None  # float32 [K], share of each in the similarity of the whole images
     query_boxes: tuple[Box, ...] = REGION_BOXES
     image_boxes: tuple[Box, ...] = REGION_BOXES
 
@@ -88,11 +74,7 @@ class PairExplanation:
 
 @torch.no_grad()
 def explain_pair(model: Model, query: Tensor, image: Tensor) -> PairExplanation:
-    """Compare the nine regions of a query with those of another image.
-
-    Args:
-        query, image: local features ``[1, D, h, w]`` each, from ``model.features``.
-    """
+    """Compare the nine regions of two images, given their local features ``[1, D, h, w]``."""
     quarters = [model.network.vlad.quarters(features).float() for features in (query, image)]
     whole = [region_descriptors(part)[0, 0] for part in quarters]  # [K, D] each
     return PairExplanation(
@@ -145,11 +127,7 @@ def draw_region(image: Image.Image, region: int, *, boxes: tuple[Box, ...] = REG
 
 
 def open_photograph(photo: Photograph) -> Image.Image:
-    """Open a photograph for showing: RGB, turned upright.
-
-    Raises:
-        BadImageError: it cannot be read.
-    """
+    """Open a photograph for showing: RGB, turned upright. Raises :class:`BadImageError`."""
     if isinstance(photo, Tensor):
         pixels = (255 * photo.detach().clamp(0, 1)).round().byte().permute(1, 2, 0)
         return Image.fromarray(pixels.cpu().numpy())
@@ -160,10 +138,7 @@ def open_photograph(photo: Photograph) -> Image.Image:
 
 
 def jpeg_uri(image: Image.Image, longest: int) -> str:
-    """Make a JPEG data URI, its longer side at most ``longest`` pixels, of a photograph's pixels alone.
-
-    There is no EXIF in it, so no name of a camera and no coordinates.
-    """
+    """Make a JPEG data URI of at most ``longest`` pixels a side; without EXIF, so without coordinates."""
     image = image.copy()
     image.thumbnail((longest, longest), Image.Resampling.LANCZOS)
     stream = io.BytesIO()

@@ -19,7 +19,7 @@ def correct(predictions: np.ndarray, positives: Ragged) -> np.ndarray:
 
     Args:
         predictions: database indices ``[m, k]``, best first; -1 is never right.
-        positives: for each of the m queries the database indices that count as right.
+        positives: database indices that count as right for each of the m queries.
     """
     if len(predictions) != len(positives):
         raise ValueError(
@@ -48,29 +48,23 @@ def recall_at(predictions: np.ndarray, positives: Ragged, ns: Sequence[int] = RE
 def without_same_time(
     predictions: np.ndarray, query_stamps: np.ndarray, database_stamps: np.ndarray, n: int
 ) -> np.ndarray:
-    """Keep the first n predictions whose time stamp is not the query's.
+    """Keep the first n predictions whose time stamp is not the query's, int64 ``[m, n]``, -1 past the end.
 
     Args:
         predictions: database indices ``[m, k]``, best first; -1 past the end.
         query_stamps, database_stamps: int64 ``[m]``, ``[database]``.
-
-    Returns:
-        int64 ``[m, n]``, filled up with -1.
     """
     keep = (predictions >= 0) & (database_stamps[predictions] != query_stamps[:, None])
     return _first(predictions, keep, n)
 
 
 def spatial_nms(predictions: np.ndarray, place_ids: np.ndarray, n: int) -> np.ndarray:
-    """Of the first 12 n predictions keep the best image of each panorama.
+    """Keep the best image of each panorama among the first 12 n predictions, ``[m, n]``, -1 past the end.
 
     Args:
         predictions: database indices ``[m, k]``, best first.
         place_ids: panorama of each database image ``[database]``.
         n: the largest N of recall@N.
-
-    Returns:
-        int64 ``[m, n]``, filled up with -1 where fewer than n panoramas are left.
     """
     predictions = predictions[:, : NMS_DEPTH * n]
     places = place_ids[predictions]

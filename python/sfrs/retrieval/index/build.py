@@ -269,6 +269,8 @@ class Builder:
         return entries
 
     def _describe(self, entries: Sequence[Entry], adding: Adding) -> None:
+        if not entries:
+            return
         if self.model is None:
             self.model = self._store.load_model(adding.device)
         regions, first = bool(self._store.settings["quarters"]), self._store.slots()
@@ -276,7 +278,7 @@ class Builder:
         targets = [RowFile(*self._store.rows_of(name), first) for name in names]
         files = [Path(os.fsdecode(entry.file)) for entry in entries]
         options = dict(regions=regions, batch_size=adding.batch_size, workers=adding.workers)
-        progress = self._tasks("describing") if files else None
+        progress = self._tasks("describing")
         written = committed = 0
         last = time.monotonic()
         try:
@@ -295,11 +297,9 @@ class Builder:
                 target.close()
 
     def _commit(self, targets: Sequence[RowFile], slot: int, entries: Sequence[Entry]) -> None:
-        """Rows reach the disk before the table names them."""
-        if entries:
-            for target in targets:
-                target.sync()
-            self._store.add(slot, entries)
+        for target in targets:  # rows reach the disk before the table names them
+            target.sync()
+        self._store.add(slot, entries)
 
     def _remove(self, chosen: Callable[[Path], bool]) -> int:
         table = self._opened().pending()

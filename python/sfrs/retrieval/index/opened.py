@@ -112,7 +112,7 @@ class Index:
         with Builder(path, model, kind=kind, regions=regions, zone=zone, tasks=tasks) as builder:
             builder.add(found, adding)
             change = builder.finish()
-        index = cls.open(path, device=str(builder.model.device))
+        index = cls.open(path, device=adding.device if model is None else str(model.device))
         index.change = change
         return index
 

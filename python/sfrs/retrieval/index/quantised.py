@@ -1,8 +1,6 @@
 """Compressed copies of the descriptors (faiss), which name candidates that are then compared exactly."""
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,19 +27,12 @@ BLOCK_ROWS = 8_192
 
 @dataclass(frozen=True)
 class Kind:
-    """How a compressed kind searches.
+    """How a compressed kind searches."""
 
-    Attributes:
-        codes: the copy in words of faiss's index factory.
-        candidates: that are compared exactly for each query, at least.
-        share: of the images that are compared exactly: the more there are, the closer they lie.
-        probed: share of the inverted lists, about the root of the number of images, that is read for a query.
-    """
-
-    codes: str
-    candidates: int
-    share: float = 0.0
-    probed: float = 1.0
+    codes: str  # in words of faiss's index factory; there are about as many lists as the root of the images
+    candidates: int  # that are compared exactly for each query, at least
+    share: float = 0.0  # of the images that is compared exactly: the more there are, the closer they lie
+    probed: float = 1.0  # share of the inverted lists that is read for a query
 
     @property
     def lists(self) -> bool:
@@ -87,9 +78,13 @@ class Compressed:
             means = faiss.Kmeans(padded, lists, **options)
             means.train(_sample(rows, PER_LIST * lists, padded))
             index.quantizer.add(means.centroids)
+        threads = faiss.omp_get_max_threads()
         # Thousands of tiny fits: threads would wait for each other longer than they work.
-        with _one_thread():
+        faiss.omp_set_num_threads(1)
+        try:
             index.train(_sample(rows, TRAINED_ON, padded))
+        finally:
+            faiss.omp_set_num_threads(threads)
         return cls(kind, index, rows.shape[1])
 
     def extend(self, rows: np.ndarray, progress: Progress | None = None) -> None:
@@ -123,12 +118,7 @@ class Compressed:
         return cls(kind, index, dim)
 
     def candidates(self, queries: np.ndarray, k: int, live: np.ndarray) -> np.ndarray:
-        """Name the rows to compare exactly, int64 ``[m, c]``, -1 for none; at least k that are ``live``.
-
-        Args:
-            queries: float32 ``[m, dim]``.
-            live: bool, at least as many as there are rows in the copy: those that count.
-        """
+        """Name the rows to compare exactly, int64 ``[m, c]``, -1 for none; at least k that are ``live``."""
         queries, kind = _padded(queries, self.index.d), self.kind
         wanted, probed = max(kind.candidates, round(kind.share * len(self)), 4 * k), kind.probed
         enough = min(k, int(live.sum()))
@@ -142,16 +132,6 @@ class Compressed:
             if ((found >= 0).sum(axis=1) >= enough).all() or (wanted == len(self) and probed == 1.0):
                 return found
             wanted, probed = 2 * wanted, 2 * probed
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    threads = faiss.omp_get_max_threads()
-    faiss.omp_set_num_threads(1)
-    try:
-        yield
-    finally:
-        faiss.omp_set_num_threads(threads)
 
 
 def _sample(rows: np.ndarray, count: int, dim: int) -> np.ndarray:
