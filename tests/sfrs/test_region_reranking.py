@@ -1,4 +1,4 @@
-"""Candidates ordered anew by their regions."""
+"""Regions compared with regions, and candidates ordered by them."""
 
 import json
 from types import SimpleNamespace
@@ -17,11 +17,35 @@ from sfrs.retrieval.evaluation import Scoring, evaluate
 from sfrs.retrieval.quarters import KeptQuarters, RememberedQuarters
 from sfrs.retrieval.region_rerank import SCORES, Reranking, region_matches, rerank, rerank_all
 from sfrs.runtime.errors import UserError
+from sfrs_ext.reference import region_descriptors
 
 
 @pytest.fixture
 def quarters():
     return torch.randn(12, 4, 5, 8, generator=torch.Generator().manual_seed(0))
+
+
+def test_every_region_is_compared_with_every_region():
+    torch.manual_seed(0)
+    queries, images = torch.randn(2, 4, 5, 8), torch.randn(3, 4, 5, 8)
+    expected = torch.einsum("tikd,njkd->tnij", region_descriptors(queries), region_descriptors(images))
+    torch.testing.assert_close(region_matches(queries, images), expected)
+
+
+def test_an_image_matches_itself_region_by_region():
+    torch.manual_seed(0)
+    quarters = torch.randn(1, 4, 5, 8)
+    torch.testing.assert_close(region_matches(quarters, quarters)[0, 0].diagonal(), torch.ones(9))
+
+
+def test_regions_whose_quarters_cancel_match_nothing_on_either_side():
+    torch.manual_seed(0)
+    quarters = torch.randn(2, 4, 5, 8)
+    quarters[:, 3] = -quarters[:, 0] - quarters[:, 1] - quarters[:, 2]  # the whole image cancels
+    matches = region_matches(quarters, quarters)
+    assert not matches[..., 0, :].any() and not matches[..., :, 0].any()
+    assert matches[..., 1:, 1:].ne(0).all()
+    torch.testing.assert_close(matches[0, 0].diagonal()[1:], torch.ones(8))
 
 
 def scores_in_words(matches):
@@ -72,7 +96,7 @@ def test_equal_scores_keep_the_order_of_the_search(quarters):
     assert found.rows.tolist() == [7, 2, 9, 1]
 
 
-def test_only_the_first_are_ordered_anew_and_blanks_stay_last(quarters):
+def test_only_the_first_are_ordered_and_blanks_stay_last(quarters):
     candidates = np.array([[1, 2, 0, 4, 5], [7, 1, -1, -1, -1], [-1, -1, -1, -1, -1]])
     give = lambda rows: quarters[rows]  # noqa: E731
     seen = []

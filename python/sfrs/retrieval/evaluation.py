@@ -108,18 +108,16 @@ def evaluate(
     """
     scoring, tasks = scoring or Scoring(), tasks or (lambda name: None)
     check_answerable(places, scoring.radius)
-    database, queries = places.database, places.queries
-    roles = (("database", database, model), ("queries", queries, model))
-    if query_size != "same":
-        roles = (roles[0], ("queries", queries, model.at(query_size)))
+    sized = model if query_size == "same" else model.at(query_size)
+    roles = (("database", places.database, model), ("queries", places.queries, sized))
+    count = len(places.database) + len(places.queries)
     clock = [time.perf_counter()]
-    images = len(database) + len(queries)
-    with nullcontext() if rerank is None else temporary_quarters(model, images) as rows:
-        kept = (None, None) if rows is None else np.split(rows, [len(database)])
+    with nullcontext() if rerank is None else temporary_quarters(model, count) as rows:
+        kept = (None, None) if rows is None else np.split(rows, [len(places.database)])
         options = dict(batch_size=batch_size, workers=workers)
         described = [
-            sized.encode(images.files, progress=tasks(role), quarters=quarters, **options)
-            for (role, images, sized), quarters in zip(roles, kept, strict=True)
+            model.encode(images.files, progress=tasks(role), quarters=quarters, **options)
+            for (role, images, model), quarters in zip(roles, kept, strict=True)
         ]
         clock.append(time.perf_counter())
         deepest = search_depth(places, max(scoring.recalls), nms=scoring.nms)

@@ -1,4 +1,4 @@
-"""What was found for photographs, in every form it is shown in: objects, text, JSON, GeoJSON, HTML."""
+"""Answers about photographs, in every form they are shown in: objects, text, JSON, GeoJSON, HTML."""
 
 import html
 import math
@@ -20,20 +20,13 @@ SHOWN, SIDE = 4, 240
 
 @dataclass(frozen=True)
 class Match(Place):
-    """An image of the index that looks like the query, and where it was taken.
-
-    Attributes:
-        file: as the index names it.
-        similarity: by which matches are ordered: of the descriptors, or the score of re-ranking.
-        row: of the index.
-        regions: after re-ranking the region of the query and the one of the image that match best, indices
-            into ``sfrs_ext.REGIONS``; else None.
-    """
+    """An image of the index that looks like the query, and where it was taken."""
 
     file: Path
-    similarity: float
-    row: int
+    similarity: float  # of the descriptors, or the score of re-ranking
+    row: int  # of the index
     regions: tuple[int, int] | None = None
+    """After re-ranking the regions of query and image that match best, indices into ``sfrs_ext.REGIONS``."""
 
     @property
     def region_names(self) -> list[str] | None:
@@ -42,19 +35,17 @@ class Match(Place):
 
 @dataclass(frozen=True)
 class Found:
-    """What was found for one photograph. A notebook shows it as pictures.
+    """The answer about one photograph. A notebook shows it as pictures.
 
     Attributes:
         query: its path, or "photo N" for the N-th image in memory.
         location: the estimate.
         matches: the best ones, best first.
-        milliseconds: of describing, searching and re-ranking; those done for all photographs at once are
-            divided among them.
+        milliseconds: of describing, searching and re-ranking; for all photographs at once, divided by them.
         photo: the photograph, as it was given.
         zone: UTM zone of all metres; "" where it is not known.
         truth: where the photograph itself says it was taken, if it does.
-        left_out: rows of the index that re-ranking could not compare, because their files cannot be read any
-            more and the index keeps no regions.
+        left_out: rows that re-ranking could not compare, because their files cannot be read any more.
     """
 
     query: str
@@ -73,7 +64,7 @@ class Found:
         return away if math.isfinite(away) else None
 
     def lines(self) -> list[str]:
-        """The location in words: coordinates, then how far they can be trusted."""
+        """Say the location in words: coordinates, then how far they can be trusted."""
         place = self.location
         if not math.isfinite(place.easting):
             return ["no position: none of the images found has one"]
@@ -90,7 +81,7 @@ class Found:
         return f"{away:,.0f} m" if math.isfinite(away) else "-"
 
     def as_json(self) -> dict:
-        """The form of ``--json`` and of the server. What is not known is null."""
+        """Return the form of ``--json`` and of the server. What is not known is null."""
         location = self.location
         return {
             "query": self.query,
@@ -115,7 +106,7 @@ class Found:
         }
 
     def _repr_html_(self) -> str:
-        """Photograph, best matches and, re-ranked, the regions that match best; pictures are within."""
+        """Show photograph, best matches and, re-ranked, the regions that match best; nothing is linked."""
         figures = [_figure([(self.photo, None)], [Path(self.query).name, *self.lines()])]
         for match in self.matches[:SHOWN]:
             text = [match.file.name, f"{match.similarity:.3f}, {self.metres(match)}"]
@@ -128,33 +119,28 @@ class Found:
 
 
 def as_geojson(founds: Sequence[Found]) -> dict:
-    """All photographs as a GeoJSON feature collection (RFC 7946): points of kind ``estimate``, ``match`` and,
-    where a photograph says where it was taken, ``query``; each says in ``query`` what it belongs to.
-    What has no latitude and longitude is left out.
+    """Make a GeoJSON feature collection (RFC 7946) of points of kind ``estimate``, ``match`` and, where a
+    photograph says where it was taken, ``query``; each says in ``query`` what it belongs to. What has no
+    latitude and longitude is left out.
     """
     features = []
-
-    def add(kind: str, place: Place, **properties) -> None:
-        degrees = place.coordinates()
-        if degrees["latitude"] is not None:
-            point = {"type": "Point", "coordinates": [degrees["longitude"], degrees["latitude"]]}
-            properties = {"kind": kind, "query": found.query, **properties}
-            features.append({"type": "Feature", "geometry": point, "properties": properties})
-
-    for found in founds:
-        location = found.location
-        error = {} if found.error is None else {"error": rounded(found.error, 2)}
-        confidence, spread = round(location.confidence, 4), rounded(location.spread, 2)
-        add("estimate", location, confidence=confidence, spread=spread, **error)
-        for rank, match in enumerate(found.matches, start=1):
-            add("match", match, rank=rank, similarity=round(match.similarity, 6), file=str(match.file))
-        if found.truth is not None:
-            add("query", found.truth)
+    for found in (found.as_json() for found in founds):
+        points = [("estimate", found["location"], ("confidence", "spread"))]
+        points += [("match", match, ("rank", "similarity", "file")) for match in found["matches"]]
+        points += [("query", found["truth"], ())] if found["truth"] else []
+        for kind, place, names in points:
+            if place["latitude"] is None:
+                continue
+            about = {"kind": kind, "query": found["query"], **{name: place[name] for name in names}}
+            if kind == "estimate" and found["error"] is not None:
+                about["error"] = found["error"]
+            point = {"type": "Point", "coordinates": [place["longitude"], place["latitude"]]}
+            features.append({"type": "Feature", "geometry": point, "properties": about})
     return {"type": "FeatureCollection", "features": features}
 
 
 def summary(founds: Sequence[Found]) -> dict | None:
-    """Errors over all photographs that say where they were taken; None if none does.
+    """Sum up the errors of all photographs that say where they were taken; None if none does.
 
     A photograph for which no position was found counts as located nowhere.
     """

@@ -4,7 +4,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import astuple
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from PIL import Image
@@ -15,7 +15,6 @@ from sfrs.data.images import BadImageError, check_images
 from sfrs.data.photos import Photo, photo_of, project
 from sfrs.models.model import Photograph
 from sfrs.retrieval.found import Found, Match
-from sfrs.retrieval.index import Index
 from sfrs.retrieval.location import CONSIDERED, REGION_TEMPERATURE, TEMPERATURE, Place, estimate, places
 from sfrs.retrieval.quarters import RememberedQuarters
 from sfrs.retrieval.region_rerank import Reranked, Reranking
@@ -23,9 +22,12 @@ from sfrs.retrieval.region_rerank import rerank as rerank_by_regions
 from sfrs.runtime.errors import UserError
 from sfrs.runtime.progress import Tasks
 
+if TYPE_CHECKING:
+    from sfrs.retrieval.index import Index
+
 
 def locate(
-    index: Index,
+    index: "Index",
     photos: Sequence[Photograph],
     *,
     top: int = 5,
@@ -96,7 +98,7 @@ class RegionOrder:
     is left out: it has no score to be compared by.
     """
 
-    def __init__(self, index: Index, depth: int, score: str):
+    def __init__(self, index: "Index", depth: int, score: str):
         self.index, self.depth, self.score = index, depth, score
         self._quarters = index.quarters if index.has_regions else RememberedQuarters(index.quarters)
         self._unreadable: set[int] = set()
@@ -129,7 +131,7 @@ class RegionOrder:
         return bool(bad)
 
 
-def _matches(index: Index, ranked: Reranked, positions: np.ndarray, top: int) -> list[Match]:
+def _matches(index: "Index", ranked: Reranked, positions: np.ndarray, top: int) -> list[Match]:
     pairs = [None] * top if ranked.pairs is None else map(tuple, ranked.pairs[:top].tolist())
     shown = places(positions[:top], index.zone)
     found = zip(shown, ranked.rows.tolist(), ranked.scores.tolist(), pairs, strict=False)

@@ -4,7 +4,7 @@ import threading
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, overload
+from typing import overload
 
 import numpy as np
 import torch
@@ -12,16 +12,15 @@ from torch import Tensor
 
 from sfrs.data.photos import read_photos
 from sfrs.models.model import Model, Photograph
+from sfrs.retrieval.found import Found
 from sfrs.retrieval.index.build import Adding, Builder, Change
 from sfrs.retrieval.index.quantised import Compressed
 from sfrs.retrieval.index.rows import map_rows
 from sfrs.retrieval.index.scan import compare, scan
 from sfrs.retrieval.index.store import TABLE, Store, Table
+from sfrs.retrieval.locate import locate
 from sfrs.runtime.errors import UserError
 from sfrs.runtime.progress import Tasks
-
-if TYPE_CHECKING:
-    from sfrs.retrieval.locate import Found
 
 ATTEMPTS = 3
 """Times to open an index whose files a writer replaces meanwhile."""
@@ -149,15 +148,13 @@ class Index:
         return self._quarters is not None
 
     @overload
-    def locate(self, photos: Photograph, **options) -> "Found": ...
+    def locate(self, photos: Photograph, **options) -> Found: ...
 
     @overload
-    def locate(self, photos: Sequence[Photograph], **options) -> "list[Found]": ...
+    def locate(self, photos: Sequence[Photograph], **options) -> list[Found]: ...
 
     def locate(self, photos, **options):
         """Say where photographs were taken, one or several; see :func:`sfrs.retrieval.locate.locate`."""
-        from sfrs.retrieval.locate import locate
-
         one = not isinstance(photos, (list, tuple))
         found = locate(self, [photos] if one else photos, **options)
         return found[0] if one else found
