@@ -124,7 +124,7 @@ def test_added_images_are_found(make_index, kind):
     assert (found(index, rows[400:], 1)[1][:, 0] == np.arange(400, 600)).mean() > 0.95
     assert Store.open(path).settings["trained"] == 400
     append(path, unit_rows(300, seed=5))
-    assert Store.open(path).settings["trained"] == 900  # more than twice as many: fitted anew
+    assert Store.open(path).settings["trained"] == 900  # more than twice as many: fitted again
 
 
 def test_the_kind_of_an_index_can_change(make_index):

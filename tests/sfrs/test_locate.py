@@ -183,7 +183,7 @@ def test_the_summary_counts_shares_and_the_median(index, places):
     assert summary([]) is None
 
 
-def test_what_cannot_be_located_is_told(index, tmp_path):
+def test_what_cannot_be_located_is_refused(index, tmp_path):
     (tmp_path / "bad.jpg").write_text("no picture")
     with pytest.raises(BadImageError, match="bad.jpg"):
         index.locate([tmp_path / "bad.jpg"])
@@ -326,7 +326,7 @@ def test_names_of_skipped_images_are_printed_as_they_are(run, places, name):
         (["{query}", "--device", "abacus"], "--device is 'abacus'"),
     ],
 )
-def test_mistakes_are_told_without_a_traceback(run, places, tmp_path, arguments, message):
+def test_mistakes_are_explained_without_a_traceback(run, places, tmp_path, arguments, message):
     (tmp_path / "empty").mkdir()
     arguments = [a.format(query=places[2][0], empty=tmp_path / "empty") for a in arguments]
     code, out, err = run(*arguments)

@@ -139,7 +139,7 @@ def test_remembered_quarters_are_computed_again_only_where_they_were_dropped(qua
     kept = compact(quarters).float()
     for rows in ([1, 2], [2, 3, 2], [2], [1, 5], [3]):
         assert torch.equal(remembered(np.array(rows)), kept[rows])
-    # 3 was used longest ago when 1 and 5 were asked for, beside which only 2 stays.
+    # 3 was used longest ago when 1 and 5 were asked for, with which only 2 stays.
     assert asked == [[1, 2], [3], [5], [3]]
 
 
@@ -167,7 +167,7 @@ def test_what_is_evaluated_before_re_ranking_is_the_search(tiny_network, place_f
 
 @pytest.fixture
 def shifted_places(tmp_path):
-    """Queries show the left half of their place on their right, beside something else."""
+    """Queries show the left half of their place on their right, next to something else."""
     for scene in range(8):
         place, query = picture(scene, 96, 128), picture(100 + scene, 96, 128)
         query.paste(place.crop((0, 0, 64, 96)), (64, 0))
@@ -199,7 +199,7 @@ def test_whitening_chooses_the_candidates_and_regions_order_them(tiny_network, p
     assert np.array_equal(rerank_all(ask, before.predictions, give, depth=5), after.predictions)
 
 
-def test_a_disk_that_is_too_small_is_told(tiny_network, place_folder, monkeypatch):
+def test_a_disk_that_is_too_small_is_explained(tiny_network, place_folder, monkeypatch):
     monkeypatch.setattr(kept_quarters.shutil, "disk_usage", lambda _: SimpleNamespace(free=10))
     with pytest.raises(UserError, match="Set TMPDIR to a larger disk"):
         evaluate(Model(tiny_network), load_places(place_folder), rerank=Reranking())
@@ -231,6 +231,6 @@ def test_evaluate_shows_recall_before_and_after(run, arguments, tmp_path):
         (("--rerank-depth", "7"), "--rerank-depth needs --rerank regions"),
     ],
 )
-def test_mistakes_are_told(run, arguments, more, message):
+def test_mistakes_are_explained(run, arguments, more, message):
     code, _, err = run(*arguments, *more)
     assert code == 2 and message in err

@@ -78,7 +78,7 @@ UNPLACED = option("--allow-unplaced", "Index images without coordinates too.", "
 
 @dataclass(frozen=True)
 class Contents:
-    """What to do with the index."""
+    """The work to do on the index."""
 
     photos: Annotated[Path | None, PHOTOS] = None
     remove: Annotated[list[str] | None, REMOVE] = None
@@ -90,7 +90,7 @@ class Contents:
 
 @dataclass(frozen=True)
 class Form:
-    """How the index is kept, and in which form."""
+    """The form of the index, and its coordinates."""
 
     kind: Annotated[str | None, KIND] = None
     regions: Annotated[bool | None, REGIONS] = None

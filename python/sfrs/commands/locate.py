@@ -35,7 +35,7 @@ PATH = typer.Argument(help="An image, or a folder of images (subfolders included
 
 @dataclass(frozen=True)
 class Output:
-    """What is printed and written."""
+    """The form of the answer."""
 
     top: Annotated[int, typer.Option("--top", metavar="N", min=1, help="How many matches to show.")] = 5
     as_json: Annotated[bool, options.option("--json", "Print JSON instead of text.", "Output")] = False

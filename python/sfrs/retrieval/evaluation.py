@@ -54,20 +54,20 @@ class Evaluation:
 
     @property
     def answerable(self) -> np.ndarray:
-        """Queries that have a positive, bool ``[m]``; only they are counted."""
+        """Mark the queries that have a positive, bool ``[m]``; only they are counted."""
         return self.num_positives > 0
 
     def hits(self, n: int) -> np.ndarray:
-        """Whether one of the first n predictions is right, bool ``[m]`` (for paired tests)."""
+        """Mark the queries with a right one among the first n predictions, bool ``[m]`` (for paired tests)."""
         return self.correct[:, :n].any(axis=1)
 
     def curve(self) -> dict[int, float]:
-        """Recall@N for every N from 1 to the largest asked for."""
+        """Compute recall@N for every N from 1 to the largest asked for."""
         found = self.correct[self.answerable].cumsum(axis=1) > 0
         return {n + 1: float(recall) for n, recall in enumerate(found.mean(axis=0))}
 
     def recalls_of(self, queries: np.ndarray) -> dict[int, float]:
-        """Recall@N of some of the queries (bool ``[m]``) that have a positive; NaN if none has."""
+        """Compute recall@N of some of the queries (bool ``[m]``) that have a positive; NaN if none has."""
         counted = self.answerable & queries
         return {n: float(self.hits(n)[counted].mean()) if counted.any() else np.nan for n in self.recalls}
 

@@ -1,4 +1,4 @@
-"""Why two images match: which regions are alike, and which clusters their local features fell into."""
+"""Explain why two images match: by regions that are alike, and clusters of their local features."""
 
 import base64
 import io
@@ -29,7 +29,7 @@ FRAME = (255, 196, 0)
 
 
 def region_boxes(height: int, width: int) -> tuple[Box, ...]:
-    """Where the nine regions of a feature map of ``height`` x ``width`` positions lie in its image.
+    """Locate the nine regions of a feature map of ``height`` x ``width`` positions in its image.
 
     Rows split at ``height // 2``, columns at ``width // 2``, as :func:`sfrs_ext.region_vlad` does.
     """
@@ -48,7 +48,7 @@ REGION_BOXES = region_boxes(2, 2)
 
 @dataclass(frozen=True)
 class PairExplanation:
-    """How alike the regions of a query and of another image are, and where they lie in each."""
+    """Similarities of the regions of a query and of another image, and where they lie in each."""
 
     similarities: np.ndarray  # float32 [9, 9], region i of the query with region j of the image
     clusters: np.ndarray | None = None  # float32 [K], share of each in the similarity of the whole images

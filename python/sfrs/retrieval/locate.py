@@ -87,7 +87,7 @@ def locate(
 
 
 def reranked_depth(rerank: Reranking | None, top: int) -> int:
-    """How many candidates are ordered: those shown and those weighed need a score as well."""
+    """Count the candidates to order: those shown and those weighed need a score as well."""
     return max(rerank.depth if rerank else 0, top, CONSIDERED)
 
 

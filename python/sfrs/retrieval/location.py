@@ -11,10 +11,10 @@ RADIUS = 25.0
 """Metres around an image within which others show the same place."""
 
 CONSIDERED = 20
-"""How many of the first matches are weighed against each other."""
+"""Matches that are weighed against each other."""
 
 TEMPERATURE = 0.02
-"""Of the weights of descriptor similarities: a match this much less similar weighs 1/e of another."""
+"""Of the similarities of descriptors: a match this much less similar weighs 1/e of another."""
 
 REGION_TEMPERATURE = 0.015
 """The same for the scores of re-ranking by regions, which lie closer together.
@@ -41,7 +41,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Location(Place):
-    """Where a photograph was taken.
+    """The place where a photograph was taken, with its doubts.
 
     Attributes:
         confidence: 0..1, how likely this is within :data:`RADIUS`; see :func:`estimate`.

@@ -49,7 +49,7 @@ class SheetRow:
 
 @dataclass(frozen=True)
 class RunCurves:
-    """How a training run went; positions are epochs over all generations, generations are apart."""
+    """The course of a training run; positions are epochs over all generations, generations are apart."""
 
     steps: Mapping[str, Sequence[Points]]  # "hard" and "soft" -> that loss of single steps
     epochs: Mapping[str, Sequence[Points]]  # the same -> its means over epochs

@@ -11,7 +11,7 @@ NMS_DEPTH = 12
 """Tokyo 24/7 has 12 images per panorama: of the first 12 N predictions one per panorama is kept."""
 
 SAME_TIME_DEPTH = 10
-"""Of the first 10 N predictions those of the query's own time stamp are dropped (Tokyo Time Machine)."""
+"""Predictions of the query's own time stamp are dropped from the first 10 N (Tokyo Time Machine)."""
 
 
 def correct(predictions: np.ndarray, positives: Ragged) -> np.ndarray:

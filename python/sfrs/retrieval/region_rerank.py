@@ -22,7 +22,7 @@ from sfrs_ext import region_similarity
 from sfrs_ext.reference import region_descriptors
 
 DEPTH = 100
-"""How many images of a search are re-ranked."""
+"""Images of a search that are re-ranked."""
 
 Quarters = Callable[[np.ndarray], Tensor]
 """Database rows ``[C]`` -> their quarter VLADs ``[C, 4, K, D]``; may be valid only until the next call."""
@@ -74,7 +74,7 @@ DEFAULT_SCORE = next(iter(SCORES))
 
 @dataclass(frozen=True)
 class Reranking:
-    """How many images of a search are ordered by their regions, and by which of :data:`SCORES`.
+    """The number of images of a search to order by their regions, and the one of :data:`SCORES` to order by.
 
     Raises:
         UserError: there is no such score.

@@ -49,7 +49,7 @@ def search(
 
 
 def _search_block(block: np.ndarray, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """As `search`. faiss keeps any of equal scores, so queries whose list ends among them ask for more."""
+    """Search a block. faiss keeps any of equal scores, so queries whose list ends among them ask for more."""
     found, where = faiss.knn(queries, block, min(k + 1, len(block)), metric=faiss.METRIC_INNER_PRODUCT)
     if (where < 0).any() or not np.isfinite(found).all():
         raise ValueError("search: descriptors hold values that are not finite")

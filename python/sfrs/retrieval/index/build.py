@@ -33,7 +33,7 @@ NAMED = 3
 
 @dataclass(frozen=True)
 class Adding:
-    """How photographs are read and described.
+    """The way photographs are read and described.
 
     Attributes:
         split: of a place folder, or of a manifest with splits, whose database is indexed.

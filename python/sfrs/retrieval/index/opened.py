@@ -144,7 +144,7 @@ class Index:
 
     @property
     def has_regions(self) -> bool:
-        """Whether :meth:`quarters` are stored."""
+        """True if :meth:`quarters` are stored."""
         return self._quarters is not None
 
     @overload

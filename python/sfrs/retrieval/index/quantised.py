@@ -27,7 +27,7 @@ BLOCK_ROWS = 8_192
 
 @dataclass(frozen=True)
 class Kind:
-    """How a compressed kind searches."""
+    """The way a compressed kind searches."""
 
     codes: str  # in words of faiss's index factory; there are about as many lists as the root of the images
     candidates: int  # that are compared exactly for each query, at least

@@ -157,7 +157,7 @@ class Store:
         return Model.load(self.path / NETWORK, whitening, size=self.settings["size"], device=device)
 
     def rows_of(self, name: str) -> tuple[Path, str, tuple[int, ...]]:
-        """File, dtype and shape of one row, of "descriptors" or "quarters"."""
+        """Return file, dtype and shape of one row, of "descriptors" or "quarters"."""
         if name == "quarters":
             return self.path / self.settings[name], "float16", tuple(self.settings["quarters_shape"])
         return self.path / self.settings[name], self.settings["dtype"], (self.settings["dim"],)
@@ -186,11 +186,11 @@ class Store:
         return row and Entry(*(np.nan if value == np.inf else value for value in row))
 
     def slots(self) -> int:
-        """Rows the descriptor file must have; what lies beyond is of a writer that was killed."""
+        """Count the rows the descriptor file must have; what lies beyond is of a writer that was killed."""
         return self._database.execute("SELECT COALESCE(MAX(slot) + 1, 0) FROM images").fetchone()[0]
 
     def changed(self) -> bool:
-        """Whether something is added or removed that no finished generation knows of."""
+        """Return True if something is added or removed that no finished generation knows of."""
         query = "SELECT EXISTS (SELECT 1 FROM images WHERE born > ?1 OR died > ?1)"
         return bool(self._database.execute(query, (self.generation,)).fetchone()[0])
 
