@@ -29,13 +29,12 @@ from torch import Tensor
 
 from sfrs.models.backbones import build_backbone
 from sfrs.models.model import Model
-from sfrs.models.network import DescriptorNetwork, save_network
+from sfrs.models.network import DescriptorNetwork
 from sfrs.retrieval.index import Index
 from sfrs.retrieval.index.build import KINDS
 from sfrs.retrieval.index.derive import derive
 from sfrs.retrieval.index.rows import RowFile
-from sfrs.retrieval.index.settings import new_settings
-from sfrs.retrieval.index.store import NETWORK, Store
+from sfrs.retrieval.index.store import Entry, Store
 
 from .pages import show
 from .record import RESULTS, machine, write_json
@@ -90,9 +89,8 @@ def fill(path: Path, images: int, dim: int, kind: str) -> dict[str, float]:
         network = DescriptorNetwork(build_backbone("gradient"), dim // network.vlad.dim)
     model, drawn = Model(network.eval(), size=(480, 640)), Photographs(dim)
     path.mkdir(parents=True)
-    save_network(path / NETWORK, model.network)
-    store = Store.create(path, new_settings(model, kind))
-    target = RowFile(path / store.settings["descriptors"], store.settings["dtype"], (dim,), 0)
+    store = Store.create(path, model, kind)
+    target = RowFile(*store.rows_of("descriptors"), 0)
     first, chosen, rows, drawing = 0, [], [], 0.0
     every = max(1, images // VIEWS // QUERIES)
     started = last = time.perf_counter()
@@ -103,9 +101,9 @@ def fill(path: Path, images: int, dim: int, kind: str) -> dict[str, float]:
         rows.append(numbers[numbers % every == 0])
         target.append(views.numpy())
         target.sync()
-        files = [b"/made/up/%09d.jpg" % (first + i) for i in range(len(views))]
-        positions = np.repeat(np.column_stack([numbers * PLACE_METRES, numbers * 0.0]), VIEWS, axis=0)
-        store.add(first, files, positions, np.zeros((len(views), 2), np.int64))
+        eastings = np.repeat(numbers * PLACE_METRES, VIEWS).tolist()
+        rows_of = enumerate(eastings, start=first)
+        store.add(first, [Entry(b"/made/up/%09d.jpg" % row, east, 0.0, 0, 0) for row, east in rows_of])
         first += len(views)
         last = time.perf_counter()
     target.close()

@@ -35,7 +35,7 @@ def main() -> None:
         best = None
         for query in np.flatnonzero(result.correct[:, 0]):
             files = places.queries.files[query], places.database.files[result.predictions[query, 0]]
-            pair = explain_pair(model, *files)
+            pair = explain_pair(model, *map(model.features, files))
             i, j = pair.best_part
             gain = pair.similarities[i, j] - pair.whole
             if i != j and (best is None or gain > best[0]):

@@ -26,8 +26,7 @@ from sfrs.models.network import load_network
 from sfrs.models.whitening import Whitening
 from sfrs.retrieval.quarters import KeptQuarters, temporary_quarters
 from sfrs.retrieval.recall import correct
-from sfrs.retrieval.region_matching import region_matches
-from sfrs.retrieval.region_rerank import DEFAULT_SCORE, DEPTH, SCORES
+from sfrs.retrieval.region_rerank import DEFAULT_SCORE, DEPTH, SCORES, region_matches
 from sfrs.retrieval.search import search
 from sfrs.runtime.terminal import messages, progress_tasks
 

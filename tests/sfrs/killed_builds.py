@@ -19,10 +19,11 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from sfrs.data.photos import read_photos
 from sfrs.models.backbones import REGISTRY, build_backbone
 from sfrs.models.model import Model
 from sfrs.models.network import DescriptorNetwork
-from sfrs.retrieval.index import Builder, Index, build, derive, read_photos, rows, store
+from sfrs.retrieval.index import Adding, Builder, Index, build, derive, rows, store
 from sfrs.runtime.errors import UserError
 
 REGISTRY["tiny"] = "tiny_backbone:TinyBackbone"
@@ -50,7 +51,7 @@ def run(path: Path, photos: Path) -> None:
     """What ``sfrs index`` does."""
     build.COMMIT_SECONDS = 0.0
     with Builder(path, make_model(), regions=True) as builder:
-        builder.add(read_photos(photos), batch_size=4, workers=0)
+        builder.add(read_photos(photos), Adding(batch_size=4, workers=0))
         builder.finish()
 
 
@@ -92,7 +93,7 @@ def die_at(call: str, count: int, work: Callable, *arguments: Path) -> None:
         "sync": (rows.RowFile, "sync"),
         "add": (store.Store, "add"),
         "create": (store.Store, "create"),
-        "rewrite": (derive, "_write_rows"),
+        "rewrite": (derive, "_rewritten"),
         "finish": (store.Store, "finish"),
         "sweep": (derive, "sweep"),
     }[call]
@@ -171,7 +172,7 @@ def kill_at_random(folder: Path, photos: Path, seconds: float, seed: int) -> dic
 
 
 def kill_while_compacting(folder: Path, photos: Path) -> dict[str, dict]:
-    """Remove half of a first build that has not finished, and be killed while its files are written anew."""
+    """Remove half of a first build that has not finished, and be killed while its files are written again."""
     undisturbed, expected = folder / "thinned.index", folder / "thinned.npz"
     wait(in_child(run, undisturbed, photos))
     wait(in_child(thin, undisturbed))

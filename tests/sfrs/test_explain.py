@@ -1,4 +1,4 @@
-"""What explains a match: regions of both images compared, clusters shown where they are."""
+"""What explains a match: regions of both images compared, clusters found where they are."""
 
 import numpy as np
 import pytest
@@ -11,18 +11,21 @@ from sfrs.models.model import Model
 from sfrs.retrieval.explain import (
     REGION_BOXES,
     REGION_NAMES,
-    assignment_map,
-    assignment_overlay,
     cluster_colours,
-    draw_assignments,
     draw_region,
     explain_pair,
     open_photograph,
     region_boxes,
+    strongest_clusters,
 )
 from sfrs_ext import REGIONS
 
 SIZE = (48, 64)
+
+
+def explain(network, query, image, query_size=SIZE):
+    model = Model(network, size=SIZE)
+    return explain_pair(model, model.at(query_size).features(query), model.features(image))
 
 
 def test_boxes_cover_the_quarters_of_their_regions():
@@ -39,31 +42,31 @@ def test_boxes_of_odd_maps_split_where_the_operator_splits():
 def test_whole_similarity_is_that_of_the_descriptors(tiny_network, make_image):
     files = [make_image("a.png", 1), make_image("b.png", 2)]
     a, b = Model(tiny_network, size=SIZE).encode(files)
-    pair = explain_pair(Model(tiny_network, size=SIZE), *files)
+    pair = explain(tiny_network, *files)
     assert pair.similarities.shape == (9, 9) and pair.similarities.dtype == np.float32
     assert pair.whole == pytest.approx(float(a @ b), abs=1e-5)
 
 
 def test_what_the_clusters_add_sums_to_the_whole_similarity(tiny_network):
-    pair = explain_pair(Model(tiny_network, size=SIZE), picture(1), picture(2))
+    pair = explain(tiny_network, picture(1), picture(2))
     assert pair.clusters.shape == (4,) and pair.clusters.sum() == pytest.approx(pair.whole, abs=1e-5)
 
 
 def test_an_image_matches_itself_region_by_region(tiny_network, make_image):
     file = make_image("a.png", 1)
-    pair = explain_pair(Model(tiny_network, size=SIZE), file, file)
+    pair = explain(tiny_network, file, file)
     assert np.diag(pair.similarities) == pytest.approx(np.ones(9), abs=1e-5)
 
 
 def test_of_all_quarters_the_shared_ones_are_most_alike(tiny_network):
     query, image = picture(1, noise=0.02), picture(2, noise=0.02)
     image.paste(query.crop((32, 0, 64, 24)), (0, 24))  # top right of the query, bottom left of the image
-    quarters = explain_pair(Model(tiny_network, size=SIZE), query, image).similarities[5:, 5:]
+    quarters = explain(tiny_network, query, image).similarities[5:, 5:]
     assert np.unravel_index(quarters.argmax(), (4, 4)) == (1, 2)
 
 
 def test_best_is_the_largest_of_all_pairs(tiny_network):
-    pair = explain_pair(Model(tiny_network, size=SIZE), picture(1), picture(2))
+    pair = explain(tiny_network, picture(1), picture(2))
     assert pair.similarities[pair.best] == pair.similarities.max()
     i, j = pair.best_part
     assert min(i, j) > 0 and pair.similarities[i, j] == pair.similarities[1:, 1:].max()
@@ -71,19 +74,20 @@ def test_best_is_the_largest_of_all_pairs(tiny_network):
 
 def test_files_and_images_in_memory_explain_alike(tiny_network, make_image):
     files = [make_image("a.png", 1), make_image("b.png", 2)]
-    of_files = explain_pair(Model(tiny_network, size=SIZE), *files)
-    of_images = explain_pair(Model(tiny_network, size=SIZE), *(Image.open(file) for file in files))
+    of_files = explain(tiny_network, *files)
+    of_images = explain(tiny_network, *(Image.open(file) for file in files))
     assert np.array_equal(of_files.similarities, of_images.similarities)
 
 
 def test_a_query_may_have_another_size(tiny_network):
-    pair = explain_pair(Model(tiny_network, size=SIZE), picture(1), picture(1), query_size=(40, 72))
+    pair = explain(tiny_network, picture(1), picture(1), query_size=(40, 72))
     assert pair.query_boxes == region_boxes(5, 9) and pair.image_boxes == region_boxes(6, 8)
 
 
-def test_assignment_map_is_the_strongest_cluster_of_every_position(tiny_network):
+def test_strongest_clusters_are_those_of_the_soft_assignment(tiny_network):
     image = picture(3)
-    clusters, weights = assignment_map(Model(tiny_network, size=SIZE), image)
+    model = Model(tiny_network, size=SIZE)
+    clusters, weights = strongest_clusters(model, model.features(image))
     assert clusters.shape == weights.shape == (6, 8)
     assert (weights >= 1 / 4).all() and (weights <= 1).all()
     with torch.no_grad():
@@ -101,22 +105,12 @@ def test_every_cluster_has_a_colour_of_its_own():
     assert np.array_equal(cluster_colours(8), colours[:8])
 
 
-def test_overlay_shows_clusters_as_colours_and_weights_as_opacity():
-    clusters, weights = np.array([[0, 1], [1, 0]]), np.array([[1.0, 0.5], [0.0, 1.0]], np.float32)
-    overlay = np.asarray(assignment_overlay(clusters, weights))
-    assert np.array_equal(overlay[..., :3], cluster_colours(2)[clusters])
-    assert overlay[1, 0, 3] == 0 < overlay[0, 1, 3] < overlay[0, 0, 3] < 255
-
-
-def test_drawings_keep_the_photograph_where_it_matters():
+def test_a_region_is_framed_and_the_rest_dimmed():
     image = picture(4, 96, 128)
     region = np.asarray(draw_region(image, 5)).astype(int)
     pixels = np.asarray(image).astype(int)
     assert np.array_equal(region[10:40, 10:50], pixels[10:40, 10:50])  # inside the frame
     assert np.abs(region[60:, 70:] - pixels[60:, 70:] / 2).max() <= 1  # outside
-    clusters, weights = np.array([[0, 1]]), np.array([[0.0, 1.0]], np.float32)
-    drawn = np.asarray(draw_assignments(image, clusters, weights)).astype(int)
-    assert np.array_equal(drawn[:, :64], pixels[:, :64]) and not np.array_equal(drawn[:, 64:], pixels[:, 64:])
 
 
 def test_an_unreadable_photograph_is_named(tmp_path):

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 from sfrs.data.images import BadImageError
+from sfrs.data.photos import read_photos
 from sfrs.models.model import Model
 from sfrs.models.whitening import Whitening
-from sfrs.retrieval.index import Builder, Index, read_photos
+from sfrs.retrieval.index import Adding, Builder, Index
 from sfrs.retrieval.index.store import LOCK, TABLE, Store
 from sfrs.retrieval.search import search
 from sfrs.runtime.errors import UserError
@@ -31,7 +32,7 @@ def path(tmp_path):
 def build(path, photos, model=None, **options):
     adding = {name: options.pop(name) for name in ("allow_unplaced", "skip_bad_images") if name in options}
     with Builder(path, model, **options) as builder:
-        builder.add(read_photos(photos), **adding)
+        builder.add(read_photos(photos), Adding(**adding))
         return builder.finish()
 
 
@@ -155,7 +156,7 @@ def test_removed_images_are_not_found_and_their_rows_are_dropped(place_folder, p
 
 
 def test_a_first_write_that_fails_says_why_and_leaves_the_index_free(place_folder, path, model, monkeypatch):
-    def fail(*arguments):
+    def fail(*arguments, **options):
         raise OSError("no space left")
 
     with monkeypatch.context() as patched:
@@ -209,7 +210,7 @@ def test_photos_that_exif_or_a_manifest_names_are_skipped_too(make_image, tmp_pa
     assert not path.exists()
 
     with Builder(path, model) as builder:
-        builder.add(read_photos(lines, skip_bad_images=True), skip_bad_images=True)
+        builder.add(read_photos(lines, skip_bad_images=True), Adding(skip_bad_images=True))
         change = builder.finish()
     assert change.added == 1 and [file for file, _ in change.skipped] == [bad, gone]
     assert list(Index.open(path).files) == [good]

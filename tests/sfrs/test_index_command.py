@@ -104,7 +104,7 @@ def test_names_of_skipped_images_are_printed_as_they_are(run, make_image, weight
         (["--device", "abacus", "--kind", "pq"], "--device is 'abacus'"),
     ],
 )
-def test_mistakes_are_told_without_a_traceback(run, place_folder, weights, out, arguments, message):
+def test_mistakes_are_explained_without_a_traceback(run, place_folder, weights, out, arguments, message):
     assert run(place_folder, "--out", out, "--weights", weights)[0] == 0
     arguments = [argument.format(weights=weights) for argument in arguments]
     code, text, err = run(*arguments, "--out", out)

@@ -1,22 +1,19 @@
 """Every kind of index gives exact similarities, finds what comparing every row finds, and follows changes."""
 
-import os
+import dataclasses
 
 import numpy as np
 import pytest
-import torch
 
 from sfrs.models.model import Model
-from sfrs.models.network import save_network
 from sfrs.retrieval.index import Index
 from sfrs.retrieval.index import quantised as quantised_module
 from sfrs.retrieval.index.build import KINDS, Builder
 from sfrs.retrieval.index.derive import derive
 from sfrs.retrieval.index.quantised import Compressed
 from sfrs.retrieval.index.rows import RowFile
-from sfrs.retrieval.index.scan import scan
-from sfrs.retrieval.index.settings import new_settings
-from sfrs.retrieval.index.store import NETWORK, Store
+from sfrs.retrieval.index.scan import compare, scan
+from sfrs.retrieval.index.store import Entry, Store
 from sfrs.runtime.errors import UserError
 
 COMPRESSED = tuple(quantised_module.KINDS)
@@ -44,9 +41,7 @@ def make_index(tmp_path, tiny_network):
     def make(kind: str, rows: np.ndarray):
         path = tmp_path / f"{kind}.index"
         path.mkdir()
-        model = Model(tiny_network, size=(48, 64))
-        save_network(path / NETWORK, model.network)
-        Store.create(path, new_settings(model, kind)).close()
+        Store.create(path, Model(tiny_network, size=(48, 64)), kind).close()
         append(path, rows)
         return path
 
@@ -56,12 +51,10 @@ def make_index(tmp_path, tiny_network):
 def append(path, rows: np.ndarray) -> None:
     store = Store.open(path)
     first = store.slots()
-    target = RowFile(path / store.settings["descriptors"], store.settings["dtype"], (24,), first)
+    target = RowFile(*store.rows_of("descriptors"), first)
     target.append(rows)
-    target.sync()
     target.close()
-    files = [os.fsencode(f"/made/up/{first + i:05d}.jpg") for i in range(len(rows))]
-    store.add(first, files, np.zeros((len(rows), 2)), np.zeros((len(rows), 2), np.int64))
+    store.add(first, [Entry(b"/made/up/%05d.jpg" % (first + i), 0.0, 0.0, 0, 0) for i in range(len(rows))])
     derive(store, None)
     store.close()
 
@@ -92,9 +85,8 @@ def test_all_images_can_be_asked_for(make_index, kind):
 
 @pytest.mark.parametrize("kind", COMPRESSED)
 def test_removed_images_leave_the_compressed_copy(make_index, kind, monkeypatch):
-    monkeypatch.setitem(
-        quantised_module.KINDS, kind, quantised_module.Kind(5, lists=kind != "pq", probed=0.2)
-    )
+    few = dataclasses.replace(quantised_module.KINDS[kind], candidates=5, share=0.0, probed=0.2)
+    monkeypatch.setitem(quantised_module.KINDS, kind, few)
     rows = unit_rows(400)
     path = make_index(kind, rows)
     nearest = found(Index.open(path), rows[:1], 60)[1][0]
@@ -132,7 +124,7 @@ def test_added_images_are_found(make_index, kind):
     assert (found(index, rows[400:], 1)[1][:, 0] == np.arange(400, 600)).mean() > 0.95
     assert Store.open(path).settings["trained"] == 400
     append(path, unit_rows(300, seed=5))
-    assert Store.open(path).settings["trained"] == 900  # more than twice as many: fitted anew
+    assert Store.open(path).settings["trained"] == 900  # more than twice as many: fitted again
 
 
 def test_the_kind_of_an_index_can_change(make_index):
@@ -198,8 +190,12 @@ def test_float16_rows_are_scanned_as_float32_ones(monkeypatch):
     np.testing.assert_allclose(scores, np.take_along_axis(exact, where, 1), atol=1e-6)
 
 
-def test_equal_similarities_are_listed_in_the_order_of_the_rows():
-    rows = np.tile(np.eye(2, dtype=np.float32), (50, 1))
-    where = scan(rows, np.ones(100, bool), np.eye(2, dtype=np.float32)[:1], 100)[1][0]
-    assert (where == np.r_[0:100:2, 1:100:2]).all()
-    assert torch.from_numpy(where).unique().numel() == 100
+@pytest.mark.parametrize("block_rows", [1000, 64, 7])
+def test_equal_similarities_are_listed_in_the_order_of_the_rows(monkeypatch, block_rows):
+    monkeypatch.setattr("sfrs.retrieval.index.scan.BLOCK_ROWS", block_rows)
+    random = np.random.default_rng(0)
+    rows, queries = (random.choice([-1.0, 1.0], (n, 6)).astype(np.float32) for n in (500, 9))
+    expected = np.argsort(-(queries @ rows.T), axis=1, kind="stable")[:, :20]
+    assert (scan(rows, np.ones(500, bool), queries, 20)[1] == expected).all()
+    every = np.tile(random.permutation(500), (9, 1))
+    assert (compare(rows, every, queries, 20)[1] == expected).all()

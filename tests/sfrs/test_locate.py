@@ -17,7 +17,7 @@ from sfrs.models.model import Model
 from sfrs.models.network import save_network
 from sfrs.retrieval import index as index_module
 from sfrs.retrieval import locate as locating
-from sfrs.retrieval.locate import as_geojson, as_json, locate, summary
+from sfrs.retrieval.found import as_geojson, summary
 from sfrs.retrieval.location import CONSIDERED
 from sfrs.retrieval.location import estimate as estimate_location
 from sfrs.retrieval.region_rerank import Reranking
@@ -28,7 +28,7 @@ SIZE = (48, 64)
 
 
 class InMemory:
-    """What :class:`sfrs.retrieval.index.Index` offers to locate, over a list of files."""
+    """What :class:`sfrs.retrieval.index.Index` needs to locate, over a list of files."""
 
     def __init__(self, network, files, positions, zone="33N", has_regions=True):
         self.network, self.files, self.zone, self.has_regions = network, files, zone, has_regions
@@ -43,6 +43,8 @@ class InMemory:
         similarities, rows = search(self.rows, descriptors, k)
         blank = ((0, 0), (0, k - rows.shape[1]))
         return np.pad(similarities, blank, constant_values=-np.inf), np.pad(rows, blank, constant_values=-1)
+
+    locate = index_module.Index.locate
 
     def quarters(self, rows):
         return self.model.quarters([self.files[row] for row in rows])
@@ -63,7 +65,7 @@ def index(tiny_network, places):
 
 
 def test_queries_are_found_where_their_place_is(index, places):
-    founds = locate(index, places[2], top=3)
+    founds = index.locate(places[2], top=3)
     assert [found.query for found in founds] == [str(file) for file in places[2]]
     for i, found in enumerate(founds):
         best = found.matches[0]
@@ -80,15 +82,15 @@ def test_queries_are_found_where_their_place_is(index, places):
 
 def test_an_image_in_memory_is_located_as_its_file(index, places):
     with Image.open(places[2][4]) as image:
-        (memory,) = locate(index, [image], rerank="regions")
-    (file,) = locate(index, [places[2][4]], rerank="regions")
+        (memory,) = index.locate([image], rerank="regions")
+    (file,) = index.locate([places[2][4]], rerank="regions")
     assert memory.query == "photo 1" and memory.truth is None and memory.error is None
     assert [m.row for m in memory.matches] == [m.row for m in file.matches]
     assert memory.location.confidence == pytest.approx(file.location.confidence, rel=1e-3)
 
 
 def test_re_ranking_orders_by_regions_and_says_which_matched(index, places):
-    founds = locate(index, places[2], top=5, rerank=Reranking(2, "best-pair"))
+    founds = index.locate(places[2], top=5, rerank=Reranking(2, "best-pair"))
     for i, found in enumerate(founds):
         scores = [match.similarity for match in found.matches]
         assert scores == sorted(scores, reverse=True) and len(scores) == 5  # as many as asked for
@@ -100,8 +102,8 @@ def test_the_json_form_names_everything_and_holds_no_nan(tiny_network, places):
     positions = np.array(places[1])
     positions[2] = np.nan
     index = InMemory(tiny_network, places[0], positions)
-    (found,) = locate(index, [places[2][2]], top=2, rerank="regions")
-    result = json.loads(json.dumps(as_json(found, index), allow_nan=False))
+    (found,) = index.locate([places[2][2]], top=2, rerank="regions")
+    result = json.loads(json.dumps(found.as_json(), allow_nan=False))
     best = result["matches"][0]
     assert best["row"] == 2 and best["easting"] is None and best["latitude"] is None
     assert result["matches"][1]["latitude"] == pytest.approx(36.1, abs=0.2)
@@ -114,16 +116,16 @@ def test_the_json_form_names_everything_and_holds_no_nan(tiny_network, places):
 
 def test_without_any_position_there_is_none_and_no_confidence(tiny_network, places):
     index = InMemory(tiny_network, places[0], np.full((12, 2), np.nan))
-    (found,) = locate(index, places[2][:1])
+    (found,) = index.locate(places[2][:1])
     assert math.isnan(found.location.easting) and found.error is None
-    result = json.loads(json.dumps(as_json(found, index), allow_nan=False))
+    result = json.loads(json.dumps(found.as_json(), allow_nan=False))
     assert result["location"]["easting"] is None and result["location"]["confidence"] == 0
     assert summary([found])["within"]["100 m"] == 0 and summary([found])["median_error"] is None
 
 
 def test_plain_metres_have_no_degrees(tiny_network, places):
     index = InMemory(tiny_network, *places[:2], zone="")
-    (found,) = locate(index, places[2][:1])
+    (found,) = index.locate(places[2][:1])
     assert found.location.latitude is None and found.matches[0].latitude is None
     assert found.error == pytest.approx(5.0)
 
@@ -134,28 +136,28 @@ def test_exif_and_other_zones_say_where_a_photograph_was_taken(index, places, tm
     exif[ExifTags.Base.Make] = "maker"
     exif.get_ifd(ExifTags.IFD.GPSInfo).update({1: "N", 2: (latitude, 0, 0), 3: "E", 4: (longitude, 0, 0)})
     picture(0).save(tmp_path / "phone.jpg", quality=95, exif=exif)
-    (found,) = locate(index, [tmp_path / "phone.jpg"])
+    (found,) = index.locate([tmp_path / "phone.jpg"])
     assert found.matches[0].row == 0 and found.error == pytest.approx(50.0, abs=0.1)
-    (far,) = locate(index, [_save(tmp_path / "@500000@4000000@54@S@35@139@@@@@@@@@.jpg")])
+    (far,) = index.locate([_save(tmp_path / "@500000@4000000@54@S@35@139@@@@@@@@@.jpg")])
     assert far.truth is None  # Tokyo, by its zone: no distance in metres of zone 33
 
 
 @pytest.mark.parametrize("name", ["@500030@4000040@.webp", "@500030@4000040@"])
 def test_a_photograph_of_any_suffix_says_where_it_was_taken(index, tmp_path, name):
     picture(0).save(tmp_path / name, format="WEBP", lossless=True)
-    (found,) = locate(index, [tmp_path / name])
+    (found,) = index.locate([tmp_path / name])
     assert found.matches[0].row == 0 and found.error == pytest.approx(50.0)
 
 
 def test_a_photograph_of_any_suffix_is_located_without_a_position(index, tmp_path):
     picture(3).save(tmp_path / "photo.webp", lossless=True)
-    (found,) = locate(index, [tmp_path / "photo.webp"])
+    (found,) = index.locate([tmp_path / "photo.webp"])
     assert found.matches[0].row == 3 and found.truth is None
 
 
 @pytest.mark.parametrize("zone", ["61@N", "33@I"])
 def test_a_name_with_a_zone_that_does_not_exist_says_nothing(index, tmp_path, zone):
-    (found,) = locate(index, [_save(tmp_path / f"@500000@4000000@{zone}@36@15@@@@@@@@@.jpg")])
+    (found,) = index.locate([_save(tmp_path / f"@500000@4000000@{zone}@36@15@@@@@@@@@.jpg")])
     assert found.matches[0].row == 0 and found.truth is None
 
 
@@ -165,7 +167,7 @@ def _save(path):
 
 
 def test_geojson_has_points_in_longitude_and_latitude(index, places):
-    features = as_geojson(locate(index, places[2][:2], top=3))["features"]
+    features = as_geojson(index.locate(places[2][:2], top=3))["features"]
     kinds = [feature["properties"]["kind"] for feature in features]
     assert kinds == ["estimate", "match", "match", "match", "query"] * 2
     longitude, latitude = features[0]["geometry"]["coordinates"]
@@ -174,22 +176,22 @@ def test_geojson_has_points_in_longitude_and_latitude(index, places):
 
 
 def test_the_summary_counts_shares_and_the_median(index, places):
-    founds = locate(index, places[2])
+    founds = index.locate(places[2])
     result = summary(founds)
     assert result["queries"] == 12 and result["within"] == {"5 m": 1.0, "25 m": 1.0, "100 m": 1.0}
     assert result["median_error"] == 5.0 and 0 < result["mean_confidence"] < 1
     assert summary([]) is None
 
 
-def test_what_cannot_be_located_is_told(index, tmp_path):
+def test_what_cannot_be_located_is_refused(index, tmp_path):
     (tmp_path / "bad.jpg").write_text("no picture")
     with pytest.raises(BadImageError, match="bad.jpg"):
-        locate(index, [tmp_path / "bad.jpg"])
+        index.locate([tmp_path / "bad.jpg"])
     with pytest.raises(UserError, match="rerank is 'magic'; expected regions"):
-        locate(index, [], rerank="magic")
+        index.locate([], rerank="magic")
     index.files = []
     with pytest.raises(UserError, match="holds no image to compare with"):
-        locate(index, [])
+        index.locate([])
 
 
 @pytest.fixture
@@ -231,10 +233,10 @@ def test_re_ranking_without_kept_regions_is_announced_as_slow(run, index, places
 
 
 def test_regions_that_are_not_kept_are_computed_once_per_image(index, places, monkeypatch):
-    expected = [[m.row for m in found.matches] for found in locate(index, places[2], rerank="regions")]
+    expected = [[m.row for m in found.matches] for found in index.locate(places[2], rerank="regions")]
     index.has_regions, computed, compute = False, [], index.quarters
     monkeypatch.setattr(index, "quarters", lambda rows: (computed.extend(rows.tolist()), compute(rows))[1])
-    founds = locate(index, places[2], rerank="regions")
+    founds = index.locate(places[2], rerank="regions")
     assert [[match.row for match in found.matches] for found in founds] == expected
     assert sorted(computed) == list(range(12))
 
@@ -259,25 +261,25 @@ def without_regions(index, monkeypatch, damage):
 @pytest.mark.parametrize("damage", [{4: "gone"}, {4: "broken", 7: "gone"}])
 def test_re_ranking_leaves_out_images_whose_files_are_gone(index, places, monkeypatch, damage):
     computed = without_regions(index, monkeypatch, damage)
-    founds = locate(index, places[2][3:6], top=12, rerank="regions")
+    founds = index.locate(places[2][3:6], top=12, rerank="regions")
     for i, found in enumerate(founds, start=3):
         rows = [match.row for match in found.matches]
         assert sorted(rows) == sorted(set(range(12)) - set(damage)) and set(found.left_out) == set(damage)
         assert i in damage or rows[0] == i
-        assert set(as_json(found, index)["left_out"]) == set(damage)
+        assert set(found.as_json()["left_out"]) == set(damage)
     assert max(computed.count(row) for row in range(12)) <= 2  # nothing is tried again for every query
 
 
 def test_searching_needs_no_files(index, places):
     index.files[4].unlink()
-    (found,) = locate(index, [places[2][4]])
+    (found,) = index.locate([places[2][4]])
     assert found.matches[0].row == 4 and found.left_out == ()
 
 
 def test_re_ranking_without_any_file_says_what_would_help(index, places, monkeypatch):
     without_regions(index, monkeypatch, dict.fromkeys(range(12), "gone"))
     with pytest.raises(UserError, match="none of the 12 images to re-rank can be read .*--regions"):
-        locate(index, places[2][:1], rerank="regions")
+        index.locate(places[2][:1], rerank="regions")
 
 
 def test_the_command_says_what_re_ranking_left_out(run, index, places, monkeypatch):
@@ -300,7 +302,7 @@ def test_the_position_is_weighed_from_20_whatever_is_shown_and_re_ranked(index, 
     monkeypatch.setattr(locating, "estimate", estimate)
     index.files, index.positions = 2 * index.files, np.tile(index.positions, (2, 1))
     index.rows = np.tile(index.rows, (2, 1))
-    (found,) = locate(index, places[2][:1], top=1, rerank=Reranking(depth))
+    (found,) = index.locate(places[2][:1], top=1, rerank=Reranking(depth))
     assert len(found.matches) == 1 and weighed == [CONSIDERED]
 
 
@@ -324,7 +326,7 @@ def test_names_of_skipped_images_are_printed_as_they_are(run, places, name):
         (["{query}", "--device", "abacus"], "--device is 'abacus'"),
     ],
 )
-def test_mistakes_are_told_without_a_traceback(run, places, tmp_path, arguments, message):
+def test_mistakes_are_explained_without_a_traceback(run, places, tmp_path, arguments, message):
     (tmp_path / "empty").mkdir()
     arguments = [a.format(query=places[2][0], empty=tmp_path / "empty") for a in arguments]
     code, out, err = run(*arguments)

@@ -1,4 +1,4 @@
-"""Candidates ordered anew by their regions."""
+"""Regions compared with regions, and candidates ordered by them."""
 
 import json
 from types import SimpleNamespace
@@ -15,14 +15,37 @@ from sfrs.models.whitening import Whitening
 from sfrs.retrieval import quarters as kept_quarters
 from sfrs.retrieval.evaluation import Scoring, evaluate
 from sfrs.retrieval.quarters import KeptQuarters, RememberedQuarters
-from sfrs.retrieval.region_matching import region_matches
-from sfrs.retrieval.region_rerank import SCORES, Reranking, rerank, rerank_all
+from sfrs.retrieval.region_rerank import SCORES, Reranking, region_matches, rerank, rerank_all
 from sfrs.runtime.errors import UserError
+from sfrs_ext.reference import region_descriptors
 
 
 @pytest.fixture
 def quarters():
     return torch.randn(12, 4, 5, 8, generator=torch.Generator().manual_seed(0))
+
+
+def test_every_region_is_compared_with_every_region():
+    torch.manual_seed(0)
+    queries, images = torch.randn(2, 4, 5, 8), torch.randn(3, 4, 5, 8)
+    expected = torch.einsum("tikd,njkd->tnij", region_descriptors(queries), region_descriptors(images))
+    torch.testing.assert_close(region_matches(queries, images), expected)
+
+
+def test_an_image_matches_itself_region_by_region():
+    torch.manual_seed(0)
+    quarters = torch.randn(1, 4, 5, 8)
+    torch.testing.assert_close(region_matches(quarters, quarters)[0, 0].diagonal(), torch.ones(9))
+
+
+def test_regions_whose_quarters_cancel_match_nothing_on_either_side():
+    torch.manual_seed(0)
+    quarters = torch.randn(2, 4, 5, 8)
+    quarters[:, 3] = -quarters[:, 0] - quarters[:, 1] - quarters[:, 2]  # the whole image cancels
+    matches = region_matches(quarters, quarters)
+    assert not matches[..., 0, :].any() and not matches[..., :, 0].any()
+    assert matches[..., 1:, 1:].ne(0).all()
+    torch.testing.assert_close(matches[0, 0].diagonal()[1:], torch.ones(8))
 
 
 def scores_in_words(matches):
@@ -73,7 +96,7 @@ def test_equal_scores_keep_the_order_of_the_search(quarters):
     assert found.rows.tolist() == [7, 2, 9, 1]
 
 
-def test_only_the_first_are_ordered_anew_and_blanks_stay_last(quarters):
+def test_only_the_first_are_ordered_and_blanks_stay_last(quarters):
     candidates = np.array([[1, 2, 0, 4, 5], [7, 1, -1, -1, -1], [-1, -1, -1, -1, -1]])
     give = lambda rows: quarters[rows]  # noqa: E731
     seen = []
@@ -116,7 +139,7 @@ def test_remembered_quarters_are_computed_again_only_where_they_were_dropped(qua
     kept = compact(quarters).float()
     for rows in ([1, 2], [2, 3, 2], [2], [1, 5], [3]):
         assert torch.equal(remembered(np.array(rows)), kept[rows])
-    # 3 was used longest ago when 1 and 5 were asked for, beside which only 2 stays.
+    # 3 was used longest ago when 1 and 5 were asked for, with which only 2 stays.
     assert asked == [[1, 2], [3], [5], [3]]
 
 
@@ -144,7 +167,7 @@ def test_what_is_evaluated_before_re_ranking_is_the_search(tiny_network, place_f
 
 @pytest.fixture
 def shifted_places(tmp_path):
-    """Queries show the left half of their place on their right, beside something else."""
+    """Queries show the left half of their place on their right, next to something else."""
     for scene in range(8):
         place, query = picture(scene, 96, 128), picture(100 + scene, 96, 128)
         query.paste(place.crop((0, 0, 64, 96)), (64, 0))
@@ -176,7 +199,7 @@ def test_whitening_chooses_the_candidates_and_regions_order_them(tiny_network, p
     assert np.array_equal(rerank_all(ask, before.predictions, give, depth=5), after.predictions)
 
 
-def test_a_disk_that_is_too_small_is_told(tiny_network, place_folder, monkeypatch):
+def test_a_disk_that_is_too_small_is_explained(tiny_network, place_folder, monkeypatch):
     monkeypatch.setattr(kept_quarters.shutil, "disk_usage", lambda _: SimpleNamespace(free=10))
     with pytest.raises(UserError, match="Set TMPDIR to a larger disk"):
         evaluate(Model(tiny_network), load_places(place_folder), rerank=Reranking())
@@ -208,6 +231,6 @@ def test_evaluate_shows_recall_before_and_after(run, arguments, tmp_path):
         (("--rerank-depth", "7"), "--rerank-depth needs --rerank regions"),
     ],
 )
-def test_mistakes_are_told(run, arguments, more, message):
+def test_mistakes_are_explained(run, arguments, more, message):
     code, _, err = run(*arguments, *more)
     assert code == 2 and message in err

@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
+import torch
 
-from sfrs.retrieval.search import search
+from sfrs.retrieval.search import largest, search
 
 
 def unit(n: int, d: int, seed: int) -> np.ndarray:
@@ -18,18 +19,20 @@ def test_search_is_exact_whatever_the_blocks(block_bytes):
     assert np.allclose(scores, np.take_along_axis(similarities, indices, 1), atol=1e-6)
 
 
-def test_both_metrics_order_unit_vectors_alike():
-    database, queries = unit(60, 16, 2), unit(5, 16, 3)
-    _, by_product = search(database, queries, 8)
-    distances, by_distance = search(database, queries, 8, metric="l2", block_bytes=4 * 16 * 11)
-    assert by_product.tolist() == by_distance.tolist()
-    assert (np.diff(distances, axis=1) >= 0).all()
-
-
 def test_equal_scores_come_in_database_order():
     database = np.repeat(unit(2, 8, 4), 5, axis=0)
     _, indices = search(database, database[:1], 10, block_bytes=4 * 8 * 3)
     assert indices.tolist() == [list(range(10))]
+
+
+@pytest.mark.parametrize("block_rows", [1000, 300, 64, 7, 1])
+def test_of_many_equal_scores_the_first_rows_are_kept_whatever_the_blocks(block_rows):
+    random = np.random.default_rng(9)
+    database, queries = (random.choice([-1.0, 1.0], (n, 6)).astype(np.float32) for n in (1000, 30))
+    expected = np.argsort(-(queries @ database.T), axis=1, kind="stable")[:, :12]
+    scores, indices = search(database, queries, 12, block_bytes=4 * 6 * block_rows)
+    assert (indices == expected).all() and (scores[:, 0] == 6).all()
+    assert (largest(torch.from_numpy(queries @ database.T), 12)[1].numpy() == expected).all()
 
 
 def test_k_is_cut_to_the_database():

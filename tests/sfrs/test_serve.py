@@ -11,7 +11,6 @@ from served import SPOTS, build_index, encoded, photo, serving
 
 pytest.importorskip("fastapi", reason='needs the extra "serve"')
 from sfrs.retrieval.index import Index
-from sfrs.retrieval.locate import as_json, locate
 from sfrs.web.serve.app import create_app
 from sfrs.web.serve.overview import overview
 from sfrs.web.serve.page import page
@@ -48,8 +47,7 @@ def test_a_photo_is_located_where_its_scene_is(client, scene, format):
 def test_the_answer_is_that_of_sfrs_locate(client, index, tmp_path):
     file = tmp_path / "photo.jpg"
     file.write_bytes(photo(3))
-    (found,) = locate(index, [file], top=4)
-    expected = as_json(found, index)
+    expected = index.locate(file, top=4).as_json()
     answered = client.locate(file.read_bytes(), "?top=4&explain=false").json
     assert [match["row"] for match in answered["matches"]] == [match["row"] for match in expected["matches"]]
     for key in ("easting", "northing", "confidence", "spread"):

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from sfrs.commands import options
+from sfrs.commands.options import option
 from sfrs.runtime.errors import UserError
 
 if TYPE_CHECKING:
@@ -43,84 +43,60 @@ on disk; memory; ms per query; queries whose place is found first.
 """
 
 
+PHOTOS = typer.Argument(
+    help="A folder of photographs (subfolders included), a place folder, or a CSV manifest.",
+    show_default=False,
+)
+REMOVE = option(
+    "--remove", "Remove images in a folder, or whose path or name matches.", "Index", metavar="PATTERN|FOLDER"
+)
+GONE = option("--remove-missing", "Remove images whose file is gone.", "Index")
+KIND = option(
+    "--kind",
+    "How descriptors are searched, see below. Default: exact, or as the index is.",
+    "Index",
+    metavar="exact|float16|pq|ivf|disk",
+)
+REGIONS = option(
+    "--regions/--no-regions",
+    "Keep what re-ranking by regions needs: 8 K D bytes per image, 262 kB for VGG16. Default: as the index "
+    "is; for a new one, only where its clusters are made from the photographs.",
+    "Index",
+)
+SPLIT = option(
+    "--split", "Whose database to index, of a place folder or manifest.", "Coordinates", show_default=True
+)
+ZONE = option(
+    "--zone",
+    "UTM zone of the index, and of easting and northing that do not say theirs. Default: that of the first "
+    "image that has one.",
+    "Coordinates",
+    metavar="33N",
+)
+UNPLACED = option("--allow-unplaced", "Index images without coordinates too.", "Coordinates")
+
+
 @dataclass(frozen=True)
 class Contents:
-    """What to do with the index."""
+    """The work to do on the index."""
 
-    photos: Annotated[
-        Path | None,
-        typer.Argument(
-            help="A folder of photographs (subfolders included), a place folder, or a CSV manifest.",
-            show_default=False,
-        ),
-    ] = None
-    remove: Annotated[
-        list[str] | None,
-        options.option(
-            "--remove",
-            "Remove the images below a folder, or whose path or name matches.",
-            "Index",
-            metavar="PATTERN|FOLDER",
-        ),
-    ] = None
-    remove_missing: Annotated[
-        bool, options.option("--remove-missing", "Remove images whose file is gone.", "Index")
-    ] = False
-    info: Annotated[bool, options.option("--info", "Say what is in the index.", "Index")] = False
-    as_json: Annotated[bool, options.option("--json", "Print JSON and nothing else.", "Index")] = False
+    photos: Annotated[Path | None, PHOTOS] = None
+    remove: Annotated[list[str] | None, REMOVE] = None
+    remove_missing: Annotated[bool, GONE] = False
+    info: Annotated[bool, option("--info", "Say what is in the index.", "Index")] = False
+    as_json: Annotated[bool, option("--json", "Print JSON and nothing else.", "Index")] = False
     skip_bad_images: options.SkipBadImages = False
 
 
 @dataclass(frozen=True)
 class Form:
-    """How the index is kept."""
+    """The form of the index, and its coordinates."""
 
-    kind: Annotated[
-        str | None,
-        options.option(
-            "--kind",
-            "How descriptors are searched, see below. Default: exact, or as the index is.",
-            "Index",
-            metavar="exact|float16|pq|ivf|disk",
-        ),
-    ] = None
-    regions: Annotated[
-        bool | None,
-        options.option(
-            "--regions/--no-regions",
-            "Keep what re-ranking by regions needs: 8 K D bytes per image, 262 kB for VGG16. Default: "
-            "as the index is; for a new one, only where its clusters are made from the photographs.",
-            "Index",
-        ),
-    ] = None
-
-
-@dataclass(frozen=True)
-class Coordinates:
-    """Where coordinates come from."""
-
-    split: Annotated[
-        str,
-        options.option(
-            "--split",
-            "Whose database to index, of a place folder or manifest with splits.",
-            "Coordinates",
-            show_default=True,
-        ),
-    ] = "test"
-    zone: Annotated[
-        str,
-        options.option(
-            "--zone",
-            "UTM zone of the index, and of easting and northing that do not say theirs. "
-            "Default: that of the first image that has one.",
-            "Coordinates",
-            metavar="33N",
-        ),
-    ] = ""
-    allow_unplaced: Annotated[
-        bool, options.option("--allow-unplaced", "Index images without coordinates too.", "Coordinates")
-    ] = False
+    kind: Annotated[str | None, KIND] = None
+    regions: Annotated[bool | None, REGIONS] = None
+    split: Annotated[str, SPLIT] = "test"
+    zone: Annotated[str, ZONE] = ""
+    allow_unplaced: Annotated[bool, UNPLACED] = False
 
 
 def register(app: typer.Typer) -> None:
@@ -128,10 +104,9 @@ def register(app: typer.Typer) -> None:
 
 
 def index(
-    out: Annotated[Path, options.option("--out", "Directory of the index.", metavar="X.index")],
+    out: Annotated[Path, option("--out", "Directory of the index.", metavar="X.index")],
     contents: Contents,
     form: Form,
-    coordinates: Coordinates,
     weights: options.Weights,
     whitening: options.Whitening,
     images: options.Images,
@@ -150,52 +125,41 @@ def index(
             raise UserError("--info changes nothing; leave out PHOTOS, --kind and --remove.")
         _show(out, contents.as_json)
         return
-    if photos is None and not (contents.remove or contents.remove_missing or form.kind or coordinates.zone):
+    removing = contents.remove or contents.remove_missing
+    if photos is None and not (removing or form.kind or form.zone):
         raise UserError("What to do? Give PHOTOS to index, --kind, --remove, --zone, or --info.")
     device = running.on_device()
 
-    from sfrs.retrieval.index import Builder, read_photos
+    from sfrs.retrieval.index import Adding, Builder, Change, Index
     from sfrs.retrieval.index.store import Store
     from sfrs.runtime.terminal import progress_tasks
 
     if photos is None:
         Store.open(out).close()  # raises where there is no index to change, before a network is opened
     model = _model(out, weights, whitening, images, running)
-    settings = running.begin()
-    skip, regions = contents.skip_bad_images, form.regions
+    adding = Adding(
+        form.split,
+        form.allow_unplaced,
+        contents.skip_bad_images,
+        **running.begin(),
+        device=device,
+        clusters=options.cluster_options(model, weights.seed) if model is not None else {},
+    )
+    how = dict(kind=form.kind, regions=form.regions, zone=form.zone)
+    change = Change()
     with progress_tasks() as tasks:
-        found = ()
+        if photos is None or removing:
+            with Builder(out, model, **how, tasks=tasks) as builder:
+                for pattern in contents.remove or ():
+                    builder.remove(pattern)
+                if contents.remove_missing:
+                    builder.remove_missing()
+                builder.add(())
+                change = builder.finish()
         if photos is not None:
-            show = tasks("reading coordinates")
-            found = read_photos(photos, coordinates.split, skip_bad_images=skip, progress=show)
-        prepare = None
-        if model is not None and not model.has_clusters:
-            regions = regions is not False
-            prepare = partial(
-                options.fit_clusters,
-                model,
-                seed=weights.seed,
-                tasks=tasks,
-                skip_bad_images=skip,
-                batch_size=running.batch_size,
-            )
-        with Builder(
-            out, model, kind=form.kind, regions=regions, zone=coordinates.zone, device=device
-        ) as builder:
-            for pattern in contents.remove or ():
-                builder.remove(pattern)
-            if contents.remove_missing:
-                builder.remove_missing()
-            builder.add(
-                found,
-                allow_unplaced=coordinates.allow_unplaced,
-                skip_bad_images=skip,
-                batch_size=settings["batch_size"],
-                workers=settings["workers"],
-                tasks=tasks,
-                prepare=prepare,
-            )
-            change = builder.finish(tasks)
+            removed = change.removed
+            change = Index.build(photos, model, out=out, **how, adding=adding, tasks=tasks).change
+            change.removed += removed
     _show(out, contents.as_json, change)
 
 
@@ -209,27 +173,26 @@ def _model(
     """The model that the options say; None where they leave that to the index there is."""
     from sfrs.retrieval.index.store import TABLE
 
-    if (out / TABLE).is_file() and not weights.given:
-        if whitening.whitening is not None or whitening.no_whitening or images.given:
-            raise UserError(
-                f"{out} has its own network, whitening and image size; leave out --whitening and the "
-                "size, or give --weights as well to have them compared."
-            )
-        return None
-    return options.open_model(weights, whitening, images, running)
+    if not (out / TABLE).is_file() or weights.given:
+        return options.open_model(weights, whitening, images, running)
+    if whitening.whitening is not None or whitening.no_whitening or images.given:
+        raise UserError(
+            f"{out} has its own network, whitening and image size; leave out --whitening and the "
+            "size, or give --weights as well to have them compared."
+        )
+    return None
 
 
 def _show(out: Path, as_json: bool, change: Change | None = None) -> None:
     from dataclasses import asdict
 
-    from sfrs.retrieval.index.summary import summarise
+    from sfrs.retrieval.index.store import summarise
 
     facts = summarise(out)
     if change is not None:
         options.show_skipped(change.skipped)
-        facts["change"] = asdict(change) | {
-            "skipped": [{"file": str(file), "why": why} for file, why in change.skipped]
-        }
+        skipped = [{"file": str(file), "why": why} for file, why in change.skipped]
+        facts["change"] = asdict(change) | {"skipped": skipped}
     if as_json:
         print(json.dumps(facts, indent=2))
         return
@@ -241,34 +204,28 @@ def _show(out: Path, as_json: bool, change: Change | None = None) -> None:
 
 
 def _print_facts(facts: dict) -> None:
-    searched = facts["kind"]
-    if searched in ("pq", "ivf", "disk") and not facts["compressed"]:
-        searched += " (few images yet: every row is compared)"
-    size = facts["size"]
-    if isinstance(size, list):
-        size = tuple(size)
-    network = f"{facts['backbone']}, K = {facts['clusters']}, {options.describe_size(size)}"
-    lines = {
-        "images": f"{facts['images']:,}"
-        + ("" if facts["finished"] else " so far: the build is not finished"),
-        "kind": searched,
-        "descriptors": f"{facts['descriptor_dim']:,} numbers, {facts['stored_as']}"
-        + (", whitened" if facts["whitened"] else "")
-        + (", with regions" if facts["regions"] else ""),
-        "network": f"{network}; fingerprint {facts['fingerprint'][:12]}",
-        "position": f"UTM zone {facts['zone']}" if facts["zone"] else "plain metres, UTM zone not known",
-    }
-    extent = facts["west_south_east_north"]
-    if extent is None:
-        lines["position"] = "of no image"
+    kind, size = facts["kind"], facts["size"]
+    if kind in ("pq", "ivf", "disk") and not facts["compressed"]:
+        kind += " (few images yet: every row is compared)"
+    described = options.describe_size(tuple(size) if isinstance(size, list) else size)
+    network = f"{facts['backbone']}, K = {facts['clusters']}, {described}"
+    position = f"UTM zone {facts['zone']}" if facts["zone"] else "plain metres, UTM zone not known"
+    if facts["west_south_east_north"] is None:
+        position = "of no image"
     else:
-        width, height = extent[2] - extent[0], extent[3] - extent[1]
-        lines["position"] += f", {width:,.0f} m from west to east, {height:,.0f} m from south to north"
-    if facts["without_position"] and extent is not None:
-        lines["position"] += f"; {facts['without_position']:,} images without"
+        west, south, east, north = facts["west_south_east_north"]
+        position += f", {east - west:,.0f} m from west to east, {north - south:,.0f} m from south to north"
+        if facts["without_position"]:
+            position += f"; {facts['without_position']:,} images without"
+    lines = {
+        "images": f"{facts['images']:,}{'' if facts['finished'] else ' so far: the build is not finished'}",
+        "kind": kind,
+        "descriptors": f"{facts['descriptor_dim']:,} numbers, {facts['stored_as']}"
+        f"{', whitened' if facts['whitened'] else ''}{', with regions' if facts['regions'] else ''}",
+        "network": f"{network}; fingerprint {facts['fingerprint'][:12]}",
+        "position": position,
+    }
     if facts["removed_rows"]:
         lines["removed"] = f"{facts['removed_rows']:,} still on the disk, until a quarter of all is"
     lines["on disk"] = f"{sum(facts['bytes'].values()) / 1e6:,.1f} MB"
-    print(facts["path"])
-    for name, text in lines.items():
-        print(f"  {name:<12} {text}")
+    print(facts["path"], *(f"  {name:<12} {text}" for name, text in lines.items()), sep="\n")

@@ -12,8 +12,8 @@ from sfrs.commands import options
 from sfrs.runtime.errors import UserError
 
 if TYPE_CHECKING:
+    from sfrs.retrieval.found import Found
     from sfrs.retrieval.index import Index
-    from sfrs.retrieval.locate import Found
     from sfrs.retrieval.region_rerank import Reranking
 
 EXAMPLES = """
@@ -27,21 +27,19 @@ EXAMPLES = """
 """
 
 
+GEOJSON = options.option(
+    "--geojson", "Also write estimates and matches as GeoJSON, for any map.", "Output", metavar="FILE"
+)
+PATH = typer.Argument(help="An image, or a folder of images (subfolders included).", show_default=False)
+
+
 @dataclass(frozen=True)
 class Output:
-    """What is printed and written."""
+    """The form of the answer."""
 
     top: Annotated[int, typer.Option("--top", metavar="N", min=1, help="How many matches to show.")] = 5
     as_json: Annotated[bool, options.option("--json", "Print JSON instead of text.", "Output")] = False
-    geojson: Annotated[
-        Path | None,
-        options.option(
-            "--geojson",
-            "Also write estimates and matches as GeoJSON, for any map.",
-            "Output",
-            metavar="FILE",
-        ),
-    ] = None
+    geojson: Annotated[Path | None, GEOJSON] = None
 
 
 def register(app: typer.Typer) -> None:
@@ -49,10 +47,7 @@ def register(app: typer.Typer) -> None:
 
 
 def locate(
-    path: Annotated[
-        Path,
-        typer.Argument(help="An image, or a folder of images (subfolders included).", show_default=False),
-    ],
+    path: Annotated[Path, PATH],
     index: Annotated[Path, options.option("--index", "An index that sfrs index made.")],
     rerank: options.Rerank,
     output: Output,
@@ -68,128 +63,93 @@ def locate(
     reranking, geojson = rerank.parse(), output.geojson
     if geojson is not None and not geojson.parent.is_dir():
         raise UserError(f"--geojson is {geojson}, but there is no folder {geojson.parent}.")
+
     from sfrs.data.images import images_at
-
-    files = images_at(path)
-    settings = running.begin()
-
-    from sfrs.retrieval import locate as locating
+    from sfrs.retrieval.found import as_geojson
     from sfrs.retrieval.index import Index
     from sfrs.runtime.atomic_io import write_json
     from sfrs.runtime.terminal import progress_tasks
 
+    files, settings = images_at(path), running.begin()
     opened = Index.open(index, device=running.on_device())
-    if geojson is not None:
-        locating.check_degrees(opened)
+    if geojson is not None and not opened.zone:
+        raise UserError(
+            f"GeoJSON needs latitude and longitude, but {opened.path} has metres of an unknown UTM zone. "
+            "Build it with the zone, as sfrs index PHOTOS --zone 33N."
+        )
     with progress_tasks() as tasks:
         if skip_bad_images:
             files = options.readable(files, path, settings["workers"], tasks)
         _warn_of_slow_reranking(opened, reranking, output.top)
-        founds = locating.locate(opened, files, top=output.top, rerank=reranking, tasks=tasks, **settings)
-    _tell_left_out(founds, opened)
+        founds = opened.locate(files, top=output.top, rerank=reranking, tasks=tasks, **settings)
+    _show_left_out(founds, opened)
     if geojson is not None:
-        write_json(geojson, locating.as_geojson(founds))
+        write_json(geojson, as_geojson(founds))
     if output.as_json:
-        _print_json(founds, opened)
+        _print_json(founds)
     else:
         _print_text(founds, opened, geojson)
 
 
 def _warn_of_slow_reranking(index: Index, reranking: Reranking | None, top: int) -> None:
-    if reranking is None or index.has_regions:
-        return
-    from sfrs.retrieval.candidates import reranked_depth
-    from sfrs.runtime.terminal import messages
+    if reranking is not None and not index.has_regions:
+        from sfrs.retrieval.locate import reranked_depth
+        from sfrs.runtime.terminal import messages
 
-    depth = min(reranked_depth(reranking.depth, top), len(index))
-    messages.print(
-        f"This index keeps no regions: the first {depth} images of every photograph are described "
-        "again. sfrs index --regions keeps them.",
-        highlight=False,
-        soft_wrap=True,
-    )
+        depth = min(reranked_depth(reranking, top), len(index))
+        messages.print(
+            f"This index keeps no regions: the first {depth} images of every photograph are described "
+            "again. sfrs index --regions keeps them.",
+            highlight=False,
+            soft_wrap=True,
+        )
 
 
-def _tell_left_out(founds: list[Found], index: Index) -> None:
+def _show_left_out(founds: list[Found], index: Index) -> None:
     rows = sorted({row for found in founds for row in found.left_out})
-    if not rows:
-        return
-    from rich.text import Text
+    if rows:
+        from rich.text import Text
 
-    from sfrs.runtime.terminal import messages
+        from sfrs.runtime.terminal import messages
 
-    more = f" and {len(rows) - 1} more" if len(rows) > 1 else ""
-    messages.print(
-        Text.assemble(
-            ("Left out of re-ranking", "yellow"),
-            f", because the file cannot be read any more: {index.files[rows[0]]}{more}. An index built with "
-            "--regions re-ranks without the files.",
-        ),
-        soft_wrap=True,
-    )
+        more = f" and {len(rows) - 1} more" if len(rows) > 1 else ""
+        why = f", because the file cannot be read any more: {index.files[rows[0]]}{more}. "
+        help = "An index built with --regions re-ranks without the files."
+        messages.print(Text.assemble(("Left out of re-ranking", "yellow"), why, help), soft_wrap=True)
 
 
-def _print_json(founds: list[Found], index: Index) -> None:
+def _print_json(founds: list[Found]) -> None:
     import json
 
-    from sfrs.retrieval.locate import as_json, summary
+    from sfrs.retrieval.found import summary
 
-    queries = [as_json(found, index) for found in founds]
-    print(json.dumps({"queries": queries, "summary": summary(founds)}, indent=2, allow_nan=False))
+    found = {"queries": [found.as_json() for found in founds], "summary": summary(founds)}
+    print(json.dumps(found, indent=2, allow_nan=False))
 
 
 def _print_text(founds: list[Found], index: Index, geojson: Path | None) -> None:
-    from sfrs.retrieval.locate import summary
+    from sfrs.retrieval.found import summary
 
     for found in founds:
-        print(found.query)
-        for line in (*_location_lines(found, index.zone), *_match_lines(found)):
-            print(f"  {line}")
-        print()
+        print("\n  ".join([found.query, *found.lines(), *_match_lines(found)]), end="\n\n")
     spent = {name: sum(f.milliseconds[name] for f in founds) for name in founds[0].milliseconds}
     each = ", ".join(f"{name} {total / len(founds):.1f}" for name, total in spent.items())
     print(f"{len(founds)} located among {len(index):,} images; ms per photograph: {each}")
     errors = summary(founds) if len(founds) > 1 else None
     if errors:
-        shares = ", ".join(
-            f"{100 * share:.1f} % within {metres}" for metres, share in errors["within"].items()
-        )
-        median = errors["median_error"]
+        within = ", ".join(f"{100 * share:.1f} % within {d}" for d, share in errors["within"].items())
+        median = "unknown" if errors["median_error"] is None else f"{errors['median_error']:.1f} m"
         print(
-            f"{errors['queries']} say where they were taken: {shares}; median error "
-            + (f"{median:.1f} m" if median is not None else "unknown")
-            + f"; mean confidence {errors['mean_confidence']:.2f}"
+            f"{errors['queries']} say where they were taken: {within}; median error {median}; "
+            f"mean confidence {errors['mean_confidence']:.2f}"
         )
     if geojson is not None:
         print(f"Written to {geojson}")
 
 
-def _location_lines(found: Found, zone: str) -> list[str]:
-    import math
-
-    place = found.location
-    if not math.isfinite(place.easting):
-        return ["no position: none of the images found has one"]
-    where = f"{place.easting:.1f} E  {place.northing:.1f} N" + (f"  (UTM {zone})" if zone else "  (metres)")
-    if place.latitude is not None:
-        where += f"   {place.latitude:.6f}, {place.longitude:.6f}"
-    trust = f"confidence {min(place.confidence, 0.99):.2f}, spread {place.spread:.1f} m"
-    if found.error is not None:
-        trust += f", error {found.error:.1f} m"
-    return [where, trust]
-
-
 def _match_lines(found: Found) -> list[str]:
-    import math
-
-    from sfrs.retrieval.explain import REGION_NAMES
-
-    place, lines = found.location, []
+    lines = []
     for rank, match in enumerate(found.matches, start=1):
-        away = math.hypot(match.easting - place.easting, match.northing - place.northing)
-        metres = f"{away:,.0f} m" if math.isfinite(away) else "-"
-        line = f"{rank:>2}  {match.similarity:.3f}  {metres:>9}  {match.file.name}"
-        if match.regions is not None:
-            line += f"   ({REGION_NAMES[match.regions[0]]} ~ {REGION_NAMES[match.regions[1]]})"
-        lines.append(line)
+        line = f"{rank:>2}  {match.similarity:.3f}  {found.metres(match):>9}  {match.file.name}"
+        lines.append(line if match.regions is None else f"{line}   ({' ~ '.join(match.region_names)})")
     return lines

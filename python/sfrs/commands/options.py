@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from sfrs.data.images import Size
     from sfrs.models.model import Model
     from sfrs.models.network import DescriptorNetwork
-    from sfrs.retrieval.evaluation import Tasks
     from sfrs.retrieval.region_rerank import Reranking
+    from sfrs.runtime.progress import Tasks
 
 RANDOM_WEIGHTS = "random weights"
 
@@ -288,10 +288,15 @@ def open_model(weights: Weights, whitening: Whitening, images: Images, running: 
 
 def fit_clusters(model: "Model", files: Sequence[Path], *, seed: int, tasks: "Tasks", **options: Any) -> None:
     """Make the clusters of an untrained NetVLAD; see :meth:`sfrs.models.model.Model.fit_clusters`."""
+    options |= cluster_options(model, seed)
+    model.fit_clusters(files, progress=tasks("k-means for NetVLAD"), **options)
+
+
+def cluster_options(model: "Model", seed: int) -> dict[str, int]:
+    """Options of :meth:`sfrs.models.model.Model.fit_clusters`."""
     # Random features are not worth passing the paper's 500 images through the network.
-    if model.network.meta["source"] == RANDOM_WEIGHTS:
-        options |= {"images": 10, "per_image": 500}
-    model.fit_clusters(files, seed=seed, progress=tasks("k-means for NetVLAD"), **options)
+    random = model.network.meta.get("source") == RANDOM_WEIGHTS
+    return {"seed": seed} | ({"images": 10, "per_image": 500} if random else {})
 
 
 def require_trained(network: "DescriptorNetwork", what: str) -> None:

@@ -65,13 +65,18 @@ def load_image(path: str | Path, size: Size = None) -> Tensor:
         return image_tensor(image, size)
 
 
-def image_tensor(image: Image.Image, size: Size = None) -> Tensor:
-    """Convert an image in memory as :func:`load_image` does a file."""
+def upright(image: Image.Image) -> Image.Image:
+    """Turn an image by its EXIF orientation and make it RGB of 8 bits."""
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I;16"):
         # convert() would clip 16 bits to white instead of scaling them.
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    image = image.convert("RGB")
+    return image.convert("RGB")
+
+
+def image_tensor(image: Image.Image, size: Size = None) -> Tensor:
+    """Convert an image in memory as :func:`load_image` does a file."""
+    image = upright(image)
     target = target_size(image.size[::-1], size)
     if image.size != target[::-1]:
         image = image.resize(target[::-1], Image.Resampling.BILINEAR)

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from sfrs.data.images import Size, check_images
 from sfrs.data.neighbourhood import right_images
-from sfrs.data.places import ImageSet, Places
+from sfrs.data.places import Places
 from sfrs.models.model import Model
 from sfrs.retrieval.quarters import KeptQuarters, temporary_quarters
 from sfrs.retrieval.recall import (
@@ -33,14 +33,13 @@ RADIUS = 25.0
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a network finds for every query.
+    """The images a network finds for every query.
 
     Attributes:
         recalls: N -> recall@N in 0..1, over the queries that have a positive.
         predictions: database indices int64 ``[m, max N]``, best first; -1 past the end.
         correct: bool ``[m, max N]``, whether the prediction is within ``radius`` metres.
         num_positives: int64 ``[m]``, database images within ``radius`` of each query.
-        radius: metres.
         seconds: of describing, searching and re-ranking.
         before: where re-ranked, the evaluation of the search alone.
     """
@@ -55,37 +54,31 @@ class Evaluation:
 
     @property
     def answerable(self) -> np.ndarray:
-        """Queries that have a positive, bool ``[m]``; only they are counted."""
+        """Mark the queries that have a positive, bool ``[m]``; only they are counted."""
         return self.num_positives > 0
 
     def hits(self, n: int) -> np.ndarray:
-        """Whether one of the first n predictions is right, bool ``[m]`` (for paired tests)."""
+        """Mark the queries with a right one among the first n predictions, bool ``[m]`` (for paired tests)."""
         return self.correct[:, :n].any(axis=1)
 
     def curve(self) -> dict[int, float]:
-        """Recall@N for every N from 1 to the largest asked for."""
+        """Compute recall@N for every N from 1 to the largest asked for."""
         found = self.correct[self.answerable].cumsum(axis=1) > 0
         return {n + 1: float(recall) for n, recall in enumerate(found.mean(axis=0))}
 
     def recalls_of(self, queries: np.ndarray) -> dict[int, float]:
-        """Recall@N of some of the queries (bool ``[m]``) that have a positive; NaN if none has."""
+        """Compute recall@N of some of the queries (bool ``[m]``) that have a positive; NaN if none has."""
         counted = self.answerable & queries
         return {n: float(self.hits(n)[counted].mean()) if counted.any() else np.nan for n in self.recalls}
 
 
 @dataclass(frozen=True)
 class Scoring:
-    """What counts as found.
+    """Rules of what counts as found."""
 
-    Attributes:
-        recalls: the N of recall@N.
-        radius: metres within which a database image is right.
-        nms: keep one image per panorama (:func:`sfrs.retrieval.recall.spatial_nms`).
-    """
-
-    recalls: Sequence[int] = RECALL_AT
-    radius: float = RADIUS
-    nms: bool = False
+    recalls: Sequence[int] = RECALL_AT  # the N of recall@N
+    radius: float = RADIUS  # metres within which a database image is right
+    nms: bool = False  # keep one image per panorama (sfrs.retrieval.recall.spatial_nms)
 
 
 def evaluate(
@@ -113,38 +106,29 @@ def evaluate(
         UserError: no query has a database image within the radius, or the temporary file does not fit.
         BadImageError: an image cannot be read.
     """
-    scoring = scoring or Scoring()
+    scoring, tasks = scoring or Scoring(), tasks or (lambda name: None)
     check_answerable(places, scoring.radius)
+    sized = model if query_size == "same" else model.at(query_size)
+    roles = (("database", places.database, model), ("queries", places.queries, sized))
+    count = len(places.database) + len(places.queries)
     clock = [time.perf_counter()]
-    database, queries = places.database, places.queries
-    options = dict(batch_size=batch_size, workers=workers)
-    with ExitStack() as stack:
-        kept = [None, None]
-        if rerank is not None:
-            rows = stack.enter_context(temporary_quarters(model, len(database) + len(queries)))
-            kept = [rows[: len(database)], rows[len(database) :]]
-        described = []
-        for role, images, size, quarters in (
-            ("database", database, "same", kept[0]),
-            ("queries", queries, query_size, kept[1]),
-        ):
-            sized = model if size == "same" else model.at(size)
-            progress = tasks(role) if tasks else None
-            described.append(sized.encode(images.files, progress=progress, quarters=quarters, **options))
+    with nullcontext() if rerank is None else temporary_quarters(model, count) as rows:
+        kept = (None, None) if rows is None else np.split(rows, [len(places.database)])
+        options = dict(batch_size=batch_size, workers=workers)
+        described = [
+            model.encode(images.files, progress=tasks(role), quarters=quarters, **options)
+            for (role, images, model), quarters in zip(roles, kept, strict=True)
+        ]
         clock.append(time.perf_counter())
         deepest = search_depth(places, max(scoring.recalls), nms=scoring.nms)
         _, found = search(*described, deepest if rerank is None else max(deepest, rerank.depth))
         clock.append(time.perf_counter())
         if rerank is not None:
-            regions = [KeptQuarters(part, model.device) for part in kept]
-            progress = tasks("re-ranking") if tasks else None
-            reranked = rerank_all(
-                regions[1], found, regions[0], score=rerank.score, depth=rerank.depth, progress=progress
-            )
+            give, ask = (KeptQuarters(part, model.device) for part in kept)
+            how = dict(score=rerank.score, depth=rerank.depth, progress=tasks("re-ranking"))
+            reranked = rerank_all(ask, found, give, **how)
             clock.append(time.perf_counter())
-            del regions, rows, kept, quarters
-    names = ("describe", "search", "rerank")[: len(clock) - 1]
-    seconds = dict(zip(names, np.diff(clock).tolist(), strict=True))
+    seconds = dict(zip(("describe", "search", "rerank"), np.diff(clock).tolist(), strict=False))
     before = score(places, found[:, :deepest], scoring, seconds)
     if rerank is None:
         return before
@@ -152,7 +136,7 @@ def evaluate(
 
 
 def search_depth(places: Places, n: int, *, nms: bool = False) -> int:
-    """How many predictions `score` needs for recall@n."""
+    """Count the predictions that `score` needs for recall@n."""
     if nms and places.queries.time_stamps is not None:
         raise UserError(
             f"{places.name}/{places.split}: --nms keeps one image per panorama, but this data set drops the "
@@ -168,12 +152,9 @@ def score(
     scoring: Scoring | None = None,
     seconds: dict[str, float] | None = None,
 ) -> Evaluation:
-    """Score predictions that were made already: database indices ``[m, k]``, best first.
+    """Score predictions that were made already: database indices ``[m, k]``, k as `search_depth` says.
 
     Of images with time stamps those of the query's own are neither right nor counted as predictions.
-
-    Args:
-        predictions: as many per query as `search_depth` says.
     """
     scoring = scoring or Scoring()
     positives = right_images(places, scoring.radius)
@@ -184,9 +165,8 @@ def score(
         predictions = without_same_time(
             predictions, places.queries.time_stamps, places.database.time_stamps, n
         )
-    predictions = predictions[:, :n]
-    short = n - predictions.shape[1]
-    predictions = np.pad(predictions, ((0, 0), (0, short)), constant_values=-1)
+    short = max(0, n - predictions.shape[1])
+    predictions = np.pad(predictions[:, :n], ((0, 0), (0, short)), constant_values=-1)
     return Evaluation(
         recalls=recall_at(predictions, positives, scoring.recalls),
         predictions=predictions,
@@ -210,22 +190,20 @@ def check_answerable(places: Places, radius: float) -> None:
 def without_bad_images(
     places: Places, *, workers: int = 2, tasks: Tasks | None = None
 ) -> tuple[Places, list[tuple]]:
-    """The data set without the images that cannot be read, and (file, reason) of those.
+    """Leave out images that cannot be read; returns (data set, (file, reason) of those left out).
 
     Raises:
         UserError: no image of a role can be read.
     """
     kept, bad = [], []
     for role, images in (("database", places.database), ("queries", places.queries)):
-        found = check_images(
-            images.files, workers=workers, progress=tasks(f"checking {role}") if tasks else None
-        )
-        names = {file for file, _ in found}
-        left: ImageSet = images.subset(np.array([file not in names for file in images.files], dtype=bool))
+        progress = tasks(f"checking {role}") if tasks else None
+        found = dict(check_images(images.files, workers=workers, progress=progress))
+        left = images.subset(np.array([file not in found for file in images.files], dtype=bool))
         if len(left) == 0:
             raise UserError(
                 f"{places.name}/{places.split}: none of the {len(images)} images of {role} can be read."
             )
         kept.append(left)
-        bad += found
+        bad += found.items()
     return Places(places.name, places.split, *kept), bad

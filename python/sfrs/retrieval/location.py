@@ -1,20 +1,20 @@
 """From the positions of similar images to one position, and how far it can be trusted."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 import numpy as np
 
-from sfrs.data.coordinates import to_degrees
+from sfrs.data.coordinates import metres_between, to_degrees
 
 RADIUS = 25.0
 """Metres around an image within which others show the same place."""
 
 CONSIDERED = 20
-"""How many of the first matches are weighed against each other."""
+"""Matches that are weighed against each other."""
 
 TEMPERATURE = 0.02
-"""Of the weights of descriptor similarities: a match this much less similar weighs 1/e of another."""
+"""Of the similarities of descriptors: a match this much less similar weighs 1/e of another."""
 
 REGION_TEMPERATURE = 0.015
 """The same for the scores of re-ranking by regions, which lie closer together.
@@ -25,22 +25,39 @@ right answers; see docs/locate.md.
 
 
 @dataclass(frozen=True)
-class Location:
-    """Where a photograph was taken.
-
-    Attributes:
-        easting, northing: metres in the coordinate system of the positions; nan if none is known.
-        latitude, longitude: degrees; None where the coordinate system is not known.
-        confidence: 0..1, how likely this is within :data:`RADIUS`; see :func:`estimate`.
-        spread: root mean square distance in metres of the images it was made of, weighted as they were.
-    """
+class Place:
+    """A place: easting and northing in metres, nan if unknown, and degrees, None if unknown."""
 
     easting: float
     northing: float
     latitude: float | None
     longitude: float | None
+
+    def coordinates(self) -> dict[str, float | None]:
+        """All four to the centimetre, None where they are not known."""
+        decimals = {"easting": 2, "northing": 2, "latitude": 7, "longitude": 7}
+        return {name: rounded(getattr(self, name), digits) for name, digits in decimals.items()}
+
+
+@dataclass(frozen=True)
+class Location(Place):
+    """The place where a photograph was taken, with its doubts.
+
+    Attributes:
+        confidence: 0..1, how likely this is within :data:`RADIUS`; see :func:`estimate`.
+        spread: root mean square distance in metres of the images it was made of, weighted as they were.
+    """
+
     confidence: float
     spread: float
+
+
+def places(positions: np.ndarray, zone: str) -> list[Place]:
+    """The places at easting and northing in metres, ``[n, 2]``; with degrees if the UTM zone is known."""
+    positions = np.asarray(positions, np.float64)
+    degrees = to_degrees(positions, zone) if zone else np.full_like(positions, np.nan)
+    known = np.where(np.isnan(degrees), None, degrees)
+    return [Place(*metres, *both) for metres, both in zip(positions.tolist(), known.tolist(), strict=True)]
 
 
 def estimate(
@@ -65,9 +82,6 @@ def estimate(
 
     Returns:
         The location; without any known position nan and a confidence of 0.
-
-    Raises:
-        ValueError: the shapes do not belong together.
     """
     positions, similarities = np.asarray(positions, np.float64), np.asarray(similarities, np.float64)
     if positions.shape != (*similarities.shape, 2) or similarities.ndim != 1:
@@ -81,15 +95,17 @@ def estimate(
     if len(positions) == 0:
         return Location(math.nan, math.nan, None, None, 0.0, math.nan)
     weights = np.exp((similarities - similarities[0]) / temperature)
-    apart = np.linalg.norm(positions[:, None] - positions, axis=2)
+    apart = metres_between(positions[:, None], positions)
     near = (apart <= RADIUS)[np.argmax((apart <= RADIUS) @ weights)]
-    easting, northing = np.average(positions[near], axis=0, weights=weights[near])
-    squared = ((positions[near] - (easting, northing)) ** 2).sum(axis=1)
-    degrees = to_degrees([[easting, northing]], zone)[0].tolist() if zone else (None, None)
+    centre = np.average(positions[near], axis=0, weights=weights[near])
+    squared = ((positions[near] - centre) ** 2).sum(axis=1)
     return Location(
-        float(easting),
-        float(northing),
-        *degrees,
+        *astuple(places([centre], zone)[0]),
         confidence=float(weights[near].sum() / (weights.sum() + weights[-1])),
         spread=float(np.sqrt(np.average(squared, weights=weights[near]))),
     )
+
+
+def rounded(value: float | None, decimals: int) -> float | None:
+    """Round for JSON, where None stands for what is not finite."""
+    return None if value is None or not math.isfinite(value) else round(value, decimals)

@@ -1,6 +1,7 @@
 """Recall curves, curves of training runs and contact sheets as PNG."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from sfrs.data.images import BadImageError
+from sfrs.retrieval.explain import open_photograph
 from sfrs.runtime.atomic_io import replaced
 
 # Okabe & Ito's colours, apart for every common kind of colour blindness; markers tell lines apart in grey.
@@ -17,11 +18,22 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 INK, FAINT, PAPER = "#1f2933", "#7b8794", "#ffffff"
 RIGHT, WRONG = "#1a9850", "#d73027"
+STYLE = {
+    **{"font.family": "DejaVu Sans", "font.size": 11, "text.color": INK, "legend.edgecolor": "none"},
+    **{f"axes.spines.{side}": False for side in ("left", "right", "top")},
+    **{"axes.edgecolor": FAINT, "axes.labelcolor": INK, "grid.color": "#e4e7eb"},
+    **{"axes.grid": True, "axes.grid.axis": "y", "xtick.major.size": 0, "ytick.major.size": 0},
+    **{
+        f"{axis}tick.{part}": colour
+        for axis in "xy"
+        for part, colour in (("color", FAINT), ("labelcolor", INK))
+    },
+}
 
 TILE = (240, 180)  # width, height of a picture on the contact sheet, pixels
 BORDER, GAP, MARGIN = 7, 14, 36
 CAPTION = 64  # height of the column titles
-SCALE = 2  # badges are drawn larger and shrunk, which smooths their edges
+BADGE = 34
 
 Points = Sequence[tuple[float, float]]
 
@@ -35,49 +47,42 @@ class SheetRow:
     correct: Sequence[bool]
 
 
+@dataclass(frozen=True)
+class RunCurves:
+    """The course of a training run; positions are epochs over all generations, generations are apart."""
+
+    steps: Mapping[str, Sequence[Points]]  # "hard" and "soft" -> that loss of single steps
+    epochs: Mapping[str, Sequence[Points]]  # the same -> its means over epochs
+    recalls: Sequence[Points]  # validation recall in 0..1, from the network a generation starts from on
+    best: Points  # where each generation's best network stands
+
+
 def recall_curves(curves: Mapping[str, Mapping[int, float]], path: str | Path, *, title: str = "") -> None:
     """Draw recall@N over N, one line per label.
 
     Args:
         curves: label -> {N: recall in 0..1}.
     """
-    with matplotlib.rc_context({"font.family": "DejaVu Sans", "font.size": 11, "text.color": INK}):
-        figure = Figure(figsize=(7.2, 4.6), dpi=150, layout="constrained", facecolor=PAPER)
+    with _drawn(path, (7.2, 4.6)) as figure:
         axes = figure.add_subplot()
         for i, (label, recalls) in enumerate(curves.items()):
-            ns = sorted(recalls)
-            axes.plot(
-                ns,
-                [recalls[n] for n in ns],
-                color=COLOURS[i % len(COLOURS)],
-                marker=MARKERS[i % len(MARKERS)],
-                markersize=5,
-                linewidth=2,
-                label=label,
-                clip_on=False,
-                zorder=3,
-            )
-        _style(axes, curves)
+            look = {**_look(i), "linestyle": "-", "markersize": 5, "linewidth": 2}
+            axes.plot(*_xy(sorted(recalls.items())), **look, label=label, clip_on=False, zorder=3)
+        deepest = max(max(recalls) for recalls in curves.values())
+        lowest = min(min(recalls.values()) for recalls in curves.values())
+        axes.set_xlim(0.5, deepest + 0.5)
+        axes.set_xticks([1, *range(5, deepest + 1, 5)] if deepest >= 5 else range(1, deepest + 1))
+        # Start at a round number below the lowest point, so that close curves come apart.
+        axes.set_ylim(min(0.8, max(0.0, int(10 * lowest - 0.5) / 10)), 1.0)
+        axes.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
+        axes.set_xlabel("N, images looked at")
+        axes.set_ylabel("recall@N")
+        if len(curves) > 1:
+            # Listed as the lines end, from top to bottom.
+            lines = sorted(axes.get_lines(), key=lambda line: -line.get_ydata()[-1])
+            axes.legend(handles=lines, loc="lower right", framealpha=0.9)
         if title:
             axes.set_title(title, loc="left", fontsize=13, fontweight="bold", pad=12)
-        _save(path, lambda partial: figure.savefig(partial, format="png"))
-
-
-@dataclass(frozen=True)
-class RunCurves:
-    """How a training run went; positions are epochs over all generations, generations are apart.
-
-    Attributes:
-        steps: "hard" and "soft" -> that loss of single steps.
-        epochs: the same -> its means over epochs.
-        recalls: validation recall in 0..1, beginning with the network a generation starts from.
-        best: where each generation's best network stands.
-    """
-
-    steps: Mapping[str, Sequence[Points]]
-    epochs: Mapping[str, Sequence[Points]]
-    recalls: Sequence[Points]
-    best: Points
 
 
 def training_curves(
@@ -93,31 +98,37 @@ def training_curves(
     ]
     heights = [2.0] * len(parts) + [3.2]
     rows = -(-len(runs) // 3)  # of the legend
-    size = (8.4, sum(heights) + 0.7 + 0.24 * rows)
-    with matplotlib.rc_context({"font.family": "DejaVu Sans", "font.size": 11, "text.color": INK}):
-        figure = Figure(figsize=size, dpi=150, layout="constrained", facecolor=PAPER)
-        *losses, recalls = figure.subplots(
-            len(heights), 1, sharex=True, height_ratios=heights, squeeze=False
-        )[:, 0]
+    with _drawn(path, (8.4, sum(heights) + 0.7 + 0.24 * rows)) as figure:
+        panels = figure.subplots(len(heights), 1, sharex=True, height_ratios=heights, squeeze=False)[:, 0]
+        for part, axes in zip(parts, panels, strict=False):
+            _draw_losses(axes, part, list(runs.values()))
+        recalls = panels[-1]
         for i, (label, run) in enumerate(runs.items()):
-            look = _look(i)
-            for part, axes in zip(parts, losses, strict=True):
-                _draw_losses(axes, run.steps[part], run.epochs[part], look)
-            _draw_recalls(recalls, run, look, label)
-        for part, axes in zip(parts, losses, strict=True):
-            means = [points for run in runs.values() for points in run.epochs[part]]
-            single = [points for run in runs.values() for points in run.steps[part]]
-            axes.set_ylim(*_loss_range(means or single))
-            axes.set_ylabel(f"{part} loss", color=INK)
-        recalls.set_ylabel(f"validation recall@{n}", color=INK)
+            for points in run.recalls:
+                recalls.plot(*_xy(points), **_look(i), zorder=3, clip_on=False)
+            ring = {"marker": "o", "markersize": 12, "fillstyle": "none", "linestyle": "", "clip_on": False}
+            recalls.plot(*_xy(run.best), color=_look(i)["color"], **ring)
+            recalls.plot([], [], **_look(i), label=label)  # one entry of the legend, whatever is drawn
+        recalls.set_ylabel(f"validation recall@{n}")
         recalls.yaxis.set_major_formatter(PercentFormatter(xmax=1))
-        recalls.set_xlabel("epochs, all generations; a ring is a generation's best network", color=INK)
+        recalls.set_xlabel("epochs, all generations; a ring is a generation's best network")
         recalls.xaxis.set_major_locator(MaxNLocator(integer=True))
-        _mark_generations((*losses, recalls), generations)
-        figure.legend(
-            *recalls.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False
-        )
-        _save(path, lambda partial: figure.savefig(partial, format="png"))
+        for number, first in enumerate(generations, start=2):
+            for axes in panels:
+                axes.axvline(first, color=FAINT, linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)
+            at = panels[0].get_xaxis_transform()
+            panels[0].text(first, 1.01, f"generation {number}", transform=at, color=FAINT, fontsize=9)
+        legend = recalls.get_legend_handles_labels()
+        figure.legend(*legend, loc="outside lower center", ncols=3, frameon=False)
+
+
+@contextmanager
+def _drawn(path: str | Path, size: tuple[float, float]) -> Iterator[Figure]:
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=size, dpi=150, layout="constrained", facecolor=PAPER)
+        yield figure
+        with replaced(Path(path)) as partial:
+            figure.savefig(partial, format="png")
 
 
 def _look(i: int) -> dict:
@@ -131,158 +142,73 @@ def _look(i: int) -> dict:
     }
 
 
-def _draw_losses(axes, steps: Sequence[Points], epochs: Sequence[Points], look: dict) -> None:
-    for points in steps:
-        axes.plot(*_xy(points), color=look["color"], linewidth=0.7, alpha=0.3, zorder=2)
-    for points in epochs:
-        axes.plot(*_xy(points), **look, zorder=3)
-
-
-def _draw_recalls(axes, run: RunCurves, look: dict, label: str) -> None:
-    for points in run.recalls:
-        axes.plot(*_xy(points), **look, zorder=3, clip_on=False)
-    ring = {"marker": "o", "markersize": 12, "fillstyle": "none", "linestyle": "", "clip_on": False}
-    axes.plot(*_xy(run.best), color=look["color"], **ring)
-    axes.plot([], [], **look, label=label)  # one entry of the legend, whatever there is to draw
-
-
-def _mark_generations(panels, generations: Sequence[int]) -> None:
-    for axes in panels:
-        for first in generations:
-            axes.axvline(first, color=FAINT, linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)
-        _plain(axes)
-    for number, first in enumerate(generations, start=2):
-        at = panels[0].get_xaxis_transform()
-        panels[0].text(first, 1.01, f"generation {number}", transform=at, color=FAINT, fontsize=9)
-
-
-def _xy(points: Points) -> tuple[list[float], list[float]]:
-    return [x for x, _ in points], [y for _, y in points]
-
-
-def _loss_range(curves: Iterable[Points]) -> tuple[float, float]:
-    """Around the means of the epochs (single steps may lie beyond), or, before there are any, the steps."""
-    values = [y for points in curves for _, y in points]
+def _draw_losses(axes, part: str, runs: Sequence[RunCurves]) -> None:
+    for i, run in enumerate(runs):
+        for points in run.steps[part]:
+            axes.plot(*_xy(points), color=_look(i)["color"], linewidth=0.7, alpha=0.3, zorder=2)
+        for points in run.epochs[part]:
+            axes.plot(*_xy(points), **_look(i), zorder=3)
+    # Around the means of the epochs (single steps may lie beyond), or, before there are any, the steps.
+    curves = [curve for run in runs for curve in run.epochs[part]]
+    curves = curves or [curve for run in runs for curve in run.steps[part]]
+    values = [y for curve in curves for _, y in curve]
     low, high = min(values), max(values)
     room = 0.5 * (high - low) or 0.1 * abs(high) or 1.0
-    return max(0.0, low - room), high + room
+    axes.set_ylim(max(0.0, low - room), high + room)
+    axes.set_ylabel(f"{part} loss")
 
 
-def _style(axes, curves: Mapping[str, Mapping[int, float]]) -> None:
-    deepest = max(max(recalls) for recalls in curves.values())
-    lowest = min(min(recalls.values()) for recalls in curves.values())
-    axes.set_xlim(0.5, deepest + 0.5)
-    axes.set_xticks([1, *range(5, deepest + 1, 5)] if deepest >= 5 else range(1, deepest + 1))
-    # Start at a round number below the lowest point, so that close curves come apart.
-    axes.set_ylim(min(0.8, max(0.0, int(10 * lowest - 0.5) / 10)), 1.0)
-    axes.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
-    axes.set_xlabel("N, images looked at", color=INK)
-    axes.set_ylabel("recall@N", color=INK)
-    _plain(axes)
-    if len(curves) > 1:
-        # Listed as the lines end, from top to bottom.
-        lines = sorted(axes.get_lines(), key=lambda line: -line.get_ydata()[-1])
-        axes.legend(
-            handles=lines, loc="lower right", frameon=True, facecolor=PAPER, edgecolor="none", framealpha=0.9
-        )
-
-
-def _plain(axes) -> None:
-    axes.grid(axis="y", color="#e4e7eb", linewidth=0.8)
-    axes.tick_params(colors=FAINT, labelcolor=INK, length=0)
-    for side in ("top", "right", "left"):
-        axes.spines[side].set_visible(False)
-    axes.spines["bottom"].set_color(FAINT)
+def _xy(points: Iterable[tuple[float, float]]) -> tuple[list[float], list[float]]:
+    points = list(points)
+    return [x for x, _ in points], [y for _, y in points]
 
 
 def contact_sheet(
     rows: Sequence[SheetRow], path: str | Path, *, title: str = "", subtitle: str = "", top: int = 5
 ) -> None:
-    """Draw each query beside the first ``top`` images found for it.
+    """Draw each query next to the first ``top`` images found for it.
 
     Right ones have a green border and a tick, wrong ones a red border and a cross.
 
     Raises:
         BadImageError: an image cannot be read.
     """
-    step = TILE[0] + GAP
+    columns = [MARGIN + i * (TILE[0] + GAP) + (GAP if i else 0) for i in range(top + 2)]
     header = MARGIN + (40 if title else 0) + (28 if subtitle else 0) + CAPTION
-    width = 2 * MARGIN + (top + 1) * step - GAP + GAP  # one more gap sets the query apart
     height = header + len(rows) * (TILE[1] + GAP) - GAP + MARGIN
-    sheet = Image.new("RGB", (width, height), PAPER)
+    sheet = Image.new("RGB", (columns[-1] - GAP + MARGIN, height), PAPER)
     draw = ImageDraw.Draw(sheet)
-    _heading(draw, title, subtitle)
-    for column in range(top + 1):
-        left = _column(column)
-        text = "query" if column == 0 else f"{column}"
-        draw.text((left + BORDER, header - 12), text, font=_font(19, bold=column == 0), fill=INK, anchor="ls")
+    if title:
+        draw.text((MARGIN, MARGIN), title, font=_font(28, bold=True), fill=INK)
+    if subtitle:
+        draw.text((MARGIN, MARGIN + (40 if title else 0)), subtitle, font=_font(17), fill=FAINT)
+    for i, left in enumerate(columns[:-1]):
+        text, font = str(i or "query"), _font(19, bold=i == 0)
+        draw.text((left + BORDER, header - 12), text, font=font, fill=INK, anchor="ls")
     for i, row in enumerate(rows):
         y = header + i * (TILE[1] + GAP)
-        sheet.paste(_picture(row.query, TILE), (_column(0), y))
-        for column, (file, right) in enumerate(zip(row.found[:top], row.correct[:top], strict=True), start=1):
-            _result(sheet, file, right, (_column(column), y))
-    _save(path, lambda partial: sheet.save(partial, format="PNG"))
+        sheet.paste(ImageOps.fit(open_photograph(row.query), TILE, Image.Resampling.LANCZOS), (columns[0], y))
+        for left, file, right in zip(columns[1:], row.found[:top], row.correct[:top], strict=False):
+            sheet.paste(_result(file, right), (left, y))
+    with replaced(Path(path)) as partial:
+        sheet.save(partial, format="PNG")
 
 
-def _column(column: int) -> int:
-    return MARGIN + column * (TILE[0] + GAP) + (GAP if column else 0)
-
-
-def _heading(draw: ImageDraw.ImageDraw, title: str, subtitle: str) -> None:
-    y = MARGIN
-    if title:
-        draw.text((MARGIN, y), title, font=_font(28, bold=True), fill=INK)
-        y += 40
-    if subtitle:
-        draw.text((MARGIN, y), subtitle, font=_font(17), fill=FAINT)
-
-
-def _result(sheet: Image.Image, file: Path, right: bool, corner: tuple[int, int]) -> None:
-    x, y = corner
-    colour = RIGHT if right else WRONG
-    ImageDraw.Draw(sheet).rectangle((x, y, x + TILE[0] - 1, y + TILE[1] - 1), fill=colour)
+def _result(file: Path, right: bool) -> Image.Image:
+    """The image in a border and with a badge that say whether it is right."""
     inner = (TILE[0] - 2 * BORDER, TILE[1] - 2 * BORDER)
-    sheet.paste(_picture(file, inner), (x + BORDER, y + BORDER))
-    badge = _badge(right, 34)
-    sheet.paste(
-        badge, (x + TILE[0] - badge.width - BORDER - 4, y + TILE[1] - badge.height - BORDER - 4), badge
-    )
-
-
-def _badge(right: bool, size: int) -> Image.Image:
-    """A disc with a tick or a cross, RGBA."""
-    s = size * SCALE
-    image = Image.new("RGBA", (s, s), (255, 255, 255, 0))
-    draw = ImageDraw.Draw(image)
-    draw.ellipse((0, 0, s - 1, s - 1), fill=PAPER)
-    draw.ellipse((0.07 * s, 0.07 * s, 0.93 * s, 0.93 * s), fill=RIGHT if right else WRONG)
-    strokes = (
-        [((0.29, 0.52), (0.44, 0.67), (0.72, 0.36))]
-        if right
-        else [((0.34, 0.34), (0.66, 0.66)), ((0.66, 0.34), (0.34, 0.66))]
-    )
-    for stroke in strokes:
-        points = [(x * s, y * s) for x, y in stroke]
-        draw.line(points, fill=PAPER, width=round(0.1 * s), joint="curve")
-    return image.resize((size, size), Image.Resampling.LANCZOS)
-
-
-def _picture(file: Path, size: tuple[int, int]) -> Image.Image:
-    """The image cropped to fill (width, height)."""
-    try:
-        with Image.open(file) as image:
-            upright = ImageOps.exif_transpose(image).convert("RGB")
-    except (OSError, ValueError, SyntaxError) as error:
-        raise BadImageError(f"{file}: this image cannot be read ({error}).") from error
-    return ImageOps.fit(upright, size, Image.Resampling.LANCZOS)
+    picture = ImageOps.fit(open_photograph(file), inner, Image.Resampling.LANCZOS)
+    tile = ImageOps.expand(picture, BORDER, fill=RIGHT if right else WRONG)
+    badge = Image.new("RGBA", (2 * BADGE, 2 * BADGE))  # drawn larger and shrunk, which smooths its edges
+    draw = ImageDraw.Draw(badge)
+    draw.ellipse((0, 0, 2 * BADGE - 1, 2 * BADGE - 1), fill=RIGHT if right else WRONG, outline=PAPER, width=5)
+    draw.text((BADGE, BADGE), "✓" if right else "✗", font=_font(54), fill=PAPER, anchor="mm")
+    badge = badge.resize((BADGE, BADGE), Image.Resampling.LANCZOS)
+    tile.paste(badge, (TILE[0] - BADGE - BORDER - 4, TILE[1] - BADGE - BORDER - 4), badge)
+    return tile
 
 
 def _font(size: int, *, bold: bool = False) -> ImageFont.FreeTypeFont:
     # matplotlib ships DejaVu Sans, so the sheet looks the same on every machine.
     name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
     return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / name, size)
-
-
-def _save(path: str | Path, write) -> None:
-    with replaced(Path(path)) as partial:
-        write(partial)

@@ -52,9 +52,9 @@ class RememberedQuarters:
         """``[C]`` -> float32 ``[C, 4, K, D]``."""
         wanted = np.asarray(rows).tolist()
         missing = [row for row in wanted if row not in self.known]
-        computed = compact(self.compute(np.array(missing))) if missing else ()
         found = {row: self.known.pop(row) for row in dict.fromkeys(wanted) if row in self.known}
-        found |= dict(zip(missing, computed, strict=True))
+        if missing:
+            found |= dict(zip(missing, compact(self.compute(np.array(missing))), strict=True))
         self.known |= found
         for row in list(self.known)[: max(0, len(self.known) - self.limit // found[wanted[0]].nbytes)]:
             del self.known[row]
@@ -63,7 +63,7 @@ class RememberedQuarters:
 
 @contextmanager
 def temporary_quarters(model: Model, images: int) -> Iterator[np.ndarray]:
-    """A temporary memory map for the quarter VLADs of so many images."""
+    """Open a temporary memory map for the quarter VLADs of so many images."""
     shape = (images, *model.quarters_shape)
     needed, free = 2 * math.prod(shape), shutil.disk_usage(tempfile.gettempdir()).free
     if needed > free:

@@ -11,15 +11,15 @@ NMS_DEPTH = 12
 """Tokyo 24/7 has 12 images per panorama: of the first 12 N predictions one per panorama is kept."""
 
 SAME_TIME_DEPTH = 10
-"""Of the first 10 N predictions those of the query's own time stamp are dropped (Tokyo Time Machine)."""
+"""Predictions of the query's own time stamp are dropped from the first 10 N (Tokyo Time Machine)."""
 
 
 def correct(predictions: np.ndarray, positives: Ragged) -> np.ndarray:
-    """Which predictions are right, bool ``[m, k]``.
+    """Mark the predictions that are right, bool ``[m, k]``.
 
     Args:
         predictions: database indices ``[m, k]``, best first; -1 is never right.
-        positives: for each of the m queries the database indices that count as right.
+        positives: database indices that count as right for each of the m queries.
     """
     if len(predictions) != len(positives):
         raise ValueError(
@@ -33,7 +33,7 @@ def correct(predictions: np.ndarray, positives: Ragged) -> np.ndarray:
 
 
 def recall_at(predictions: np.ndarray, positives: Ragged, ns: Sequence[int] = RECALL_AT) -> dict[int, float]:
-    """Share of queries, in 0..1, with a positive among the first N predictions, for each N.
+    """Compute the share of queries, in 0..1, with a positive among the first N predictions, for each N.
 
     Queries without any positive cannot be answered and are not counted; with no query left the recalls
     are NaN.
@@ -48,31 +48,23 @@ def recall_at(predictions: np.ndarray, positives: Ragged, ns: Sequence[int] = RE
 def without_same_time(
     predictions: np.ndarray, query_stamps: np.ndarray, database_stamps: np.ndarray, n: int
 ) -> np.ndarray:
-    """The first n predictions whose time stamp is not the query's.
+    """Keep the first n predictions whose time stamp is not the query's, int64 ``[m, n]``, -1 past the end.
 
     Args:
         predictions: database indices ``[m, k]``, best first; -1 past the end.
         query_stamps, database_stamps: int64 ``[m]``, ``[database]``.
-
-    Returns:
-        int64 ``[m, n]``, filled up with -1.
     """
     keep = (predictions >= 0) & (database_stamps[predictions] != query_stamps[:, None])
-    front = np.argsort(~keep, axis=1, kind="stable")[:, :n]
-    kept = np.where(np.take_along_axis(keep, front, 1), np.take_along_axis(predictions, front, 1), -1)
-    return np.pad(kept, ((0, 0), (0, n - kept.shape[1])), constant_values=-1)
+    return _first(predictions, keep, n)
 
 
 def spatial_nms(predictions: np.ndarray, place_ids: np.ndarray, n: int) -> np.ndarray:
-    """Of the first 12 n predictions keep the best image of each panorama.
+    """Keep the best image of each panorama among the first 12 n predictions, ``[m, n]``, -1 past the end.
 
     Args:
         predictions: database indices ``[m, k]``, best first.
         place_ids: panorama of each database image ``[database]``.
         n: the largest N of recall@N.
-
-    Returns:
-        int64 ``[m, n]``, filled up with -1 where fewer than n panoramas are left.
     """
     predictions = predictions[:, : NMS_DEPTH * n]
     places = place_ids[predictions]
@@ -83,6 +75,10 @@ def spatial_nms(predictions: np.ndarray, place_ids: np.ndarray, n: int) -> np.nd
     first[:, 1:] = ranked[:, 1:] != ranked[:, :-1]
     keep = np.empty_like(first)
     np.put_along_axis(keep, order, first, 1)
+    return _first(predictions, keep, n)
+
+
+def _first(predictions: np.ndarray, keep: np.ndarray, n: int) -> np.ndarray:
     front = np.argsort(~keep, axis=1, kind="stable")[:, :n]
     kept = np.where(np.take_along_axis(keep, front, 1), np.take_along_axis(predictions, front, 1), -1)
     return np.pad(kept, ((0, 0), (0, n - kept.shape[1])), constant_values=-1)

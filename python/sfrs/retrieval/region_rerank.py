@@ -1,9 +1,9 @@
-"""Re-ranking by regions: the first images of a search, ordered anew by how their parts match the query's.
+"""Re-ranking by regions: the first images of a search, ordered by how their parts match the query's.
 
-A photograph taken some steps aside shows the same house in another quarter of the picture, beside other
-things. The descriptor of the whole image mixes these with the house; the nine regions of two images
-(`region_matching`) find it. :data:`SCORES` are the ways to make one number of the 81 similarities;
-which of them help is measured in ``docs/reranking.md``.
+A photograph taken some steps aside shows the same house in another quarter of the picture, among other
+things. The descriptor of the whole image mixes these with the house; the nine regions of two images find it.
+:data:`SCORES` are the ways to make one number of the 81 similarities; ``docs/reranking.md`` measures which of
+them help.
 
 Whitening concerns the search alone: it chooses the candidates, un-whitened regions order them.
 """
@@ -16,74 +16,65 @@ import torch
 from torch import Tensor
 
 from sfrs.models.model import compact
-from sfrs.retrieval.region_matching import region_matches
 from sfrs.runtime.errors import UserError
 from sfrs.runtime.progress import Progress
+from sfrs_ext import region_similarity
+from sfrs_ext.reference import region_descriptors
 
 DEPTH = 100
-"""How many images of a search are re-ranked."""
+"""Images of a search that are re-ranked."""
 
 Quarters = Callable[[np.ndarray], Tensor]
 """Database rows ``[C]`` -> their quarter VLADs ``[C, 4, K, D]``; may be valid only until the next call."""
 
 
-def chamfer(matches: Tensor) -> Tensor:
-    """Mean similarity of a region to its best counterpart, over the regions of both images."""
+def region_matches(query_quarters: Tensor, quarters: Tensor) -> Tensor:
+    """Compare the nine regions of queries with the nine regions of database images.
+
+    The regions of the queries, which are few, are built as descriptors; those of the database images never
+    are (:func:`sfrs_ext.region_similarity`).
+
+    Args:
+        query_quarters: quarter VLADs of T queries, ``[T, 4, K, D]``, from :func:`sfrs_ext.region_vlad`.
+        quarters: those of N database images, ``[N, 4, K, D]``.
+
+    Returns:
+        Similarities ``[T, N, 9, 9]``: ``[t, n, i, j]`` is region i of query t with region j of image n, in
+        the order of ``sfrs_ext.REGIONS``; ``[..., 0, 0]`` is the similarity of the whole images.
+    """
+    regions = region_descriptors(query_quarters).flatten(0, 1)  # [T * 9, K, D]
+    return region_similarity(regions, quarters).unflatten(0, (-1, 9)).transpose(1, 2)
+
+
+def _chamfer(matches: Tensor) -> Tensor:
     return (matches.amax(-1).mean(-1) + matches.amax(-2).mean(-1)) / 2
 
 
-def nine_best(matches: Tensor) -> Tensor:
-    """Mean of the nine best of the 81 pairs."""
+def _nine_best(matches: Tensor) -> Tensor:
     return matches.flatten(-2).topk(9).values.mean(-1)
 
 
-def mixed(matches: Tensor) -> Tensor:
-    """Mean of :func:`chamfer` and :func:`nine_best`: much has to match, some of it well."""
-    return (chamfer(matches) + nine_best(matches)) / 2
-
-
-def aligned(matches: Tensor) -> Tensor:
-    """Mean similarity of the regions in the same place."""
-    return matches.diagonal(dim1=-2, dim2=-1).mean(-1)
-
-
-def whole_query(matches: Tensor) -> Tensor:
-    """The whole query against the best region."""
-    return matches[..., 0, :].amax(-1)
-
-
-def best_pair(matches: Tensor) -> Tensor:
-    """The best of the 81 pairs."""
-    return matches.flatten(-2).amax(-1)
-
-
 SCORES: dict[str, Callable[[Tensor], Tensor]] = {
-    "mixed": mixed,
-    "chamfer": chamfer,
-    "nine-best": nine_best,
-    "aligned": aligned,
-    "whole-query": whole_query,
-    "best-pair": best_pair,
+    # Much has to match, some of it well: the mean of the next two.
+    "mixed": lambda matches: (_chamfer(matches) + _nine_best(matches)) / 2,
+    # Mean similarity of a region to its best counterpart, over the regions of both images.
+    "chamfer": _chamfer,
+    # Mean of the nine best of the 81 pairs.
+    "nine-best": _nine_best,
+    # Mean similarity of the regions in the same place.
+    "aligned": lambda matches: matches.diagonal(dim1=-2, dim2=-1).mean(-1),
+    # The whole query with the best region.
+    "whole-query": lambda matches: matches[..., 0, :].amax(-1),
+    "best-pair": lambda matches: matches.flatten(-2).amax(-1),
 }
 """Scores of region matches ``[..., 9, 9]`` -> ``[...]``; the first is the default."""
 
 DEFAULT_SCORE = next(iter(SCORES))
 
 
-def parse_score(name: str) -> Callable[[Tensor], Tensor]:
-    """The score of that name. Raises :class:`UserError` if there is none."""
-    if name not in SCORES:
-        raise UserError(f"--rerank-score is {name!r}; expected one of {', '.join(SCORES)}.")
-    return SCORES[name]
-
-
 @dataclass(frozen=True)
 class Reranking:
-    """How to re-rank by regions.
-
-    Attributes:
-        depth: how many images of a search are ordered again.
-        score: one of :data:`SCORES`.
+    """The number of images of a search to order by their regions, and the one of :data:`SCORES` to order by.
 
     Raises:
         UserError: there is no such score.
@@ -93,22 +84,17 @@ class Reranking:
     score: str = DEFAULT_SCORE
 
     def __post_init__(self) -> None:
-        parse_score(self.score)
+        if self.score not in SCORES:
+            raise UserError(f"--rerank-score is {self.score!r}; expected one of {', '.join(SCORES)}.")
 
 
 @dataclass(frozen=True)
 class Reranked:
-    """The candidates of one query, best first; C of them.
+    """The candidates of one query, best first; C of them."""
 
-    Attributes:
-        rows: database rows, int64 ``[C]``.
-        scores: float32 ``[C]``, falling.
-        pairs: int64 ``[C, 2]``: the region of the query and the region of the image that match best.
-    """
-
-    rows: np.ndarray
-    scores: np.ndarray
-    pairs: np.ndarray
+    rows: np.ndarray  # of the database, int64 [C]
+    scores: np.ndarray  # float32 [C], falling
+    pairs: np.ndarray | None = None  # int64 [C, 2]: regions of query and image that match best, if compared
 
 
 @torch.no_grad()
@@ -122,17 +108,13 @@ def rerank(
         rows: candidates, int64 ``[C]``, without blanks.
         quarters: gives the candidates' quarter VLADs, kept by :func:`sfrs.models.model.compact`.
         score: one of :data:`SCORES`.
-
-    Raises:
-        UserError: there is no such score.
     """
-    measure = parse_score(score)
     if len(rows) == 0:
         return Reranked(np.zeros(0, np.int64), np.zeros(0, np.float32), np.zeros((0, 2), np.int64))
     # Through float16 like the candidates: what that drops must not be missing on one side alone.
     query_quarters = compact(query_quarters).float()
     matches = region_matches(query_quarters, quarters(rows))[0].float()  # [C, 9, 9]
-    scores = measure(matches)
+    scores = SCORES[score](matches)
     order = scores.argsort(descending=True, stable=True)
     best = matches.flatten(1).argmax(dim=1)[order]
     pairs = torch.stack((best // 9, best % 9), dim=1)
@@ -149,20 +131,16 @@ def rerank_all(
     depth: int = DEPTH,
     progress: Progress | None = None,
 ) -> np.ndarray:
-    """Order the first ``depth`` candidates of every query anew; those behind them stay where they are.
+    """Order the first ``depth`` candidates of every query; those after them stay where they are.
 
     Args:
         query_quarters: gives the quarter VLADs of queries.
         candidates: database rows int64 ``[m, k]``, best first; -1 past the end.
-
-    Returns:
-        int64 ``[m, k]``.
     """
     result = candidates.copy()
     for query, found in enumerate(candidates[:, :depth]):
-        rows = found[found >= 0]
-        one = query_quarters(np.array([query]))
-        result[query, : len(rows)] = rerank(one, rows, quarters, score).rows
+        ranked = rerank(query_quarters(np.array([query])), found[found >= 0], quarters, score)
+        result[query, : len(ranked.rows)] = ranked.rows
         if progress is not None:
             progress(query + 1, len(candidates))
     return result

@@ -1,4 +1,4 @@
-"""Writing an evaluation down: JSON, predictions as CSV, rows of the contact sheet."""
+"""Predictions of an evaluation as CSV and as rows of a contact sheet."""
 
 import csv
 from pathlib import Path
@@ -23,29 +23,18 @@ def write_predictions(path: Path, result: Evaluation, places: Places) -> None:
         for query, found in enumerate(result.predictions):
             for rank, index in enumerate(found[found >= 0]):
                 metres = metres_between(places.queries.positions[query], places.database.positions[index])
-                writer.writerow(
-                    (
-                        places.queries.files[query],
-                        rank + 1,
-                        places.database.files[index],
-                        f"{metres:.2f}",
-                        int(result.correct[query, rank]),
-                    )
-                )
+                files = places.queries.files[query], places.database.files[index]
+                right = int(result.correct[query, rank])
+                writer.writerow((files[0], rank + 1, files[1], f"{metres:.2f}", right))
 
 
 def sheet_rows(result: Evaluation, places: Places, count: int, *, top: int = 5) -> list[SheetRow]:
-    """Evenly spaced queries that have a positive, each with its first ``top`` predictions."""
+    """Take evenly spaced queries that have a positive, each with its first ``top`` predictions."""
     answerable = np.flatnonzero(result.answerable)
     chosen = answerable[np.linspace(0, len(answerable) - 1, min(count, len(answerable))).round().astype(int)]
     rows = []
     for query in chosen:
         found = result.predictions[query, :top]
-        rows.append(
-            SheetRow(
-                places.queries.files[query],
-                tuple(places.database.files[index] for index in found if index >= 0),
-                tuple(bool(right) for right in result.correct[query, :top][found >= 0]),
-            )
-        )
+        files = [places.database.files[index] for index in found[found >= 0]]
+        rows.append(SheetRow(places.queries.files[query], files, result.correct[query, :top][found >= 0]))
     return rows

@@ -10,12 +10,11 @@
     pq-G.faiss, ivf-G.faiss      compressed descriptors of the kinds pq, ivf and disk, made from the others
     lock                         held by whoever writes
 
-G is the generation (`store`) that wrote the file. :class:`Index` opens an index to search
-it, :class:`Builder` makes and changes one, :func:`read_photos` finds photographs and their coordinates.
+G is the generation (`store`) that wrote the file. :class:`Index` builds and searches an index,
+:class:`Builder` also removes from one.
 """
 
-from sfrs.data.photos import Photo, read_photos
-from sfrs.retrieval.index.build import Builder, Change
+from sfrs.retrieval.index.build import Adding, Builder, Change
 from sfrs.retrieval.index.opened import Index
 
-__all__ = ["Builder", "Change", "Index", "Photo", "read_photos"]
+__all__ = ["Adding", "Builder", "Change", "Index"]

@@ -1,26 +1,24 @@
 """Making an index, and changing one: add, describe again, remove, compact, change the kind."""
 
+import json
 import os
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from sfrs.data.coordinates import parse_zone
 from sfrs.data.images import BadImageError, check_images
-from sfrs.data.photos import Photo, check_inside, project, why_unreadable
+from sfrs.data.photos import Photo, check_inside, project
 from sfrs.models.model import Model
-from sfrs.models.network import save_network
-from sfrs.retrieval.index.checks import check_free, check_placed, check_same
 from sfrs.retrieval.index.derive import derive
-from sfrs.retrieval.index.opened import load_model
 from sfrs.retrieval.index.rows import RowFile
-from sfrs.retrieval.index.settings import new_settings
-from sfrs.retrieval.index.store import LOCK, NETWORK, TABLE, WHITENING, Store, Table, locked, stamp
+from sfrs.retrieval.index.store import LOCK, NETWORK, TABLE, WHITENING, Entry, Store, locked
 from sfrs.runtime.errors import UserError
 from sfrs.runtime.progress import Tasks
 
@@ -29,37 +27,58 @@ COMMIT_SECONDS = 5.0
 """Work that is lost at most when a build is killed."""
 SAME_PLACE = 1e-3
 """Metres below which a position counts as unchanged."""
+NAMED = 3
+"""Images that an error about many of them names."""
+
+
+@dataclass(frozen=True)
+class Adding:
+    """The way photographs are read and described.
+
+    Attributes:
+        split: of a place folder, or of a manifest with splits, whose database is indexed.
+        allow_unplaced: index photographs of which no position is known, too.
+        skip_bad_images: leave out images that cannot be read, see :attr:`Change.skipped`.
+        workers: threads that decode files.
+        device: of the index's own model, where none is given.
+        clusters: options of :meth:`sfrs.models.model.Model.fit_clusters`, for a model without clusters.
+    """
+
+    split: str = "test"
+    allow_unplaced: bool = False
+    skip_bad_images: bool = False
+    batch_size: int = 8
+    workers: int = 2
+    device: str = "cpu"
+    clusters: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass
 class Change:
-    """What :class:`Builder` did.
-
-    Attributes:
-        added, described_again, removed, unchanged: numbers of images.
-        skipped: (file, why) of images that could not be read.
-    """
+    """Numbers of images that :class:`Builder` changed, and (file, why) of those it could not read."""
 
     added: int = 0
     described_again: int = 0
     removed: int = 0
     unchanged: int = 0
-    skipped: tuple[tuple[Path, str], ...] = ()
+    skipped: list[tuple[Path, str]] = field(default_factory=list)
 
 
-class Builder(AbstractContextManager):
+class Builder:
     """Makes an index or changes one, alone: holds the index's lock until it is left.
 
-    Readers see nothing of it before :meth:`finish`. What was described before an interruption, of whatever
-    sort, is kept: the same calls go on with the rest.
+    Readers see nothing of it before :meth:`finish`. Interrupted in any way, the same calls go on with the
+    rest.
 
     Args:
         path: of the index.
-        model: what describes images; None takes the one of the index.
+        model: describes images; None takes the one of the index. One without clusters gets them from the
+            photographs that a new index begins with.
         kind: exact, float16, pq, ivf or disk; None leaves it as it is (exact for a new index).
-        regions: keep quarter VLADs for re-ranking; None leaves it as it is (no for a new index).
+        regions: keep quarter VLADs for re-ranking; None leaves it as it is (for a new index: only where the
+            model's clusters are made from the photographs).
         zone: UTM zone of the index, and of metres that do not say theirs.
-        device: for the index's own model.
+        tasks: opens a progress display per stage.
 
     Raises:
         UserError: there is no index and no model; the model or another option is not the index's; another
@@ -74,103 +93,73 @@ class Builder(AbstractContextManager):
         kind: str | None = None,
         regions: bool | None = None,
         zone: str = "",
-        device: str = "cpu",
+        tasks: Tasks | None = None,
     ) -> None:
         if kind is not None and kind not in KINDS:
             raise UserError(f"--kind is {kind!r}; expected one of {', '.join(KINDS)}.")
-        self.path = Path(path)
+        self.path, self.model, self.change = Path(path), model, Change()
         self.zone = parse_zone(zone) if zone else ""
-        self.change = Change()
-        self._asked = {"kind": kind, "regions": regions}
-        self._model, self._device = model, device
+        self._kind, self._regions = kind, regions
+        self._tasks = tasks or (lambda name: None)
         self._store: Store | None = None
         self._new = not (self.path / TABLE).exists()
         if self._new:
-            check_free(self.path)
+            _check_free(self.path)
             if model is None:
                 Store.open(self.path)  # raises: it has the one message for this
 
     def __enter__(self) -> "Builder":
-        self._had_folder = self.path.is_dir()
-        self.path.mkdir(parents=True, exist_ok=True)
-        self._lock = locked(self.path)
-        self._lock.__enter__()
-        try:
+        with ExitStack() as stack:
+            had_folder = self.path.is_dir()
+            self.path.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(locked(self.path))
+            stack.callback(self._close, had_folder)
             if not self._new:
                 self._store = Store.open(self.path)
                 self._check_options()
-        except BaseException:
-            self.__exit__(None, None, None)
-            raise
+            self._closing = stack.pop_all()
         return self
 
     def __exit__(self, *exception) -> None:
-        try:
-            if self._store is not None:
-                self._store.close()
-            elif not self._had_folder:
-                # Nothing was begun. A folder that is not empty keeps what a failed write left, for the next.
-                with suppress(OSError):
-                    (self.path / LOCK).unlink()
-                    self.path.rmdir()
-        finally:
-            self._lock.__exit__(None, None, None)
+        self._closing.close()
 
-    def add(
-        self,
-        photos: Sequence[Photo],
-        *,
-        allow_unplaced: bool = False,
-        skip_bad_images: bool = False,
-        batch_size: int = 8,
-        workers: int = 2,
-        tasks: Tasks | None = None,
-        prepare: Callable[[list[Path]], None] | None = None,
-    ) -> None:
+    def _close(self, had_folder: bool) -> None:
+        if self._store is not None:
+            self._store.close()
+        elif not had_folder:
+            # Nothing was begun. A folder that is not empty keeps what a failed write left, for the next.
+            with suppress(OSError):
+                (self.path / LOCK).unlink()
+                self.path.rmdir()
+
+    def add(self, photos: Sequence[Photo], adding: Adding | None = None) -> None:
         """Describe photos that are new, or whose file or position changed.
 
-        Args:
-            prepare: called with the files before a new index begins, to finish its model.
-
         Raises:
-            UserError: no position is known of a photo and ``allow_unplaced`` is not set, or positions do not
-                go together with those of the index.
-            BadImageError: an image cannot be read and ``skip_bad_images`` is not set.
+            UserError: positions are missing, or do not go together with those of the index.
+            BadImageError: an image cannot be read.
         """
-        photos, stamps = self._stamped(photos, skip_bad_images)
+        adding = adding or Adding()
+        photos, stamps = self._stamped(photos, adding.skip_bad_images)
         positions, zone = self._project(photos)
-        if not allow_unplaced:
-            check_placed(photos, positions)
+        if not adding.allow_unplaced:
+            _check_placed(photos, positions)
         if self._store is None:
-            if prepare is not None:
-                prepare([photo.file for photo in photos])
-            self._create(zone)
+            self._create(photos, zone, adding)
         elif zone != self._store.settings["zone"]:
             table = self._store.pending()
-            check_inside([Path(os.fsdecode(file)) for file in table.files], table.positions, zone)
+            check_inside(table.files, table.positions, zone)
             self._store.write(zone=zone)
-        files = [os.fsencode(photo.file) for photo in photos]
-        todo, replaced = self._compare(files, positions, stamps)
-        if skip_bad_images:
-            show = tasks("checking") if tasks else None
-            bad = dict(check_images([photos[i].file for i in todo], workers=workers, progress=show))
-            todo = [i for i in todo if photos[i].file not in bad]
-            self.change.skipped += tuple(bad.items())
-        self._describe(
-            [photos[i].file for i in todo],
-            lambda first, done: self._store.add(
-                first,
-                [files[i] for i in todo[done]],
-                positions[todo[done]],
-                stamps[todo[done]],
-                [replaced[i] for i in todo[done] if i in replaced],
-            ),
-            batch_size=batch_size,
-            workers=workers,
-            tasks=tasks,
-        )
-        again = sum(i in replaced for i in todo)
-        self.change.added += len(todo) - again
+        entries = self._changed(photos, positions, stamps)
+        if adding.skip_bad_images:
+            files = [Path(os.fsdecode(entry.file)) for entry in entries]
+            bad = check_images(files, workers=adding.workers, progress=self._tasks("checking"))
+            self.change.skipped += bad
+            unread = {os.fsencode(file) for file, _ in bad}
+            entries = [entry for entry in entries if entry.file not in unread]
+        self._describe(entries, adding)
+        again = sum(entry.replaces is not None for entry in entries)
+        self.change.added += len(entries) - again
         self.change.described_again += again
 
     def remove(self, pattern: str) -> None:
@@ -179,32 +168,25 @@ class Builder(AbstractContextManager):
         Raises:
             UserError: no image does.
         """
-        table = self._opened().pending()
-        folder = os.path.join(os.path.abspath(pattern), "")
-        names = [os.fsdecode(file) for file in table.files]
-        chosen = [
-            name.startswith(folder)
-            or name == folder.rstrip(os.sep)
-            or fnmatch(name, os.path.abspath(pattern))
-            or fnmatch(name, pattern)
-            or fnmatch(os.path.basename(name), pattern)
-            for name in names
-        ]
-        if not any(chosen):
+        folder = Path(os.path.abspath(pattern))
+
+        def matches(file: Path) -> bool:
+            inside = file.is_relative_to(folder) or fnmatch(str(file), str(folder))
+            return inside or fnmatch(str(file), pattern) or fnmatch(file.name, pattern)
+
+        if not self._remove(matches):
             raise UserError(
-                f"--remove {pattern}: none of the {len(names):,} images of {self.path} lies below this "
-                "folder or matches this pattern."
+                f"--remove {pattern}: none of the {len(self._store.pending().files):,} images of {self.path} "
+                "lies below this folder or matches this pattern."
             )
-        self._remove(table.slots[chosen])
 
     def remove_missing(self) -> None:
         """Remove the images whose files are gone."""
-        table = self._opened().pending()
-        self._remove(table.slots[[not os.path.exists(file) for file in table.files]])
+        self._remove(lambda file: not file.exists())
 
-    def finish(self, tasks: Tasks | None = None) -> Change:
+    def finish(self) -> Change:
         """Make what was added and removed, and the kind asked for, what readers see from now on."""
-        derive(self._opened(), self._asked["kind"], tasks)
+        derive(self._opened(), self._kind, self._tasks)
         return self.change
 
     def _opened(self) -> Store:
@@ -212,128 +194,158 @@ class Builder(AbstractContextManager):
             raise UserError(f"{self.path}: there is no index here yet; add images first.")
         return self._store
 
-    @property
-    def model(self) -> Model:
-        """What describes images: as given, else the index's own."""
-        if self._model is None:
-            self._model = load_model(self.path, self._opened().settings, self._device)
-        return self._model
-
-    def _create(self, zone: str) -> None:
-        save_network(self.path / NETWORK, self._model.network)
-        if self._model.whitening is not None:
-            self._model.whitening.to("cpu").save(self.path / WHITENING)
-        settings = new_settings(self._model, self._asked["kind"] or "exact", zone, self._asked["regions"])
-        self._store = Store.create(self.path, settings)
+    def _create(self, photos: Sequence[Photo], zone: str, adding: Adding) -> None:
+        regions = self._regions
+        if not self.model.has_clusters:
+            options = dict(skip_bad_images=adding.skip_bad_images, batch_size=adding.batch_size)
+            options |= {"progress": self._tasks("k-means for NetVLAD"), **adding.clusters}
+            self.model.fit_clusters([photo.file for photo in photos], **options)
+            regions = regions is not False
+        self._store = Store.create(
+            self.path, self.model, self._kind or "exact", zone=zone, regions=bool(regions)
+        )
 
     def _check_options(self) -> None:
         settings = self._store.settings
-        if self._model is not None:
-            check_same(self.path, self._model, settings)
-        if self._asked["kind"] == "exact" and settings["dtype"] != "float32":
+        if self.model is not None:
+            _check_same(self.path, self.model, settings)
+        if self._kind == "exact" and settings["dtype"] != "float32":
             raise UserError(
-                f"--kind exact: {self.path} keeps its descriptors as {settings['dtype']}. Build it anew, or "
-                "take --kind float16, which compares every row as well."
+                f"--kind exact: {self.path} keeps its descriptors as {settings['dtype']}. Build a new one, "
+                "or take --kind float16, which compares every row as well."
             )
-        if self._asked["regions"] and not settings["quarters"]:
+        if self._regions and not settings["quarters"]:
             raise UserError(
                 f"--regions: {self.path} was begun without, and its images would have to be described "
-                "again. Build it anew."
+                "again. Build a new one."
             )
         if self.zone and settings["zone"] and self.zone != settings["zone"]:
             raise UserError(f"--zone is {self.zone}, but {self.path} is in UTM zone {settings['zone']}.")
 
-    def _stamped(self, photos: Sequence[Photo], skip: bool) -> tuple[list[Photo], np.ndarray]:
-        """The photos that are there, and their stamps int64 ``[n, 2]``; the others are skipped."""
-        there, stamps, skipped = [], [], []
+    def _stamped(self, photos: Sequence[Photo], skip: bool) -> tuple[list[Photo], list[tuple[int, int]]]:
+        """The photos that are there, their sizes and times of change; the others are skipped."""
+        there, stamps = [], []
         for photo in photos:
+            why = photo.unreadable
             try:
-                if photo.unreadable:
-                    raise BadImageError(f"{photo.file}: {photo.unreadable}")
-                found = stamp(photo.file)
-            except BadImageError as error:
-                if not skip:
-                    raise
-                skipped.append((photo.file, why_unreadable(photo.file, error)))
-            else:
+                found = os.stat(photo.file)
+            except OSError as error:
+                why = why or f"this image cannot be read ({error.strerror})."
+            if not why:
                 there.append(photo)
-                stamps.append(found)
-        self.change.skipped += tuple(skipped)
-        return there, np.array(stamps, dtype=np.int64).reshape(-1, 2)
+                stamps.append((found.st_size, found.st_mtime_ns))
+            elif skip:
+                self.change.skipped.append((photo.file, why))
+            else:
+                raise BadImageError(f"{photo.file}: {why}")
+        return there, stamps
 
     def _project(self, photos: Sequence[Photo]) -> tuple[np.ndarray, str]:
-        if self._store is None:
-            return project(photos, self.zone)
-        stored = self._store.settings["zone"]
+        stored = "" if self._store is None else self._store.settings["zone"]
         positions, zone = project(photos, self.zone or stored)
-        if zone and not stored and not self.zone and np.isfinite(self._store.pending().positions).any():
-            raise UserError(
-                f"{self.path} holds plain metres, whose UTM zone nobody said, but these images are in zone "
-                f"{zone}. If those are too: --zone {zone}."
-            )
+        if self._store is not None and zone and not stored and not self.zone:
+            if np.isfinite(self._store.pending().positions).any():
+                raise UserError(
+                    f"{self.path} holds plain metres, whose UTM zone nobody said, but these images are in "
+                    f"zone {zone}. If those are too: --zone {zone}."
+                )
         return positions, zone or stored
 
-    def _compare(
-        self, files: list[bytes], positions: np.ndarray, stamps: np.ndarray
-    ) -> tuple[list[int], dict[int, int]]:
-        """Numbers of the photos to describe, and the slots of those that are in the index already."""
-        table: Table = self._store.pending()
-        rows = {file: row for row, file in enumerate(table.files)}
-        todo, replaced = [], {}
-        for i, file in enumerate(files):
-            row = rows.get(file)
-            if row is not None:
-                place, known = positions[i], table.positions[row]
-                same = np.allclose(place, known, rtol=0, atol=SAME_PLACE, equal_nan=True)
-                if same and (stamps[i] == table.stamps[row]).all():
+    def _changed(
+        self, photos: Sequence[Photo], positions: np.ndarray, stamps: Sequence[tuple[int, int]]
+    ) -> list[Entry]:
+        """The photos to describe: those that are not in the index as they are now."""
+        entries = []
+        for photo, place, stamp in zip(photos, positions.tolist(), stamps, strict=True):
+            entry = Entry(os.fsencode(photo.file), *place, *stamp)
+            known = self._store.find(entry.file)
+            if known is not None:
+                near = np.allclose(place, known[1:3], rtol=0, atol=SAME_PLACE, equal_nan=True)
+                if near and stamp == known[3:5]:
+                    self.change.unchanged += 1
                     continue
-                replaced[i] = int(table.slots[row])
-            todo.append(i)
-        self.change.unchanged += len(files) - len(todo)
-        return todo, replaced
+                entry = entry._replace(replaces=known.replaces)
+            entries.append(entry)
+        return entries
 
-    def _describe(
-        self,
-        files: list[Path],
-        commit: Callable[[int, slice], None],
-        *,
-        batch_size: int,
-        workers: int,
-        tasks: Tasks | None,
-    ) -> None:
-        settings, first = self._store.settings, self._store.slots()
-        targets = [RowFile(self.path / settings["descriptors"], settings["dtype"], (self.model.dim,), first)]
-        if settings["quarters"]:
-            shape = self.model.quarters_shape
-            targets.append(RowFile(self.path / settings["quarters"], "float16", shape, first))
-        options = dict(regions=bool(settings["quarters"]), batch_size=batch_size, workers=workers)
-        progress = tasks("describing") if tasks and files else None
+    def _describe(self, entries: Sequence[Entry], adding: Adding) -> None:
+        if not entries:
+            return
+        if self.model is None:
+            self.model = self._store.load_model(adding.device)
+        regions, first = bool(self._store.settings["quarters"]), self._store.slots()
+        names = ("descriptors", "quarters") if regions else ("descriptors",)
+        targets = [RowFile(*self._store.rows_of(name), first) for name in names]
+        files = [Path(os.fsdecode(entry.file)) for entry in entries]
+        options = dict(regions=regions, batch_size=adding.batch_size, workers=adding.workers)
+        progress = self._tasks("describing")
         written = committed = 0
-
-        def keep() -> None:
-            nonlocal committed
-            if written > committed:
-                for target in targets:
-                    target.sync()
-                commit(first + committed, slice(committed, written))
-                committed = written
-
         last = time.monotonic()
         try:
-            for rows, *batch in self.model.encode_batches(files, **options):
-                for target, numbers in zip(targets, batch, strict=False):
-                    target.append(numbers.cpu().numpy())
+            for rows, *numbers in self.model.encode_batches(files, **options):
+                for target, part in zip(targets, numbers, strict=False):
+                    target.append(part.cpu().numpy())
                 written = rows[-1] + 1
                 if time.monotonic() - last >= COMMIT_SECONDS:
-                    keep()
-                    last = time.monotonic()
+                    self._commit(targets, first + committed, entries[committed:written])
+                    committed, last = written, time.monotonic()
                 if progress is not None:
                     progress(written, len(files))
         finally:
-            keep()
+            self._commit(targets, first + committed, entries[committed:written])
             for target in targets:
                 target.close()
 
-    def _remove(self, slots: np.ndarray) -> None:
+    def _commit(self, targets: Sequence[RowFile], slot: int, entries: Sequence[Entry]) -> None:
+        for target in targets:  # rows reach the disk before the table names them
+            target.sync()
+        self._store.add(slot, entries)
+
+    def _remove(self, chosen: Callable[[Path], bool]) -> int:
+        table = self._opened().pending()
+        slots = [slot for slot, file in zip(table.slots, table.files, strict=True) if chosen(file)]
         self._store.remove(slots)
         self.change.removed += len(slots)
+        return len(slots)
+
+
+def _check_free(path: Path) -> None:
+    """Raise :class:`UserError` if ``path`` is something else than an index that was hardly begun."""
+    if path.exists() and not path.is_dir():
+        raise UserError(f"--out is {path}, which is a file; an index is a directory.")
+    ours = (NETWORK, WHITENING, LOCK, TABLE)
+    foreign = [name for name in os.listdir(path) if not name.startswith(ours)] if path.is_dir() else []
+    if foreign:
+        raise UserError(
+            f"--out is {path}, a folder that holds {min(foreign)} and no index. Expected a new folder."
+        )
+
+
+def _check_placed(photos: Sequence[Photo], positions: np.ndarray) -> None:
+    """Raise :class:`UserError` that names the first photos without a position, nan."""
+    unknown = [photos[i].file for i in np.flatnonzero(np.isnan(positions).any(axis=1))]
+    if unknown:
+        listed = ", ".join(map(str, unknown[:NAMED])) + (", ..." if len(unknown) > NAMED else "")
+        raise UserError(
+            f"{len(unknown):,} of {len(photos):,} images say nowhere where they were taken: {listed}. "
+            "Expected names such as @0386531.34@6174119.45@.jpg, EXIF GPS, or a CSV manifest with "
+            "coordinates; --allow-unplaced indexes them all the same."
+        )
+
+
+def _check_same(path: Path, model: Model, settings: dict[str, Any]) -> None:
+    """Raise :class:`UserError` that names the first part in which the model is not the index's."""
+    ours, theirs = model.digests(), settings["digests"]
+    names = {
+        "architecture": lambda digest: "K = {2}, {0} {1}".format(*json.loads(digest)),
+        "weights": lambda digest: digest[:12],
+        "whitening": lambda digest: digest[:12] or "none",
+        "size": lambda digest: "own size" if digest == "null" else digest.strip("[]").replace(", ", "x"),
+    }
+    for part, name in names.items():
+        if ours[part] != theirs[part]:
+            raise UserError(
+                f"{path}: the {part} of this index: {name(theirs[part])}; of these options: "
+                f"{name(ours[part])}. Their descriptors could not be compared. Leave the options out to go "
+                "on with the index's own network, or choose another --out."
+            )

@@ -1,6 +1,5 @@
 """Finishing a generation: rows compacted or converted, their compressed copy made, old files deleted."""
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,36 +8,41 @@ from sfrs.retrieval.index import quantised
 from sfrs.retrieval.index.quantised import Compressed
 from sfrs.retrieval.index.rows import RowFile, map_rows
 from sfrs.retrieval.index.store import Store
-from sfrs.runtime.progress import Progress, Tasks
+from sfrs.runtime.progress import Tasks
 
 COMPACTED_ABOVE = 0.25
-"""Share of removed rows above which the files are written anew without them."""
+"""Share of removed rows above which the files are written again without them."""
 OUTGROWN = 2
-"""Times as many rows as a compressed copy was trained for that it is trained anew for."""
+"""Times as many rows as a compressed copy was trained for, from which on another is trained."""
 BLOCK_BYTES = 64 * 2**20
 
 
-def derive(store: Store, kind: str | None, tasks: Tasks | None = None) -> None:
+def derive(store: Store, kind: str | None, tasks: Tasks = lambda name: None) -> None:
     """Bring an index's files to the images in its table and to ``kind``, then show them to readers.
 
     Does nothing where nothing changed. All files get new names and the old ones stay until the table has
     changed over, so that an interruption leaves what was there before.
     """
-    settings, table = store.settings, store.pending()
+    settings, table, slots = store.settings, store.pending(), store.slots()
     kind = kind or settings["kind"]
-    compact = store.slots() - len(table.slots) > COMPACTED_ABOVE * store.slots()
+    kept = table.slots if slots - len(table.slots) > COMPACTED_ABOVE * slots else None
     has_copy = bool(settings["compressed"]) and (store.path / settings["compressed"]).is_file()
     needs_copy = kind in quantised.KINDS and len(table.slots) >= quantised.FEWEST
-    changed = store.generation == 0 or store.changed() or compact or kind != settings["kind"]
+    changed = store.generation == 0 or store.changed() or kept is not None or kind != settings["kind"]
     if not changed and has_copy == needs_copy:
         return
-    changes = _rewritten(store, table.slots if compact else None, kind == "float16", tasks)
-    changes |= {"kind": kind, "compressed": None, "trained": 0}
+    dtype = "float16" if kind == "float16" else settings["dtype"]
+    changes = {"kind": kind, "dtype": dtype, "compressed": None, "trained": 0}
+    if kept is not None or dtype != settings["dtype"]:
+        changes["descriptors"] = _rewritten(store, "descriptors", dtype, kept, tasks)
+    if kept is not None and settings["quarters"]:
+        changes["quarters"] = _rewritten(store, "quarters", "float16", kept, tasks)
     if needs_copy:
-        rows = len(table.slots) if compact else store.slots()
-        extend = has_copy and kind == settings["kind"] and not compact
-        changes |= _compressed(store, settings | changes, rows, kind, extend, tasks)
-    store.finish(table.slots if compact else None, **changes)
+        file = store.path / changes.get("descriptors", settings["descriptors"])
+        rows = map_rows(file, dtype, (settings["dim"],), slots if kept is None else len(kept))
+        extend = has_copy and kind == settings["kind"] and kept is None
+        changes |= _compressed(store, kind, rows, extend, tasks)
+    store.finish(kept, **changes)
     sweep(store)
 
 
@@ -51,56 +55,32 @@ def sweep(store: Store) -> None:
                 file.unlink()
 
 
-def _rewritten(
-    store: Store, kept: np.ndarray | None, to_float16: bool, tasks: Tasks | None
-) -> dict[str, Any]:
-    """Write rows anew: only the slots ``kept``, as float16; returns the settings that change by it."""
-    settings, slots, coming = store.settings, store.slots(), store.generation + 1
-    dtype = "float16" if to_float16 else settings["dtype"]
-    if kept is None and dtype == settings["dtype"]:
-        return {}
-    chosen = np.arange(slots) if kept is None else kept
-    files = {"descriptors": (settings["dtype"], dtype, (settings["dim"],))}
-    if kept is not None and settings["quarters"]:
-        files["quarters"] = ("float16", "float16", tuple(settings["quarters_shape"]))
-    changes = {"dtype": dtype}
-    for name, (old, new, shape) in files.items():
-        changes[name] = f"{name}-{coming}.{new}"
-        progress = tasks(f"rewriting {name}") if tasks else None
-        source = map_rows(store.path / settings[name], old, shape, slots)
-        _write_rows(store.path / changes[name], new, source, chosen, progress)
-    return changes
-
-
-def _write_rows(
-    path: Path, dtype: str, source: np.ndarray, kept: np.ndarray, progress: Progress | None
-) -> None:
-    path.unlink(missing_ok=True)
-    target = RowFile(path, dtype, source.shape[1:], 0)
+def _rewritten(store: Store, name: str, dtype: str, kept: np.ndarray | None, tasks: Tasks) -> str:
+    """Write the slots ``kept``, or all, to a file of the coming generation; returns its name."""
+    source, progress = map_rows(*store.rows_of(name), store.slots()), tasks(f"rewriting {name}")
+    kept = np.arange(len(source)) if kept is None else kept
+    file = store.path / f"{name}-{store.generation + 1}.{dtype}"
+    file.unlink(missing_ok=True)
+    target = RowFile(file, dtype, source.shape[1:], 0)
     step = max(1, BLOCK_BYTES // max(1, source[:1].nbytes))
     for start in range(0, len(kept), step):
         target.append(source[kept[start : start + step]])
         if progress is not None:
             progress(min(start + step, len(kept)), len(kept))
-    target.sync()
     target.close()
+    return file.name
 
 
-def _compressed(
-    store: Store, settings: dict[str, Any], rows: int, kind: str, extend: bool, tasks: Tasks | None
-) -> dict[str, Any]:
-    """Make the compressed copy of ``rows`` rows, or extend the present one if it was trained for as many."""
-    described = map_rows(store.path / settings["descriptors"], settings["dtype"], (settings["dim"],), rows)
-    trained = store.settings["trained"]
-    if extend and rows < OUTGROWN * trained:
-        old = store.path / store.settings["compressed"]
-        copy = Compressed.open(old, kind, settings["dim"], to_extend=True)
+def _compressed(store: Store, kind: str, rows: np.ndarray, extend: bool, tasks: Tasks) -> dict[str, Any]:
+    """Make the compressed copy of the rows, or extend the present one if it was trained for as many."""
+    settings, file = store.settings, store.path / f"{kind}-{store.generation + 1}.faiss"
+    trained, fitting = settings["trained"], tasks("fitting codes")
+    if extend and len(rows) < OUTGROWN * trained:
+        copy = Compressed.open(store.path / settings["compressed"], kind, settings["dim"], to_extend=True)
     else:
-        fitting, trained = tasks("fitting codes") if tasks else None, rows
-        copy = Compressed.train(kind, described)
+        trained, copy = len(rows), Compressed.train(kind, rows)
         if fitting is not None:
             fitting(1, 1)
-    copy.extend(described, tasks("compressing") if tasks else None)
-    name = f"{kind}-{store.generation + 1}.faiss"
-    copy.save(store.path / name)
-    return {"compressed": name, "trained": trained}
+    copy.extend(rows, tasks("compressing"))
+    copy.save(file)
+    return {"compressed": file.name, "trained": trained}

@@ -1,56 +1,57 @@
 """An index opened to be searched."""
 
-import os
 import threading
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import overload
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from sfrs.models.model import Model
+from sfrs.data.photos import read_photos
+from sfrs.models.model import Model, Photograph
+from sfrs.retrieval.found import Found
+from sfrs.retrieval.index.build import Adding, Builder, Change
 from sfrs.retrieval.index.quantised import Compressed
 from sfrs.retrieval.index.rows import map_rows
 from sfrs.retrieval.index.scan import compare, scan
-from sfrs.retrieval.index.store import NETWORK, WHITENING, Paths, Store, Table
+from sfrs.retrieval.index.store import TABLE, Store, Table
+from sfrs.retrieval.locate import locate
 from sfrs.runtime.errors import UserError
+from sfrs.runtime.progress import Tasks
 
 ATTEMPTS = 3
 """Times to open an index whose files a writer replaces meanwhile."""
 
 
-class FileList(Sequence[Path]):
-    """Paths that are made when they are asked for."""
-
-    def __init__(self, files: Paths) -> None:
-        self._files = files
-
-    def __len__(self) -> int:
-        return len(self._files)
-
-    def __getitem__(self, i):
-        if isinstance(i, slice):
-            return [Path(os.fsdecode(file)) for file in self._files[i]]
-        return Path(os.fsdecode(self._files[i]))
-
-
 class Index:
-    """The images of an index as they were when it was opened; what is changed later is not seen.
+    """Photographs, what they look like and where they were taken.
 
-    Nothing is written, and descriptors stay on disk: what the memory holds of them is the system's cache,
-    and the compressed copy where the kind is pq or ivf. Searching may be done from several threads.
+    ::
+
+        index = sfrs.Index.build("photos", zone="33N")  # photos.index; again: adds what is new
+        index = sfrs.Index.open("photos.index")
+        found = index.locate("query.jpg", rerank="regions")
+        found.location.latitude, found.matches[0].file
+
+    It shows the images as they were when it was opened; what is changed later is not seen. Descriptors stay
+    on disk: what the memory holds of them is the system's cache, and the compressed copy where the kind is
+    pq or ivf. Searching may be done from several threads.
 
     Attributes:
         path: of the directory.
-        model: what describes images.
+        model: describes images.
         fingerprint: of network, whitening and size; equal where descriptors can be compared.
         kind: exact, float16, pq, ivf or disk.
         zone: UTM zone of the positions such as "33N"; "" for plain metres, or where no image has a position.
         files: paths of the n images.
         positions: float64 ``[n, 2]``, easting and northing in metres; nan where nothing is known.
+        change: how :meth:`build` changed it; None for an index that was only opened.
     """
+
+    change: Change | None = None
 
     def __init__(self, store: Store, table: Table, device: str) -> None:
         settings = store.settings
@@ -58,60 +59,84 @@ class Index:
         self.kind: str = settings["kind"]
         self.zone: str = settings["zone"]
         self.fingerprint: str = settings["fingerprint"]
-        self.files = FileList(table.files)
-        self.positions = table.positions
-        self.model = load_model(self.path, settings, device)
+        self.files, self.positions, self._slots = table.files, table.positions, table.slots
+        self.model = store.load_model(device)
         self._compressed = None
         if settings["compressed"]:
             self._compressed = Compressed.open(self.path / settings["compressed"], self.kind, self.model.dim)
         slots = int(table.slots[-1]) + 1 if len(table.slots) else 0
-        self._slots = table.slots
         # A compressed copy names rows beyond the last image as well: those that were removed at the end.
         self._row_of = np.full(max(slots, len(self._compressed or ())), -1, dtype=np.int64)
         self._row_of[table.slots] = np.arange(len(table.slots))
         self._live = self._row_of >= 0
-        self._descriptors = map_rows(
-            self.path / settings["descriptors"],
-            settings["dtype"],
-            (self.model.dim,),
-            slots,
-            scattered=settings["compressed"] is not None,
-        )
+        scattered = self._compressed is not None
+        self._descriptors = map_rows(*store.rows_of("descriptors"), slots, scattered=scattered)
         self._quarters = None
         if settings["quarters"]:
-            shape = self.model.quarters_shape
-            self._quarters = map_rows(
-                self.path / settings["quarters"], "float16", shape, slots, scattered=True
-            )
+            self._quarters = map_rows(*store.rows_of("quarters"), slots, scattered=True)
         self._lock = threading.Lock()
+
+    @classmethod
+    def build(
+        cls,
+        photos: str | Path,
+        model: Model | None = None,
+        *,
+        out: str | Path | None = None,
+        kind: str | None = None,
+        regions: bool | None = None,
+        zone: str = "",
+        adding: Adding | None = None,
+        tasks: Tasks | None = None,
+    ) -> "Index":
+        """Index photographs, or add to an index what is new or changed, and open it.
+
+        Interrupted at any moment, it goes on where it was when it is called again.
+
+        Args:
+            photos: a folder, a place folder or a CSV manifest, see :func:`sfrs.data.photos.read_photos`.
+            model: describes them; None is the index's own, and for a new index EfficientNet-Lite0 as ImageNet
+                trained it, with clusters made from these photographs.
+            out: directory of the index; by default the name of ``photos`` with ``.index`` added.
+            kind, regions, zone, tasks: see :class:`Builder`, also for what it raises.
+        """
+        photos, adding = Path(photos), adding or Adding()
+        name = photos.stem if photos.is_file() else photos.absolute().name
+        path = photos.absolute().with_name(f"{name}.index") if out is None else Path(out)
+        if model is None and not (path / TABLE).is_file():
+            model = Model.load(device=adding.device)
+        reading = {"skip_bad_images": adding.skip_bad_images}
+        reading["progress"] = tasks("reading coordinates") if tasks else None
+        found = read_photos(photos, adding.split, **reading)
+        with Builder(path, model, kind=kind, regions=regions, zone=zone, tasks=tasks) as builder:
+            builder.add(found, adding)
+            change = builder.finish()
+        index = cls.open(path, device=adding.device if model is None else str(model.device))
+        index.change = change
+        return index
 
     @classmethod
     def open(cls, path: str | Path, *, device: str = "cpu") -> "Index":
         """Open the index at ``path`` as its last finished change left it.
-
-        Args:
-            device: torch device that describes images.
 
         Raises:
             UserError: it is no index, its first build has not finished, its format is another, or a file of
                 it is damaged.
         """
         for attempt in range(ATTEMPTS):
-            store = Store.open(path)
-            try:
-                table = store.snapshot()
-                if store.generation == 0:
-                    raise UserError(
-                        f"{path}: this index is not finished; {len(store.pending().files):,} images are in "
-                        "it so far. The command that began it goes on where it stopped."
-                    )
-                return cls(store, table, device)
-            except UserError:
-                # A writer that compacts puts other files in the place of those just read about.
-                if attempt + 1 == ATTEMPTS or Store.open(path).generation == store.generation:
-                    raise
-            finally:
-                store.close()
+            with closing(Store.open(path)) as store:
+                try:
+                    table = store.snapshot()
+                    if store.generation == 0:
+                        raise UserError(
+                            f"{path}: this index is not finished; {len(store.pending().files):,} images are "
+                            "in it so far. The command that began it goes on where it stopped."
+                        )
+                    return cls(store, table, device)
+                except UserError:
+                    # A writer that compacts puts other files in the place of those just read about.
+                    if attempt + 1 == ATTEMPTS or Store.open(path).generation == store.generation:
+                        raise
         raise AssertionError("unreachable")
 
     def __len__(self) -> int:
@@ -119,11 +144,23 @@ class Index:
 
     @property
     def has_regions(self) -> bool:
-        """Whether :meth:`quarters` are stored."""
+        """True if :meth:`quarters` are stored."""
         return self._quarters is not None
 
+    @overload
+    def locate(self, photos: Photograph, **options) -> Found: ...
+
+    @overload
+    def locate(self, photos: Sequence[Photograph], **options) -> list[Found]: ...
+
+    def locate(self, photos, **options):
+        """Say where photographs were taken, one or several; see :func:`sfrs.retrieval.locate.locate`."""
+        one = not isinstance(photos, (list, tuple))
+        found = locate(self, [photos] if one else photos, **options)
+        return found[0] if one else found
+
     def search(self, descriptors: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """The k most similar images of each query, best first.
+        """Find the k most similar images of each query, best first.
 
         Args:
             descriptors: float32 ``[m, dim]`` unit vectors, from ``model.encode``.
@@ -153,9 +190,7 @@ class Index:
         return scores, np.where(slots >= 0, self._row_of[slots], -1) if len(self) else slots
 
     def quarters(self, rows: Sequence[int] | np.ndarray) -> Tensor:
-        """Quarter VLADs of images, float32 ``[len(rows), 4, K, D]``: as stored, else from the files.
-
-        Either way in the form of :func:`sfrs.models.model.compact`.
+        """Quarter VLADs of images, float32 ``[len(rows), 4, K, D]``, compact: as stored, else from the files.
 
         Raises:
             BadImageError: they are not stored, and a file has gone or cannot be read.
@@ -163,13 +198,3 @@ class Index:
         if self._quarters is None:
             return self.model.quarters([self.files[row] for row in rows])
         return torch.from_numpy(self._quarters[self._slots[np.asarray(rows, dtype=np.int64)]]).float()
-
-
-def load_model(path: Path, settings: dict[str, Any], device: str = "cpu") -> Model:
-    """Load the copy of its model that an index holds.
-
-    Raises:
-        WeightsError: a file is missing or damaged.
-    """
-    whitening = path / WHITENING if settings["digests"]["whitening"] else None
-    return Model.load(path / NETWORK, whitening, size=settings["size"], device=device)

@@ -1,8 +1,6 @@
 """Compressed copies of the descriptors (faiss), which name candidates that are then compared exactly."""
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,25 +27,22 @@ BLOCK_ROWS = 8_192
 
 @dataclass(frozen=True)
 class Kind:
-    """How a compressed kind searches.
+    """The way a compressed kind searches."""
 
-    Attributes:
-        candidates: that are compared exactly for each query, at least.
-        share: of the images that are compared exactly: the more there are, the closer they lie.
-        lists: whether there are inverted lists, about the root of the number of images.
-        probed: share of them that is read for a query.
-    """
+    codes: str  # in words of faiss's index factory; there are about as many lists as the root of the images
+    candidates: int  # that are compared exactly for each query, at least
+    share: float = 0.0  # of the images that is compared exactly: the more there are, the closer they lie
+    probed: float = 1.0  # share of the inverted lists that is read for a query
 
-    candidates: int
-    share: float = 0.0
-    lists: bool = False
-    probed: float = 1.0
+    @property
+    def lists(self) -> bool:
+        return self.codes.startswith("IVF")
 
 
 KINDS = {
-    "pq": Kind(500, 1 / 500),
-    "ivf": Kind(500, 1 / 500, lists=True, probed=0.25),
-    "disk": Kind(200, lists=True, probed=0.25),
+    "pq": Kind("PQ{parts}x4fs", 500, 1 / 500),
+    "ivf": Kind("IVF{lists},PQ{parts}x4fs", 500, 1 / 500, probed=0.25),
+    "disk": Kind("IVF{lists},RaBitQ", 200, probed=0.25),
 }
 """Kinds that have a compressed copy; the others compare every row."""
 
@@ -64,7 +59,7 @@ class Compressed:
     """
 
     def __init__(self, kind: str, index: faiss.Index, dim: int) -> None:
-        self.kind, self.index, self.dim = kind, index, dim
+        self.kind, self.index, self.dim = KINDS[kind], index, dim
 
     def __len__(self) -> int:
         return self.index.ntotal
@@ -72,16 +67,24 @@ class Compressed:
     @classmethod
     def train(cls, kind: str, rows: np.ndarray) -> "Compressed":
         """Fit a copy of ``kind`` to ``rows`` ``[n, dim]``, taking evenly spaced ones; it is empty still."""
-        index = _empty(kind, len(rows), rows.shape[1])
+        if kind == "disk" and not hasattr(faiss, "IndexIVFRaBitQ"):
+            raise UserError(f"--kind disk needs faiss 1.11 or newer, but this is {faiss.__version__}.")
+        parts = min(LARGEST_PARTS, 2 * math.ceil(rows.shape[1] / (2 * PART)))
+        padded, lists = parts * math.ceil(rows.shape[1] / parts), max(1, round(math.sqrt(len(rows))))
+        codes = KINDS[kind].codes.format(parts=parts, lists=lists)
+        index = faiss.index_factory(padded, codes, faiss.METRIC_INNER_PRODUCT)
         if KINDS[kind].lists:
-            sample = _sample(rows, PER_LIST * index.nlist, index.d)
             options = dict(niter=8, spherical=True, seed=1, max_points_per_centroid=PER_LIST)
-            means = faiss.Kmeans(index.d, index.nlist, **options)
-            means.train(sample)
+            means = faiss.Kmeans(padded, lists, **options)
+            means.train(_sample(rows, PER_LIST * lists, padded))
             index.quantizer.add(means.centroids)
+        threads = faiss.omp_get_max_threads()
         # Thousands of tiny fits: threads would wait for each other longer than they work.
-        with _one_thread():
-            index.train(_sample(rows, TRAINED_ON, index.d))
+        faiss.omp_set_num_threads(1)
+        try:
+            index.train(_sample(rows, TRAINED_ON, padded))
+        finally:
+            faiss.omp_set_num_threads(threads)
         return cls(kind, index, rows.shape[1])
 
     def extend(self, rows: np.ndarray, progress: Progress | None = None) -> None:
@@ -109,19 +112,14 @@ class Compressed:
             index = faiss.read_index(str(path), flags)
         except RuntimeError as error:
             raise UserError(
-                f"{path}: this file is missing or damaged. Removing it and running sfrs index --kind {kind} "
-                "makes it anew from the descriptors."
+                f"{path}: this file is missing or damaged. Remove it; sfrs index --kind {kind} then makes it "
+                "from the descriptors."
             ) from error
         return cls(kind, index, dim)
 
     def candidates(self, queries: np.ndarray, k: int, live: np.ndarray) -> np.ndarray:
-        """Rows to compare exactly, int64 ``[m, c]``, -1 where there is none; at least k that are ``live``.
-
-        Args:
-            queries: float32 ``[m, dim]``.
-            live: bool, at least as many as there are rows in the copy: those that count.
-        """
-        queries, kind = _padded(queries, self.index.d), KINDS[self.kind]
+        """Name the rows to compare exactly, int64 ``[m, c]``, -1 for none; at least k that are ``live``."""
+        queries, kind = _padded(queries, self.index.d), self.kind
         wanted, probed = max(kind.candidates, round(kind.share * len(self)), 4 * k), kind.probed
         enough = min(k, int(live.sum()))
         while True:
@@ -134,34 +132,6 @@ class Compressed:
             if ((found >= 0).sum(axis=1) >= enough).all() or (wanted == len(self) and probed == 1.0):
                 return found
             wanted, probed = 2 * wanted, 2 * probed
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    threads = faiss.omp_get_max_threads()
-    faiss.omp_set_num_threads(1)
-    try:
-        yield
-    finally:
-        faiss.omp_set_num_threads(threads)
-
-
-def _empty(kind: str, rows: int, dim: int) -> faiss.Index:
-    parts = min(LARGEST_PARTS, 2 * math.ceil(dim / (2 * PART)))
-    padded = parts * math.ceil(dim / parts)
-    if kind == "pq":
-        return faiss.IndexPQFastScan(padded, parts, 4, faiss.METRIC_INNER_PRODUCT)
-    lists = max(1, round(math.sqrt(rows)))
-    centres = faiss.IndexFlatIP(padded)
-    if kind == "ivf":
-        index = faiss.IndexIVFPQFastScan(centres, padded, lists, parts, 4, faiss.METRIC_INNER_PRODUCT)
-    else:
-        if not hasattr(faiss, "IndexIVFRaBitQ"):
-            raise UserError(f"--kind disk needs faiss 1.11 or newer, but this is {faiss.__version__}.")
-        index = faiss.IndexIVFRaBitQ(centres, padded, lists, faiss.METRIC_INNER_PRODUCT)
-    index.own_fields = True  # the index frees the centres, not Python
-    centres.this.disown()
-    return index
 
 
 def _sample(rows: np.ndarray, count: int, dim: int) -> np.ndarray:

@@ -6,6 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sfrs.retrieval.search import largest
+
 # Descriptors are mapped read-only: a mapping that may be written, if only in private, counts as memory, and
 # the system refuses one that is larger than it has. torch warns of that once in a process; nothing here
 # writes to them, so that once is now.
@@ -19,7 +21,7 @@ CONVERTED_ROWS = 512
 
 
 def scan(rows: np.ndarray, live: np.ndarray, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """The k rows most similar to each query, best first.
+    """Find the k rows most similar to each query, best first.
 
     Unlike `search` this passes over removed rows, multiplies with all threads for a
     single query too, and converts float16 in the cache.
@@ -34,16 +36,15 @@ def scan(rows: np.ndarray, live: np.ndarray, queries: np.ndarray, k: int) -> tup
         rows; -inf and -1 past the end.
     """
     asked = torch.from_numpy(queries)
-    best = torch.full((len(queries), k), -torch.inf)
-    where = torch.full((len(queries), k), -1, dtype=torch.int64)
+    best, where = _nothing(len(queries), k)
     for start in range(0, len(rows), BLOCK_ROWS):
-        block = torch.from_numpy(rows[start : start + BLOCK_ROWS])
-        scores = _products(block, asked)  # [b, m]
+        scores = _products(torch.from_numpy(rows[start : start + BLOCK_ROWS]), asked)  # [b, m]
         removed = np.flatnonzero(~live[start : start + BLOCK_ROWS])
         if len(removed):
             scores[torch.from_numpy(removed)] = -torch.inf
-        found, index = scores.T.contiguous().topk(min(k, len(block)), dim=1)
-        best, where = _best(torch.cat([best, found], 1), torch.cat([where, index + start], 1), k)
+        found, index = largest(scores.T.contiguous(), min(k, len(scores)))
+        best, column = largest(torch.cat([best, found], 1), k)
+        where = torch.cat([where, index + start], 1).gather(1, column)
     where[best == -torch.inf] = -1
     return best.numpy(), where.numpy()
 
@@ -51,20 +52,24 @@ def scan(rows: np.ndarray, live: np.ndarray, queries: np.ndarray, k: int) -> tup
 def compare(
     rows: np.ndarray, candidates: np.ndarray, queries: np.ndarray, k: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The k most similar of each query's own candidates, as :func:`scan` returns them.
+    """Find the k most similar of each query's own candidates, as :func:`scan` returns them.
 
     Args:
         candidates: int64 ``[m, c]`` row numbers; -1 is none.
     """
-    best = torch.full((len(queries), k), -torch.inf)
-    where = torch.full((len(queries), k), -1, dtype=torch.int64)
+    best, where = _nothing(len(queries), k)
     for i, query in enumerate(torch.from_numpy(queries)):
         # In the order of the rows, so that the disk is read in one direction.
         chosen = np.sort(candidates[i][candidates[i] >= 0])
         scores = torch.from_numpy(rows[chosen]).float() @ query
-        found, index = _best(scores[None], torch.from_numpy(chosen)[None], k)
-        best[i, : found.shape[1]], where[i, : found.shape[1]] = found[0], index[0]
+        count = min(k, len(chosen))
+        found, index = largest(scores[None], count)
+        best[i, :count], where[i, :count] = found[0], torch.from_numpy(chosen)[index[0]]
     return best.numpy(), where.numpy()
+
+
+def _nothing(queries: int, k: int) -> tuple[Tensor, Tensor]:
+    return torch.full((queries, k), -torch.inf), torch.full((queries, k), -1)
 
 
 def _products(block: Tensor, queries: Tensor) -> Tensor:
@@ -72,17 +77,6 @@ def _products(block: Tensor, queries: Tensor) -> Tensor:
         return block @ queries.T
     scores = torch.empty(len(block), len(queries))
     converted = torch.empty(min(len(block), CONVERTED_ROWS), block.shape[1])
-    for start in range(0, len(block), CONVERTED_ROWS):
-        part = block[start : start + CONVERTED_ROWS]
-        torch.matmul(
-            converted[: len(part)].copy_(part), queries.T, out=scores[start : start + CONVERTED_ROWS]
-        )
+    for part, out in zip(block.split(CONVERTED_ROWS), scores.split(CONVERTED_ROWS), strict=True):
+        torch.matmul(converted[: len(part)].copy_(part), queries.T, out=out)
     return scores
-
-
-def _best(scores: Tensor, rows: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k best per line, equal ones by their row: topk promises no order, stable sorts do."""
-    order = rows.argsort(dim=1)
-    scores, rows = scores.gather(1, order), rows.gather(1, order)
-    order = scores.argsort(dim=1, descending=True, stable=True)[:, :k]
-    return scores.gather(1, order), rows.gather(1, order)

@@ -11,15 +11,16 @@ import json
 import os
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from sfrs.data.images import BadImageError
-from sfrs.runtime.atomic_io import replaced
+from sfrs.models.model import Model
+from sfrs.models.network import save_network
+from sfrs.runtime.atomic_io import lock_taken, replaced
 from sfrs.runtime.errors import UserError
 
 FORMAT = 1
@@ -44,8 +45,8 @@ CREATE INDEX images_by_file ON images (file);
 """
 
 
-class Paths(Sequence[bytes]):
-    """Paths one after the other in one string of bytes: a million of them take 50 MB."""
+class Paths(Sequence[Path]):
+    """Paths that are made when they are asked for: as bytes a million of them take 50 MB."""
 
     def __init__(self, text: bytes, lengths: np.ndarray) -> None:
         self._text, self._ends = text, np.concatenate([np.zeros(1, np.int64), lengths.cumsum()])
@@ -54,62 +55,79 @@ class Paths(Sequence[bytes]):
         return len(self._ends) - 1
 
     def __getitem__(self, i):
-        if isinstance(i, slice):
-            return [self[j] for j in range(*i.indices(len(self)))]
-        if not -len(self) <= i < len(self):
-            raise IndexError(f"path {i} of {len(self)}")
-        i %= len(self)
-        return self._text[self._ends[i] : self._ends[i + 1]]
+        at = range(len(self))[i]
+        if isinstance(at, range):
+            return [self[j] for j in at]
+        return Path(os.fsdecode(self._text[self._ends[at] : self._ends[at + 1]]))
+
+
+class Entry(NamedTuple):
+    """An image to add, by the columns of the table, nan for NULL, and the slot of the file as it was."""
+
+    file: bytes
+    easting: float
+    northing: float
+    bytes: int
+    modified: int
+    replaces: int | None = None
 
 
 @dataclass(frozen=True)
 class Table:
-    """The images of one generation, in the order of their slots.
+    """The images of one generation, in the order of their slots."""
 
-    Attributes:
-        slots: int64 ``[n]``, rows of the descriptor file, rising.
-        files: n paths.
-        positions: float64 ``[n, 2]``, easting and northing in metres; nan where nothing is known.
-        stamps: int64 ``[n, 2]``, size in bytes and time of change in ns of the files.
-    """
-
-    slots: np.ndarray
+    slots: np.ndarray  # int64 [n], rows of the descriptor file, rising
     files: Paths
-    positions: np.ndarray
-    stamps: np.ndarray
+    positions: np.ndarray  # float64 [n, 2], easting and northing in metres; nan where nothing is known
 
 
 class Store:
     """An index directory as it lies on disk.
 
     Attributes:
-        path: of the directory.
-        settings: the table's settings, as they were last read or written.
+        settings: as they were last read or written; ``descriptors``, ``quarters`` and ``compressed`` are
+            names of files.
     """
 
-    def __init__(self, path: Path, database: sqlite3.Connection, settings: dict[str, Any]) -> None:
-        self.path, self.settings = path, settings
-        self._database = database
+    def __init__(self, path: Path, database: sqlite3.Connection) -> None:
+        self.path, self._database = path, database
+        self.settings: dict[str, Any] = self._read()
 
     @classmethod
-    def create(cls, path: Path, settings: dict[str, Any]) -> "Store":
-        """Make the table of a new index; ``path`` is a directory and holds everything else already."""
+    def create(
+        cls, path: Path, model: Model, kind: str = "exact", *, zone: str = "", regions: bool = False
+    ) -> "Store":
+        """Begin an index in the directory ``path``: write its model, then its table, which is empty."""
+        save_network(path / NETWORK, model.network)
+        if model.whitening is not None:
+            model.whitening.to("cpu").save(path / WHITENING)
+        dtype = "float32" if kind == "exact" else "float16"
+        settings = {
+            "format": FORMAT,
+            "generation": 0,
+            "kind": kind,
+            "zone": zone,
+            "size": model.size,
+            "dim": model.dim,
+            "dtype": dtype,
+            "digests": model.digests(),
+            "fingerprint": model.fingerprint(),
+            "descriptors": f"descriptors-0.{dtype}",  # generation 1 may have to write another file
+            "quarters_shape": model.quarters_shape,
+            "quarters": "quarters-0.float16" if regions else None,
+            "compressed": None,
+            "trained": 0,
+        }
         with replaced(path / TABLE) as partial:
             partial.with_name(partial.name + "-journal").unlink(missing_ok=True)
-            with _connect(partial, "rwc") as database:
+            with closing(_connect(partial, "rwc")) as database, database:
                 database.executescript(SCHEMA)
-                with database:
-                    _write(database, {"format": FORMAT, **settings})
-            database.close()
+                _write(database, settings)
         return cls.open(path)
 
     @classmethod
     def open(cls, path: str | Path) -> "Store":
-        """Open an index, finished or not.
-
-        Raises:
-            UserError: it is no index, or of a format this version does not read.
-        """
+        """Open an index, finished or not. Raises :class:`UserError` if it is none, or of another format."""
         path = Path(path)
         if not (path / TABLE).is_file():
             what = "this folder is no index" if path.is_dir() else "there is no index here"
@@ -117,8 +135,8 @@ class Store:
         # Opened for writing although readers never write: after a crash SQLite has to roll back.
         database = _connect(path / TABLE, "rw")
         try:
-            settings = {name: json.loads(value) for name, value in database.execute("SELECT * FROM settings")}
-            version = settings["format"]
+            store = cls(path, database)
+            version = store.settings["format"]
         except (sqlite3.DatabaseError, ValueError, KeyError) as error:
             database.close()
             raise UserError(f"{path / TABLE}: this is not the table of an index ({error}).") from error
@@ -126,12 +144,23 @@ class Store:
             database.close()
             raise UserError(
                 f"{path}: this index has format {version}; this version of sfrs reads format {FORMAT}. "
-                "Build it anew."
+                "Build a new one."
             )
-        return cls(path, database, settings)
+        return store
 
     def close(self) -> None:
         self._database.close()
+
+    def load_model(self, device: str = "cpu") -> Model:
+        """Load the index's copy of its model. Raises :class:`WeightsError` if a file of it is damaged."""
+        whitening = self.path / WHITENING if self.settings["digests"]["whitening"] else None
+        return Model.load(self.path / NETWORK, whitening, size=self.settings["size"], device=device)
+
+    def rows_of(self, name: str) -> tuple[Path, str, tuple[int, ...]]:
+        """Return file, dtype and shape of one row, of "descriptors" or "quarters"."""
+        if name == "quarters":
+            return self.path / self.settings[name], "float16", tuple(self.settings["quarters_shape"])
+        return self.path / self.settings[name], self.settings["dtype"], (self.settings["dim"],)
 
     @property
     def generation(self) -> int:
@@ -139,69 +168,44 @@ class Store:
         return self.settings["generation"]
 
     def snapshot(self) -> Table:
-        """The images of the last finished generation, and its settings into :attr:`settings`."""
+        """Read the images of the last finished generation, and its settings into :attr:`settings`."""
         with self._database:
             self._database.execute("BEGIN")
-            self.settings = dict(
-                (name, json.loads(value)) for name, value in self._database.execute("SELECT * FROM settings")
-            )
+            self.settings = self._read()
             return self._images(self.generation)
 
     def pending(self) -> Table:
-        """The images of the generation that is being built."""
+        """Read the images of the generation that is being built."""
         return self._images(self.generation + 1)
 
-    def _images(self, generation: int) -> Table:
-        def select(columns: str) -> sqlite3.Cursor:
-            condition = "born <= ?1 AND (died IS NULL OR died > ?1) ORDER BY slot"
-            return self._database.execute(f"SELECT {columns} FROM images WHERE {condition}", (generation,))
-
-        # Column by column into arrays: rows of Python objects would take six times the memory.
-        numbers = "slot, LENGTH(file), IFNULL(easting, 9e999), IFNULL(northing, 9e999), bytes, modified"
-        found = np.fromiter(select(numbers), dtype="i8,i8,f8,f8,i8,i8")
-        slots, lengths, easting, northing, sizes, times = (found[name] for name in found.dtype.names)
-        positions = np.column_stack([easting, northing])
-        positions[np.isinf(positions)] = np.nan  # what NULL was made, because an array takes no None
-        files = Paths(b"".join(file for (file,) in select("file")), lengths)
-        return Table(slots.copy(), files, positions, np.column_stack([sizes, times]))
+    def find(self, file: bytes) -> Entry | None:
+        """Find an image of the generation that is being built, with its own slot in ``replaces``."""
+        columns = "IFNULL(easting, 9e999), IFNULL(northing, 9e999), bytes, modified, slot"
+        query = f"SELECT file, {columns} FROM images WHERE file = ? AND died IS NULL"
+        row = self._database.execute(query, (file,)).fetchone()
+        return row and Entry(*(np.nan if value == np.inf else value for value in row))
 
     def slots(self) -> int:
-        """Rows the descriptor file must have; what lies beyond is of a writer that was killed."""
+        """Count the rows the descriptor file must have; what lies beyond is of a writer that was killed."""
         return self._database.execute("SELECT COALESCE(MAX(slot) + 1, 0) FROM images").fetchone()[0]
 
     def changed(self) -> bool:
-        """Whether something is added or removed that no finished generation knows of."""
+        """Return True if something is added or removed that no finished generation knows of."""
         query = "SELECT EXISTS (SELECT 1 FROM images WHERE born > ?1 OR died > ?1)"
         return bool(self._database.execute(query, (self.generation,)).fetchone()[0])
 
-    def add(
-        self,
-        first: int,
-        files: Iterable[bytes],
-        positions: np.ndarray,
-        stamps: np.ndarray,
-        replaced: Iterable[int] = (),
-    ) -> None:
-        """Add images to the generation being built, in slots from ``first`` on; leave ``replaced`` out."""
-        rows = [
-            (first + i, file, *_known(position), int(size), int(modified), self.generation + 1)
-            for i, (file, position, (size, modified)) in enumerate(zip(files, positions, stamps, strict=True))
-        ]
+    def add(self, first: int, entries: Sequence[Entry]) -> None:
+        """Add images to the generation being built, in slots from ``first`` on, for those they replace."""
+        coming = self.generation + 1
+        rows = [(slot, *entry[:5], coming) for slot, entry in enumerate(entries, start=first)]
         with self._database:
             self._database.executemany("INSERT INTO images VALUES (?, ?, ?, ?, ?, ?, ?, NULL)", rows)
-            self._leave_out(replaced)
+            self._leave_out(entry.replaces for entry in entries if entry.replaces is not None)
 
     def remove(self, slots: Iterable[int]) -> None:
         """Leave images out of the generation being built."""
         with self._database:
             self._leave_out(slots)
-
-    def _leave_out(self, slots: Iterable[int]) -> None:
-        coming = self.generation + 1
-        rows = [(coming, int(slot)) for slot in slots]
-        self._database.executemany("UPDATE images SET died = ? WHERE slot = ?", rows)
-        # What no finished generation ever had needs no tombstone.
-        self._database.execute("DELETE FROM images WHERE born = ? AND died = ?", (coming, coming))
 
     def write(self, **settings: Any) -> None:
         """Change settings in one transaction."""
@@ -210,11 +214,10 @@ class Store:
         self.settings |= settings
 
     def finish(self, compacted: np.ndarray | None = None, **settings: Any) -> None:
-        """Make the generation being built the one that readers see, in one transaction.
+        """Make the generation being built the one that readers see, in one transaction with ``settings``.
 
         Args:
             compacted: the slots of its images, rising, if they became the slots 0, 1, 2, ...
-            settings: that change with it.
         """
         settings["generation"] = self.generation + 1
         with self._database:
@@ -225,37 +228,68 @@ class Store:
             _write(self._database, settings)
         self.settings |= settings
 
+    def _read(self) -> dict[str, Any]:
+        rows = self._database.execute("SELECT name, value FROM settings")
+        return {name: json.loads(value) for name, value in rows}
+
+    def _images(self, generation: int) -> Table:
+        def select(columns: str) -> sqlite3.Cursor:
+            condition = "born <= ?1 AND (died IS NULL OR died > ?1) ORDER BY slot"
+            return self._database.execute(f"SELECT {columns} FROM images WHERE {condition}", (generation,))
+
+        # Column by column into arrays: rows of Python objects would take six times the memory.
+        numbers = select("slot, LENGTH(file), IFNULL(easting, 9e999), IFNULL(northing, 9e999)")
+        found = np.fromiter(numbers, dtype="i8,i8,f8,f8")
+        slots, lengths, easting, northing = (found[name] for name in found.dtype.names)
+        positions = np.column_stack([easting, northing])
+        positions[np.isinf(positions)] = np.nan  # NULL became infinite, because an array takes no None
+        return Table(slots.copy(), Paths(b"".join(file for (file,) in select("file")), lengths), positions)
+
+    def _leave_out(self, slots: Iterable[int]) -> None:
+        coming = self.generation + 1
+        rows = [(coming, int(slot)) for slot in slots]
+        self._database.executemany("UPDATE images SET died = ? WHERE slot = ?", rows)
+        # What no finished generation ever had needs no tombstone.
+        self._database.execute("DELETE FROM images WHERE born = ? AND died = ?", (coming, coming))
+
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Hold the lock of the index at ``path``, which goes with the process, however it ends.
-
-    Raises:
-        UserError: another process holds it.
-    """
+    """Hold the lock of the index at ``path``, which goes with the process, however it ends."""
     with open(path / LOCK, "a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"{path}: another sfrs index is writing here; wait until it has ended.") from None
+        if not lock_taken(file, fcntl.LOCK_EX):
+            raise UserError(f"{path}: another sfrs index is writing here; wait until it has ended.")
         yield
 
 
-def stamp(file: str | Path) -> tuple[int, int]:
-    """Size in bytes and time of change in ns: a file that has them unchanged is not described again.
-
-    Raises:
-        BadImageError: there is no such file, or it may not be read.
-    """
-    try:
-        found = os.stat(file)
-    except OSError as error:
-        raise BadImageError(f"{file}: this image cannot be read ({error.strerror}).") from error
-    return found.st_size, found.st_mtime_ns
-
-
-def _known(position: np.ndarray) -> tuple[float | None, float | None]:
-    return (None, None) if np.isnan(position).any() else (float(position[0]), float(position[1]))
+def summarise(path: str | Path) -> dict[str, Any]:
+    """Say what is in the index at ``path``, finished or not, as JSON takes it; its network is not opened."""
+    with closing(Store.open(path)) as store:
+        finished = store.generation > 0
+        table = store.snapshot() if finished else store.pending()
+        settings, slots = store.settings, store.slots()
+    placed = table.positions[np.isfinite(table.positions).all(axis=1)]
+    architecture = json.loads(settings["digests"]["architecture"])
+    return {
+        "path": str(path),
+        "finished": finished,
+        "images": len(table.files),
+        "without_position": len(table.files) - len(placed),
+        "removed_rows": slots - len(table.files),
+        "kind": settings["kind"],
+        "compressed": settings["compressed"] is not None,
+        "descriptor_dim": settings["dim"],
+        "stored_as": settings["dtype"],
+        "regions": settings["quarters"] is not None,
+        "zone": settings["zone"],
+        "west_south_east_north": [*placed.min(axis=0), *placed.max(axis=0)] if len(placed) else None,
+        "backbone": architecture[0],
+        "clusters": architecture[2],
+        "whitened": settings["digests"]["whitening"] != "",
+        "size": settings["size"],
+        "fingerprint": settings["fingerprint"],
+        "bytes": {file.name: file.stat().st_size for file in sorted(Path(path).iterdir()) if file.is_file()},
+    }
 
 
 def _write(database: sqlite3.Connection, settings: dict[str, Any]) -> None:

@@ -1,33 +1,24 @@
 """Photographs and maps of clusters in the form a page can hold."""
 
 import base64
-import io
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
-from sfrs.retrieval.explain import open_photograph
+from sfrs.retrieval import explain
 
 SMALL, LARGE = 240, 512  # longer side in pixels
-QUALITY = 80
 
 
 @lru_cache(maxsize=4096)
 def jpeg_uri(file: Path, longest: int) -> str:
-    """A photograph as a JPEG data URI, shrunk so that its longer side has at most ``longest`` pixels.
-
-    Nothing but the pixels is kept: no EXIF, so no name of a camera or coordinates beyond those on the page.
+    """A photograph as a JPEG data URI, its longer side at most ``longest`` pixels.
 
     Raises:
         BadImageError: it cannot be read.
     """
-    image = open_photograph(file)
-    image.thumbnail((longest, longest), Image.Resampling.LANCZOS)
-    stream = io.BytesIO()
-    image.save(stream, "JPEG", quality=QUALITY, optimize=True)
-    return "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode("ascii")
+    return explain.jpeg_uri(explain.open_photograph(file), longest)
 
 
 def packed_clusters(clusters: np.ndarray, weights: np.ndarray) -> dict:

@@ -12,7 +12,7 @@ from sfrs.retrieval.explain import (
     REGION_NAMES,
     PairExplanation,
     cluster_colours,
-    explain_features,
+    explain_pair,
     strongest_clusters,
 )
 from sfrs.runtime.progress import Progress
@@ -49,14 +49,14 @@ class Explainer:
             return case.answer
         rows = right_images(self.subject.places, case.query, self.subject.result.radius, ANSWERS_COMPARED)
         query = self.query_features(case.query)
-        alike = [explain_features(self.subject.model, query, self.image_features(row)).whole for row in rows]
+        alike = [explain_pair(self.subject.model, query, self.image_features(row)).whole for row in rows]
         return rows[int(np.argmax(alike))] if rows else -1
 
     def pair(self, query: int, row: int) -> dict:
         """The part of a pair that needs the network: similarities, boxes, clusters."""
         model = self.subject.model
         features = [self.query_features(query), self.image_features(row)]
-        pair = explain_features(model, *features)
+        pair = explain_pair(model, *features)
         maps = [packed_clusters(*strongest_clusters(model, x)) for x in features]
         shares = named_clusters(pair.clusters)
         return {"regions": region_view(pair), "maps": maps, "clusters": shares}
