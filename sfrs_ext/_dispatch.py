@@ -56,16 +56,6 @@ def _transforms_are_active() -> bool:
     return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
 
 
-def values_are_known(t: Tensor) -> bool:
-    """Whether a tensor has values to look at: not where torch only traces, transforms or infers shapes."""
-    return (
-        not torch.compiler.is_compiling()
-        and not _transforms_are_active()
-        and type(t) is Tensor
-        and not t.is_meta
-    )
-
-
 def will_differentiate(*tensors: Tensor | None) -> bool:
     """Whether the backward will want what the forward can save for it."""
     if _transforms_are_active():

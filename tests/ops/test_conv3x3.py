@@ -169,7 +169,7 @@ def test_packed_weights_of_another_layer_are_noticed(outputs):
         sfrs_ext.conv3x3(x, weight.flip(2), bias, packed=packed)
     with torch.no_grad():
         weight -= 1e-3 * weight  # a step of training
-    with pytest.raises(RuntimeError, match="or of other values of this one"):
+    with pytest.raises(RuntimeError, match="of other values of this one"):
         sfrs_ext.conv3x3(x, weight, bias, packed=packed)
 
 

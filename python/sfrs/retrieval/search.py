@@ -1,9 +1,10 @@
-"""Exact nearest-neighbour search over descriptors with faiss."""
+"""Exact nearest-neighbour search over descriptors. Of equal scores the lower row comes first."""
 
 from typing import Literal
 
 import faiss
 import numpy as np
+from torch import Tensor
 
 BLOCK_BYTES = 512 * 2**20
 
@@ -29,7 +30,7 @@ def search(
 
     Returns:
         (scores float32 ``[m, k]``, indices int64 ``[m, k]``): inner products falling, or squared distances
-        rising. Equal scores are listed in the order of the database.
+        rising. Of equal scores the lower row comes first, whatever the blocks.
 
     Raises:
         ValueError: shapes do not match, the database is empty, or a value is not finite.
@@ -43,19 +44,58 @@ def search(
             f"search: database has {len(database)} rows and k is {k}; expected at least 1 of each"
         )
     k = min(k, len(database))
-    sign = -1.0 if metric == "inner_product" else 1.0
-    kind = faiss.METRIC_INNER_PRODUCT if metric == "inner_product" else faiss.METRIC_L2
+    inner = metric == "inner_product"
     queries = np.ascontiguousarray(queries, dtype=np.float32)
     scores = np.empty((len(queries), 0), np.float32)
     indices = np.empty((len(queries), 0), np.int64)
     rows = max(1, block_bytes // (4 * database.shape[1]))
     for start in range(0, len(database), rows):
         block = np.ascontiguousarray(database[start : start + rows], dtype=np.float32)
-        found, where = faiss.knn(queries, block, min(k, len(block)), metric=kind)
-        if (where < 0).any() or not np.isfinite(found).all():
-            raise ValueError("search: descriptors hold values that are not finite")
+        found, where = _search_block(block, queries, min(k, len(block)), inner)
         scores = np.concatenate([scores, found], axis=1)
         indices = np.concatenate([indices, where + start], axis=1)
-        order = np.lexsort((indices, sign * scores), axis=1)[:, :k]
-        scores, indices = np.take_along_axis(scores, order, 1), np.take_along_axis(indices, order, 1)
+        scores, indices = _ranked(scores, indices, k, inner)
     return scores, indices
+
+
+def _search_block(
+    block: np.ndarray, queries: np.ndarray, k: int, inner: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """As `search`. faiss keeps any of equal scores, so queries whose list ends among them ask for more."""
+    metric = faiss.METRIC_INNER_PRODUCT if inner else faiss.METRIC_L2
+    found, where = faiss.knn(queries, block, min(k + 1, len(block)), metric=metric)
+    if (where < 0).any() or not np.isfinite(found).all():
+        raise ValueError("search: descriptors hold values that are not finite")
+    scores, indices = _ranked(found, where, k, inner)
+    if k < len(block):
+        tied = np.flatnonzero(found[:, k] == found[:, k - 1])
+        more = min(2 * k, len(block))
+        for part in np.array_split(tied, 1 + len(tied) * more * 12 // BLOCK_BYTES) if len(tied) else ():
+            found, where = _search_block(block, queries[part], more, inner)
+            scores[part], indices[part] = found[:, :k], where[:, :k]
+    return scores, indices
+
+
+def _ranked(scores: np.ndarray, indices: np.ndarray, k: int, inner: bool) -> tuple[np.ndarray, np.ndarray]:
+    order = np.lexsort((indices, -scores if inner else scores), axis=1)[:, :k]
+    return np.take_along_axis(scores, order, 1), np.take_along_axis(indices, order, 1)
+
+
+def largest(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k largest of each row and their columns, largest first; of equal ones the lower column first.
+
+    Args:
+        scores: ``[m, n]``.
+
+    Raises:
+        ValueError: a score is not a number.
+    """
+    found, columns = scores.topk(k, dim=1)
+    if found.isnan().any():
+        raise ValueError("search: descriptors hold values that are not finite")
+    least = found[:, -1:]  # of whose equals topk keeps any
+    cut = ((scores == least).sum(dim=1) > (found == least).sum(dim=1)).nonzero()[:, 0]
+    columns[cut] = scores[cut].sort(dim=1, descending=True, stable=True).indices[:, :k]
+    columns = columns.sort(dim=1).values
+    found, order = scores.gather(1, columns).sort(dim=1, descending=True, stable=True)
+    return found, columns.gather(1, order)

@@ -9,12 +9,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-import sfrs_ext
 from sfrs.data.neighbourhood import Neighbourhood
 from sfrs.data.places import Ragged
+from sfrs.retrieval.search import largest
 from sfrs.runtime.errors import UserError
 from sfrs.training.config import TrainConfig
 from sfrs.training.k_reciprocal import TILE_BYTES, promoted, reranked_distances, similarities
@@ -134,7 +133,8 @@ class Miner:
         ranks = pool_ranks(allowed, config.negative_pool, config.tuple_negatives, self.generator)
         nearest = torch.full((len(queries), min(pool, int(self.positives.counts[queries].max()))), -1)
         negatives = torch.empty_like(ranks)
-        rows = max(1, tile_bytes // (query_descriptors.shape[1] * query_descriptors.element_size()))
+        wide = max(query_descriptors.shape[1], len(database_descriptors))
+        rows = max(1, tile_bytes // (wide * query_descriptors.element_size()))
         for tile in torch.arange(len(queries)).split(rows):
             own = queries[tile]
             near = self._nearest_positives(own, query_descriptors, database_descriptors, pool, tile_bytes)
@@ -177,13 +177,11 @@ class Miner:
         """Of the pools whose hardest have the given ``ranks``, and of the previous hardest: ``[t, N]``."""
         device = database_descriptors.device
         rows, ranks = queries.to(device), ranks.to(device)
-        found = sfrs_ext.nearest(
-            query_descriptors[rows],
-            database_descriptors,
-            int(ranks.max()) + 1,
-            excluded=tuple(part.to(device) for part in self.excluded.of(queries)),
-        )
-        drawn, previous = found.index.gather(1, ranks), self.previous_hardest[queries].to(device)
+        products = query_descriptors[rows] @ database_descriptors.T
+        row, image = (part.to(device) for part in self.excluded.of(queries))
+        products[row, image] = -torch.inf
+        _, ranked = largest(products, int(ranks.max()) + 1)
+        drawn, previous = ranked.gather(1, ranks), self.previous_hardest[queries].to(device)
         # All by the same arithmetic, so that rounding does not decide between images that are alike.
         both = torch.cat((drawn, previous.clamp_min(0)), dim=1)
         scores = similarities(query_descriptors, rows, database_descriptors, both, tile_bytes)
@@ -288,10 +286,11 @@ class _Lists:
         self.counts = self.offsets.diff()
 
     def of(self, queries: Tensor) -> tuple[Tensor, Tensor]:
-        """The lists of ``queries`` one after the other: offsets ``[t + 1]`` and values."""
-        offsets = F.pad(self.counts[queries].cumsum(0), (1, 0))
-        shift = (self.offsets[queries] - offsets[:-1]).repeat_interleave(self.counts[queries])
-        return offsets, self.values[shift + torch.arange(len(shift))]
+        """The values of the lists of ``queries``, and each one's place in ``queries``."""
+        counts = self.counts[queries]
+        row = torch.arange(len(queries)).repeat_interleave(counts)
+        begin = self.offsets[queries] - (counts.cumsum(0) - counts)
+        return row, self.values[begin[row] + torch.arange(len(row))]
 
     def padded(self, queries: Tensor) -> Tensor:
         """int64 ``[t, longest list]``, padded with -1."""
