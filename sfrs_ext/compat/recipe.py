@@ -14,8 +14,7 @@ from .forms import Form, Lists, Mask
 class Recipe:
     """What :func:`aggregate` needs to know to stand in for a layer's ``forward``.
 
-    Tensors are named, not held: they are read from the layer at every call, so that optimisers, ``.to()`` and
-    replaced parameters are seen.
+    Tensors are named and read at every call, so that optimisers, ``.to()`` and replaced parameters are seen.
 
     Attributes:
         assignment: a child with ``weight`` (1x1 convolution, linear), or a parameter.
@@ -59,29 +58,21 @@ class Recipe:
 
     @property
     def kind(self) -> str:
-        """What the layer is, in the field's words."""
+        """The layer in the field's words."""
         parts = [
-            ("bias", self.bias is not None),
-            ("batch norm", self.batch_norm is not None),
-            (f"scale {self.scale}", self.scale is not None),
-            (f"ghost clusters: {self.ghost_clusters}", self.ghost_clusters > 0),
+            "NetVLAD" if self.centroids else "VLAD without centroids",
+            self.bias and "bias",
+            self.batch_norm and "batch norm",
+            self.scale and f"scale {self.scale}",
+            self.ghost_clusters and f"ghost clusters: {self.ghost_clusters}",
         ]
-        extras = ", ".join(name for name, present in parts if present)
-        return ("NetVLAD" if self.centroids else "VLAD without centroids") + (f", {extras}" if extras else "")
+        return ", ".join(part for part in parts if part)
 
     @property
     def steps(self) -> str:
         """The optional normalisations in their order."""
-        steps = [
-            name
-            for name, present in (
-                ("input", self.normalize_input),
-                ("intra", self.intra_norm),
-                ("L2", self.l2_norm),
-            )
-            if present
-        ]
-        return " + ".join(steps) + (" norm" if steps else "no norm")
+        present = {"input": self.normalize_input, "intra": self.intra_norm, "L2": self.l2_norm}
+        return (" + ".join(name for name in present if present[name]) or "no") + " norm"
 
     @property
     def calls(self) -> str:
@@ -100,10 +91,9 @@ class Recipe:
 
 
 def aggregate(layer: nn.Module, recipe: Recipe, form: Form, x: Tensor, mask: Tensor | None = None) -> Tensor:
-    """What ``layer(x)`` computes, by the fused operator, in the layer's own form of result.
+    """Compute ``layer(x)`` by the fused operator, in the layer's own form of result; ``mask`` is ``[B, N]``.
 
-    ``mask`` is ``[B, N]``. Under autocast it computes in float32 and returns float32, as sums over residuals
-    in eager torch do.
+    Under autocast it computes in float32 and returns float32, as sums over residuals in eager torch do.
     """
     if x.device.type != "meta" and torch.is_autocast_enabled(x.device.type):
         with torch.autocast(x.device.type, enabled=False):

@@ -12,7 +12,8 @@ import torch
 import sfrs_ext
 from sfrs_ext import _C, _cuda
 
-KERNEL_TESTS = ("test_aggregation", "test_conv3x3", "test_given_logits", "test_region_similarity")
+AGGREGATION = ("test_aggregation", "test_given_logits")
+KERNEL_TESTS = (*AGGREGATION, "test_conv3x3", "test_region_similarity")
 PAIRED = ("avx512bf16", "amx", "wide_bf16", "wide_amx")
 """Sets with kernels of their own for the aggregation of bfloat16 maps, which leave the rest to others."""
 OF_TORCH = "compile|opcheck"
@@ -57,7 +58,7 @@ def adds_nothing(item: pytest.Item) -> bool:
     if item.get_closest_marker("cuda") or re.search(OF_TORCH, name):
         return True
     if kernels in PAIRED:
-        return not re.search("bfloat16|16_bit", name)
+        return item.module.__name__ not in AGGREGATION or not re.search("bfloat16|16_bit", name)
     if kernels == "emulated":
         return bool(re.search(SLOW, name))
     if kernels == "emulated reversed":
