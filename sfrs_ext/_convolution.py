@@ -89,7 +89,7 @@ register("conv3x3_relu_backward", _backward_relu, _setup_relu)
 register("conv3x3_weight")
 
 
-def _check_kind(name: str, value: object, x: Tensor, autocasts: bool) -> None:
+def _check_kind(name: str, value: Tensor, x: Tensor, autocasts: bool) -> None:
     _checks.floating("conv3x3", name, value)
     if autocasts and torch.float64 not in (x.dtype, value.dtype):  # which autocast leaves alone
         _checks.same_device("conv3x3", name, value, "x", x)

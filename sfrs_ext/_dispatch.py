@@ -21,7 +21,7 @@ NO_FORWARD_MODE = (
 
 def in_onnx_export() -> bool:
     """Whether ``torch.onnx.export`` is at work, whose files know no operator of ours."""
-    tracing = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    tracing = torch.compiler.is_compiling() or torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
     return tracing and "torch.onnx" in sys.modules and torch.onnx.is_in_onnx_export()
 
 

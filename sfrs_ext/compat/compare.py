@@ -67,14 +67,16 @@ def _outcome(layer: nn.Module, x: object, arguments: dict, function: Callable) -
     """Results, all gradients and all buffers after one step."""
     given = {name: _fresh(value) for name, value in ({"x": x} | arguments).items()}
     results = _numbered("result", function(layer, given["x"], {name: given[name] for name in arguments}))
-    weights = {
-        n: torch.linspace(-1, 1, r.numel(), dtype=r.dtype).sin().view_as(r) for n, r in results.items()
-    }
-    sum((r * weights[name]).sum() for name, r in results.items()).backward()
+    total: Any = sum((r * _weights_like(r)).sum() for r in results.values())
+    total.backward()
     inputs = {n: v for name, value in given.items() for n, v in _numbered(name, value).items() if _is_real(v)}
     inputs |= dict(layer.named_parameters())
     found = {name: result.detach() for name, result in results.items()}
     return found | {f"gradient of {name}": t.grad for name, t in inputs.items()} | dict(layer.named_buffers())
+
+
+def _weights_like(result: Tensor) -> Tensor:
+    return torch.linspace(-1, 1, result.numel(), dtype=result.dtype).sin().view(result.shape)
 
 
 def _numbered(name: str, value: Any) -> dict[str, Any]:
@@ -86,7 +88,7 @@ def _is_real(value: object) -> bool:
     return isinstance(value, Tensor) and value.is_floating_point()
 
 
-def _fresh(value: object) -> object:
+def _fresh(value: Any) -> Any:
     """A leaf of the same values and strides, where it can have a gradient."""
     if isinstance(value, (list, tuple)):
         return type(value)([_fresh(item) for item in value])

@@ -12,6 +12,7 @@ import re
 import threading
 from collections import Counter
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,20 +31,17 @@ CONSTANTS = (type(None), bool, int, float, str)
 class Fused:
     """Mixed in before the layer's own class."""
 
-    _sfrs_recipe: Recipe
-    _sfrs_calls: "Calls"
-
     def __reduce_ex__(self, protocol):
         # This class is made at run time and cannot be found by its name; the layer's own class can.
         # Protocols 0 and 1 would name it nevertheless.
         function, arguments, *state = super().__reduce_ex__(max(protocol, 2))
-        if function is copyreg.__newobj__:
+        if function is copyreg.__newobj__:  # pyright: ignore[reportAttributeAccessIssue]
             function, arguments = _new, (original_class(self),)
         return function, arguments, *state
 
 
 def _new(original: type) -> nn.Module:
-    fused = fused_class(original)
+    fused: Any = fused_class(original)
     return fused.__new__(fused)
 
 
@@ -154,22 +152,22 @@ def fused_class(original: type) -> type:
     return type(original)(f"Fused{original.__name__}", (Fused, original), contents)
 
 
-def original_class(layer: nn.Module) -> type:
+def original_class(layer: object) -> type:
     return type(layer).__mro__[2]
 
 
-def numbers_of_calls(layer: nn.Module) -> tuple[int, dict[str, int]]:
+def numbers_of_calls(layer: Any) -> tuple[int, dict[str, int]]:
     """Calls of a fused layer that were fused, and those that were not, by what was unforeseen."""
     numbers = layer._sfrs_calls.numbers()
     return numbers.pop(FUSED, 0), numbers
 
 
-def fuse(layer: nn.Module, recipe: Recipe) -> None:
+def fuse(layer: Any, recipe: Recipe) -> None:
     layer.__class__ = fused_class(type(layer))
     layer._sfrs_recipe = recipe
     layer._sfrs_calls = Calls()
 
 
-def unfuse(layer: nn.Module) -> None:
+def unfuse(layer: Any) -> None:
     layer.__class__ = original_class(layer)
     del layer._sfrs_recipe, layer._sfrs_calls

@@ -1,6 +1,7 @@
 """How the tensors and habits of somebody else's NetVLAD layer map to the operator's arguments."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,46 +16,29 @@ class Recipe:
     """What :func:`aggregate` needs to know to stand in for a layer's ``forward``.
 
     Tensors are named and read at every call, so that optimisers, ``.to()`` and replaced parameters are seen.
-
-    Attributes:
-        assignment: a child with ``weight`` (1x1 convolution, linear), or a parameter.
-        assignment_transposed: that parameter is ``[D, K + G]`` instead of ``[K + G, D]``.
-        bias: where ``[K + G]`` is: a parameter beside an assignment that is one, or the child's, "conv.bias".
-        ignores_bias: the child has one that takes no part.
-        scale: attribute the logits are multiplied by, or divided by if ``scale_divides``.
-        batch_norm: child that normalises the logits.
-        centroids: parameter or buffer, ``[K, D]`` or, ``centroids_transposed``, ``[D, K]``; K + G rows have
-            their last G ignored.
-        clusters, ghost_clusters, dim: K, G and D.
-        normalize_input, intra_norm, l2_norm: as in :func:`sfrs_ext.netvlad`.
-        forms: every form of input on which the layer runs; where an input fits several, the first holds.
-        lists: how it takes several inputs at once.
-        mask, masks: the argument that weighs the positions, and the forms in which it may come.
-        ignored: arguments that change nothing.
-        unforeseen: arguments with which the layer's own ``forward`` has to be called.
     """
 
-    assignment: str
-    clusters: int
-    ghost_clusters: int
-    dim: int
-    assignment_transposed: bool = False
-    bias: str | None = None
-    ignores_bias: bool = False
-    scale: str | None = None
-    scale_divides: bool = False
-    batch_norm: str | None = None
-    centroids: str | None = None
-    centroids_transposed: bool = False
+    assignment: str  # a child with ``weight`` (1x1 convolution, linear), or a parameter [K + G, D]
+    clusters: int  # K
+    ghost_clusters: int  # G
+    dim: int  # D
+    assignment_transposed: bool = False  # that parameter is [D, K + G]
+    bias: str | None = None  # [K + G]: a parameter beside one, or the child's, "conv.bias"
+    ignores_bias: bool = False  # the child has one that takes no part
+    scale: str | None = None  # attribute the logits are multiplied by
+    scale_divides: bool = False  # or divided by
+    batch_norm: str | None = None  # child that normalises the logits
+    centroids: str | None = None  # parameter or buffer [K, D]; of K + G rows the last G are ignored
+    centroids_transposed: bool = False  # it is [D, K]
     normalize_input: bool = True
     intra_norm: bool = True
     l2_norm: bool = True
-    forms: tuple[Form, ...] = ()
+    forms: tuple[Form, ...] = ()  # on which the layer runs; where an input fits several, the first holds
     lists: Lists | None = None
-    mask: str | None = None
-    masks: tuple[Mask, ...] = ()
-    ignored: tuple[str, ...] = ()
-    unforeseen: tuple[str, ...] = ()
+    mask: str | None = None  # the argument that weighs the positions,
+    masks: tuple[Mask, ...] = ()  # and the forms in which it may come
+    ignored: tuple[str, ...] = ()  # arguments that change nothing
+    unforeseen: tuple[str, ...] = ()  # arguments with which the layer's own ``forward`` has to be called
 
     @property
     def kind(self) -> str:
@@ -124,8 +108,8 @@ def _aggregate(layer: nn.Module, recipe: Recipe, form: Form, x: Tensor, mask: Te
     return form.arranged(vlad, x)
 
 
-def as_matrix(tensor: Tensor) -> Tensor | None:
-    """A view without dimensions of size one in front (``[1, D, K]``) or behind (1x1 kernels)."""
+def as_matrix(tensor: Tensor) -> Any:
+    """A view without dimensions of size one in front (``[1, D, K]``) or behind (1x1 kernels), or None."""
     sizes = tensor.shape
     if len(sizes) == 3 and sizes[0] == 1:
         return tensor[0]
@@ -136,15 +120,15 @@ def as_matrix(tensor: Tensor) -> Tensor | None:
 
 def _assignment(layer: nn.Module, recipe: Recipe) -> tuple[Tensor, Tensor | None]:
     """Weights ``[K + G, D]`` and bias ``[K + G]``, times the scale."""
-    owner = getattr(layer, recipe.assignment)
-    if isinstance(owner, nn.Module):
-        weight, bias = as_matrix(owner.weight), None if recipe.ignores_bias else owner.bias
-    else:
+    owner: Any = getattr(layer, recipe.assignment)
+    if isinstance(owner, Tensor):
         weight = as_matrix(owner).T if recipe.assignment_transposed else as_matrix(owner)
         bias = None if recipe.bias is None else getattr(layer, recipe.bias).flatten()
+    else:
+        weight, bias = as_matrix(owner.weight), None if recipe.ignores_bias else owner.bias
     if recipe.scale is None:
         return weight, bias
-    scale = getattr(layer, recipe.scale)
+    scale: Any = getattr(layer, recipe.scale)
     scale = scale.reshape(()) if isinstance(scale, Tensor) else scale
     scale = 1 / scale if recipe.scale_divides else scale
     return weight * scale, None if bias is None else bias * scale
@@ -172,7 +156,7 @@ def _normalised_logits(
     return rows.view_as(logits)
 
 
-def _folded(weight: Tensor, bias: Tensor | None, norm: nn.Module) -> dict[str, Tensor]:
+def _folded(weight: Tensor, bias: Tensor | None, norm: Any) -> dict[str, Tensor]:
     """Batch norm with fixed statistics is another weight and bias: ``(W x + b - mean) g / s + h``."""
     gain = (norm.running_var + norm.eps).rsqrt()
     gain = gain if norm.weight is None else gain * norm.weight

@@ -91,8 +91,9 @@ def _assignments(layer: nn.Module, used: Collection[str]) -> Iterator[tuple[dict
             yield dict(assignment=name, bias=None if ignored else bias, ignores_bias=ignored), *shape
     for name, tensor in own_tensors(layer).items():
         if name in used and (matrix := as_matrix(tensor)) is not None:
-            yield dict(assignment=name, assignment_transposed=True), *reversed(matrix.shape)
-            yield dict(assignment=name), *matrix.shape
+            rows, columns = matrix.shape
+            yield dict(assignment=name, assignment_transposed=True), columns, rows
+            yield dict(assignment=name), rows, columns
 
 
 def _linear_shape(child: nn.Module) -> tuple[int, int] | None:
@@ -127,11 +128,13 @@ def _complete(
     if tensors.pop(parts["assignment"], None) is not None:
         bias = next((name for name, t in tensors.items() if t.numel() == columns == max(t.shape)), None)
         parts = parts | dict(bias=bias)
-        tensors.pop(bias, None)
+        tensors.pop(bias or "", None)
     parts = parts | dict(batch_norm=norm)
     centroids = []
-    for name, matrix in ((name, as_matrix(tensor)) for name, tensor in tensors.items()):
-        for transposed in (False, True) if matrix is not None else ():
+    for name, tensor in tensors.items():
+        if (matrix := as_matrix(tensor)) is None:
+            continue
+        for transposed in (False, True):
             rows, width = reversed(matrix.shape) if transposed else matrix.shape
             if width == dim and rows <= columns:
                 centroids.append(dict(centroids=name, centroids_transposed=transposed))
