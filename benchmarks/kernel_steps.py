@@ -12,7 +12,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from sfrs_ext import _C
+import sfrs_ext
 
 from . import roof
 from .record import file_of, machine, write_json
@@ -32,7 +32,7 @@ LAYOUTS = ("planes", "tokens")
 
 def measure(repetitions: int) -> dict[str, list[dict]]:
     """Layout -> steps in order: name, seconds per image, operations of its products."""
-    name = _C.cpu_kernels()
+    name = sfrs_ext.kernels()
     with tempfile.TemporaryDirectory() as folder:
         program = Path(folder) / "kernel_steps"
         flags = (

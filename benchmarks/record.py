@@ -16,7 +16,6 @@ from pathlib import Path
 import torch
 
 import sfrs_ext
-from sfrs_ext import _C
 
 ROOT = Path(__file__).resolve().parent
 RESULTS = ROOT / "results"
@@ -76,7 +75,7 @@ def machine(threads: int) -> dict:
         "cpu": cpu_name(),
         "cores": os.cpu_count(),
         "threads": threads,
-        "kernels": _C.cpu_kernels(),
+        "kernels": sfrs_ext.kernels(),
         "torch": torch.__version__,
         "sfrs_ext": sfrs_ext.__version__,
         "python": platform.python_version(),

@@ -31,14 +31,16 @@ inline Tensor pixels_of(const Tensor& map) {
   return torch::stable::transpose(torch::stable::transpose(map, 1, 2), 2, 3);
 }
 
-// Exact where packed is of this weight, see kNarrowestPanel; of another, all eight hardly ever agree.
-inline bool begins_with(const float* packed, const Tensor& weight) {
+// Exact where packed is of this weight, see kNarrowestPanel; of another, or of kernels with other panels, the
+// first eight outputs of the first two channels hardly ever agree.
+inline bool begins_with(const float* packed, int64_t panel, const Tensor& weight) {
   if (weight.numel() == 0) return true;
   const float* filters = (const float*)weight.const_data_ptr();
-  for (int64_t o = 0; o < kNarrowestPanel && o < weight.size(0); ++o) {
-    float a = packed[o], b = filters[o * weight.stride(0)];
-    if (a != b && (a == a || b == b)) return false;
-  }
+  for (int64_t c = 0; c < 2 && c < weight.size(1); ++c)
+    for (int64_t o = 0; o < kNarrowestPanel && o < weight.size(0); ++o) {
+      float a = packed[c * panel + o], b = filters[o * weight.stride(0) + c * weight.stride(1)];
+      if (a != b && (a == a || b == b)) return false;
+    }
   return true;
 }
 
@@ -64,9 +66,10 @@ std::tuple<Tensor, Tensor> conv3x3(Tensor x, Tensor weight, OptionalTensor bias,
       batch, dim, height, width);
   f.packed = (const float*)arguments.read(packed, {kWinograd, packed_columns(out_channels), dim},
                                           ScalarType::Float, "packed");
-  STD_TORCH_CHECK(!given || begins_with(f.packed, weight),
-                  "conv3x3: packed was made of another weight, or of other values of this one; expected "
-                  "conv3x3_weight(weight)");
+  STD_TORCH_CHECK(
+      !given || begins_with(f.packed, backend.packed_panel(), weight),
+      "conv3x3: packed was made of another weight, of other values of this one or by other kernels; expected "
+      "conv3x3_weight(weight)");
   f.bias = (const float*)arguments.read(bias, {out_channels}, ScalarType::Float, "bias");
   f.relu = relu;
   f.y = channels_last_map(y.mutable_data_ptr(), batch, out_channels, height, width);

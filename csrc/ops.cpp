@@ -1,6 +1,7 @@
 // The schemas of every operator, and the CPU backend.
 
-#include <Python.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include <exception>
 #include <mutex>
@@ -8,7 +9,6 @@
 #include "cpu/kernels.h"
 #include "glue.h"
 #include "glue_convolution.h"
-#include "glue_nearest.h"
 
 STABLE_TORCH_LIBRARY(sfrs_ext, m) {
   // kept: a copy of the result for the backward, empty unless `keep`. Who sees every write into a result
@@ -44,10 +44,6 @@ STABLE_TORCH_LIBRARY(sfrs_ext, m) {
       "conv3x3(Tensor x, Tensor weight, Tensor? bias, Tensor? packed, bool relu, bool save) "
       "-> (Tensor y, Tensor passes)");
   m.def("conv3x3_relu_backward(Tensor grad, Tensor passes) -> Tensor");
-  // CPU only. index -1 and similarity -infinity where there are fewer than k numbers. See csrc/nearest.h.
-  m.def(
-      "nearest(Tensor x, Tensor y, int k, bool own, Tensor? offsets, Tensor? excluded) -> (Tensor "
-      "similarity, Tensor index, Tensor least)");
 }
 
 namespace sfrs {
@@ -90,9 +86,9 @@ struct Cpu {
   void pack_convolution(const ConvolutionWeight& f) {
     cpu::kernels().pack_convolution(f, threads_of_torch());
   }
+  int64_t packed_panel() { return cpu::kernels().panel; }
   void convolve(const Convolution& f) { cpu::kernels().convolve(f, threads_of_torch()); }
   void mask_gradient(const ConvolutionRelu& f) { cpu::kernels().mask_gradient(f, threads_of_torch()); }
-  void nearest(const Nearest& f) { cpu::kernels().nearest(f, threads_of_torch()); }
 };
 
 }  // namespace
@@ -106,37 +102,29 @@ STABLE_TORCH_LIBRARY_IMPL(sfrs_ext, CPU, m) {
   m.impl("conv3x3_weight", TORCH_BOX(&sfrs::glue::conv3x3_weight<sfrs::Cpu>));
   m.impl("conv3x3", TORCH_BOX(&sfrs::glue::conv3x3<sfrs::Cpu>));
   m.impl("conv3x3_relu_backward", TORCH_BOX(&sfrs::glue::conv3x3_relu_backward<sfrs::Cpu>));
-  m.impl("nearest", TORCH_BOX(&sfrs::glue::nearest<sfrs::Cpu>));
 }
 
 // `import sfrs_ext._C` registers the operators; the module itself says what it was built for.
-static PyObject* cpu_kernels(PyObject*, PyObject*) {
-  try {
-    return PyUnicode_FromString(sfrs::cpu::kernels().name);
-  } catch (const std::exception& error) {
-    PyErr_SetString(PyExc_RuntimeError, error.what());
-    return nullptr;
-  }
+PYBIND11_MODULE(_C, m) {
+  m.def(
+      "torch_version", [] { return SFRS_TORCH_VERSION; },
+      "Version of the torch whose headers this was built with.");
+  m.def(
+      "kernels", [] { return sfrs::cpu::kernels().name; },
+      "Name of the instruction set whose kernels run on a CPU.");
+  m.def(
+      "available_kernels",
+      [] {
+        std::vector<std::string> names;
+        for (const sfrs::cpu::Kernels* table : sfrs::cpu::available()) names.push_back(table->name);
+        return names;
+      },
+      "Names of all sets that this build and processor share, best first.");
+  m.def("use_kernels", &sfrs::cpu::use_kernels, pybind11::arg("name"),
+        "Let all operators on a CPU run the kernels of an instruction set from now on.\n\n"
+        "Packed weights of `conv3x3_weight` belong to the kernels that made them.\n\n"
+        "Raises:\n    ValueError: it is none of `available_kernels()`.");
+#ifdef SFRS_EMULATED_KERNELS
+  m.def("use_emulator_order", &sfrs::cpu::emulated::use_order, pybind11::arg("name"));
+#endif
 }
-static PyObject* cpu_available(PyObject*, PyObject*) {
-  PyObject* names = PyList_New(0);
-  for (const sfrs::cpu::Kernels* const* table = sfrs::cpu::available(); names && *table; ++table) {
-    PyObject* name = PyUnicode_FromString((*table)->name);
-    if (!name || PyList_Append(names, name) < 0) Py_CLEAR(names);
-    Py_XDECREF(name);
-  }
-  return names;
-}
-
-static PyObject* torch_version(PyObject*, PyObject*) { return PyUnicode_FromString(SFRS_TORCH_VERSION); }
-
-static PyMethodDef methods[] = {
-    {"torch_version", torch_version, METH_NOARGS, "Version of the torch whose headers this was built with."},
-    {"cpu_kernels", cpu_kernels, METH_NOARGS, "Name of the instruction set whose kernels run."},
-    {"cpu_available", cpu_available, METH_NOARGS, "Names of all sets that this build and processor share."},
-    {nullptr, nullptr, 0, nullptr},
-};
-static PyModuleDef module = {
-    PyModuleDef_HEAD_INIT, "_C", nullptr, -1, methods, nullptr, nullptr, nullptr, nullptr};
-
-PyMODINIT_FUNC PyInit__C() { return PyModule_Create(&module); }

@@ -1,7 +1,7 @@
 // The CUDA backend. Built against a torch without CUDA too: the one function of torch's CUDA half that is
 // needed is looked for when it is called.
 
-#include <Python.h>
+#include <pybind11/pybind11.h>
 
 #include <cuda_runtime_api.h>
 #include <dlfcn.h>
@@ -102,15 +102,9 @@ STABLE_TORCH_LIBRARY_IMPL(sfrs_ext, CUDA, m) {
 }
 
 // `import sfrs_ext._C_cuda` registers the kernels; the module itself says what it was built for.
-static PyObject* architectures(PyObject*, PyObject*) { return PyUnicode_FromString(SFRS_CUDA_ARCHS); }
-static PyObject* compiler(PyObject*, PyObject*) { return PyUnicode_FromString(SFRS_CUDA_COMPILER); }
-
-static PyMethodDef methods[] = {
-    {"architectures", architectures, METH_NOARGS, "What the kernels were compiled for, as CMake writes it."},
-    {"compiler", compiler, METH_NOARGS, "Version of the CUDA compiler."},
-    {nullptr, nullptr, 0, nullptr},
-};
-static PyModuleDef module = {
-    PyModuleDef_HEAD_INIT, "_C_cuda", nullptr, -1, methods, nullptr, nullptr, nullptr, nullptr};
-
-PyMODINIT_FUNC PyInit__C_cuda() { return PyModule_Create(&module); }
+PYBIND11_MODULE(_C_cuda, m) {
+  m.def(
+      "architectures", [] { return SFRS_CUDA_ARCHS; },
+      "What the kernels were compiled for, as CMake writes it.");
+  m.def("compiler", [] { return SFRS_CUDA_COMPILER; }, "Version of the CUDA compiler.");
+}

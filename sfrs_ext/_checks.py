@@ -6,6 +6,7 @@ open.
 """
 
 from numbers import Integral
+from typing import Any
 
 import torch
 from torch import Tensor, bfloat16, float16, float32, float64
@@ -30,7 +31,7 @@ def tensor(operator: str, name: str, value: object) -> None:
         raise TypeError(f"{operator}: {name} must be a dense tensor, but is {came}")
 
 
-def floating(operator: str, name: str, value: object) -> None:
+def floating(operator: str, name: str, value: Any) -> None:
     """A tensor of a dtype that has kernels."""
     tensor(operator, name, value)
     if value.dtype not in STORAGE:
@@ -43,7 +44,7 @@ def same_device(operator: str, name: str, value: Tensor, reference: str, other: 
         raise ValueError(f"{operator}: {name} is on {value.device}, but {reference} is on {other.device}")
 
 
-def same_kind(operator: str, name: str, value: object, reference: str, other: Tensor) -> None:
+def same_kind(operator: str, name: str, value: Any, reference: str, other: Tensor) -> None:
     """A tensor in the dtype and on the device of another."""
     tensor(operator, name, value)
     same_device(operator, name, value, reference, other)
@@ -51,7 +52,7 @@ def same_kind(operator: str, name: str, value: object, reference: str, other: Te
         raise TypeError(f"{operator}: {name} is {value.dtype}, but {reference} is {other.dtype}")
 
 
-def parameter(operator: str, name: str, value: object, x: Tensor) -> None:
+def parameter(operator: str, name: str, value: Any, x: Tensor) -> None:
     """A parameter comes in the dtype of x, or in float32 beside a 16-bit x."""
     tensor(operator, name, value)
     same_device(operator, name, value, "x", x)
@@ -119,19 +120,17 @@ def assignment(
             raise ValueError(f"{operator}: weight is {shape_of(weight)}, but x has D = {dim}")
         columns = weight.shape[0]
     else:
+        assert logits is not None
         columns = columns_of_logits(operator, x, logits)
     integer(operator, "ghost_clusters", ghost_clusters)
     if not 0 <= ghost_clusters < columns:
-        name, given, what = (
-            ("weight", weight, "rows of weight")
-            if logits is None
-            else ("logits", logits, "columns of logits")
-        )
+        name, what = ("weight", "rows") if logits is None else ("logits", "columns")
         if columns == 0:
+            given: Any = weight if logits is None else logits
             raise ValueError(f"{operator}: {name} is {shape_of(given)}, but must have K + G of at least 1")
         raise ValueError(
             f"{operator}: ghost_clusters is {ghost_clusters}, but must be at least 0 and less than the "
-            f"{columns} {what}"
+            f"{columns} {what} of {name}"
         )
     return columns
 

@@ -1,6 +1,7 @@
 """Finds the compiled modules: a source folder in which nothing is built hides no installed package."""
 
 import sys
+from collections.abc import MutableSequence
 from importlib.machinery import PathFinder
 from pathlib import Path
 
@@ -11,7 +12,7 @@ def _sources(package: Path) -> dict[Path, bytes]:
     return {path.relative_to(package): path.read_bytes() for path in package.rglob("*.py")}
 
 
-def find(path: list[str]) -> None:
+def find(path: MutableSequence[str]) -> None:
     """Let ``path``, the package's ``__path__``, lead to compiled modules.
 
     Python finds the package of a source folder first in all that is started there. Where nothing is built, an
@@ -20,7 +21,7 @@ def find(path: list[str]) -> None:
     Raises:
         ImportError: nothing is compiled for this Python, or only from other sources.
     """
-    if PathFinder.find_spec("sfrs_ext._C", path):
+    if PathFinder.find_spec("sfrs_ext._C", [*path]):
         return
     folders = (Path(entry, "sfrs_ext").resolve() for entry in sys.path)
     installed = next((at for at in folders if PathFinder.find_spec("sfrs_ext._C", [str(at)])), None)

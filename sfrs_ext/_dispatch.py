@@ -21,7 +21,7 @@ NO_FORWARD_MODE = (
 
 def in_onnx_export() -> bool:
     """Whether ``torch.onnx.export`` is at work, whose files know no operator of ours."""
-    tracing = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    tracing = torch.compiler.is_compiling() or torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
     return tracing and "torch.onnx" in sys.modules and torch.onnx.is_in_onnx_export()
 
 
@@ -54,16 +54,6 @@ def public(plain: Callable | None = None) -> Callable:
 
 def _transforms_are_active() -> bool:
     return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
-
-
-def values_are_known(t: Tensor) -> bool:
-    """Whether a tensor has values to look at: not where torch only traces, transforms or infers shapes."""
-    return (
-        not torch.compiler.is_compiling()
-        and not _transforms_are_active()
-        and type(t) is Tensor
-        and not t.is_meta
-    )
 
 
 def will_differentiate(*tensors: Tensor | None) -> bool:

@@ -58,11 +58,6 @@ def _images(quarters) -> int:
     return prod(quarters[:-3])
 
 
-def _nearest(x, y, k, own, *_, out_shape=None) -> int:
-    """With ``own`` each product serves two rows."""
-    return x[0] * (x[0] + 1) * x[1] if own else 2 * x[0] * prod(y)
-
-
 def _conv3x3(x, weight, *_, out_shape=None) -> int:
     return 2 * x[0] * x[2] * x[3] * prod(weight)
 
@@ -72,7 +67,6 @@ FORMULAS = {
     ops.aggregate_backward: _aggregate_backward,
     ops.region_similarity: _similarity,
     ops.region_similarity_backward: _similarity_backward,
-    ops.nearest: _nearest,
     ops.conv3x3: _conv3x3,
 }
 
@@ -90,6 +84,8 @@ class _WhenImported:
             return None
         sys.meta_path.remove(self)
         spec = importlib.util.find_spec(name)
+        if spec is None or spec.loader is None:
+            return spec
         execute = spec.loader.exec_module
 
         def execute_and_register(module: ModuleType) -> None:

@@ -8,6 +8,8 @@ Sources: NetVLAD, Arandjelovic et al., CVPR 2016 (equations 1-4); SFRS, Ge et
 al., ECCV 2020 (section 3.3: regions and their similarities).
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -49,6 +51,7 @@ def assignments(
     """Soft assignment ``a_k(x)`` of every position to the K clusters (NetVLAD, equation 3)."""
     bias = None if bias is None else bias.to(features.dtype)
     if logits is None:
+        assert weight is not None
         logits = F.linear(features, weight.to(features.dtype), bias)
     else:
         logits = positions_first(logits).to(features.dtype)
@@ -162,7 +165,8 @@ def region_descriptors(quarters: Tensor, storage: torch.dtype | None = None) -> 
         storage: the dtype whose epsilon counts, that of ``quarters`` if None. Quarters of an operator that
             runs in another dtype are compared here in float64 with ``storage`` of the operator.
     """
-    regions = torch.stack([sum(quarters[..., part, :, :] for part in parts) for parts in REGIONS], dim=-3)
+    sums: Any = [sum(quarters[..., part, :, :] for part in parts) for parts in REGIONS]
+    regions = torch.stack(sums, dim=-3)
     norms = regions.norm(dim=-1, keepdim=True)  # [..., 9, K, 1]
     sizes = quarters.detach().norm(dim=-1, keepdim=True)
     terms = torch.stack([sizes[..., list(parts), :, :].norm(dim=-3) for parts in REGIONS], dim=-3)

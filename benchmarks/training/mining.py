@@ -4,9 +4,8 @@ import time
 
 import torch
 
-import sfrs_ext
 from sfrs.training.config import TrainConfig
-from sfrs.training.k_reciprocal import tile_rows
+from sfrs.training.k_reciprocal import nearest_neighbours, tile_rows
 from sfrs.training.mining import Miner, Tuples
 
 from . import list_mining
@@ -105,12 +104,9 @@ def product(rows: torch.Tensor, columns: torch.Tensor) -> None:
 
 
 def search_rate(dim: int, device: torch.device) -> float:
-    """Floating-point operations of all products of descriptors, per second of the neighbours' search.
-
-    Each product is counted for both of its images, as one that computes the whole matrix would.
-    """
+    """Floating-point operations of all products of descriptors, per second of the neighbours' search."""
     rows = torch.randn(3072, dim, device=device)
-    search = {"": lambda: sfrs_ext.nearest(rows, rows, TrainConfig().rerank_neighbours + 1, own=True)}
+    search = {"": lambda: nearest_neighbours(rows, TrainConfig().rerank_neighbours)}
     return 2 * len(rows) ** 2 * dim / seconds(search, device, rounds=3, most=15)[""]
 
 

@@ -1,5 +1,14 @@
 // NetVLAD aggregation: tasks share the positions of all images, tile by tile; what they share of an image is
 // added up in their order, so that as many threads give the same bits.
+#pragma once
+
+#include "aggregate_backward.inl"
+#ifdef SFRS_PAIRS
+#include "paired_backward.inl"
+#endif
+
+namespace sfrs::cpu::SFRS_ISA {
+namespace {
 
 // How maps of a storage type are aggregated.
 template <class S>
@@ -132,3 +141,6 @@ void aggregate_backward(const AggregationBackward& f, const Parallel& parallel) 
     if (f.dbias) __builtin_memcpy((T*)f.dbias + begin, sum.dbias + begin, (end - begin) * sizeof(T));
   });
 }
+
+}  // namespace
+}  // namespace sfrs::cpu::SFRS_ISA

@@ -7,6 +7,12 @@
 // follows from numbers that the tile has already, sum_k (m a)_k <xh, dV_k> + dl_k l_k, so that dx is
 // written once, straight from the product. Given logits take the place of the saved ones; their gradient dl
 // goes out, and x gets none through them. Floor: 4 (2 K + G) D P flops, twice the forward.
+#pragma once
+
+#include "aggregate_forward.inl"
+
+namespace sfrs::cpu::SFRS_ISA {
+namespace {
 
 // The backward of intra-normalisation and L2 for one image: dv = gradient of the un-normalised V.
 template <class S, class T = Acc<S>>
@@ -320,3 +326,6 @@ class BackwardTile {
   T *across_ = nullptr, *dv_rows_ = nullptr, *out_ = nullptr;
   bool shrunk_ = false;
 };
+
+}  // namespace
+}  // namespace sfrs::cpu::SFRS_ISA

@@ -4,6 +4,12 @@
 // logits come out as the rows that product 2 wants. The norm of x is applied to logits and assignments.
 // Given logits take the place of product 1.
 // Floor: 4 (K + G) D P flops per image against D P reads; compute-bound for K >= 16.
+#pragma once
+
+#include "tile.inl"
+
+namespace sfrs::cpu::SFRS_ISA {
+namespace {
 
 template <class T>
 struct Sizes {
@@ -30,13 +36,6 @@ struct Sizes {
   }
   int64_t packed() const { return larger(round_up(dim, kLanes<T>), rows) * step + kLanes<T>; }
 };
-
-// Steps of the long dimension after which a panel of the right side still fits L1 beside the left one.
-template <class T>
-constexpr int64_t kDepth = 16 * 1024 / (kPanel<T> * (int64_t)sizeof(T));
-
-// Rows of a product that one panel of the right side serves before the next one comes to L1.
-constexpr int64_t kBlockRows = 8 * kTileRows;
 
 // Of a tile's product with `columns` columns, in vectors of multiply-adds per row of a register tile.
 template <class T>
@@ -281,3 +280,6 @@ class Finish {
   T* rows_;  // the result itself, if that is all
   T* scale_;
 };
+
+}  // namespace
+}  // namespace sfrs::cpu::SFRS_ISA

@@ -1,6 +1,12 @@
 // Memory asked for ahead of its use, while products run: it lies in rows too short for the processor to
 // foresee, and a product leaves the memory nothing to do. Evenly, as too many lines on their way make the
 // processor wait.
+#pragma once
+
+#include "vec.inl"
+
+namespace sfrs::cpu::SFRS_ISA {
+namespace {
 class Ahead {
  public:
   Ahead() = default;
@@ -43,3 +49,6 @@ class Ahead {
   float per_work_ = 0, due_ = 0;
   const char *at_ = nullptr, *begin_[kMostRows], *end_[kMostRows];
 };
+
+}  // namespace
+}  // namespace sfrs::cpu::SFRS_ISA

@@ -3,6 +3,12 @@
 // Vectors run over channels. Every output depends on its own tile only and is added up in one order, so
 // neither the blocks nor the number of threads change a bit.
 // Floor: 8 C O flops per output against 18 C O of the direct form.
+#pragma once
+
+#include "gemm.inl"
+
+namespace sfrs::cpu::SFRS_ISA {
+namespace {
 
 constexpr int64_t kChunk = 64;  // channels of a tile that lie side by side
 
@@ -246,3 +252,6 @@ inline void pack_convolution(const ConvolutionWeight& f, const Parallel& paralle
     }
   });
 }
+
+}  // namespace
+}  // namespace sfrs::cpu::SFRS_ISA

@@ -1,7 +1,7 @@
 // Picks the kernels for the processor at hand.
 
+#include <atomic>
 #include <cstdlib>
-#include <cstring>
 #include <stdexcept>
 #include <string>
 
@@ -65,55 +65,57 @@ static bool has_tiles() {
 }
 #endif
 
-const Kernels* const* available() {
-  static const Kernels* tables[10] = {};
-  static const bool filled = [] {
-    const Kernels** next = tables;
+const std::vector<const Kernels*>& available() {
+  static const std::vector<const Kernels*> tables = [] {
+    std::vector<const Kernels*> found;
 #ifdef SFRS_X86_64
     __builtin_cpu_init();
     bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                   __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
                   __builtin_cpu_supports("avx512cd");
     bool bfloat16 = avx512 && __builtin_cpu_supports("avx512bf16");
-    if (bfloat16 && has_tiles()) *next++ = &amx::table;
+    if (bfloat16 && has_tiles()) found.push_back(&amx::table);
     // Intel's processors take twice as long for a vector of pairs as for one of float32.
     bool pairs_first = bfloat16 && !__builtin_cpu_is("intel");
-    if (pairs_first) *next++ = &avx512bf16::table;
-    if (avx512) *next++ = &avx512::table;
-    if (bfloat16 && !pairs_first) *next++ = &avx512bf16::table;
+    if (pairs_first) found.push_back(&avx512bf16::table);
+    if (avx512) found.push_back(&avx512::table);
+    if (bfloat16 && !pairs_first) found.push_back(&avx512bf16::table);
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2"))
-      *next++ = &avx2::table;
+      found.push_back(&avx2::table);
 #endif
-    *next++ = &portable::table;
+    found.push_back(&portable::table);
 #ifdef SFRS_WIDE_KERNELS
-    if (__builtin_cpu_supports("avx2")) {
-      *next++ = &wide::table;
-      *next++ = &wide_bf16::table;
-      *next++ = &wide_amx::table;
-    }
+    if (__builtin_cpu_supports("avx2"))
+      found.insert(found.end(), {&wide::table, &wide_bf16::table, &wide_amx::table});
 #endif
 #ifdef SFRS_EMULATED_KERNELS
-    *next++ = &emulated::table;
+    found.push_back(&emulated::table);
 #endif
-    return true;
+    return found;
   }();
-  (void)filled;
   return tables;
 }
 
+static const Kernels& find(const std::string& name, const std::string& asked) {
+  std::string names;
+  for (const Kernels* table : available()) {
+    if (table->name == name) return *table;
+    names += std::string(" ") + table->name;
+  }
+  throw std::invalid_argument(asked + name + ", but this build and processor have" + names);
+}
+
+static std::atomic<const Kernels*> chosen{nullptr};
+
 const Kernels& kernels() {
-  static const Kernels* chosen = [] {
-    const char* wanted = std::getenv("SFRS_CPU");
-    if (!wanted) return *available();
-    std::string names;
-    for (const Kernels* const* table = available(); *table; ++table) {
-      if (!std::strcmp((*table)->name, wanted)) return *table;
-      names += std::string(" ") + (*table)->name;
-    }
-    throw std::runtime_error("sfrs_ext: SFRS_CPU=" + std::string(wanted) +
-                             ", but this build and processor have" + names);
-  }();
-  return *chosen;
+  if (const Kernels* table = chosen.load(std::memory_order_relaxed)) return *table;
+  const char* wanted = std::getenv("SFRS_CPU");
+  static const Kernels& first = wanted ? find(wanted, "sfrs_ext: SFRS_CPU=") : *available().front();
+  return first;
+}
+
+void use_kernels(const std::string& name) {
+  chosen.store(&find(name, "use_kernels: name is "), std::memory_order_relaxed);
 }
 
 }  // namespace sfrs::cpu

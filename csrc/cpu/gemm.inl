@@ -3,6 +3,13 @@
 // A panel holds kPanel columns side by side: element (row, column) of a matrix in panels lies at
 // (column / kPanel * rows + row) * kPanel + column % kPanel. The tile is 6 rows by up to kTileVecs
 // vectors: 12 accumulators on 16 registers, 24 on AVX-512.
+#pragma once
+
+#include "ahead.inl"
+#include "vec.inl"
+
+namespace sfrs::cpu::SFRS_ISA {
+namespace {
 
 #if SFRS_VECTOR_BYTES == 64
 constexpr int kTileVecs = 4;
@@ -13,6 +20,13 @@ constexpr int kTileRows = 6;
 
 template <class T>
 constexpr int kPanel = kTileVecs * kLanes<T>;
+
+// Steps of the long dimension after which a panel of the right side still fits L1 beside the left one.
+template <class T>
+constexpr int64_t kDepth = 16 * 1024 / (kPanel<T> * (int64_t)sizeof(T));
+
+// Rows of a product that one panel of the right side serves before the next one comes to L1.
+constexpr int64_t kBlockRows = 8 * kTileRows;
 
 // Vectors in use of the panel that begins at `column` of `columns`.
 template <class T>
@@ -164,3 +178,6 @@ SFRS_INLINE void rows_to_blocks(const S* rows, int64_t ld, int64_t count, int64_
     for (int64_t d = 0; d < dim; ++d) to[d * kTileRows] = load_one(rows + r * ld + d);
   }
 }
+
+}  // namespace
+}  // namespace sfrs::cpu::SFRS_ISA

@@ -13,6 +13,11 @@
 #include "scratch.h"
 #include "shufflevector.h"
 
+#ifndef SFRS_ISA  // an editor that parses a file by itself
+#define SFRS_ISA portable
+#define SFRS_VECTOR_BYTES 64
+#endif
+
 #if defined(__AVX512F__) && SFRS_VECTOR_BYTES == 64
 #define SFRS_AVX512
 #include <immintrin.h>

@@ -1,26 +1,12 @@
 // Compiled once per instruction set, with SFRS_ISA as its name and SFRS_VECTOR_BYTES as its width. All
 // templates live in a namespace of that name, so that the linker never swaps code between the sets.
 
-#include "isa.h"
+#include "aggregate.inl"
+#include "convolution.inl"
+#include "region_similarity_all_pairs_backward.inl"
 
 namespace sfrs::cpu::SFRS_ISA {
 namespace {
-
-// clang-format off
-#include "vec.inl"
-#include "ahead.inl"
-#include "gemm.inl"
-#include "tile.inl"
-#include "aggregate_forward.inl"
-#include "aggregate_backward.inl"
-#include "aggregate.inl"
-#include "region_similarity.inl"
-#include "region_similarity_all_pairs.inl"
-#include "region_similarity_all_pairs_backward.inl"
-#include "convolution.inl"
-#include "candidates.inl"
-#include "nearest.inl"
-// clang-format on
 
 // Calls f with a null pointer of the storage type.
 template <class F>
@@ -43,6 +29,7 @@ constexpr int64_t kFewQueries = 3;
 extern const Kernels table;
 const Kernels table = {
     SFRS_NAME(SFRS_ISA),
+    kPanel<float>,
     [](const AggregationForward& f, const Parallel& p) {
       with_storage(f.x.dtype, [&](auto* s) { aggregate_forward<Pointee<decltype(s)>>(f, p); });
     },
@@ -70,7 +57,6 @@ const Kernels table = {
     &pack_convolution,
     &convolve,
     &mask_gradient,
-    &nearest,
 };
 
 }  // namespace sfrs::cpu::SFRS_ISA

@@ -1,34 +1,18 @@
 // Compiled once per unit that multiplies pairs of bfloat16 (SFRS_PAIRS, see pairs.inl): aggregation of
 // bfloat16 maps by it. All else is done by the kernels of another instruction set, SFRS_BASE.
 
-#include "isa.h"
+#include "aggregate.inl"
 
 namespace sfrs::cpu::SFRS_BASE {
 extern const Kernels table;
 }
 
 namespace sfrs::cpu::SFRS_ISA {
-namespace {
-
-// clang-format off
-#include "vec.inl"
-#include "ahead.inl"
-#include "gemm.inl"
-#include "tile.inl"
-#include "aggregate_forward.inl"
-#include "aggregate_backward.inl"
-#include "pairs.inl"
-#include "paired_tile.inl"
-#include "paired_forward.inl"
-#include "paired_backward.inl"
-#include "aggregate.inl"
-// clang-format on
-
-}  // namespace
 
 extern const Kernels table;
 const Kernels table = {
     SFRS_NAME(SFRS_ISA),
+    kPanel<float>,
     [](const AggregationForward& f, const Parallel& p) {
       f.x.dtype == DType::bf16 ? aggregate_forward<bf16>(f, p) : SFRS_BASE::table.aggregate_forward(f, p);
     },
@@ -40,7 +24,6 @@ const Kernels table = {
     [](const ConvolutionWeight& f, const Parallel& p) { SFRS_BASE::table.pack_convolution(f, p); },
     [](const Convolution& f, const Parallel& p) { SFRS_BASE::table.convolve(f, p); },
     [](const ConvolutionRelu& f, const Parallel& p) { SFRS_BASE::table.mask_gradient(f, p); },
-    [](const Nearest& f, const Parallel& p) { SFRS_BASE::table.nearest(f, p); },
 };
 
 }  // namespace sfrs::cpu::SFRS_ISA

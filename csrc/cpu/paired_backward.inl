@@ -3,6 +3,13 @@
 // stays in float32: the softmax and its gradient, which subtract numbers of one size; the sums of parameters,
 // which are over all positions; and the part of dx along x, which is taken of the rounded numbers, so that dx
 // is normal to x.
+#pragma once
+
+#include "aggregate_backward.inl"
+#include "paired_forward.inl"
+
+namespace sfrs::cpu::SFRS_ISA {
+namespace {
 
 // The left side of [rows][columns] pairs turned over; both are multiples of kSide.
 SFRS_NOINLINE void turn_words(const Right& from, int64_t rows, int64_t columns, const Side<bf16>& to) {
@@ -259,3 +266,6 @@ class PairedBackwardTile {
   float *assigned_, *da_, *weights_, *dbias_;  // [k][lane]
   float* along_;
 };
+
+}  // namespace
+}  // namespace sfrs::cpu::SFRS_ISA

@@ -2,6 +2,12 @@
 // of a tile. Weights and assignments are rounded to bfloat16, as autocast rounds them. V = sum a xh - (sum a)
 // c cancels where features lie close to their centroid, so both sums take the assignments as they were
 // rounded.
+#pragma once
+
+#include "paired_tile.inl"
+
+namespace sfrs::cpu::SFRS_ISA {
+namespace {
 
 // W as the left side of products, and the bias.
 struct PairedAssignment {
@@ -145,3 +151,6 @@ class PairedForwardTile {
   float* weights_;       // [k][lane]
   float* inverse_;       // 1 / |x|
 };
+
+}  // namespace
+}  // namespace sfrs::cpu::SFRS_ISA

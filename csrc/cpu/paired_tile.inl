@@ -1,6 +1,13 @@
 // A tile of a map for products of pairs: positions lie along vectors and clusters along rows, so that the
 // softmax needs no sums across lanes. `pairs` is the right side of the products over D (logits, and x dV^T of
 // the backward), `rows` the left side of those over positions (sums of the forward, dW).
+#pragma once
+
+#include "aggregate_forward.inl"
+#include "pairs.inl"
+
+namespace sfrs::cpu::SFRS_ISA {
+namespace {
 
 constexpr int64_t kPairedTileBytes = 400 * 1024;
 
@@ -231,3 +238,6 @@ SFRS_NOINLINE void turn_positions(const PairedSizes& n, const PairedTile& tile, 
         for (int64_t i = 0; i < kSide; ++i) store(clusters + (k + i) * n.tile_step + p, square[i]);
     }
 }
+
+}  // namespace
+}  // namespace sfrs::cpu::SFRS_ISA

@@ -6,6 +6,16 @@
 // SFRS_PAIRS names the unit: 1, vectors of words (vdpbf16ps of AVX512-BF16), or 2, tiles of 16 x 16 sums
 // (tdpbf16ps of AMX). Both take subnormal numbers for zero. Where the compiler may not use it, as in tests,
 // the same is done in plain vectors.
+#pragma once
+
+#include "gemm.inl"
+
+#ifndef SFRS_PAIRS  // as in isa.h
+#define SFRS_PAIRS 1
+#endif
+
+namespace sfrs::cpu::SFRS_ISA {
+namespace {
 
 constexpr int64_t kSide = 16;       // m and n are multiples of it,
 constexpr int64_t kPairDepth = 32;  // k of this
@@ -232,3 +242,6 @@ SFRS_NOINLINE void multiply_pairs(int64_t m, int64_t n, int64_t k, Left a, Right
       }
     }
 }
+
+}  // namespace
+}  // namespace sfrs::cpu::SFRS_ISA

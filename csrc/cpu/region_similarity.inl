@@ -2,6 +2,12 @@
 // squares per cluster, read in one pass over the quarter VLADs, hold everything the nine regions need; no
 // region descriptor is built.
 // Floor: one read of the quarters (forward), one read and one write (backward); memory-bound.
+#pragma once
+
+#include "gemm.inl"
+
+namespace sfrs::cpu::SFRS_ISA {
+namespace {
 
 SFRS_INLINE bool holds(int region, int quarter) { return kRegionQuarters[region] >> quarter & 1; }
 
@@ -234,3 +240,6 @@ void similarity_lists_backward(const RegionSimilarityBackward& f, const Parallel
     for (int64_t d = 0; d < f.dim; d += kLanes<T>) store_n(out + d, load(du + d), f.dim - d);
   });
 }
+
+}  // namespace
+}  // namespace sfrs::cpu::SFRS_ISA

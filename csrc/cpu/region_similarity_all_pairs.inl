@@ -2,6 +2,12 @@
 // panels once per cluster; the product with all queries gives d_i for the four quarters, and the nine
 // regions are combined behind it, while it is in cache. Four ninths of the flops and a ninth of the memory
 // of a GEMM over nine region descriptors. Floor: 8 Q N K D flops, compute-bound.
+#pragma once
+
+#include "region_similarity.inl"
+
+namespace sfrs::cpu::SFRS_ISA {
+namespace {
 
 template <class T>
 struct PairSizes {
@@ -230,3 +236,6 @@ void similarity_all_pairs_forward(const RegionSimilarityForward& f, const Parall
     pairs.write();
   });
 }
+
+}  // namespace
+}  // namespace sfrs::cpu::SFRS_ISA

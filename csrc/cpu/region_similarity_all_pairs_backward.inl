@@ -1,6 +1,12 @@
 // Query-to-region similarity of all pairs, backward. Idea: w^T U and w V are products as the forward's is;
 // what goes along V_r has one coefficient per image, cluster and region, summed over the queries. Floor: 24 Q
 // N K D flops, compute-bound.
+#pragma once
+
+#include "region_similarity_all_pairs.inl"
+
+namespace sfrs::cpu::SFRS_ISA {
+namespace {
 
 // What the backward knows of a gallery block before it walks the clusters, one value per lane.
 template <class T>
@@ -206,3 +212,6 @@ void similarity_all_pairs_backward(const RegionSimilarityBackward& f, const Para
     cluster.finish();
   });
 }
+
+}  // namespace
+}  // namespace sfrs::cpu::SFRS_ISA

@@ -1,5 +1,11 @@
 // A tile: up to Geometry::tile positions of one group (an image, or a quarter of one), copied to where both
 // products find it in cache: over d for the logits (rows = positions), over p for the aggregation (rows = d).
+#pragma once
+
+#include "gemm.inl"
+
+namespace sfrs::cpu::SFRS_ISA {
+namespace {
 
 // Positions [h0, h1) x [w0, w1) of one image, row by row.
 struct Group {
@@ -279,3 +285,6 @@ SFRS_INLINE bool pack_in_range(const FeatureMap& x, const Group& g, int64_t begi
   shrink_large(count, x.dim, packed, step, squares, factors);
   return true;
 }
+
+}  // namespace
+}  // namespace sfrs::cpu::SFRS_ISA

@@ -1,5 +1,11 @@
 // Vectors of the compiled instruction set, in GCC/Clang vector extensions: one source for SSE2, AVX2,
 // AVX-512 and NEON. SFRS_VECTOR_BYTES is set per translation unit.
+#pragma once
+
+#include "isa.h"
+
+namespace sfrs::cpu::SFRS_ISA {
+namespace {
 
 template <class T>
 struct VecOf;
@@ -286,3 +292,6 @@ SFRS_INLINE Vec<double> exp_nonpositive(Vec<double> x) {
   for (int i = 0; i < kLanes<double>; ++i) e[i] = __builtin_exp(x[i]);
   return e;
 }
+
+}  // namespace
+}  // namespace sfrs::cpu::SFRS_ISA

@@ -35,9 +35,11 @@ class Device {
 
 }  // namespace
 
+void use_order(const std::string& name) { cuda::emulator::order = cuda::emulator::order_named(name); }
+
 extern const Kernels table;
 const Kernels table = {
-    "emulated",
+    "emulated", portable::table.panel,
     [](const AggregationForward& f, const Parallel&) { cuda::aggregate_forward(f, Device().machine()); },
     [](const AggregationBackward& f, const Parallel&) { cuda::aggregate_backward(f, Device().machine()); },
     [](const RegionSimilarityForward& f, const Parallel&) {
@@ -49,7 +51,6 @@ const Kernels table = {
     // CUDA has no convolution of its own.
     [](const ConvolutionWeight& f, const Parallel& p) { portable::table.pack_convolution(f, p); },
     [](const Convolution& f, const Parallel& p) { portable::table.convolve(f, p); },
-    [](const ConvolutionRelu& f, const Parallel& p) { portable::table.mask_gradient(f, p); },
-    [](const Nearest& f, const Parallel& p) { portable::table.nearest(f, p); }};
+    [](const ConvolutionRelu& f, const Parallel& p) { portable::table.mask_gradient(f, p); }};
 
 }  // namespace sfrs::cpu::emulated

@@ -4,6 +4,7 @@
 #include <math.h>
 
 #include <cstdint>
+#include <cstring>
 #include <type_traits>
 
 #include "../tensors.h"

@@ -31,10 +31,8 @@ def randomise_tensors(module: nn.Module, generator: torch.Generator, only: str |
 
 @torch.no_grad()
 def harden(layer: nn.Module, recipe: Recipe, factor: float) -> None:
-    """Multiply a copy's logits, in place: a large factor leaves clusters empty.
-
-    Batch norm undoes what happens before it, all but its rounding.
-    """
+    """Multiply a copy's logits, in place: a large factor leaves clusters empty."""
+    # Batch norm undoes what happens before it, all but its rounding.
     owner = getattr(layer, recipe.assignment if recipe.batch_norm is None else recipe.batch_norm)
     tensors = [*owner.parameters()] if isinstance(owner, nn.Module) else [owner]
     if recipe.batch_norm is None and (recipe.bias in layer._parameters or recipe.bias in layer._buffers):
@@ -44,7 +42,6 @@ def harden(layer: nn.Module, recipe: Recipe, factor: float) -> None:
 
 
 def maps(dim: int, generator: torch.Generator, batch: int = 2, size: tuple[int, int] = (3, 4)) -> Tensor:
-    """Random features ``[B, D, H, W]`` of norm 2 or so."""
     return torch.randn(batch, dim, *size, generator=generator, dtype=torch.float64) * 2 * dim**-0.5
 
 
@@ -63,10 +60,11 @@ def in_layout(maps: Tensor, layout: Layout) -> Tensor:
 
 def in_memory(x: Tensor, layout: Layout) -> tuple[Tensor, Tensor]:
     """The same input with its positions and with its channels innermost in memory."""
-    first, last = int(layout.batched), x.dim() - 1
-    return tuple(
-        x.movedim(layout.channels, to).contiguous().movedim(to, layout.channels) for to in (first, last)
+    first, last = (
+        x.movedim(layout.channels, to).contiguous().movedim(to, layout.channels)
+        for to in (int(layout.batched), x.dim() - 1)
     )
+    return first, last
 
 
 EQUAL = ("equal features everywhere", "one dominant cluster", "rare clusters")

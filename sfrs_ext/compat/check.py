@@ -4,6 +4,7 @@ import copy
 import itertools
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,17 +13,13 @@ from .cases import EQUAL, cases, in_layout, in_memory, maps, masks, randomise, r
 from .compare import TOLERANCE, NoAnswer, are_close, difference, disagreement, first_line, remembers
 from .forms import LAYOUTS, WAYS, Form, Layout, Lists, Mask, order_of, results_for
 from .fused import Signature, fused_class, respond
-from .memory import Memory
+from .memory import Memory, undisturbed
 from .recipe import Recipe
 from .structure import Reading, readings, scales, units
-from .undisturbed import undisturbed
 
 
 def find_recipe(layer: nn.Module) -> Recipe | str:
-    """The recipe by which the fused form equals the layer, or why none does.
-
-    A float64 copy on the CPU with random parameters runs in evaluation and in training, forward and backward.
-    """
+    """The recipe by which the fused form equals the layer, or why none does."""
     with undisturbed(layer) as memory:
         try:
             twin = copy.deepcopy(layer)
@@ -40,11 +37,8 @@ def find_recipe(layer: nn.Module) -> Recipe | str:
 
 
 def _addresses(layer: nn.Module) -> set[int]:
-    """Of all tensors of a layer, those in plain attributes too."""
-    held = [
-        value for module in layer.modules() for value in vars(module).values() if isinstance(value, Tensor)
-    ]
-    tensors = [*layer.parameters(), *layer.buffers(), *held]
+    held = [value for module in layer.modules() for value in vars(module).values()]
+    tensors = [t for t in (*layer.parameters(), *layer.buffers(), *held) if isinstance(t, Tensor)]
     return {t.untyped_storage().data_ptr() for t in tensors if t.layout == torch.strided and t.numel()}
 
 
@@ -95,50 +89,35 @@ class Check:
                     best, closest = min((best, closest), (error, recipe), key=lambda pair: pair[0])
                 if closest is None:
                     form = list(theirs.shape) if isinstance(theirs, Tensor) else f"a {type(theirs).__name__}"
-                    self.complaints.append(
-                        (1, f"not NetVLAD: its result is {form}, not a descriptor per image")
-                    )
+                    complaint = 1, f"not NetVLAD: its result is {form}, not a descriptor per image"
                 else:
                     nearest = f"{closest.kind} with {closest.steps}, differs by {best:.0e}"
-                    self.complaints.append((0, f"not NetVLAD: the closest, {nearest}"))
+                    complaint = 0, f"not NetVLAD: the closest, {nearest}"
+                self.complaints.append(complaint)
 
     def _why_none(self) -> str:
         places = "; ".join(f"on {text} ({error})" for text, error in [*self.not_run.items()][:3])
-        return min(
-            self.complaints, default=(3, f"it does not run {places}"), key=lambda complaint: complaint[0]
-        )[1]
+        not_run = 3, f"it does not run {places}"
+        return min(self.complaints, default=not_run, key=lambda complaint: complaint[0])[1]
 
     def _candidates(
-        self, reading: Reading, layout: Layout, images: int, theirs: object, orders: tuple
+        self, reading: Reading, layout: Layout, images: int, theirs: Any, orders: tuple
     ) -> Iterator[Recipe]:
         """Every recipe that gives a result of the right shape."""
         clusters = theirs.numel() // (images * reading.dim) if isinstance(theirs, Tensor) else 0
         if not 1 <= clusters <= reading.columns:
             return
         results = results_for(layout, (images, clusters, reading.dim), theirs.shape)
+        ghosts = reading.columns - clusters
+        plain = Recipe(clusters=clusters, ghost_clusters=ghosts, dim=reading.dim, **reading.parts)
         factors = [(None, False), *itertools.product(scales(self.twin), (False, True))]
-        normalisations = itertools.product((True, False), repeat=3)
-        for result, (scale, divides), (first, intra, last) in itertools.product(
-            results, factors, normalisations
-        ):
-            yield Recipe(
-                clusters=clusters,
-                ghost_clusters=reading.columns - clusters,
-                dim=reading.dim,
-                forms=(Form(layout, result, orders),),
-                scale=scale,
-                scale_divides=divides,
-                normalize_input=first,
-                intra_norm=intra,
-                l2_norm=last,
-                **reading.parts,
-            )
+        norms = itertools.product((True, False), repeat=3)
+        for result, (scale, divides), (first, intra, last) in itertools.product(results, factors, norms):
+            recipe = replace(plain, forms=(Form(layout, result, orders),), scale=scale, scale_divides=divides)
+            yield replace(recipe, normalize_input=first, intra_norm=intra, l2_norm=last)
 
     def _used(self, x: Tensor) -> set[str]:
-        """The copy's units that get a gradient or on whose values results depend, in evaluation or training.
-
-        What cancels, such as the assignment to a single cluster, gets a gradient of zeros, which is not none.
-        """
+        """The copy's units that get a gradient, be it of zeros, or that change results."""
         layer = copy.deepcopy(self.twin)
         with torch.enable_grad():
             result = layer.forward(x)
@@ -152,19 +131,16 @@ class Check:
                 layer = copy.deepcopy(self.twin).train(training)
                 if other_values:
                     _randomise_unit(layer, unit, self.generator)
-                torch.default_generator.manual_seed(
-                    0
-                )  # for layers that draw; torch.manual_seed sets CUDA's too
+                # For layers that draw; torch.manual_seed would set CUDA's too.
+                torch.default_generator.manual_seed(0)
                 results.append(layer.forward(x))
             used |= set() if are_close(*results, tolerance=0) else {unit}
         return used
 
     def _orders(self, x: Tensor, layout: Layout) -> tuple:
         """Of the dimensions of the result in memory, for both orders of the input."""
-        orders = []
-        for view in in_memory(x, layout):
-            result = self._attempt(view)
-            orders += [order_of(result)] if isinstance(result, Tensor) else []
+        results = [self._attempt(view) for view in in_memory(x, layout)]
+        orders = [order_of(result) for result in results if isinstance(result, Tensor)]
         return (*orders, *orders)[:2]
 
     def _complaint(self, recipe: Recipe) -> str | None:
@@ -190,7 +166,7 @@ class Check:
             x = in_layout(features, layout)
             sizes = (layout.images(features), recipe.clusters, recipe.dim)
             found = results_for(layout, sizes, getattr(self._attempt(x), "shape", ()))
-            trials = [self._only(recipe, Form(layout, result, self._orders(x, layout))) for result in found]
+            trials = [_only(recipe, Form(layout, result, self._orders(x, layout))) for result in found]
             agreed = (r.forms[0] for r in trials if self._agrees(r, x) and not self._complaint(r))
             if found:
                 self._insert(recipe, forms, next(agreed, Form(layout, None)))
@@ -204,15 +180,11 @@ class Check:
             shape = [2] * form.layout.rank
             shape[form.layout.channels] = shape[other.layout.channels] = recipe.dim
             x = torch.randn(shape, generator=self.generator, dtype=torch.float64)
-            if not self._agrees(self._only(recipe, other), x):
-                agrees = self._agrees(self._only(recipe, form), x)
+            if not self._agrees(_only(recipe, other), x):
+                agrees = self._agrees(_only(recipe, form), x)
                 forms.insert(index, form if agrees else Form(form.layout, None))
                 return
         forms.append(form)
-
-    @staticmethod
-    def _only(recipe: Recipe, form: Form) -> Recipe:
-        return replace(recipe, forms=(form,))
 
     def _with_lists(self, recipe: Recipe) -> Recipe:
         """Add how the layer takes several inputs at once."""
@@ -270,9 +242,7 @@ class Check:
         if theirs is None or not are_close(self._respond(recipe, x, **arguments), theirs):
             return False
         try:
-            return not any(
-                disagreement(self.twin, recipe, x, arguments, training) for training in (False, True)
-            )
+            return not any(disagreement(self.twin, recipe, x, arguments, mode) for mode in (False, True))
         except NoAnswer:
             return False
 
@@ -289,13 +259,18 @@ class Check:
         return respond(self.twin, recipe, self.signature, (x,), arguments)
 
 
+def _only(recipe: Recipe, form: Form) -> Recipe:
+    return replace(recipe, forms=(form,))
+
+
 def _randomise_unit(layer: nn.Module, unit: str, generator: torch.Generator) -> None:
     """Give one of :func:`sfrs_ext.compat.structure.units` other values, in place."""
     name, _, inner = unit.partition(".")
-    if name not in layer._modules:
+    child = layer._modules.get(name)
+    if child is None:
         randomise_tensors(layer, generator, only=name)
     elif inner:
-        randomise_tensors(layer._modules[name], generator, only=inner)
+        randomise_tensors(child, generator, only=inner)
     else:
-        for module in layer._modules[name].modules():
+        for module in child.modules():
             randomise_tensors(module, generator)

@@ -2,6 +2,8 @@
 
 import copy
 from collections.abc import Callable
+from math import inf, isnan
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -63,27 +65,30 @@ def disagreement(
 
 def _outcome(layer: nn.Module, x: object, arguments: dict, function: Callable) -> dict[str, Tensor | None]:
     """Results, all gradients and all buffers after one step."""
-    given = {"x": x} | arguments
-    given = {name: _fresh(value) for name, value in given.items()}
-    results = function(layer, given["x"], {name: given[name] for name in arguments})
-    results = results if isinstance(results, (list, tuple)) else [results]
-    sum(
-        (r * torch.linspace(-1, 1, r.numel(), dtype=r.dtype).sin().view(r.shape)).sum() for r in results
-    ).backward()
-    inputs = {}
-    for name, value in given.items():
-        values = value if isinstance(value, (list, tuple)) else [value]
-        inputs |= {f"{name} {index}" if index else name: v for index, v in enumerate(values) if _is_real(v)}
+    given = {name: _fresh(value) for name, value in ({"x": x} | arguments).items()}
+    results = _numbered("result", function(layer, given["x"], {name: given[name] for name in arguments}))
+    total: Any = sum((r * _weights_like(r)).sum() for r in results.values())
+    total.backward()
+    inputs = {n: v for name, value in given.items() for n, v in _numbered(name, value).items() if _is_real(v)}
     inputs |= dict(layer.named_parameters())
-    found = {f"result {index}" if index else "result": r.detach() for index, r in enumerate(results)}
+    found = {name: result.detach() for name, result in results.items()}
     return found | {f"gradient of {name}": t.grad for name, t in inputs.items()} | dict(layer.named_buffers())
+
+
+def _weights_like(result: Tensor) -> Tensor:
+    return torch.linspace(-1, 1, result.numel(), dtype=result.dtype).sin().view(result.shape)
+
+
+def _numbered(name: str, value: Any) -> dict[str, Any]:
+    values = value if isinstance(value, (list, tuple)) else [value]
+    return {f"{name} {index}" if index else name: v for index, v in enumerate(values)}
 
 
 def _is_real(value: object) -> bool:
     return isinstance(value, Tensor) and value.is_floating_point()
 
 
-def _fresh(value: object) -> object:
+def _fresh(value: Any) -> Any:
     """A leaf of the same values and strides, where it can have a gradient."""
     if isinstance(value, (list, tuple)):
         return type(value)([_fresh(item) for item in value])
@@ -98,13 +103,13 @@ def _least(name: str, values: dict[str, Tensor | None]) -> float:
     """
     if not name.startswith("gradient"):
         return 1e-9  # a descriptor of nothing but rare clusters
-    sizes = {
-        key: value.abs().max().item()
-        for key, value in values.items()
-        if key.startswith("gradient") and value is not None and value.numel()
-    }
-    of_inputs = max((size for key, size in sizes.items() if key.startswith("gradient of x")), default=0)
-    others = max((size for key, size in sizes.items() if not key.startswith("gradient of x")), default=0)
+    of_inputs, others = 0.0, 0.0
+    for key, value in values.items():
+        largest = value.abs().max().item() if value is not None and value.numel() else 0.0
+        if key.startswith("gradient of x"):
+            of_inputs = max(of_inputs, largest)
+        elif key.startswith("gradient"):
+            others = max(others, largest)
     if name.startswith("gradient of x"):
         return max(1e-6 * others, 1e-300)
     return max(1e-3 * max(others, min(of_inputs, 1)), 1e-300)
@@ -115,17 +120,15 @@ def difference(ours: object, theirs: object, least: float = 1e-300) -> float:
 
     The kind is the shape, the dtype, the order of dimensions in memory, and whether there is a tensor at all.
     """
-    if ours is None and theirs is None:
-        return 0.0
     if not isinstance(ours, Tensor) or not isinstance(theirs, Tensor):
-        return float("inf")
+        return 0.0 if ours is None and theirs is None else inf
     if ours.shape != theirs.shape or ours.dtype != theirs.dtype or order_of(ours) != order_of(theirs):
-        return float("inf")
+        return inf
     if not theirs.numel():
         return 0.0
     ours, theirs = ours.double(), theirs.double()
     largest = ((ours - theirs).abs().max() / theirs.abs().max().clamp_min(least)).item()
-    return largest if largest == largest else float("inf")
+    return inf if isnan(largest) else largest
 
 
 def are_close(ours: object, theirs: object, tolerance: float = TOLERANCE) -> bool:

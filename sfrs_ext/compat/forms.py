@@ -10,7 +10,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Layout:
-    """A form of input: how many dimensions it has, which of them are the D channels, and whether one is B."""
+    """A form of input: its number of dimensions, which of them are the D channels, and whether one is B."""
 
     text: str
     rank: int
@@ -21,20 +21,15 @@ class Layout:
         return isinstance(x, Tensor) and x.dim() == self.rank and x.shape[self.channels] == dim
 
     def images(self, maps: Tensor) -> int:
-        """How many of the maps an input in this layout holds."""
         return maps.shape[0] if self.batched else 1
 
     def as_map(self, x: Tensor) -> Tensor:
         """A view ``[B, D, H, W]``; positions in a row are a map of height one."""
-        channels = self.channels
-        if not self.batched:
-            x, channels = x.unsqueeze(0), channels + 1
-        x = x if channels == 1 else x.movedim(channels, 1)
+        x = (x if self.batched else x.unsqueeze(0)).movedim(self.channels + (not self.batched), 1)
         return x if x.dim() == 4 else x.unsqueeze(2)
 
     def has_channels_innermost(self, x: Tensor) -> bool:
-        """Whether the channels are innermost in memory; asks first for the stride that depends on no size."""
-        last = self.rank - 1
+        last = self.rank - 1  # first the stride that depends on no size
         if self.channels == last:
             return x.stride(last) == 1
         return x.stride(last) != 1 and x.stride(self.channels) == 1
@@ -61,7 +56,7 @@ RESULTS = {
 
 
 def results_for(layout: Layout, sizes: tuple[int, ...] = (), shape: tuple[int, ...] = ()) -> list[str]:
-    """The forms a result for an input in a layout may have, of this shape for these sizes of B, K and D."""
+    """Forms of a result for an input in a layout, of this shape for these sizes of B, K and D."""
     found = {text: size(*sizes) if sizes else () for text, size in RESULTS.items()}
     if not layout.batched:
         found |= {text.replace("B, ", ""): size[1:] for text, size in found.items()}
@@ -70,13 +65,12 @@ def results_for(layout: Layout, sizes: tuple[int, ...] = (), shape: tuple[int, .
 
 @dataclass(frozen=True)
 class Form:
-    """A form of input that a layer takes, and what its result is like then.
+    """A form of input that a layer takes, and its result's.
 
     Attributes:
         result: one of :data:`RESULTS`, without ``B`` for a result without; None where it is none of them, so
             that the layer's own ``forward`` has to give it.
-        orders: the dimensions of the result from the outermost in memory to the innermost, for inputs whose
-            positions and for inputs whose channels are innermost.
+        orders: :func:`order_of` the result for inputs whose positions and whose channels are innermost.
     """
 
     layout: Layout
@@ -85,12 +79,11 @@ class Form:
 
     @property
     def is_flat(self) -> bool:
-        """Whether the result is the operator's own flat one."""
-        return self.result.endswith("K*D]")
+        return self.result is not None and self.result.endswith("K*D]")
 
     def arranged(self, vlad: Tensor, x: Tensor) -> Tensor:
         """Bring the operator's result into the form and memory order of the layer's own for ``x``."""
-        form, (positions, channels) = self.result, self.orders
+        form, (positions, channels) = self.result or "", self.orders
         if not self.is_flat:
             vlad = vlad if form.endswith("K, D]") else vlad.transpose(1, 2)
             vlad = vlad.flatten(1) if form.endswith("D*K]") else vlad
@@ -116,14 +109,8 @@ def order_of(tensor: Tensor) -> tuple[int, ...]:
     return tuple(order)
 
 
-MASKS = {
-    "[B, H, W]": lambda b, h, w: (b, h, w),
-    "[B, 1, H, W]": lambda b, h, w: (b, 1, h, w),
-    "[B, N]": lambda b, h, w: (b, h * w),
-    "[B, N, 1]": lambda b, h, w: (b, h * w, 1),
-    "[B, 1, N]": lambda b, h, w: (b, 1, h * w),
-}
-"""Forms of a tensor with a number for every position of ``[B, D, H, W]``; its shape by their sizes."""
+MASKS = ("[B, H, W]", "[B, 1, H, W]", "[B, N]", "[B, N, 1]", "[B, 1, N]")
+"""Forms of a tensor with a number for every position of ``[B, D, H, W]``."""
 
 
 @dataclass(frozen=True)
@@ -132,7 +119,7 @@ class Mask:
 
     Attributes:
         layout: of the input beside it.
-        form: a key of :data:`MASKS`.
+        form: one of :data:`MASKS`.
         kind: "float", which is in the dtype of the features, "bool" or "int64".
         meaning: "weights", "in" where it is not zero, or "out" where it is not.
     """
@@ -151,7 +138,8 @@ class Mask:
 
     def shape(self, x: Tensor) -> tuple[int, ...]:
         batch, _, height, width = self.layout.as_map(x).shape
-        return MASKS[self.form](batch, height, width)
+        sizes = {"B": batch, "N": height * width, "H": height, "W": width, "1": 1}
+        return tuple(sizes[letter] for letter in self.form[1:-1].split(", "))
 
     def fits(self, mask: object, x: Tensor, layout: Layout) -> bool:
         if not isinstance(mask, Tensor) or mask.device != x.device or layout != self.layout:
@@ -167,26 +155,29 @@ class Mask:
 
 
 Describe = Callable[[Tensor, Form], Tensor]
+Way = Callable[[Describe, Sequence[Tensor], Form], object]
 ALL = slice(None)
 
-WAYS: dict[str, tuple[slice, Callable[[Describe, Sequence[Tensor], Form], object]]] = {
-    "one result each, in a list": (ALL, lambda describe, xs, form: [describe(x, form) for x in xs]),
-    "one result each, in a tuple": (ALL, lambda describe, xs, form: tuple([describe(x, form) for x in xs])),
-    "their results in one batch": (
-        ALL,
-        lambda describe, xs, form: torch.cat([describe(x, form) for x in xs]),
-    ),
-    "their results stacked": (ALL, lambda describe, xs, form: torch.stack([describe(x, form) for x in xs])),
-    "the positions of all together": (
-        ALL,
-        lambda describe, xs, form: describe(
-            torch.cat([form.layout.as_map(x).flatten(2) for x in xs], 2), replace(form, layout=CHANNELS_FIRST)
-        ),
-    ),
-    "the first alone": (slice(0, 1), lambda describe, xs, form: describe(xs[0], form)),
-    "the last alone": (slice(-1, None), lambda describe, xs, form: describe(xs[0], form)),
+
+def _each(join: Callable[[list[Tensor]], object]) -> Way:
+    return lambda describe, xs, form: join([describe(x, form) for x in xs])
+
+
+def _as_one(describe: Describe, xs: Sequence[Tensor], form: Form) -> Tensor:
+    positions = torch.cat([form.layout.as_map(x).flatten(2) for x in xs], 2)
+    return describe(positions, replace(form, layout=CHANNELS_FIRST))
+
+
+WAYS: dict[str, tuple[slice, Way]] = {
+    "one result each, in a list": (ALL, _each(list)),
+    "one result each, in a tuple": (ALL, _each(tuple)),
+    "their results in one batch": (ALL, _each(torch.cat)),
+    "their results stacked": (ALL, _each(torch.stack)),
+    "the positions of all together": (ALL, _as_one),
+    "the first alone": (slice(0, 1), _each(lambda results: results[0])),
+    "the last alone": (slice(-1, None), _each(lambda results: results[0])),
 }
-"""What a layer may return for several inputs: those that take part, and how."""
+"""Results for several inputs: those that take part, and how."""
 
 
 @dataclass(frozen=True)

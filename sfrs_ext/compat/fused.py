@@ -10,13 +10,15 @@ import functools
 import inspect
 import re
 import threading
+from collections import Counter
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .. import _cuda
-from .forms import WAYS, Form
+from .forms import WAYS
 from .recipe import Recipe, aggregate
 
 MOST_COLUMNS_ON_CUDA, MOST_COLUMNS_ON_CUDA_IN_FLOAT64 = 320, 256
@@ -29,20 +31,17 @@ CONSTANTS = (type(None), bool, int, float, str)
 class Fused:
     """Mixed in before the layer's own class."""
 
-    _sfrs_recipe: Recipe
-    _sfrs_calls: "Calls"
-
     def __reduce_ex__(self, protocol):
         # This class is made at run time and cannot be found by its name; the layer's own class can.
         # Protocols 0 and 1 would name it nevertheless.
         function, arguments, *state = super().__reduce_ex__(max(protocol, 2))
-        if function is copyreg.__newobj__:
+        if function is copyreg.__newobj__:  # pyright: ignore[reportAttributeAccessIssue]
             function, arguments = _new, (original_class(self),)
         return function, arguments, *state
 
 
 def _new(original: type) -> nn.Module:
-    fused = fused_class(original)
+    fused: Any = fused_class(original)
     return fused.__new__(fused)
 
 
@@ -50,11 +49,10 @@ class Calls:
     """Counts a layer's calls by what came of them. DataParallel's replicas share it; copies begin at zero."""
 
     def __init__(self):
-        self._numbers: dict[tuple[str, int], int] = {}
+        self._numbers: Counter[tuple[str, int]] = Counter()
 
     def count(self, what: str) -> None:
-        key = what, threading.get_ident()  # no thread adds to another's number, so none is lost
-        self._numbers[key] = self._numbers.get(key, 0) + 1
+        self._numbers[what, threading.get_ident()] += 1  # no thread adds to another's number: none is lost
 
     # torch.compile runs it while it traces, leaves it out of the graph and puts no guard on the numbers.
     count._dynamo_marked_constant = True
@@ -62,30 +60,22 @@ class Calls:
     def __reduce__(self):
         return Calls, ()
 
-    def numbers(self) -> dict[str, int]:
-        total: dict[str, int] = {}
+    def numbers(self) -> Counter[str]:
+        total: Counter[str] = Counter()
         for (what, _), number in self._numbers.copy().items():
-            total[what] = total.get(what, 0) + number
+            total[what] += number
         return total
 
 
 class Signature:
-    """The arguments of a class's ``forward``.
-
-    Attributes:
-        names: of those that may be given by position, the features first.
-        others: names of all but the features.
-        unread: names of those that the code never reads.
-        variable: "*args", "**kwargs".
-        defaults: those that are plain values.
-    """
+    """The arguments of a class's ``forward``: ``names`` may be given by position, the features first."""
 
     def __init__(self, forward: Callable):
         parameters = [*inspect.signature(forward).parameters.values()][1:]  # without self
         named = [p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
         self.names = tuple(p.name for p in named if p.kind != p.KEYWORD_ONLY) or ("*args",)
         self.others = tuple(p.name for p in named if p.name not in self.names[:1])
-        self.unread = {*self.others} - _mentioned(forward)
+        self.unread = {*self.others} - _mentioned(forward)  # by the code
         self.variable = tuple(str(p.replace(annotation=p.empty)) for p in parameters if p not in named)
         self.defaults = {p.name: p.default for p in named if isinstance(p.default, CONSTANTS)}
 
@@ -95,12 +85,9 @@ class Signature:
 
 
 def _mentioned(forward: Callable) -> set[str]:
-    """The words in the code of a function; the names of its arguments where that is somewhere else."""
-    if not inspect.isfunction(forward) or hasattr(forward, "__wrapped__"):
+    if not inspect.isfunction(forward) or hasattr(forward, "__wrapped__"):  # its code is somewhere else
         return {*inspect.signature(forward).parameters}
-    return set(
-        re.findall(r"\w+", " ".join(instruction.argrepr for instruction in dis.get_instructions(forward)))
-    )
+    return {word for line in dis.get_instructions(forward) for word in re.findall(r"\w+", line.argrepr)}
 
 
 def respond(layer: nn.Module, recipe: Recipe, signature: Signature, args: tuple, kwargs: dict) -> object:
@@ -117,24 +104,17 @@ def respond(layer: nn.Module, recipe: Recipe, signature: Signature, args: tuple,
         mask = value
     if isinstance(x, (list, tuple)):
         return _several(layer, recipe, x) if mask is None else f"argument {recipe.mask} beside a list"
-    form = _form_of(recipe, x)
+    form = next((form for form in recipe.forms if form.layout.fits(x, recipe.dim)), None)
     if form is None or form.result is None:
         return "another form of input"
     if not has_kernels(recipe, x):
         return "no kernels for the input"
     if mask is not None:
-        fitting = [one for one in recipe.masks if one.fits(mask, x, form.layout)]
-        if not fitting:
+        known = next((one for one in recipe.masks if one.fits(mask, x, form.layout)), None)
+        if known is None:
             return f"another form of {recipe.mask}"
-        mask = fitting[0].weights(mask, x)
+        mask = known.weights(mask, x)
     return aggregate(layer, recipe, form, x, mask)
-
-
-def _form_of(recipe: Recipe, x: object) -> Form | None:
-    for form in recipe.forms:
-        if form.layout.fits(x, recipe.dim):
-            return form
-    return None
 
 
 def _several(layer: nn.Module, recipe: Recipe, xs: list | tuple) -> object:
@@ -149,19 +129,14 @@ def _several(layer: nn.Module, recipe: Recipe, xs: list | tuple) -> object:
 
 def has_kernels(recipe: Recipe, x: Tensor) -> bool:
     """Whether the operator takes features of this dtype on this device."""
-    if x.device.type == "cuda":
-        most = MOST_COLUMNS_ON_CUDA_IN_FLOAT64 if x.dtype == torch.float64 else MOST_COLUMNS_ON_CUDA
-        return (
-            x.is_floating_point()
-            and _cuda.missing is None
-            and recipe.clusters + recipe.ghost_clusters <= most
-        )
-    return x.is_floating_point() and x.device.type in ("cpu", "meta")
+    if not x.is_floating_point() or x.device.type != "cuda":
+        return x.is_floating_point() and x.device.type in ("cpu", "meta")
+    most = MOST_COLUMNS_ON_CUDA_IN_FLOAT64 if x.dtype == torch.float64 else MOST_COLUMNS_ON_CUDA
+    return _cuda.missing is None and recipe.clusters + recipe.ghost_clusters <= most
 
 
 @functools.cache
 def fused_class(original: type) -> type:
-    """The subclass of a layer's class that is fused."""
     signature = Signature(original.forward)
 
     @functools.wraps(original.forward, updated=())  # without what torch.compile marks the function with
@@ -177,23 +152,22 @@ def fused_class(original: type) -> type:
     return type(original)(f"Fused{original.__name__}", (Fused, original), contents)
 
 
-def original_class(layer: nn.Module) -> type:
-    """The class a fused layer had."""
+def original_class(layer: object) -> type:
     return type(layer).__mro__[2]
 
 
-def numbers_of_calls(layer: nn.Module) -> tuple[int, dict[str, int]]:
-    """How many calls of a fused layer were fused, and how many were not, by what was unforeseen."""
+def numbers_of_calls(layer: Any) -> tuple[int, dict[str, int]]:
+    """Calls of a fused layer that were fused, and those that were not, by what was unforeseen."""
     numbers = layer._sfrs_calls.numbers()
     return numbers.pop(FUSED, 0), numbers
 
 
-def fuse(layer: nn.Module, recipe: Recipe) -> None:
+def fuse(layer: Any, recipe: Recipe) -> None:
     layer.__class__ = fused_class(type(layer))
     layer._sfrs_recipe = recipe
     layer._sfrs_calls = Calls()
 
 
-def unfuse(layer: nn.Module) -> None:
+def unfuse(layer: Any) -> None:
     layer.__class__ = original_class(layer)
     del layer._sfrs_recipe, layer._sfrs_calls

@@ -1,11 +1,16 @@
 """What running a layer leaves behind: in its attributes, and in what its code keeps outside of it."""
 
 import functools
+import random
 import sys
 import types
+import warnings
 from collections.abc import Iterator
-from typing import NamedTuple
+from contextlib import ExitStack, contextmanager
+from itertools import chain
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 TENSORS_AND_CHILDREN = ("_parameters", "_buffers", "_modules")
@@ -13,6 +18,8 @@ TENSORS_AND_CHILDREN = ("_parameters", "_buffers", "_modules")
 
 PLAIN = (bool, int, float, complex, str, bytes)
 CACHE = type(functools.cache(len))
+Name = tuple[str, dict | type | None, str, Any]
+"""Label, owner, name and value."""
 
 
 class Held(NamedTuple):
@@ -20,7 +27,7 @@ class Held(NamedTuple):
 
     owner: dict | type | None
     name: str
-    value: object
+    value: Any
     contents: list
 
 
@@ -42,16 +49,13 @@ class Memory:
 
     def changed(self) -> list[str]:
         """Names that are new, gone, bound to something else or hold something else; no caches of results."""
-        return [
-            label
-            for label, before, after in self._differences()
-            if not isinstance((after or before).value, CACHE)
-        ]
+        pairs = [(label, after or before) for label, before, after in self._differences()]
+        return [label for label, held in pairs if held and not isinstance(held.value, CACHE)]
 
     def restore(self) -> None:
         """Bind names as they were bound, fill containers with what they held, empty caches that were used."""
         for label, before, after in self._differences():
-            owner, name, value, contents = before or after
+            owner, name, value, contents = before or after  # pyright: ignore[reportGeneralTypeIssues]
             if isinstance(value, CACHE):
                 value.cache_clear()
             elif before is None:
@@ -65,25 +69,24 @@ class Memory:
 
     def _differences(self) -> list[tuple[str, Held | None, Held | None]]:
         after = self._look()
-        labels = [*self._before, *(label for label in after if label not in self._before)]
-        pairs = [(label, self._before.get(label), after.get(label)) for label in labels]
+        pairs = [(label, self._before.get(label), after.get(label)) for label in self._before | after]
         return [pair for pair in pairs if not _are_same(pair[1], pair[2])]
 
     def _look(self) -> dict[str, Held]:
-        found = {}
-        for path, module in self._layer.named_modules():
-            for name, value in vars(module).items():
-                if name not in TENSORS_AND_CHILDREN:
-                    label = f"{path}.{name}" if path else name
-                    found[label] = Held(vars(module), name, value, _contents(value))
-        if self._outside:
-            for label, owner, name, value in _surroundings(self._layer):
-                found[label] = Held(owner, name, value, _contents(value))
-        return found
+        surroundings = _surroundings(self._layer) if self._outside else ()
+        names = chain(_attributes(self._layer), surroundings)
+        return {label: Held(owner, name, value, _contents(value)) for label, owner, name, value in names}
 
 
-def _surroundings(layer: nn.Module) -> Iterator[tuple[str, dict | type | None, str, object]]:
-    """Label, owner, name and value of all in which the code of a layer can keep something."""
+def _attributes(layer: nn.Module) -> Iterator[Name]:
+    for path, module in layer.named_modules():
+        for name, value in [*vars(module).items()]:
+            if name not in TENSORS_AND_CHILDREN:
+                yield f"{path}.{name}" if path else name, vars(module), name, value
+
+
+def _surroundings(layer: nn.Module) -> Iterator[Name]:
+    """All in which the code of a layer can keep something."""
     waiting: list[object] = [cls for module in layer.modules() for cls in type(module).__mro__]
     homes = {str(cls.__module__).split(".")[0] for cls in waiting} - sys.stdlib_module_names - {"torch"}
     seen = set()
@@ -92,9 +95,9 @@ def _surroundings(layer: nn.Module) -> Iterator[tuple[str, dict | type | None, s
         if thing is None or id(thing) in seen or _is_of_a_library(str(thing.__module__), homes):
             continue
         seen.add(id(thing))
-        for label, owner, name, value in _names_of(thing, homes):
-            yield label, owner, name, value
-            waiting.append(value)
+        for name in _names_of(thing, homes):
+            yield name
+            waiting.append(name[-1])
 
 
 def _code_of(value: object) -> type | types.FunctionType | None:
@@ -108,9 +111,7 @@ def _code_of(value: object) -> type | types.FunctionType | None:
     return value if isinstance(value, (type, types.FunctionType)) else None
 
 
-def _names_of(
-    thing: type | types.FunctionType, homes: set[str]
-) -> Iterator[tuple[str, dict | type | None, str, object]]:
+def _names_of(thing: type | types.FunctionType, homes: set[str]) -> Iterator[Name]:
     title = f"{thing.__module__}.{thing.__qualname__}"
     if isinstance(thing, type):
         for name, value in [*vars(thing).items()]:
@@ -157,7 +158,7 @@ def _contents(value: object) -> list[object]:
     return list(value) if isinstance(value, (list, tuple, set, frozenset)) else [value]
 
 
-def _refill(container: object, contents: list[object] | Tensor) -> None:
+def _refill(container: object, contents: Any) -> None:
     if isinstance(container, Tensor):
         container.data.copy_(contents)
     elif isinstance(container, dict):
@@ -178,3 +179,34 @@ def _are_same(some: Held | None, other: Held | None) -> bool:
         return False
     pairs = zip(some.contents, other.contents, strict=True)
     return all(a is b or (type(a) is type(b) and isinstance(a, PLAIN) and a == b) for a, b in pairs)
+
+
+@contextmanager
+def undisturbed(layer: nn.Module) -> Iterator[Memory]:
+    """Let a copy of somebody else's layer run without a trace outside of it.
+
+    Put back are its attributes and what its code keeps in classes, globals, defaults, closures and caches;
+    random states; torch's modes, default dtype and device; hooks on all modules, which do not run; warnings,
+    which are not shown. Layers that allocate without a dtype get float64.
+    """
+    with ExitStack() as stack:
+        devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+        stack.enter_context(torch.random.fork_rng(devices))
+        stack.callback(random.setstate, random.getstate())
+        if numpy := sys.modules.get("numpy"):
+            stack.callback(numpy.random.set_state, numpy.random.get_state())
+        stack.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("ignore")
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        stack.enter_context(torch.autocast("cpu", enabled=False))
+        stack.enter_context(torch.device("cpu"))
+        stack.callback(torch.set_default_dtype, torch.get_default_dtype())
+        torch.set_default_dtype(torch.float64)
+        for name, hooks in vars(nn.modules.module).items():
+            if name.startswith("_global_") and isinstance(hooks, dict):
+                stack.callback(hooks.update, hooks.copy())
+                hooks.clear()
+        memory = Memory(layer, outside=True)
+        stack.callback(memory.restore)
+        yield memory

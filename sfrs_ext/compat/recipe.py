@@ -1,6 +1,7 @@
 """How the tensors and habits of somebody else's NetVLAD layer map to the operator's arguments."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,74 +15,48 @@ from .forms import Form, Lists, Mask
 class Recipe:
     """What :func:`aggregate` needs to know to stand in for a layer's ``forward``.
 
-    Tensors are named, not held: they are read from the layer at every call, so that optimisers, ``.to()`` and
-    replaced parameters are seen.
-
-    Attributes:
-        assignment: a child with ``weight`` (1x1 convolution, linear), or a parameter.
-        assignment_transposed: that parameter is ``[D, K + G]`` instead of ``[K + G, D]``.
-        bias: where ``[K + G]`` is: a parameter beside an assignment that is one, or the child's, "conv.bias".
-        ignores_bias: the child has one that takes no part.
-        scale: attribute the logits are multiplied by, or divided by if ``scale_divides``.
-        batch_norm: child that normalises the logits.
-        centroids: parameter or buffer, ``[K, D]`` or, ``centroids_transposed``, ``[D, K]``; K + G rows have
-            their last G ignored.
-        clusters, ghost_clusters, dim: K, G and D.
-        normalize_input, intra_norm, l2_norm: as in :func:`sfrs_ext.netvlad`.
-        forms: every form of input on which the layer runs; where an input fits several, the first holds.
-        lists: how it takes several inputs at once.
-        mask, masks: the argument that weighs the positions, and the forms in which it may come.
-        ignored: arguments that change nothing.
-        unforeseen: arguments with which the layer's own ``forward`` has to be called.
+    Tensors are named and read at every call, so that optimisers, ``.to()`` and replaced parameters are seen.
     """
 
-    assignment: str
-    clusters: int
-    ghost_clusters: int
-    dim: int
-    assignment_transposed: bool = False
-    bias: str | None = None
-    ignores_bias: bool = False
-    scale: str | None = None
-    scale_divides: bool = False
-    batch_norm: str | None = None
-    centroids: str | None = None
-    centroids_transposed: bool = False
+    assignment: str  # a child with ``weight`` (1x1 convolution, linear), or a parameter [K + G, D]
+    clusters: int  # K
+    ghost_clusters: int  # G
+    dim: int  # D
+    assignment_transposed: bool = False  # that parameter is [D, K + G]
+    bias: str | None = None  # [K + G]: a parameter beside one, or the child's, "conv.bias"
+    ignores_bias: bool = False  # the child has one that takes no part
+    scale: str | None = None  # attribute the logits are multiplied by
+    scale_divides: bool = False  # or divided by
+    batch_norm: str | None = None  # child that normalises the logits
+    centroids: str | None = None  # parameter or buffer [K, D]; of K + G rows the last G are ignored
+    centroids_transposed: bool = False  # it is [D, K]
     normalize_input: bool = True
     intra_norm: bool = True
     l2_norm: bool = True
-    forms: tuple[Form, ...] = ()
+    forms: tuple[Form, ...] = ()  # on which the layer runs; where an input fits several, the first holds
     lists: Lists | None = None
-    mask: str | None = None
-    masks: tuple[Mask, ...] = ()
-    ignored: tuple[str, ...] = ()
-    unforeseen: tuple[str, ...] = ()
+    mask: str | None = None  # the argument that weighs the positions,
+    masks: tuple[Mask, ...] = ()  # and the forms in which it may come
+    ignored: tuple[str, ...] = ()  # arguments that change nothing
+    unforeseen: tuple[str, ...] = ()  # arguments with which the layer's own ``forward`` has to be called
 
     @property
     def kind(self) -> str:
-        """What the layer is, in the field's words."""
+        """The layer in the field's words."""
         parts = [
-            ("bias", self.bias is not None),
-            ("batch norm", self.batch_norm is not None),
-            (f"scale {self.scale}", self.scale is not None),
-            (f"ghost clusters: {self.ghost_clusters}", self.ghost_clusters > 0),
+            "NetVLAD" if self.centroids else "VLAD without centroids",
+            self.bias and "bias",
+            self.batch_norm and "batch norm",
+            self.scale and f"scale {self.scale}",
+            self.ghost_clusters and f"ghost clusters: {self.ghost_clusters}",
         ]
-        extras = ", ".join(name for name, present in parts if present)
-        return ("NetVLAD" if self.centroids else "VLAD without centroids") + (f", {extras}" if extras else "")
+        return ", ".join(part for part in parts if part)
 
     @property
     def steps(self) -> str:
         """The optional normalisations in their order."""
-        steps = [
-            name
-            for name, present in (
-                ("input", self.normalize_input),
-                ("intra", self.intra_norm),
-                ("L2", self.l2_norm),
-            )
-            if present
-        ]
-        return " + ".join(steps) + (" norm" if steps else "no norm")
+        present = {"input": self.normalize_input, "intra": self.intra_norm, "L2": self.l2_norm}
+        return (" + ".join(name for name in present if present[name]) or "no") + " norm"
 
     @property
     def calls(self) -> str:
@@ -100,10 +75,9 @@ class Recipe:
 
 
 def aggregate(layer: nn.Module, recipe: Recipe, form: Form, x: Tensor, mask: Tensor | None = None) -> Tensor:
-    """What ``layer(x)`` computes, by the fused operator, in the layer's own form of result.
+    """Compute ``layer(x)`` by the fused operator, in the layer's own form of result; ``mask`` is ``[B, N]``.
 
-    ``mask`` is ``[B, N]``. Under autocast it computes in float32 and returns float32, as sums over residuals
-    in eager torch do.
+    Under autocast it computes in float32 and returns float32, as sums over residuals in eager torch do.
     """
     if x.device.type != "meta" and torch.is_autocast_enabled(x.device.type):
         with torch.autocast(x.device.type, enabled=False):
@@ -134,8 +108,8 @@ def _aggregate(layer: nn.Module, recipe: Recipe, form: Form, x: Tensor, mask: Te
     return form.arranged(vlad, x)
 
 
-def as_matrix(tensor: Tensor) -> Tensor | None:
-    """A view without dimensions of size one in front (``[1, D, K]``) or behind (1x1 kernels)."""
+def as_matrix(tensor: Tensor) -> Any:
+    """A view without dimensions of size one in front (``[1, D, K]``) or behind (1x1 kernels), or None."""
     sizes = tensor.shape
     if len(sizes) == 3 and sizes[0] == 1:
         return tensor[0]
@@ -146,15 +120,15 @@ def as_matrix(tensor: Tensor) -> Tensor | None:
 
 def _assignment(layer: nn.Module, recipe: Recipe) -> tuple[Tensor, Tensor | None]:
     """Weights ``[K + G, D]`` and bias ``[K + G]``, times the scale."""
-    owner = getattr(layer, recipe.assignment)
-    if isinstance(owner, nn.Module):
-        weight, bias = as_matrix(owner.weight), None if recipe.ignores_bias else owner.bias
-    else:
+    owner: Any = getattr(layer, recipe.assignment)
+    if isinstance(owner, Tensor):
         weight = as_matrix(owner).T if recipe.assignment_transposed else as_matrix(owner)
         bias = None if recipe.bias is None else getattr(layer, recipe.bias).flatten()
+    else:
+        weight, bias = as_matrix(owner.weight), None if recipe.ignores_bias else owner.bias
     if recipe.scale is None:
         return weight, bias
-    scale = getattr(layer, recipe.scale)
+    scale: Any = getattr(layer, recipe.scale)
     scale = scale.reshape(()) if isinstance(scale, Tensor) else scale
     scale = 1 / scale if recipe.scale_divides else scale
     return weight * scale, None if bias is None else bias * scale
@@ -182,7 +156,7 @@ def _normalised_logits(
     return rows.view_as(logits)
 
 
-def _folded(weight: Tensor, bias: Tensor | None, norm: nn.Module) -> dict[str, Tensor]:
+def _folded(weight: Tensor, bias: Tensor | None, norm: Any) -> dict[str, Tensor]:
     """Batch norm with fixed statistics is another weight and bias: ``(W x + b - mean) g / s + h``."""
     gain = (norm.running_var + norm.eps).rsqrt()
     gain = gain if norm.weight is None else gain * norm.weight

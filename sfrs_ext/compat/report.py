@@ -6,21 +6,29 @@ from .recipe import Recipe
 
 
 @dataclass(frozen=True)
-class Replaced:
-    """A layer that is fused now. ``paths``: where it is in the model; "" is the model itself."""
+class Entry:
+    """A layer. ``paths``: where it is in the model; "" is the model itself."""
 
     paths: tuple[str, ...]
     layer: str
+
+    def _text(self, about: str) -> str:
+        return f"{', '.join(path or 'the model' for path in self.paths)} ({self.layer}): {about}"
+
+
+@dataclass(frozen=True)
+class Replaced(Entry):
+    """A layer that is fused now."""
+
     recipe: Recipe
 
     def __str__(self) -> str:
         r = self.recipe
-        sizes = f"K = {r.clusters}, D = {r.dim}"
-        return f"{_where(self.paths)} ({self.layer}): {r.kind}; {sizes}; {r.calls}; {r.steps}"
+        return self._text(f"{r.kind}; K = {r.clusters}, D = {r.dim}; {r.calls}; {r.steps}")
 
 
 @dataclass(frozen=True)
-class Used:
+class Used(Entry):
     """A layer that was fused before, and how often it has been called since.
 
     Attributes:
@@ -28,28 +36,23 @@ class Used:
         own: calls that went to the layer's own ``forward``, by what was unforeseen about them.
     """
 
-    paths: tuple[str, ...]
-    layer: str
     fused: int
     own: dict[str, int]
 
     def __str__(self) -> str:
         why = ", ".join(f"{what}: {number}" for what, number in self.own.items())
         own = f"{sum(self.own.values())} by its own forward" + (f" ({why})" if why else "")
-        calls = "call" if self.fused == 1 else "calls"
-        return f"{_where(self.paths)} ({self.layer}): {self.fused} {calls} fused, {own}"
+        return self._text(f"{self.fused} {'call' if self.fused == 1 else 'calls'} fused, {own}")
 
 
 @dataclass(frozen=True)
-class LeftAlone:
+class LeftAlone(Entry):
     """A layer that looks like NetVLAD or is another aggregator and is as it was, and why."""
 
-    paths: tuple[str, ...]
-    layer: str
     reason: str
 
     def __str__(self) -> str:
-        return f"{_where(self.paths)} ({self.layer}): {self.reason}"
+        return self._text(self.reason)
 
 
 @dataclass(frozen=True)
@@ -63,14 +66,11 @@ class Report:
     def __str__(self) -> str:
         if not self.replaced and not self.fused and not self.left_alone:
             return "sfrs_ext.accelerate: nothing in this model looks like NetVLAD"
-        before = f", {len(self.fused)} fused before" if self.fused else ""
-        lines = [
-            f"sfrs_ext.accelerate: {len(self.replaced)} replaced{before}, {len(self.left_alone)} left alone"
-        ]
-        lines += [f"  replaced    {entry}" for entry in self.replaced]
-        lines += [f"  fused       {entry}" for entry in self.fused]
-        lines += [f"  left alone  {entry}" for entry in self.left_alone]
-        return "\n".join(lines)
+        fused = f", {len(self.fused)} fused before" if self.fused else ""
+        counts = f"{len(self.replaced)} replaced{fused}, {len(self.left_alone)} left alone"
+        kinds = (("replaced", self.replaced), ("fused", self.fused), ("left alone", self.left_alone))
+        lines = [f"  {kind:10}  {entry}" for kind, entries in kinds for entry in entries]
+        return "\n".join([f"sfrs_ext.accelerate: {counts}", *lines])
 
     __repr__ = __str__
 
@@ -88,7 +88,3 @@ class Restored:
         return "\n".join([*lines, *(f"  restored    {entry}" for entry in self.restored)])
 
     __repr__ = __str__
-
-
-def _where(paths: tuple[str, ...]) -> str:
-    return ", ".join(path or "the model" for path in paths)

@@ -37,18 +37,12 @@ HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_p
 
 @dataclass(frozen=True)
 class Reading:
-    """One way to read a layer's tensors as NetVLAD.
+    """One way to read a layer's tensors as NetVLAD."""
 
-    Attributes:
-        parts: the fields of :class:`sfrs_ext.compat.recipe.Recipe` that say where tensors are.
-        columns, dim: K + G and D.
-        extras: names of tensors and children that have no place in it.
-    """
-
-    parts: dict
-    columns: int
-    dim: int
-    extras: tuple[str, ...]
+    parts: dict  # the fields of a Recipe that say where tensors are
+    columns: int  # K + G
+    dim: int  # D
+    extras: tuple[str, ...]  # tensors and children that have no place in it
 
 
 def own_tensors(layer: nn.Module) -> dict[str, Tensor]:
@@ -57,11 +51,8 @@ def own_tensors(layer: nn.Module) -> dict[str, Tensor]:
 
 
 def _named(layer: nn.Module) -> list[tuple[str, Tensor]]:
-    return [(name, t) for name, t in {**layer._parameters, **layer._buffers}.items() if _has_shape(t)]
-
-
-def _has_shape(tensor: Tensor | None) -> bool:
-    return tensor is not None and not is_lazy(tensor)
+    tensors = {**layer._parameters, **layer._buffers}
+    return [(name, t) for name, t in tensors.items() if t is not None and not is_lazy(t)]
 
 
 def units(layer: nn.Module) -> list[str]:
@@ -69,14 +60,16 @@ def units(layer: nn.Module) -> list[str]:
     found = [*own_tensors(layer)]
     for name, child in layer.named_children():
         found += [name] if [*child.parameters(), *child.buffers()] else []
-        found += (
-            [f"{name}.bias"] if _linear_shape(child) and child._parameters.get("bias") is not None else []
-        )
+        found += [f"{name}.bias"] if _linear_shape(child) and _has_bias(child) else []
     return found
 
 
+def _has_bias(child: nn.Module) -> bool:
+    return child._parameters.get("bias") is not None
+
+
 def scales(layer: nn.Module) -> list[str]:
-    """Attributes the logits may be multiplied by: tensors of one number, and numbers of a telling name."""
+    """Attributes that may be a factor on the logits: tensors of one number, numbers of a telling name."""
     numbers = {name: vars(layer).get(name) for name in SCALES}
     plain = [name for name, n in numbers.items() if isinstance(n, (int, float)) and not isinstance(n, bool)]
     return [name for name, tensor in _named(layer) if tensor.numel() == 1] + plain
@@ -93,30 +86,30 @@ def _assignments(layer: nn.Module, used: Collection[str]) -> Iterator[tuple[dict
     """What could hold assignment weights, with its K + G and D."""
     for name, child in layer.named_children():
         if name in used and (shape := _linear_shape(child)):
-            bias = f"{name}.bias" if child._parameters.get("bias") is not None else None
+            bias = f"{name}.bias" if _has_bias(child) else None
             ignored = bias is not None and bias not in used
             yield dict(assignment=name, bias=None if ignored else bias, ignores_bias=ignored), *shape
     for name, tensor in own_tensors(layer).items():
         if name in used and (matrix := as_matrix(tensor)) is not None:
-            yield dict(assignment=name, assignment_transposed=True), *reversed(matrix.shape)
-            yield dict(assignment=name), *matrix.shape
+            rows, columns = matrix.shape
+            yield dict(assignment=name, assignment_transposed=True), columns, rows
+            yield dict(assignment=name), rows, columns
 
 
 def _linear_shape(child: nn.Module) -> tuple[int, int] | None:
     """K + G and D of a linear layer or a 1x1 convolution."""
-    weight = child._parameters.get("weight")
     if isinstance(child, nn.Linear):
-        shape = (child.out_features, child.in_features)
-    elif isinstance(child, (nn.Conv1d, nn.Conv2d)):
-        padded = child.padding != "valid" and set(child.padding) != {0}
-        if padded or child.groups != 1 or set(child.kernel_size) != {1}:
+        shape = child.out_features, child.in_features
+    elif isinstance(child, (nn.Conv1d, nn.Conv2d)) and child.groups == 1 and {*child.kernel_size} == {1}:
+        if child.padding != "valid" and {*child.padding} != {0}:
             return None
-        shape = (child.out_channels, child.in_channels)
+        shape = child.out_channels, child.in_channels
     else:
         return None
-    if weight is None:  # parametrised: computed when it is read
+    weight = child._parameters.get("weight")  # none where it is parametrised: computed when it is read
+    if weight is None:
         return shape
-    return None if is_lazy(weight) or as_matrix(weight) is None else tuple(weight.shape[:2])
+    return None if is_lazy(weight) or as_matrix(weight) is None else (weight.shape[0], weight.shape[1])
 
 
 def _complete(
@@ -135,34 +128,27 @@ def _complete(
     if tensors.pop(parts["assignment"], None) is not None:
         bias = next((name for name, t in tensors.items() if t.numel() == columns == max(t.shape)), None)
         parts = parts | dict(bias=bias)
-        tensors.pop(bias, None)
+        tensors.pop(bias or "", None)
     parts = parts | dict(batch_norm=norm)
-    centroids = [
-        dict(centroids=name, centroids_transposed=transposed)
-        for name, tensor in tensors.items()
-        for transposed in (False, True)
-        if _may_be_centroids(tensor, columns, dim, transposed)
-    ]
+    centroids = []
+    for name, tensor in tensors.items():
+        if (matrix := as_matrix(tensor)) is None:
+            continue
+        for transposed in (False, True):
+            rows, width = reversed(matrix.shape) if transposed else matrix.shape
+            if width == dim and rows <= columns:
+                centroids.append(dict(centroids=name, centroids_transposed=transposed))
     for chosen in centroids or [{}]:
         rest = [name for name in tensors if name != chosen.get("centroids")]
         yield Reading(parts | chosen, columns, dim, tuple(others + rest))
 
 
-def _may_be_centroids(tensor: Tensor, columns: int, dim: int, transposed: bool) -> bool:
-    matrix = as_matrix(tensor)
-    if matrix is None:
-        return False
-    rows, width = reversed(matrix.shape) if transposed else matrix.shape
-    return width == dim and rows <= columns
-
-
 def class_name(layer: nn.Module) -> str:
-    """The name of the layer's class, which torch.jit keeps apart."""
-    return getattr(layer, "original_name", type(layer).__name__)
+    return getattr(layer, "original_name", type(layer).__name__)  # that of torch.jit's copies
 
 
 def other_aggregator(layer: nn.Module) -> str | None:
-    """What a layer does that is another known aggregator by the name of its class."""
+    """What a layer does instead that is another known aggregator by the name of its class."""
     name = class_name(layer)
     return next((does for pattern, does in OTHERS.items() if re.search(pattern, name, re.I)), None)
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-OPERATORS = ("netvlad", "netvlad", "region_vlad", "region_similarity", "conv3x3", "nearest")
+OPERATORS = ("netvlad", "netvlad", "region_vlad", "region_similarity", "conv3x3")
 DTYPES = (torch.float32, torch.float32, torch.float64, torch.bfloat16, torch.float16)
 SIZES = (1, 1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 24, 31, 33, 48, 49, 64, 65, 97)
 MAGNITUDES = (-25, -20, -15, 12, 19, 25)
@@ -148,22 +148,6 @@ class Maker:
             given["bias"] = self.tensor(outputs, **kind)
         return given | dict(relu=self.chance(0.5))
 
-    def nearest(self) -> dict[str, Any]:
-        kind, large = dict(dtype=self.r.choice(DTYPES)), self.chance(0.1)
-        dim, rows = self.r.choice(SIZES[:15]), self.r.randrange(260 if large else 40)
-        columns = 1 + self.r.randrange(1400 if large else 90)
-        given = dict(x=self.tensor(rows, dim, **kind))
-        own = rows > 0 and self.chance(0.4)
-        given["y"] = given["x"] if own else self.tensor(columns, dim, **kind)
-        given["k"] = 1 + self.r.randrange(min(self.r.choice((9, 1400)), len(given["y"])))
-        if own:
-            given["own"] = True
-        elif self.chance(0.4):
-            counts = [self.r.randrange(min(9, columns) + 1) for _ in range(rows)]
-            found = [row for n in counts for row in sorted(self.r.sample(range(columns), n))]
-            given["excluded"] = torch.tensor([0, *counts]).cumsum(0), torch.tensor(found, dtype=torch.int64)
-        return given
-
     def plant(self, given: dict[str, Any]) -> tuple[dict[str, Any], str, int]:
         """A value that is not finite, in an argument that has images or lists."""
         name = self.r.choice([n for n in ("x", "logits", "mask", "query", "quarters") if n in given])
@@ -174,7 +158,7 @@ class Maker:
 
     def spoil(self, given: dict[str, Any]) -> tuple[dict[str, Any], str]:
         """One argument becomes what no operator takes."""
-        name = self.r.choice([n for n in given if n != "excluded"])
+        name = self.r.choice(list(given))
         value = given[name]
         wrong: list[Any] = ["1", 1.5, [1], (), {}, torch.tensor([1, 2])]
         if isinstance(value, Tensor):
@@ -199,9 +183,7 @@ def make(seed: int) -> Case:
     a = case.arguments
     for _ in range(LAYOUTS):
         case.layouts.append({n: m.lay_out(v) if isinstance(v, Tensor) else v for n, v in a.items()})
-        if a.get("own"):
-            case.layouts[-1]["y"] = case.layouts[-1]["x"]
     case.wrong = [m.spoil(a) for _ in range(WRONG)]
-    if operator not in ("conv3x3", "nearest") and all(v.numel() for v in a.values() if isinstance(v, Tensor)):
+    if operator != "conv3x3" and all(v.numel() for v in a.values() if isinstance(v, Tensor)):
         case.planted = [m.plant(a) for _ in range(PLANTED)]
     return case

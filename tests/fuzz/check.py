@@ -37,7 +37,7 @@ ROUNDED = 40
 
 def check(case: Case) -> Iterator[str]:
     """One text for each call: what is wrong, or nothing."""
-    values = (Products if case.operator == "nearest" else Values)(case)
+    values = Values(case)
     for calls, check_call in (
         ([(arguments,) for arguments in case.layouts], values.check),
         (case.wrong, partial(check_refusal, case.operator)),
@@ -194,42 +194,3 @@ class Values:
             if most >= error:
                 return most
         return most
-
-
-class Products:
-    """Neighbours by all products in float64. ``nearest`` adds up D of them, each rounded once or twice."""
-
-    def __init__(self, case: Case):
-        x, y = case.arguments["x"].double(), case.arguments["y"].double()
-        info, self.k = torch.finfo(case.arguments["x"].dtype), case.arguments["k"]
-        self.products, barred = x @ y.T, torch.zeros(len(x), len(y), dtype=torch.bool)
-        offsets, rows = case.arguments.get("excluded", (torch.zeros(len(x) + 1).long(), ()))
-        barred[torch.arange(len(x)).repeat_interleave(offsets.diff()), rows] = True
-        most, least = (
-            self.products.masked_fill(barred, -torch.inf),
-            self.products.masked_fill(barred, torch.inf),
-        )
-        if case.arguments.get("own"):
-            for t in (self.products, most, least):
-                t.fill_diagonal_(torch.inf)
-        self.similarity, self.least = most.topk(self.k).values, least.amin(1)
-        sums = (x.abs() @ y.abs().T).amax() if len(x) else 0.0
-        self.close = 2 * x.shape[1] * (info.eps * sums + info.tiny)
-        self.representable = sums < info.max
-
-    def check(self, arguments: dict) -> None:
-        if self.similarity.eq(-torch.inf).any():
-            return check_refusal("nearest", arguments, "k")
-        try:
-            found = sfrs_ext.nearest(**arguments)
-        except ValueError as error:
-            assert not self.representable and "fewer than k" in str(error), str(error)
-            return
-        assert found.index.sort(dim=1).values.diff(dim=1).ne(0).all(), "a row is a neighbour twice"
-        for ours, truth in (
-            (found.similarity.double(), self.similarity),
-            (self.products.gather(1, found.index), self.similarity),
-            (found.least.double(), self.least),
-        ):
-            wrong = ~((ours - truth).abs() <= self.close) & (ours != truth)
-            assert not self.representable or not wrong.any(), f"{ours[wrong][:3]}, exactly {truth[wrong][:3]}"

@@ -85,9 +85,11 @@ def main() -> int:
         seed, step, seconds = options.child
         make_calls(int(seed), int(step), float(seconds))
         return 0
-    from sfrs_ext import _C
+    import sfrs_ext
 
-    sets = [options.kernels] if options.kernels else [n for n in _C.cpu_available() if n != "emulated"]
+    sets = (
+        [options.kernels] if options.kernels else [n for n in sfrs_ext.available_kernels() if n != "emulated"]
+    )
     firsts = [options.seed + i * bool(options.minutes) for i in range(len(sets))]
     with ThreadPoolExecutor(len(sets)) as pool:
         counts = pool.map(lambda n, s: run_kernels(n, s, len(sets), 60 * options.minutes), sets, firsts)

@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from sfrs_ext import _C, _operators
-
-OTHERS = [name for name in _C.cpu_available() if name not in (_C.cpu_kernels(), "emulated")]
+import sfrs_ext
+from sfrs_ext import _operators
 
 
 def python(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
@@ -23,44 +22,15 @@ def python(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
     )
 
 
-def pass_the_operator_tests(kernels: str, selection: str, **environment: str) -> None:
-    check = f"from sfrs_ext import _C; assert _C.cpu_kernels() == {kernels!r}"
-    assert python("-c", check, SFRS_CPU=kernels).returncode == 0
-    tests = [
-        f"tests/ops/test_{name}.py"
-        for name in ("aggregation", "given_logits", "region_similarity", "conv3x3")
-    ]
-    options = ("-k", selection, "-p", "no:cacheprovider")
-    done = python("-m", "pytest", *tests, *options, SFRS_CPU=kernels, **environment)
-    assert done.returncode == 0, done.stdout[-3000:]
-
-
-PAIRED = ("avx512bf16", "amx", "wide_bf16", "wide_amx")
-"""Sets with kernels of their own for the aggregation of bfloat16 maps, which leave the rest to others."""
-
-
-@pytest.mark.skipif("SFRS_CPU" in os.environ, reason="already running with chosen kernels")
-@pytest.mark.parametrize("kernels", OTHERS)
-def test_other_kernels_pass_the_operator_tests(kernels):
-    # The 16-bit types of the others share all but their loads with float32.
-    selection = "bfloat16 or 16_bit" if kernels in PAIRED else "not float64 and not float16"
-    pass_the_operator_tests(kernels, selection)
-
-
-# The CUDA kernels at the speed of an emulator: what takes minutes is left out.
-QUICK = "not paper and not 512 and not finite_differences"
-
-
-@pytest.mark.skipif("SFRS_CPU" in os.environ, reason="already running with chosen kernels")
-@pytest.mark.skipif("emulated" not in _C.cpu_available(), reason="built without -DSFRS_EMULATED_KERNELS=ON")
-@pytest.mark.parametrize(
-    ("order", "selection"), [("forward", QUICK), ("reversed", f"odd and not layout and {QUICK}")]
-)
-def test_emulated_cuda_kernels_pass_the_operator_tests(order, selection):
-    pass_the_operator_tests("emulated", selection, SFRS_EMULATOR_ORDER=order)
+def test_the_environment_and_a_call_choose_the_kernels():
+    code = "import sfrs_ext as s; print(s.kernels()); s.use_kernels('portable'); print(s.kernels())"
+    last = next(name for name in reversed(sfrs_ext.available_kernels()) if name != "portable")
+    assert python("-c", code, SFRS_CPU=last).stdout.split() == [last, "portable"]
 
 
 def test_unknown_kernels_are_not_silently_replaced():
+    with pytest.raises(ValueError, match="use_kernels: name is avx1024, but .* have.* portable"):
+        sfrs_ext.use_kernels("avx1024")
     done = python("-m", "sfrs_ext", SFRS_CPU="avx1024")
     assert done.returncode != 0
     assert "SFRS_CPU=avx1024" in done.stderr and "portable" in done.stderr

@@ -75,8 +75,6 @@ CALLS = {
     "conv3x3, packed": lambda t: sfrs_ext.conv3x3(
         t["maps"], t["kernel"], packed=sfrs_ext.conv3x3_weight(t["kernel"])
     ),
-    "nearest": lambda t: sfrs_ext.nearest(t["rows"], t["others"], 3),
-    "nearest, own": lambda t: sfrs_ext.nearest(t["rows"], t["rows"], 2, own=True),
 }
 
 
@@ -136,10 +134,7 @@ def test_an_exported_call_serves_other_sizes(name, strict):
         assert all(map(torch.equal, found, results(CALLS[name](given))))
 
 
-DIFFERENTIABLE = [name for name in CALLS if not name.startswith("nearest")]
-
-
-@pytest.mark.parametrize("name", DIFFERENTIABLE)
+@pytest.mark.parametrize("name", CALLS)
 def test_compiled_gradients_serve_other_sizes(name):
     torch._dynamo.reset()
     compiled = torch.compile(CALLS[name], fullgraph=True, dynamic=True, backend="aot_eager")

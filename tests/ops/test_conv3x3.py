@@ -169,8 +169,28 @@ def test_packed_weights_of_another_layer_are_noticed(outputs):
         sfrs_ext.conv3x3(x, weight.flip(2), bias, packed=packed)
     with torch.no_grad():
         weight -= 1e-3 * weight  # a step of training
-    with pytest.raises(RuntimeError, match="or of other values of this one"):
+    with pytest.raises(RuntimeError, match="of other values of this one"):
         sfrs_ext.conv3x3(x, weight, bias, packed=packed)
+
+
+@pytest.mark.parametrize("outputs", (3, 70))
+def test_packed_weights_of_other_kernels_are_noticed(outputs):
+    x, weight, _ = problem(1, 6, outputs, 4, 5)
+    packed, chosen = sfrs_ext.conv3x3_weight(weight), sfrs_ext.kernels()
+    expected = sfrs_ext.conv3x3(x, weight, packed=packed)
+    refused = 0
+    try:
+        for name in sfrs_ext.available_kernels():
+            sfrs_ext.use_kernels(name)
+            if torch.equal(sfrs_ext.conv3x3_weight(weight), packed):
+                torch.testing.assert_close(sfrs_ext.conv3x3(x, weight, packed=packed), expected)
+                continue
+            with pytest.raises(RuntimeError, match="packed was made .* by other kernels"):
+                sfrs_ext.conv3x3(x, weight, packed=packed)
+            refused += 1
+    finally:
+        sfrs_ext.use_kernels(chosen)
+    assert refused or len(sfrs_ext.available_kernels()) == 1
 
 
 def test_only_float32_on_a_cpu_is_packed():

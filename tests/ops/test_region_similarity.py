@@ -1,5 +1,7 @@
 """region_similarity equals the dot products with the nine region descriptors that it never builds."""
 
+import functools
+
 import pytest
 import torch
 from problems import DTYPES
@@ -36,22 +38,26 @@ def results(operator, query, quarters):
     return {"result": out.detach(), "dquery": query.grad, "dquarters": quarters.grad}
 
 
-def check(query, quarters):
-    kernel = results(sfrs_ext.region_similarity, query, quarters)
-    eager = results(reference.region_similarity, query, quarters)
+@functools.cache  # for every set of kernels
+def expected(shape, all_pairs: bool, dtype: torch.dtype, device: str):
+    """Results in float64 and of eager torch."""
+    query, quarters = inputs(shape, all_pairs, dtype, device)
     exact = results(reference.region_similarity, query.double(), quarters.double())
-    if query.dtype in (torch.bfloat16, torch.float16):
-        assert kernel["result"].dtype == torch.float32
+    eager = results(reference.region_similarity, query, quarters)
+    if dtype in (torch.bfloat16, torch.float16):
         eager["result"] = eager["result"].float()
-    for name in exact:
-        assert_as_exact_as_eager(name, kernel[name], eager[name], exact[name])
+    return exact, eager
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("all_pairs", (False, True), ids=("lists", "all pairs"))
 def test_agrees_with_region_descriptors(shape, all_pairs, dtype, device):
-    check(*inputs(shape, all_pairs, dtype, device))
+    kernel = results(sfrs_ext.region_similarity, *inputs(shape, all_pairs, dtype, device))
+    exact, eager = expected(shape, all_pairs, dtype, device)
+    assert kernel["result"].dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    for name in exact:
+        assert_as_exact_as_eager(name, kernel[name], eager[name], exact[name])
 
 
 @pytest.mark.parametrize("all_pairs", (False, True), ids=("lists", "all pairs"))

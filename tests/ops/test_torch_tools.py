@@ -106,15 +106,6 @@ def test_second_derivatives_of_torch_func_are_refused(name):
             twice(lambda t: make(sfrs_ext)(t, *others).sum())(first)
 
 
-def test_neighbours_are_found_under_vmap():
-    x, y = randn(3, 5, D), randn(6, D)
-    found = vmap(lambda x: tuple(sfrs_ext.nearest(x, y, 2)))(x)
-    for i, one in enumerate(x):
-        assert all(
-            torch.equal(all_[i], want) for all_, want in zip(found, sfrs_ext.nearest(one, y, 2), strict=True)
-        )
-
-
 def counts(function, *tensors):
     """Operations of the forward and of the backward."""
     with FlopCounterMode(display=False) as counter:
@@ -154,17 +145,6 @@ def test_similarities_count_four_products_a_pair_and_nine_squares_an_image(lists
     products = 2 * K * D
     found = counts(sfrs_ext.region_similarity, query, quarters)
     assert found == ((4 * pairs + 9 * images) * products, (8 * pairs + 9 * images) * products)
-
-
-def test_neighbours_count_every_product_once():
-    x, y = randn(10, D), randn(7, D)
-    for arguments, expected in (((x, y, 2), 2 * 10 * 7 * D), ((x, x, 2), 2 * 10 * 10 * D)):
-        with FlopCounterMode(display=False) as counter:
-            sfrs_ext.nearest(*arguments)
-        assert counter.get_total_flops() == expected
-    with FlopCounterMode(display=False) as counter:
-        sfrs_ext.nearest(x, x, 2, own=True)
-    assert counter.get_total_flops() == 2 * (10 * 11 // 2) * D
 
 
 COUNTER = "from torch.utils.flop_counter import FlopCounterMode"

@@ -31,8 +31,6 @@ VALID = [
     (sfrs_ext.conv3x3, dict(x=X, weight=KERNEL, bias=KERNEL[:, 0, 0, 0], relu=True)),
     (sfrs_ext.conv3x3, dict(x=X, weight=KERNEL, packed=sfrs_ext.conv3x3_weight(KERNEL))),
     (sfrs_ext.conv3x3_weight, dict(weight=KERNEL)),
-    (sfrs_ext.nearest, dict(x=ROWS, y=ROWS, k=2, own=True)),
-    (sfrs_ext.nearest, dict(x=ROWS, y=ROWS, k=2, excluded=(torch.zeros(7).long(), torch.zeros(0).long()))),
 ]
 WRONG_TENSORS = {
     "a list": lambda t: t.tolist(),

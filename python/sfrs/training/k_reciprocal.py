@@ -13,9 +13,8 @@ Choices, where implementations differ:
 - k2 = 1, the value SFRS uses: no averaging over neighbours (local query expansion).
 - The neighbourhood lists cover all images; sets, weights and distances are computed only for the asked pairs.
 
-Memory beyond inputs and outputs is bounded by `TILE_BYTES`, up to a factor of about two, and by what
-`sfrs_ext.nearest` takes for the neighbourhood lists. On a CPU tiles are smaller: they stay in the cache, and
-the heap keeps them from one tile to the next.
+Memory beyond inputs and outputs is bounded by `TILE_BYTES`, up to a factor of about two. On a CPU tiles of
+all but products are smaller: they stay in the cache, and the heap keeps them from one tile to the next.
 """
 
 from typing import NamedTuple
@@ -24,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-import sfrs_ext
+from sfrs.retrieval.search import largest
 
 TILE_BYTES = 256 * 2**20
 CACHED_BYTES = 8 * 2**20
@@ -76,9 +75,15 @@ class Neighbours(NamedTuple):
 
 def nearest_neighbours(features: Tensor, k: int) -> Neighbours:
     """Find for each image itself and its k nearest others, and the squared distance to the furthest image."""
-    found = sfrs_ext.nearest(features, features, min(k + 1, len(features)), own=True)
-    least = torch.finfo(features.dtype).tiny
-    return Neighbours(found.index, found.similarity, (2 - 2 * found.least).clamp_min(least))
+    count, parts = len(features), []
+    rows = max(1, TILE_BYTES // (count * features.element_size()))
+    for start in range(0, count, rows):
+        products = features[start : start + rows] @ features.T
+        products.diagonal(start).fill_(torch.inf)
+        parts.append((*largest(products, min(k + 1, count)), products.amin(dim=1)))
+    similarity, images, least = map(torch.cat, zip(*parts, strict=True))
+    tiny = torch.finfo(features.dtype).tiny
+    return Neighbours(images, similarity, (2 - 2 * least).clamp_min(tiny))
 
 
 def tile_rows(device: torch.device, row_bytes: int, cached: int = CACHED_BYTES) -> int:

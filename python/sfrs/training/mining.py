@@ -9,15 +9,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-import sfrs_ext
 from sfrs.data.neighbourhood import Neighbourhood
 from sfrs.data.ragged import Ragged
+from sfrs.retrieval.search import largest
 from sfrs.runtime.errors import UserError
 from sfrs.training.config import TrainConfig
-from sfrs.training.k_reciprocal import promoted, reranked_distances, similarities
+from sfrs.training.k_reciprocal import TILE_BYTES, promoted, reranked_distances, similarities
 
 DIFFICULT = ("none", "promoted", "ranks")
 RANKS = 64
@@ -136,15 +135,15 @@ class Miner:
         """Return the hardest of a random pool and of the previous hardest, ``[b, N]``."""
         config, device = self.config, database_descriptors.device
         allowed = self.database_size - self.excluded.counts[queries]
-        ranks = pool_ranks(allowed, config.negative_pool, config.tuple_negatives, self.generator).to(device)
-        rows = queries.to(device)
-        found = sfrs_ext.nearest(
-            query_descriptors[rows],
-            database_descriptors,
-            int(ranks.max()) + 1,
-            excluded=tuple(part.to(device) for part in self.excluded.of(queries)),
-        )
-        drawn, previous = found.index.gather(1, ranks), self.previous_hardest[queries].to(device)
+        ranks = pool_ranks(allowed, config.negative_pool, config.tuple_negatives, self.generator)
+        tile, drawn = max(1, TILE_BYTES // (4 * self.database_size)), []
+        for own, rank in zip(queries.split(tile), ranks.to(device).split(tile), strict=True):
+            products = query_descriptors[own.to(device)] @ database_descriptors.T
+            row, image = (part.to(device) for part in self.excluded.of(own))
+            products[row, image] = -torch.inf
+            drawn.append(largest(products, int(rank.max()) + 1)[1].gather(1, rank))
+        rows, drawn = queries.to(device), torch.cat(drawn)
+        previous = self.previous_hardest[queries].to(device)
         # All by the same arithmetic, so that rounding does not decide between images that are alike.
         both = torch.cat((drawn, previous.clamp_min(0)), dim=1)
         scores = similarities(query_descriptors, rows, database_descriptors, both)
@@ -244,10 +243,11 @@ class _Lists:
         self.counts = self.offsets.diff()
 
     def of(self, queries: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the lists of ``queries`` one after the other: offsets ``[t + 1]`` and values."""
-        offsets = F.pad(self.counts[queries].cumsum(0), (1, 0))
-        shift = (self.offsets[queries] - offsets[:-1]).repeat_interleave(self.counts[queries])
-        return offsets, self.values[shift + torch.arange(len(shift))]
+        """Return the values of the lists of ``queries`` and, first, each one's place in ``queries``."""
+        counts = self.counts[queries]
+        row = torch.arange(len(queries)).repeat_interleave(counts)
+        begin = self.offsets[queries] - (counts.cumsum(0) - counts)
+        return row, self.values[begin[row] + torch.arange(len(row))]
 
     def padded(self, queries: Tensor) -> Tensor:
         """Return int64 ``[t, longest list]``, padded with -1."""
