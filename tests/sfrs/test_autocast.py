@@ -36,7 +36,7 @@ def prepared(places, config):
     network = network_of_seed()
     images = training_images(config, network, places[0], build_features(config, network, places).train)
     teacher = network_of_seed(1).eval().requires_grad_(False)
-    miner = Miner(Neighbourhood.of_places(places[0], config), config)
+    miner = Miner(Neighbourhood.of_places(places[0], config.positive_radius, config.negative_radius), config)
     return StudentTeacher(2, network, teacher, sgd(network, config), miner), images
 
 

@@ -210,7 +210,7 @@ def test_one_process_needs_no_launcher():
         assert again.share(7) == slice(0, 7)
         rows = torch.ones(3, 2)
         assert again.gather_rows(rows, 3) is rows
-        assert again.broadcast_object("x") == "x"
+        assert again.broadcast("x") == "x"
 
 
 @pytest.mark.parametrize(

@@ -272,11 +272,11 @@ def drawn_pools(miner, state, queries, database):
     config, excluded = miner.config, miner.excluded
     generator = torch.Generator()
     generator.set_state(state)
-    counts = miner.database_size - excluded.counts[miner.queries]
+    counts = miner.allowed[miner.queries]
     ranks = pool_ranks(counts, config.negative_pool, config.tuple_negatives, generator).tolist()
     pools = []
     for query, drawn in zip(miner.queries.tolist(), ranks, strict=True):
-        _, near = excluded.of(torch.tensor([query]))
+        near = torch.from_numpy(excluded[query])
         order = (database @ queries[query]).argsort(descending=True)
         negatives = order[~torch.isin(order, near)].tolist()
         rest = random.Random(query).sample(negatives[drawn[-1] + 1 :], config.negative_pool - len(drawn))

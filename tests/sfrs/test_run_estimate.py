@@ -26,12 +26,12 @@ class Run:
     def whole(self):
         for i in range(10):
             self.work(CACHE / 10, self.estimate.task, "trunk outputs, train", i + 1, 10)
-        self.work(50, self.estimate.task, "validation", 1, 3)  # 50 s of clusters, then the first batch
+        self.work(50, self.estimate.begin)  # 50 s of clusters
         self.validation()
         for generation, epochs in enumerate(EPOCHS, start=1):
             for epoch in range(1, epochs + 1):
                 self.train_epoch(generation, epoch)
-                self.work(0, self.estimate.task, "validation", 1, 3)
+                self.work(0, self.estimate.begin)
                 self.validation()
                 self.work(0, self.estimate.validated)
 
@@ -42,9 +42,10 @@ class Run:
     def train_epoch(self, generation, epoch):
         for done in range(4, QUERIES + 1, 4):
             if done % EVERY == 4:
+                self.estimate.begin()
                 name, seconds = f"mining, generation {generation} epoch {epoch}", REFRESH[generation]
                 for i in range(4):
-                    self.work(seconds / 4, self.estimate.task, name, i, 4)
+                    self.work(seconds / 4, self.estimate.task, name, i + 1, 4)
             self.work(4 * TUPLE[generation], self.estimate.step, generation, epoch, done, QUERIES)
             left = (self.estimate.epoch_left(), self.estimate.run_left())
             self.seen.append(((generation, epoch, done), self.now, *left))

@@ -61,7 +61,7 @@ def finished(tmp_path):
 def test_a_finished_run_tells_its_bests_and_how_long_it_took_without_pauses(finished):
     assert finished.state == FINISHED
     assert finished.position == (2, 2)
-    found = [(best.generation, best.epoch, best.recalls[5]) for best in finished.best]
+    found = [(best.number, best.epoch, best.recalls[5]) for best in finished.best]
     assert found == [(0, 0, 0.5), (1, 1, 0.6), (2, 2, 0.75)]
     assert finished.seconds == pytest.approx(4 + 12)
 

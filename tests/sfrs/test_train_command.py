@@ -8,6 +8,7 @@ import pytest
 from conftest import picture
 from typer.testing import CliRunner
 
+import sfrs
 from sfrs.cli import app
 from sfrs.runtime.errors import UserError
 from sfrs.training.config import TrainConfig
@@ -143,3 +144,12 @@ def test_mistakes_are_told_in_words(arguments, message):
     result = run(*arguments)
     assert isinstance(result.exception, UserError), result.output
     assert message in str(result.exception)
+
+
+def test_the_library_trains_on_a_folder(data, tmp_path):
+    config = sfrs.TrainConfig(
+        backbone="tiny", clusters=4, height=48, width=64, jitter=(), init_images=8, init_features=100,
+        generations=1, epochs=(1,), tuple_negatives=3, device="cpu",
+    )  # fmt: skip
+    result = sfrs.train(data, config, tmp_path / "run")
+    assert result.network().meta["epoch"] == result.final.epoch == 1

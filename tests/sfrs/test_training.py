@@ -32,7 +32,9 @@ def generation(places, config, number=2, seed=0):
     student = network_of_seed(seed)
     teacher = network_of_seed(seed + 1).eval().requires_grad_(False) if number > 1 else None
     optimizer = sgd(student, config)
-    miner = Miner(Neighbourhood.of_places(places[0], config), config, seed=seed)
+    miner = Miner(
+        Neighbourhood.of_places(places[0], config.positive_radius, config.negative_radius), config, seed=seed
+    )
     return StudentTeacher(number, student, teacher, optimizer, miner)
 
 

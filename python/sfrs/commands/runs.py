@@ -33,8 +33,7 @@ def register(app: typer.Typer) -> None:
 
 def runs(
     paths: Annotated[
-        list[Path],
-        typer.Argument(metavar="RUN...", help="Directories of sfrs train, or folders of them."),
+        list[Path], typer.Argument(metavar="RUN...", help="Directories of sfrs train, or folders of them.")
     ],
     plot: Annotated[
         Path | None,
@@ -78,7 +77,9 @@ def _facts(run: Run) -> dict[str, Any]:
         "epoch": epoch,
         "generations": run.generations,
         "epochs": [run.epochs_of(g) for g in range(1, run.generations + 1)],
-        "best": [best._asdict() for best in run.best],
+        "best": [
+            {"generation": best.number, "epoch": best.epoch, "recalls": best.recalls} for best in run.best
+        ],
         **{name: latest.get(name) for name in ("total", "hard", "soft", "tuples_per_second", "peak_bytes")},
         "seconds": run.seconds,
         **{name: start.get(name) for name in ("processes", "host", "versions")},
@@ -117,14 +118,14 @@ def _states(runs: Sequence[Run], names: Sequence[str]) -> Table:
 
 
 def _bests(runs: Sequence[Run], names: Sequence[str]) -> Table:
-    deepest = max((best.generation for run in runs for best in run.best), default=0)
+    deepest = max((best.number for run in runs for best in run.best), default=0)
     depths = "/".join(map(str, SHOWN))
     table = _table(f"Best validation recall@{depths} in % by generation (its epoch)", "run")
     for generation in range(deepest + 1):
         table.add_column(f"{generation}" if generation else "before", justify="right")
     for run, name in zip(runs, names, strict=True):
         cells = [""] * (deepest + 1)
-        for generation, epoch, recalls in run.best:
+        for generation, epoch, recalls, _ in run.best:
             cells[generation] = "/".join(f"{100 * recalls[n]:.1f}" for n in SHOWN if n in recalls)
             cells[generation] += f" ({epoch})" if epoch else ""
         table.add_row(name, *cells)
@@ -187,7 +188,7 @@ def run_curves(run: Run, n: int) -> RunCurves:
         means[generation].append((before + 0.5, line))
         if str(n) in line["recalls"]:
             recalls[generation].append((before + 1.0, line["recalls"][str(n)]))
-    bests = {best.generation: best for best in run.best if n in best.recalls}
+    bests = {best.number: best for best in run.best if n in best.recalls}
     for generation, points in recalls.items():
         if points and 0 in bests:  # every student starts from the initial network
             points.insert(0, (float(run.starts_at(generation)), bests[0].recalls[n]))

@@ -8,54 +8,35 @@ every image are kept, too.
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, NamedTuple
 
 import torch
 from torch import Tensor
 
 from sfrs.data.jitter import hashed
-from sfrs.features.on_the_fly import Draw, OnTheFlyFeatures
-from sfrs.features.source import FeatureSource
+from sfrs.features.on_the_fly import OnTheFlyFeatures
+from sfrs.features.source import Draw, FeatureSource
 
 
-@dataclass(frozen=True)
-class CacheSettings:
-    """How frozen features are kept.
+class CacheSettings(NamedTuple):
+    """How frozen features are kept."""
 
-    Attributes:
-        place: ram, gpu (memory of the trunk's device) or disk.
-        path: of a cache on disk, without suffix (see `sfrs.features.disk`); used again if it fits.
-        dtype: number format; float16 and bfloat16 halve the memory.
-        variants: jittered ones of every image that are kept beside the image as it is.
-        budget: bytes to keep at most; what they do not hold is computed whenever asked for.
-        batch_size: features that are computed and written together.
-    """
-
-    place: str = "ram"
-    path: Path | None = None
+    place: str = "ram"  # or gpu (memory of the trunk's device) or disk
+    path: Path | None = None  # on disk, without suffix (see `sfrs.features.disk`); used again if it fits
     dtype: torch.dtype = torch.float16
-    variants: int = 0
-    budget: float | None = None
-    batch_size: int = 32
+    variants: int = 0  # jittered ones of every image that are kept, besides the image as it is
+    budget: float | None = None  # bytes to keep at most; the rest is computed whenever asked for
+    batch_size: int = 32  # features that are computed and written together
 
 
-@dataclass(frozen=True)
-class CachePlan:
-    """Which features are kept: of the first images as they are, then the variants, image by image.
+class CachePlan(NamedTuple):
+    """Which features are kept: of the first images as they are, then the variants, image by image."""
 
-    Attributes:
-        images: of the data set.
-        variants: jittered variants of an image.
-        plain: images, counted from the first, whose features as they are are kept.
-        varied: images, counted from the first, whose variants are kept; at most ``plain``.
-    """
-
-    images: int
-    variants: int
-    plain: int
-    varied: int
+    images: int  # of the data set
+    variants: int  # of an image
+    plain: int  # images, counted from the first, of which the features as they are are kept
+    varied: int  # images, counted from the first, whose variants are kept; at most ``plain``
 
     @classmethod
     def within(cls, images: int, variants: int, row_bytes: int, budget: float | None) -> "CachePlan":
@@ -125,12 +106,6 @@ class FeatureCache(FeatureSource):
     def __len__(self) -> int:
         return self.plan.images
 
-    def __call__(self, images: Tensor, *, step: int = 0) -> Tensor:
-        return self.read([Draw(image) for image in images.tolist()])
-
-    def prefetch(self, images: Tensor, *, step: int = 0) -> None:
-        self.prefetch_draws([Draw(image) for image in images.tolist()])
-
     def read(self, draws: Sequence[Draw]) -> Tensor:
         """Return features of images as they are or of variants, float32 ``[len(draws), C, h, w]``.
 
@@ -142,14 +117,13 @@ class FeatureCache(FeatureSource):
             return self._kept(rows)
         shape = self.features.permute(0, 2, 3, 1).shape[1:]
         out = torch.empty(len(rows), *shape, device=self.device).permute(0, 3, 1, 2)
-        computed = self.source.compute(self._missing(draws), self.features.dtype)
+        computed = self.source.read(self._missing(draws), self.features.dtype)
         out.index_copy_(0, missing.to(self.device), computed.float())
         if len(kept):
             out.index_copy_(0, kept.to(self.device), self._kept(rows[kept]))
         return out
 
     def prefetch_draws(self, draws: Sequence[Draw]) -> None:
-        """Begin to load what `read` will be asked for."""
         if self.source is not None:
             self.source.prefetch_draws(self._missing(draws))
         if self.file is not None and hasattr(os, "posix_fadvise"):
@@ -178,13 +152,12 @@ class JitteredFeatures(FeatureSource):
             raise ValueError("JitteredFeatures: the cache holds no jittered variants")
         self.cache, self.seed = cache, seed
 
-    def __call__(self, images: Tensor, *, step: int = 0) -> Tensor:
-        return self.cache.read(self.draws(images, step))
-
-    def prefetch(self, images: Tensor, *, step: int = 0) -> None:
-        self.cache.prefetch_draws(self.draws(images, step))
-
     def draws(self, images: Tensor, step: int) -> list[Draw]:
-        """Return which variants a step gets."""
         variants = self.cache.plan.variants
         return [Draw(image, hashed(self.seed, step, image) % variants) for image in images.tolist()]
+
+    def read(self, draws: Sequence[Draw]) -> Tensor:
+        return self.cache.read(draws)
+
+    def prefetch_draws(self, draws: Sequence[Draw]) -> None:
+        self.cache.prefetch_draws(draws)

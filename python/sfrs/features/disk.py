@@ -4,13 +4,11 @@ For a cache named ``trunk_train`` the folder holds ``trunk_train.bin`` (the rows
 ``trunk_train.json`` (what they are of) and ``trunk_train.done`` (a byte per block: 1 once it is on the disk).
 """
 
-import errno
 import fcntl
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -76,14 +74,14 @@ class DiskRows:
         """Put ``rows`` (of the cache's type) where row ``first`` is."""
         content = memoryview(rows.cpu().contiguous().view(-1).view(torch.uint8).numpy())
         offset = first * self.row_bytes
-        with self._full_disk_named(), open(self.path, "r+b", buffering=0) as file:
+        with explained(self.path, size=self.bytes), open(self.path, "r+b", buffering=0) as file:
             while len(content):
                 written = os.pwrite(file.fileno(), content, offset)
                 content, offset = content[written:], offset + written
 
     def finish(self, block: int) -> None:
         """Mark a block as done, once its rows have reached the disk."""
-        with self._full_disk_named():
+        with explained(self.path, size=self.bytes):
             with open(self.path, "r+b") as file:
                 os.fsync(file.fileno())
             with open(self.done_file, "r+b", buffering=0) as file:
@@ -120,9 +118,13 @@ class DiskRows:
     def _begin(self) -> None:
         for file in (self.facts_file, self.done_file, self.path):
             file.unlink(missing_ok=True)  # a run that has mapped the rows keeps them
-        if self.bytes > shutil.disk_usage(self.path.parent).free:
-            raise self._full()
-        with self._full_disk_named():
+        free = shutil.disk_usage(self.path.parent).free
+        if self.bytes > free:
+            raise UserError(
+                f"{self.path}: the trunk cache needs {self.bytes / 1e9:.1f} GB, but the disk has "
+                f"{free / 1e9:.1f} GB free. Set --cache-dir to a larger disk, or --cache-gigabytes."
+            )
+        with explained(self.path, size=self.bytes):
             with open(self.path, "xb") as file:
                 os.ftruncate(file.fileno(), self.bytes)
                 if self.bytes and hasattr(os, "posix_fallocate"):
@@ -139,19 +141,3 @@ class DiskRows:
                 "another --cache-dir"
             )
         self._lock = lock
-
-    def _full(self) -> UserError:
-        free = shutil.disk_usage(self.path.parent).free
-        return UserError(
-            f"{self.path}: the trunk cache needs {self.bytes / 1e9:.1f} GB, but the disk has "
-            f"{free / 1e9:.1f} GB free. Set --cache-dir to a larger disk, or --cache-gigabytes."
-        )
-
-    @contextmanager
-    def _full_disk_named(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-                raise
-            raise self._full() from error

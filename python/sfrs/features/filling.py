@@ -2,9 +2,7 @@
 
 import hashlib
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
-from math import prod
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
@@ -42,109 +40,97 @@ def build_cache(
         UserError: a feature is not finite in ``settings.dtype``; or there are no images; or memory or disk do
             not suffice.
     """
-    settings = settings or CacheSettings()
     if len(source) == 0:
         raise UserError("trunk cache: there are no images")
-    channels, height, width = source.trunk.output_shape(source.size)
-    row_bytes = channels * height * width * settings.dtype.itemsize
-    plan = CachePlan.within(len(source), settings.variants, row_bytes, settings.budget)
-    filling = _Filling(source, settings, plan, (plan.rows, height, width, channels), processes or Processes())
-    rows, file = (filling.disk if settings.place == "disk" else filling.memory)(say, progress)
-    return FeatureCache(rows.permute(0, 3, 1, 2), source.device, plan=plan, source=source, file=file)
+    filling = _Filling(source, settings or CacheSettings(), processes or Processes(), progress)
+    rows, file = filling.disk(say) if filling.settings.place == "disk" else filling.memory(say)
+    features = rows.permute(0, 3, 1, 2)
+    return FeatureCache(features, source.device, plan=filling.plan, source=source, file=file)
 
 
-@dataclass
 class _Filling:
     """The rows ``[rows, h, w, C]`` of a cache that is to be filled, by several processes together."""
 
-    source: OnTheFlyFeatures
-    settings: CacheSettings
-    plan: CachePlan
-    shape: tuple[int, int, int, int]
-    processes: Processes
-
-    def __post_init__(self) -> None:
-        self.dtype = self.settings.dtype
-        self.block_size = max(1, self.settings.batch_size // (1 + self.plan.variants))
+    def __init__(
+        self,
+        source: OnTheFlyFeatures,
+        settings: CacheSettings,
+        processes: Processes,
+        progress: Progress | None,
+    ) -> None:
+        self.source, self.settings, self.processes, self.progress = source, settings, processes, progress
+        channels, height, width = source.trunk.output_shape(source.size)
+        self.dtype = settings.dtype
+        self.row_bytes = channels * height * width * self.dtype.itemsize
+        self.plan = CachePlan.within(len(source), settings.variants, self.row_bytes, settings.budget)
+        self.shape = self.plan.rows, height, width, channels
+        self.block_size = max(1, settings.batch_size // (1 + settings.variants))
         self.blocks = self.plan.blocks(self.block_size)
 
-    def memory(self, say: Say, progress: Progress | None) -> tuple[Tensor, None]:
+    def memory(self, say: Say) -> tuple[Tensor, None]:
         """Compute all rows; each process computes its blocks and is given the others'."""
-        joined, device = self.processes, torch.device("cpu")
-        if self.settings.place == "gpu":
-            device = self.source.device
-            if device.type == "cpu":
-                raise UserError("trunk_cache is gpu, but the device is cpu; expected ram, disk or off")
-        self._announce(f"in the memory of {device}" if self.settings.place == "gpu" else "in memory", say)
-        _refuse_too_large(prod(self.shape) * self.dtype.itemsize, device, joined.local_count)
+        joined, on_gpu = self.processes, self.settings.place == "gpu"
+        device = self.source.device if on_gpu else torch.device("cpu")
+        if on_gpu and device.type == "cpu":
+            raise UserError("trunk_cache is gpu, but the device is cpu; expected ram, disk or off")
+        self._announce(f"in the memory of {device}" if on_gpu else "in memory", say)
+        _refuse_too_large(self.plan.rows * self.row_bytes, device, joined.local_count)
         out = torch.empty(self.shape, dtype=self.dtype, device=device)
-
-        def write(first: int, rows: Tensor) -> None:
-            out[first : first + len(rows)] = rows
-
-        self._fill(list(range(len(self.blocks))), write, lambda block: None, progress)
+        for _, parts in self._computed(list(range(len(self.blocks)))):
+            for where, rows in parts:
+                out[where.start : where.stop] = rows
         for number, images in enumerate(self.blocks if joined.count > 1 else ()):
             for where in self.plan.row_ranges(images):
                 # As bytes, because not every back end knows every float type.
-                content = out[where.start : where.stop].view(torch.uint8)
-                joined.broadcast_(content, number % joined.count)
+                joined.broadcast_(out[where.start : where.stop].view(torch.uint8), number % joined.count)
         return out, None
 
-    def disk(self, say: Say, progress: Progress | None) -> tuple[Tensor, IO]:
+    def disk(self, say: Say) -> tuple[Tensor, IO]:
         """Compute the rows that are not on the disk yet; return them mapped, and their file, opened."""
         joined = self.processes
-        rows = DiskRows(self.settings.path, self._facts(), self.shape, self.dtype, len(self.blocks))
+        kept = DiskRows(self.settings.path, self._facts(), self.shape, self.dtype, len(self.blocks))
         try:
             if joined.is_main:
-                self._announce(f"in {rows.path}", say)
-                rows.open(say)
+                self._announce(f"in {kept.path}", say)
+                kept.open(say)
             joined.barrier()
-            self._fill(rows.left(), rows.write, rows.finish, progress)
+            for number, parts in self._computed(kept.left()):
+                for where, rows in parts:
+                    kept.write(where.start, rows)
+                kept.finish(number)
             joined.barrier()
-            mapped = rows.read(), open(rows.path, "rb")
+            mapped = kept.read(), open(kept.path, "rb")
             joined.barrier()  # once the lock is let go, another run may put its own cache here
         finally:
-            rows.close()
+            kept.close()
         return mapped
 
-    def _fill(
-        self,
-        left: list[int],
-        write: Callable[[int, Tensor], None],
-        finish: Callable[[int], None],
-        progress: Progress | None,
-    ) -> None:
-        """Compute and write this process's share of the blocks that are left."""
-        joined, plan, blocks = self.processes, self.plan, self.blocks
+    def _computed(self, left: list[int]) -> Iterator[tuple[int, list[tuple[range, Tensor]]]]:
+        """Compute this process's share of the blocks that are left: of each, rows and what belongs there."""
+        joined, blocks = self.processes, self.blocks
         mine = left[joined.rank :: joined.count]
         for place, number in enumerate(mine):
             for soon in mine[place : place + 2]:
-                self.source.prefetch_draws(plan.draws(blocks[soon]))
-            features = self._computed(blocks[number])
-            parts = features.split([1, features.shape[1] - 1], dim=1) if features.shape[1] > 1 else [features]
-            for where, part in zip(plan.row_ranges(blocks[number]), parts, strict=True):
-                write(where.start, part.flatten(0, 1))
-            finish(number)
-            if progress is not None:
+                self.source.prefetch_draws(self.plan.draws(blocks[soon]))
+            images, draws = blocks[number], self.plan.draws(blocks[number])
+            features = self.source.read(draws, self.dtype)
+            bad = ~features.isfinite().flatten(1).all(dim=1)
+            if bad.any():
+                file = self.source.files[draws[int(bad.nonzero()[0])].image]
+                raise UserError(
+                    f"trunk cache: the trunk's outputs of {file} are not finite as {_name(self.dtype)}; try "
+                    "--cache-dtype float32"
+                )
+            features = features.permute(0, 2, 3, 1).unflatten(0, (len(images), -1))
+            parts = features[:, :1].flatten(0, 1), features[:, 1:].flatten(0, 1)  # as they are, and variants
+            yield number, list(zip(self.plan.row_ranges(images), parts, strict=False))
+            if self.progress is not None:
                 filled = len(blocks) - len(left) + min(len(left), (place + 1) * joined.count)
-                progress(blocks[filled - 1].stop, plan.plain)
-
-    def _computed(self, images: range) -> Tensor:
-        """Return ``[images, draws, h, w, C]``."""
-        draws = self.plan.draws(images)
-        features = self.source.compute(draws, self.dtype)
-        bad = ~features.isfinite().flatten(1).all(dim=1)
-        if bad.any():
-            file = self.source.files[draws[int(bad.nonzero()[0])].image]
-            raise UserError(
-                f"trunk cache: the trunk's outputs of {file} are not finite as {_name(self.dtype)}; try "
-                "--cache-dtype float32"
-            )
-        return features.permute(0, 2, 3, 1).unflatten(0, (len(images), -1))
+                self.progress(blocks[filled - 1].stop, self.plan.plain)
 
     def _announce(self, where: str, say: Say) -> None:
         """Say how large the cache will be, and what it does not hold."""
-        plan, row = self.plan, prod(self.shape[1:]) * self.dtype.itemsize / 1e9
+        plan, row = self.plan, self.row_bytes / 1e9
         kind = f"{plan.images} images"
         if plan.variants:
             kind += f" and {plan.variants} jittered variants of each"
@@ -189,12 +175,10 @@ def _refuse_too_large(needed: int, device: torch.device, processes: int) -> None
     Args:
         processes: of this machine; each has a GPU of its own, but all share the host's memory.
     """
-    if device.type == "cuda":
-        free, processes = torch.cuda.mem_get_info(device)[0], 1
-    else:
-        free = _available_memory()
-    if free is not None and needed * processes > free:
-        each = f" in each of {processes} processes" if processes > 1 else ""
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else _available_memory()
+    count = 1 if device.type == "cuda" else processes
+    if free is not None and needed * count > free:
+        each = f" in each of {count} processes" if count > 1 else ""
         raise UserError(
             f"trunk cache: {needed / 1e9:.1f} GB are needed in the memory of {device}{each}, but "
             f"{free / 1e9:.1f} GB are free; set --cache-gigabytes or --trunk-cache disk"
@@ -203,10 +187,8 @@ def _refuse_too_large(needed: int, device: torch.device, processes: int) -> None
 
 def _available_memory() -> int | None:
     """Return the bytes that can be used without swapping; None where the system does not tell."""
-    try:
-        found = re.search(r"MemAvailable:\s*(\d+) kB", Path("/proc/meminfo").read_text())
-    except OSError:
-        return None
+    table = Path("/proc/meminfo")
+    found = re.search(r"MemAvailable:\s*(\d+) kB", table.read_text() if table.exists() else "")
     return None if found is None else 1024 * int(found[1])
 
 

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from concurrent.futures import Future
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,24 +10,12 @@ from torch import Tensor
 from sfrs.data.images import load_image
 from sfrs.data.jitter import ColorJitter
 from sfrs.features.frozen import FrozenTrunk
-from sfrs.features.source import FeatureSource
+from sfrs.features.source import Draw, FeatureSource
 from sfrs.models.network import DescriptorNetwork
 from sfrs.runtime.threads import single_threads
 
 AHEAD = 4
 """Calls whose images are loaded ahead, at most."""
-
-
-class Draw(NamedTuple):
-    """An image as it is or jittered.
-
-    Attributes:
-        image: its number.
-        key: with the image's number the key of its jitter; None leaves the image as it is.
-    """
-
-    image: int
-    key: int | None = None
 
 
 class OnTheFlyFeatures(FeatureSource):
@@ -66,26 +53,19 @@ class OnTheFlyFeatures(FeatureSource):
     def __len__(self) -> int:
         return len(self.files)
 
-    def __call__(self, images: Tensor, *, step: int = 0) -> Tensor:
-        return self.compute(self._draws(images, step))
-
-    def prefetch(self, images: Tensor, *, step: int = 0) -> None:
-        self.prefetch_draws(self._draws(images, step))
+    def draws(self, images: Tensor, step: int) -> list[Draw]:
+        key = None if self.jitter is None else step
+        return [Draw(image, key) for image in images.tolist()]
 
     def prefetch_draws(self, draws: Sequence[Draw]) -> None:
-        """Begin to load what `compute` will be asked for."""
         if not draws or tuple(draws) in self.ahead:
             return
         if len(self.ahead) == AHEAD:
             del self.ahead[next(iter(self.ahead))]  # announced, but never asked for
         self.ahead[tuple(draws)] = self._submitted(draws)
 
-    def compute(self, draws: Sequence[Draw], dtype: torch.dtype = torch.float32) -> Tensor:
-        """Compute features of images each jittered by its own key, ``[len(draws), C, h, w]``, channels_last.
-
-        Raises:
-            BadImageError: a file cannot be read.
-        """
+    def read(self, draws: Sequence[Draw], dtype: torch.dtype = torch.float32) -> Tensor:
+        """Compute features in ``dtype``. Raises `BadImageError` for a file that cannot be read."""
         channels, height, width = self.trunk.output_shape(self.size)
         out = torch.empty(len(draws), height, width, channels, dtype=dtype, device=self.device)
         out = out.permute(0, 3, 1, 2)
@@ -96,10 +76,6 @@ class OnTheFlyFeatures(FeatureSource):
             batch = torch.stack([loading[draw.image].result().pop(0) for draw in part])
             out[start : start + len(part)] = self.trunk(self._on_device(batch, part))
         return out
-
-    def _draws(self, images: Tensor, step: int) -> list[Draw]:
-        key = None if self.jitter is None else step
-        return [Draw(image, key) for image in images.tolist()]
 
     def _submitted(self, draws: Sequence[Draw]) -> dict[int, Future]:
         """Begin to decode each image once for all its draws."""

@@ -1,10 +1,20 @@
 """Where frozen features come from, and descriptors from them."""
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from sfrs.models.network import DescriptorNetwork
 from sfrs.runtime.progress import Progress
+
+
+class Draw(NamedTuple):
+    """An image, jittered by a key of its own; without one it is as it is."""
+
+    image: int
+    key: int | None = None
 
 
 class FeatureSource:
@@ -19,10 +29,22 @@ class FeatureSource:
             step: number of the optimisation step, see `step_number`. A source that jitters gives an image
                 what depends on (seed, step, image) only; others ignore it.
         """
-        raise NotImplementedError
+        return self.read(self.draws(images, step))
 
     def prefetch(self, images: Tensor, *, step: int = 0) -> None:
         """Begin to load what a later call with the same arguments will ask for; return at once."""
+        self.prefetch_draws(self.draws(images, step))
+
+    def draws(self, images: Tensor, step: int) -> list[Draw]:
+        """Choose what a step gets of ``images``; here the images as they are."""
+        return [Draw(image) for image in images.tolist()]
+
+    def read(self, draws: Sequence[Draw]) -> Tensor:
+        """Return features of draws, float32 ``[len(draws), C, h, w]``, channels_last."""
+        raise NotImplementedError
+
+    def prefetch_draws(self, draws: Sequence[Draw]) -> None:
+        """Begin to load what `read` will be asked for."""
 
 
 def step_number(generation: int, step: int) -> int:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import cache
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -18,10 +18,8 @@ from torch import Tensor
 
 from sfrs.runtime.errors import UserError
 
-PATIENCE = timedelta(minutes=30)
-"""How long a process waits for the others. One that died is noticed at once, by its closed connections."""
-LAST_WORDS = 5.0
-"""Seconds that the process which says why the run failed gets for it."""
+PATIENCE = timedelta(minutes=30)  # a process that died is noticed at once, by its closed connections
+LAST_WORDS = 5.0  # seconds that the process which says why the run failed gets for it
 
 
 class PeerLostError(UserError, RuntimeError):
@@ -29,10 +27,7 @@ class PeerLostError(UserError, RuntimeError):
 
 
 class Processes:
-    """The processes of this run, seen from one of them: its rank and their count, here and in all.
-
-    ``store`` is where they find each other; None for one process.
-    """
+    """The processes of this run, seen from one of them; those of its machine are the local ones."""
 
     def __init__(
         self,
@@ -58,7 +53,7 @@ class Processes:
         return torch.device("cuda", self.local_rank)
 
     def share(self, total: int, rank: int | None = None) -> slice:
-        """Return the part of ``total`` items in a row that falls to ``rank`` (by default to this process)."""
+        """Return the part of ``total`` items that falls to ``rank``, by default to this process."""
         rank = self.rank if rank is None else rank
         return slice(total * rank // self.count, total * (rank + 1) // self.count)
 
@@ -89,7 +84,7 @@ class Processes:
             tensor.copy_(part.view_as(tensor))
 
     def broadcast_(self, tensor: Tensor, rank: int) -> None:
-        """Fill ``tensor`` with that of process ``rank``."""
+        """Fill ``tensor`` from that of process ``rank``."""
         if self.count > 1:
             self._call(dist.broadcast, tensor, rank)
 
@@ -116,7 +111,7 @@ class Processes:
         self.sum_([torch.zeros(1)])
 
     def first_to_fail(self) -> bool:
-        """Tell whether no process asked before; one that failed asks, to know whether it may say why."""
+        """Tell a process that failed whether it is the first, which says why."""
         if self._store is None:
             return self.is_main
         try:
@@ -145,7 +140,6 @@ def processes() -> Processes:
     if count == 1:
         return Processes()
     rank, local_rank = _from_environment("RANK"), _from_environment("LOCAL_RANK", "0")
-    local_count = _from_environment("LOCAL_WORLD_SIZE", "1")
     backend = "gloo"
     if torch.cuda.is_available():
         torch.cuda.set_device(local_rank % torch.cuda.device_count())  # before NCCL takes one
@@ -157,7 +151,7 @@ def processes() -> Processes:
         dist.init_process_group(backend, store=group, rank=rank, world_size=count, timeout=PATIENCE)
     except (RuntimeError, ValueError) as error:
         raise UserError(f"process {rank} cannot join the other {count - 1}: {error}") from error
-    return Processes(rank, count, local_rank, local_count, store)
+    return Processes(rank, count, local_rank, _from_environment("LOCAL_WORLD_SIZE", "1"), store)
 
 
 def _from_environment(name: str, default: str | None = None) -> int:
@@ -181,29 +175,19 @@ def _store(rank: int, count: int) -> dist.Store:
 def running_together() -> Iterator[Processes]:
     """Join the processes of the run, and if it fails, let one of them say why.
 
-    A process that fails ends at once, which makes those end that wait for it.
+    A process that fails ends at once, which makes those end that wait for it. All but one end without
+    cleaning up, which would wait, too, and some seconds later, since torchrun ends all once one has ended.
     """
     joined = processes()
     try:
         yield joined
-    except KeyboardInterrupt:
-        if not joined.is_main:
-            _leave_quietly(0.5)  # torchrun has interrupted all, and the main process says how to go on
-        raise
-    except BaseException:
-        if joined.count > 1 and not joined.first_to_fail():
-            _leave_quietly(LAST_WORDS)
+    except BaseException as error:
+        stopped = isinstance(error, KeyboardInterrupt)  # by torchrun, all; the main one says how to go on
+        if joined.count > 1 and not (joined.is_main if stopped else joined.first_to_fail()):
+            time.sleep(0.5 if stopped else LAST_WORDS)
+            os._exit(1)
         raise
     if joined.count > 1:
         joined.barrier()
         dist.destroy_process_group()
         processes.cache_clear()
-
-
-def _leave_quietly(seconds: float) -> NoReturn:
-    """End without cleaning up, which would wait for the process that failed.
-
-    torchrun ends all once one has ended, so the one that says why gets some seconds to.
-    """
-    time.sleep(seconds)
-    os._exit(1)

@@ -39,6 +39,7 @@ class TrainingDisplay(TrainingProgress):
 
     def task(self, name: str) -> Report:
         first = began = None
+        self.estimate.begin()
 
         def show(done: int, total: int) -> None:
             nonlocal first, began

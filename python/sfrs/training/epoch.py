@@ -22,19 +22,12 @@ from sfrs.training.step import StudentTeacher, TrainingImages, prefetch, take_st
 
 @dataclass
 class EpochState:
-    """Where an epoch stands after a step; with the networks and the miner, all that is needed to go on.
+    """Where an epoch stands after a step; with the networks and the miner, all that is needed to go on."""
 
-    Attributes:
-        queries: of the epoch in the order they are trained in, int64 ``[T]``.
-        done: how many of them have been.
-        mined: tuples of the last refresh, if not all of them are done.
-        sums: hard and soft loss times tuples, summed over the steps; float64 ``[2]``.
-    """
-
-    queries: Tensor
-    done: int
-    mined: Tuples | None
-    sums: Tensor
+    queries: Tensor  # of the epoch in the order they are trained in, int64 [T]
+    done: int  # queries that have been trained
+    mined: Tuples | None  # of the last refresh, if not all of them are done
+    sums: Tensor  # hard and soft loss times tuples, summed over the steps; float64 [2]
 
 
 class Epoch:

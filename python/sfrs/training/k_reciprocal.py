@@ -32,12 +32,7 @@ GATHERED_BYTES = 2**20
 
 
 def reranked_distances(
-    features: Tensor,
-    queries: Tensor,
-    candidates: Tensor,
-    *,
-    k1: int = 20,
-    lambda_value: float = 0.1,
+    features: Tensor, queries: Tensor, candidates: Tensor, *, k1: int = 20, lambda_value: float = 0.1
 ) -> Tensor:
     """Compute re-ranking distances between queries and a few candidates of each.
 
@@ -60,17 +55,11 @@ def reranked_distances(
 
 
 class Neighbours(NamedTuple):
-    """The nearest neighbours of all images.
+    """The nearest neighbours of all images."""
 
-    Attributes:
-        images: int64 ``[n, min(k + 1, n)]``, nearest first; an image is its own first neighbour.
-        similarity: to each of them, infinite to itself, ``[n, min(k + 1, n)]``.
-        furthest: squared distance to the furthest image, ``[n]``.
-    """
-
-    images: Tensor
-    similarity: Tensor
-    furthest: Tensor
+    images: Tensor  # int64 [n, min(k + 1, n)], nearest first; an image is its own first neighbour
+    similarity: Tensor  # to each of them, infinite to itself, [n, min(k + 1, n)]
+    furthest: Tensor  # squared distance to the furthest image, [n]
 
 
 def nearest_neighbours(features: Tensor, k: int) -> Neighbours:

@@ -7,12 +7,11 @@ queries; every random choice comes from the miner's one generator.
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from sfrs.data.neighbourhood import Neighbourhood
-from sfrs.data.ragged import Ragged
 from sfrs.retrieval.search import largest
 from sfrs.runtime.errors import UserError
 from sfrs.training.config import TrainConfig
@@ -25,19 +24,12 @@ RANKS = 64
 
 @dataclass(frozen=True)
 class Tuples:
-    """Training tuples as indices; all int64.
+    """T training tuples as int64 rows of the query set and of the database."""
 
-    Attributes:
-        queries: rows of the query set, ``[T]``.
-        positives: easiest positives, rows of the database, ``[T]``.
-        negatives: hardest negatives, rows of the database, hardest first, ``[T, N]``.
-        difficult: difficult positives, rows of the database, ``[T, P]``; -1 where a tuple has fewer than P.
-    """
-
-    queries: Tensor
-    positives: Tensor
-    negatives: Tensor
-    difficult: Tensor
+    queries: Tensor  # [T]
+    positives: Tensor  # the easiest, [T]
+    negatives: Tensor  # the hardest, hardest first, [T, N]
+    difficult: Tensor  # positives, [T, P]; -1 where a tuple has fewer than P
 
     def __len__(self) -> int:
         return len(self.queries)
@@ -49,14 +41,6 @@ class Tuples:
 class Miner:
     """Finds tuples, and remembers each query's hardest negatives for the next time.
 
-    Args:
-        neighbourhood: of the queries.
-        config: numbers of negatives and positives, and the re-ranking.
-        seed: of the generator.
-
-    Attributes:
-        queries: those that have a positive, int64.
-
     Raises:
         UserError: no query has a positive; or a query with one has fewer than ``config.tuple_negatives``
             images to choose negatives from.
@@ -64,18 +48,17 @@ class Miner:
 
     def __init__(self, neighbourhood: Neighbourhood, config: TrainConfig, *, seed: int = 0) -> None:
         self.config = config
-        self.database_size = neighbourhood.database
-        self.positives = _Lists(neighbourhood.positives)
-        self.excluded = _Lists(neighbourhood.excluded)
+        self.positives, self.excluded = neighbourhood.positives, neighbourhood.excluded
+        positives = torch.from_numpy(self.positives.counts())
+        self.allowed = neighbourhood.database - torch.from_numpy(self.excluded.counts())  # as negatives
         self.generator = torch.Generator().manual_seed(seed)
-        self.queries = (self.positives.counts > 0).nonzero().flatten()
-        self.previous_hardest = torch.full((len(self.positives.counts), config.tuple_negatives), -1)
+        self.queries = positives.nonzero().flatten()  # those that have a positive
+        self.previous_hardest = torch.full((len(positives), config.tuple_negatives), -1)
         if len(self.queries) == 0:
             raise UserError(
-                f"none of the {len(self.positives.counts)} queries has a positive within "
-                f"{config.positive_radius:g} m"
+                f"none of the {len(positives)} queries has a positive within {config.positive_radius:g} m"
             )
-        left = self.database_size - self.excluded.counts[self.queries]
+        left = self.allowed[self.queries]
         if left.min() < config.tuple_negatives:
             query = self.queries[left.argmin()].item()
             raise UserError(
@@ -123,7 +106,9 @@ class Miner:
         self, queries: Tensor, query_descriptors: Tensor, database_descriptors: Tensor
     ) -> Tensor:
         """Return all positives ``[b, most of a query]``, most similar first, -1 padded."""
-        listed, device = self.positives.padded(queries), database_descriptors.device
+        device = database_descriptors.device
+        lists = [torch.from_numpy(self.positives[query]) for query in queries.tolist()]
+        listed = pad_sequence(lists, batch_first=True, padding_value=-1)
         asked = listed.clamp_min(0).to(device)
         scores = similarities(query_descriptors, queries.to(device), database_descriptors, asked).cpu()
         scores.masked_fill_(listed < 0, -torch.inf)
@@ -133,17 +118,16 @@ class Miner:
         self, queries: Tensor, query_descriptors: Tensor, database_descriptors: Tensor
     ) -> Tensor:
         """Return the hardest of a random pool and of the previous hardest, ``[b, N]``."""
-        config, device = self.config, database_descriptors.device
-        allowed = self.database_size - self.excluded.counts[queries]
-        ranks = pool_ranks(allowed, config.negative_pool, config.tuple_negatives, self.generator)
-        tile, drawn = max(1, TILE_BYTES // (4 * self.database_size)), []
-        for own, rank in zip(queries.split(tile), ranks.to(device).split(tile), strict=True):
+        rows, device = queries.to(database_descriptors.device), database_descriptors.device
+        pool, count = self.config.negative_pool, self.config.tuple_negatives
+        ranks = pool_ranks(self.allowed[queries], pool, count, self.generator).to(device)
+        tile, drawn = max(1, TILE_BYTES // (4 * len(database_descriptors))), []
+        for own, rank in zip(queries.split(tile), ranks.split(tile), strict=True):
             products = query_descriptors[own.to(device)] @ database_descriptors.T
-            row, image = (part.to(device) for part in self.excluded.of(own))
-            products[row, image] = -torch.inf
+            for row, query in zip(products, own.tolist(), strict=True):
+                row[torch.from_numpy(self.excluded[query]).to(device)] = -torch.inf
             drawn.append(largest(products, int(rank.max()) + 1)[1].gather(1, rank))
-        rows, drawn = queries.to(device), torch.cat(drawn)
-        previous = self.previous_hardest[queries].to(device)
+        drawn, previous = torch.cat(drawn), self.previous_hardest[queries].to(device)
         # All by the same arithmetic, so that rounding does not decide between images that are alike.
         both = torch.cat((drawn, previous.clamp_min(0)), dim=1)
         scores = similarities(query_descriptors, rows, database_descriptors, both)
@@ -171,11 +155,6 @@ class Miner:
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Go on from what `state` returned."""
-        if state["previous_hardest"].shape != self.previous_hardest.shape:
-            raise ValueError(
-                f"miner state is of {list(state['previous_hardest'].shape)} queries and negatives, "
-                f"expected {list(self.previous_hardest.shape)}"
-            )
         self.previous_hardest = state["previous_hardest"].clone()
         self.generator.set_state(state["generator"])
 
@@ -232,26 +211,3 @@ def hardest_negatives(drawn: Tensor, previous: Tensor, similarity: Tensor) -> Te
     scores = similarity.masked_fill(barred, -torch.inf)
     order = scores.sort(dim=1, descending=True, stable=True).indices
     return both.gather(1, order[:, : drawn.shape[1]])
-
-
-class _Lists:
-    """A `Ragged` as tensors, read for many queries at once."""
-
-    def __init__(self, lists: Ragged) -> None:
-        self.values = torch.from_numpy(np.ascontiguousarray(lists.values)).long()
-        self.offsets = torch.from_numpy(np.ascontiguousarray(lists.offsets)).long()
-        self.counts = self.offsets.diff()
-
-    def of(self, queries: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the values of the lists of ``queries`` and, first, each one's place in ``queries``."""
-        counts = self.counts[queries]
-        row = torch.arange(len(queries)).repeat_interleave(counts)
-        begin = self.offsets[queries] - (counts.cumsum(0) - counts)
-        return row, self.values[begin[row] + torch.arange(len(row))]
-
-    def padded(self, queries: Tensor) -> Tensor:
-        """Return int64 ``[t, longest list]``, padded with -1."""
-        counts = self.counts[queries, None]
-        columns = torch.arange(int(counts.max()))
-        places = (self.offsets[queries, None] + columns).clamp_max(len(self.values) - 1)
-        return self.values[places].masked_fill_(columns >= counts, -1)

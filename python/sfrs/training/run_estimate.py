@@ -8,8 +8,6 @@ from typing import NamedTuple
 
 from sfrs.training.config import TrainConfig
 
-MINING, FIRST, STEPS, VALIDATION = "mining", "first steps", "steps", "validation"
-
 
 class Remaining(NamedTuple):
     """Seconds left; at least so many, if it is not ``whole``: work of a kind not seen yet is left."""
@@ -19,50 +17,47 @@ class Remaining(NamedTuple):
 
 
 class RunEstimate:
-    """Follows what a `TrainingProgress` is given; the time between two reports is the work of the later one.
+    """Measures refreshes of the mining descriptors, steps and validations, each by itself.
 
-    Generation 1 has no teacher and mines less, so it is measured apart from the later generations. Mining
-    (from the last step to the first step after it) and validation are measured apart from the steps: they
-    come rarely, and a rate that holds them wrongly spread over the tuples would be off by as much.
+    Generation 1 has no teacher and mines less, so it is measured apart from the later generations.
 
     Args:
         clock: seconds, monotonic.
     """
 
     def __init__(self, config: TrainConfig, clock: Callable[[], float] = time.monotonic) -> None:
-        self.config, self._clock = config, clock
+        self.config, self._clock, self._last = config, clock, clock()
         self.generation, self.epoch, self.done, self.of = 1, 1, 0, 0
         self.epochs = sum(map(config.epochs_of, range(1, config.generations + 1)))  # of the whole run
-        self._last, self._before = clock(), ""
         self._mined = 0.0  # seconds of a refresh that no step has followed yet
         self._seconds: Counter[tuple[str, bool]] = Counter()
-        self._count: Counter[tuple[str, bool]] = Counter()
+        self._counts: Counter[tuple[str, bool]] = Counter()
+
+    def begin(self) -> None:
+        """A longer piece of work begins, after one that is not measured."""
+        self._last = self._clock()
 
     def task(self, name: str, done: int, total: int) -> None:
         """A longer piece of work stands at ``done`` of ``total``."""
-        seconds, before = self._elapse(name)
-        if name.startswith(MINING):
+        seconds = self._elapsed()
+        if name.startswith("mining"):
             self._mined += seconds
-        elif name.startswith(VALIDATION):
-            # Before the first validation of a run come the clusters, which are not computed again.
-            self._add(VALIDATION, False, seconds if before in (STEPS, name) else 0.0, done >= total)
+        elif name == "validation":
+            self._add("validation", seconds, done >= total)
 
     def step(self, generation: int, epoch: int, done: int, of: int) -> None:
         """``done`` of the ``of`` tuples of an epoch are trained."""
-        seconds, _ = self._elapse(STEPS)
         if (generation, epoch) != (self.generation, self.epoch):
             self.generation, self.epoch, self.done = generation, epoch, 0
         if self._mined:
-            self._add(MINING, generation > 1, self._mined + seconds, 1)
-            self._add(FIRST, generation > 1, 0.0, done - self.done)
+            self._add("mining", self._mined, 1)
             self._mined = 0.0
-        else:
-            self._add(STEPS, generation > 1, seconds, done - self.done)
+        self._add("steps", self._elapsed(), done - self.done)
         self.done, self.of = done, of
 
     def validated(self) -> None:
         """The epoch is validated and saved."""
-        self._add(VALIDATION, False, self._elapse(VALIDATION)[0], 0)
+        self._add("validation", self._elapsed(), 0)
         self.epoch, self.done = self.epoch + 1, 0
         if self.epoch > self.config.epochs_of(self.generation):
             self.generation, self.epoch = self.generation + 1, 1
@@ -91,32 +86,29 @@ class RunEstimate:
             seconds, whole = seconds + epochs * each.seconds, whole and (each.whole or epochs == 0)
         return Remaining(seconds, whole)
 
-    def _elapse(self, what: str) -> tuple[float, str]:
-        """Return the seconds since the last report, and what that one was of."""
-        seconds, before = self._clock() - self._last, self._before
-        self._last, self._before = self._last + seconds, what
-        return seconds, before
+    def _elapsed(self) -> float:
+        seconds = self._clock() - self._last
+        self._last += seconds
+        return seconds
 
-    def _add(self, part: str, later: bool, seconds: float, count: int) -> None:
-        self._seconds[part, later] += seconds
-        self._count[part, later] += count
+    def _add(self, part: str, seconds: float, count: int) -> None:
+        key = part, self.generation > 1 and part != "validation"
+        self._seconds[key] += seconds
+        self._counts[key] += count
 
     def _cost(self, generation: int, done: int = 0, mined: float = 0.0) -> Remaining | None:
         """Estimate an epoch from tuple ``done`` on, ``mined`` seconds after the last step."""
-        seen = {later: self._count[MINING, later] + self._count[STEPS, later] for later in (False, True)}
         later = generation > 1
-        whole = seen[later] > 0 and self._count[VALIDATION, False] > 0
-        if not seen[later]:
+        whole = self._counts["steps", later] > 0 and self._counts["validation", False] > 0
+        if not self._counts["steps", later]:
             later = not later  # the other kind's rates are the best there is
-        if not self.of or not seen[later]:
+        if not self._counts["steps", later]:
             return None
+        steps, mining, validation = (
+            self._seconds[key] / max(self._counts[key], 1)
+            for key in (("steps", later), ("mining", later), ("validation", False))
+        )
         every = self.config.refresh_every
         refreshes = math.ceil(self.of / every) - math.ceil(done / every)
-        # A refresh was measured with the step after it, whose tuples are not counted again.
-        tuples = self.of - done - refreshes * self._count[FIRST, later] / max(self._count[MINING, later], 1)
-        seconds = max(tuples, 0.0) * self._rate(STEPS, later) + self._rate(VALIDATION, False)
-        seconds += max(refreshes * self._rate(MINING, later) - mined, 0.0)
+        seconds = (self.of - done) * steps + max(refreshes * mining - mined, 0.0) + validation
         return Remaining(seconds, whole)
-
-    def _rate(self, part: str, later: bool) -> float:
-        return self._seconds[part, later] / max(self._count[part, later], 1)

@@ -16,9 +16,8 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import safe_open
@@ -35,20 +34,12 @@ LOCK_SECONDS = 1.0
 """How long to try for the lock, since a look at who holds it takes it for a moment."""
 
 
-@dataclass(frozen=True)
-class GenerationResult:
-    """The best network of a generation.
+class GenerationResult(NamedTuple):
+    """The best network of a generation; the network before training is of generation 0 and epoch 0."""
 
-    Attributes:
-        number: of the generation, from 1; 0 is the network before training.
-        epoch: after which it was the best (0 before training).
-        recalls: its validation recalls, N -> recall@N in 0..1.
-        weights: its file.
-    """
-
-    number: int
-    epoch: int
-    recalls: dict[int, float]
+    number: int  # of the generation
+    epoch: int  # after which it was the best
+    recalls: dict[int, float]  # of the validation images: N -> recall@N in 0..1
     weights: Path
 
     @property
@@ -65,14 +56,8 @@ class GenerationResult:
         return cls(meta["generation"], meta["epoch"], by_depth(meta["recalls"]), weights)
 
 
-@dataclass(frozen=True)
-class RunResult:
-    """A finished run.
-
-    Attributes:
-        initial: the network before training.
-        generations: the best of each generation, in order.
-    """
+class RunResult(NamedTuple):
+    """A finished run: the network before training, and the best of each generation in order."""
 
     run_dir: Path
     initial: GenerationResult
@@ -107,11 +92,7 @@ class RunDirectory:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the run, so that no other process trains here; the lock goes with the process.
-
-        Raises:
-            UserError: another process holds it.
-        """
+        """Hold the run as long as this process lives. Raises `UserError` if another process trains here."""
         with explained(self.lock):
             self.path.mkdir(parents=True, exist_ok=True)
             file = open(self.lock, "a")
@@ -265,24 +246,21 @@ def fingerprint(places: Places) -> dict[str, Any]:
     }
 
 
+_DIFFERENCES = {
+    "name": "data set: {} -> {}",
+    "database": "database: {} -> {} images",
+    "queries": "queries: {} -> {} images",
+    "digest": "images: as many, but with other names, positions, places or time stamps, or in another order",
+}
+
+
 def _data_differences(stored: dict[str, Any], given: dict[str, Any]) -> list[str]:
     """Say in words what is different between the images of two runs, each ``{split: fingerprint}``."""
     found = []
     for split, ours in given.items():
         theirs = stored.get(split, {})
-        words = [
-            f"{split} {what}: {theirs.get(key)} -> {ours[key]}{unit}"
-            for key, what, unit in (
-                ("name", "data set", ""),
-                ("database", "database", " images"),
-                ("queries", "queries", " images"),
-            )
-            if theirs.get(key) != ours[key]
-        ]
-        if not words and theirs.get("digest") != ours["digest"]:
-            words = [
-                f"{split} images: as many, but with other names, positions, places or time stamps, or in "
-                "another order"
-            ]
-        found += words
+        different = [key for key in _DIFFERENCES if theirs.get(key) != ours[key]]
+        if len(different) > 1 and "digest" in different:  # it says no more than the others
+            different.remove("digest")
+        found += [f"{split} {_DIFFERENCES[key].format(theirs.get(key), ours[key])}" for key in different]
     return found

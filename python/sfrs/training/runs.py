@@ -5,27 +5,16 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from sfrs.runtime.errors import UserError
 from sfrs.training.config import TrainConfig
-from sfrs.training.run_folder import RunDirectory, by_depth
+from sfrs.training.run_folder import GenerationResult, RunDirectory, by_depth
 
 DEPTH = 3
 """How many levels below a folder its runs are looked for."""
 
 FINISHED, RUNNING, INTERRUPTED = "finished", "running", "interrupted"
-
-
-class Best(NamedTuple):
-    """The best network of a generation so far; N -> recall@N in 0..1.
-
-    The network before training is of generation 0 and epoch 0; epoch 0 also if another run trained it.
-    """
-
-    generation: int
-    epoch: int
-    recalls: dict[int, float]
 
 
 class Run:
@@ -84,13 +73,15 @@ class Run:
         return next(reversed(self.of_kind("step", "epoch")), {})
 
     @property
-    def best(self) -> list[Best]:
-        """Before training, and of every generation that has one, in order."""
-        found: dict[int, Best] = {}
+    def best(self) -> list[GenerationResult]:
+        """Before training, and of every generation so far; epoch 0 also if another run trained it."""
+        found: dict[int, GenerationResult] = {}
         for line in self.of_kind("initial", "first_generation", "epoch"):
             if line.get("best", True):
                 generation = line.get("generation", int(line["kind"] == "first_generation"))
-                found[generation] = Best(generation, line.get("epoch", 0), by_depth(line["recalls"]))
+                epoch, recalls = line.get("epoch", 0), by_depth(line["recalls"])
+                weights = RunDirectory(self.path).best(generation)
+                found[generation] = GenerationResult(generation, epoch, recalls, weights)
         return [found[generation] for generation in sorted(found)]
 
     @property

@@ -22,36 +22,23 @@ class DivergedError(UserError, RuntimeError):
 
 @dataclass(frozen=True)
 class TrainingImages:
-    """Frozen features of the training images: first of the queries, then of the database.
+    """Frozen features of the training images: first of the queries, then of the database."""
 
-    Attributes:
-        queries, database: numbers of images.
-        steps: for training steps; jittered if the run asks for it.
-        mining: for mining, never jittered.
-        names: of all images, for messages.
-    """
-
-    queries: int
+    queries: int  # number of images
     database: int
-    steps: FeatureSource
-    mining: FeatureSource
-    names: tuple[str, ...]
+    steps: FeatureSource  # for training steps; jittered if the run asks for it
+    mining: FeatureSource  # never jittered
+    names: tuple[str, ...]  # of all images, for messages
 
 
 @dataclass
 class StudentTeacher:
-    """The networks of one generation, and what the student learns with.
+    """The networks of one generation, the student's optimiser, and its miner."""
 
-    Attributes:
-        generation: counted from 1.
-        teacher: the previous generation's best network, frozen; None in generation 1.
-        optimizer: of the student, from `sgd`.
-    """
-
-    generation: int
+    generation: int  # counted from 1
     student: DescriptorNetwork
-    teacher: DescriptorNetwork | None
-    optimizer: torch.optim.Optimizer
+    teacher: DescriptorNetwork | None  # the previous generation's best network, frozen; None in generation 1
+    optimizer: torch.optim.Optimizer  # from `sgd`
     miner: Miner
 
     def has_soft_loss(self, config: TrainConfig) -> bool:
@@ -60,19 +47,12 @@ class StudentTeacher:
 
 @dataclass(frozen=True)
 class TupleLosses:
-    """Losses of T tuples, each by itself, so that shares of one step can be put together.
+    """Losses of T tuples, each by itself, so that shares of one step can be put together."""
 
-    Attributes:
-        hard_by_tuple: ``[T]``, with gradient.
-        soft_by_tuple: ``[T]``, with gradient; 0 for a tuple without difficult positives or a teacher.
-        labelled: bool ``[T]`` in the host's memory: the tuples over which the soft loss is a mean.
-        images: number of distinct images.
-    """
-
-    hard_by_tuple: Tensor
-    soft_by_tuple: Tensor
-    labelled: Tensor
-    images: int
+    hard_by_tuple: Tensor  # [T], with gradient
+    soft_by_tuple: Tensor  # [T], with gradient; 0 for a tuple without difficult positives or a teacher
+    labelled: Tensor  # bool [T] in the host's memory: the tuples over which the soft loss is a mean
+    images: int  # distinct ones
 
     @property
     def hard(self) -> Tensor:
@@ -149,13 +129,9 @@ def take_step(
 def tuple_losses(
     pair: StudentTeacher, tuples: Tuples, images: TrainingImages, config: TrainConfig, *, step: int = 0
 ) -> TupleLosses:
-    """Compute hard and soft losses of a few tuples; there is no soft loss without a teacher.
+    """Compute hard and soft losses of a few tuples, which may be not finite; ``step`` decides the jitter.
 
-    Every distinct image goes through the student's head once; the teacher shares the frozen features. Losses
-    may be not finite.
-
-    Args:
-        step: decides the jitter, see `sfrs.features.source.step_number`.
+    Every distinct image goes through the student's head once; the teacher shares the frozen features.
     """
     numbers, rows = _distinct_images(tuples, images)
     features = images.steps(numbers, step=step)
@@ -219,10 +195,7 @@ def similarities(
 
 
 def prefetch(tuples: Tuples, images: TrainingImages, step: int) -> None:
-    """Begin to load the images of ``tuples``, which `tuple_losses` will be given with this ``step``.
-
-    Loading is first come, first served: ask for a step before the ones after it.
-    """
+    """Begin to load the images of ``tuples`` for a later ``step``; ask for steps in their order."""
     images.steps.prefetch(_distinct_images(tuples, images)[0], step=step)
 
 

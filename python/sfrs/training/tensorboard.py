@@ -64,10 +64,7 @@ class TensorBoard(TrainingProgress):
             whole, newline, _ = file.read().rpartition(b"\n")
         self._read += len(whole + newline)
         for line in map(json.loads, whole.splitlines()):
-            if line["kind"] in ("step", "epoch"):
-                self._write_losses(line)
-            if line["kind"] in ("initial", "epoch"):
-                self._write(line, "validation/recall at ", line["recalls"])
+            self._write(line)
 
     def _begin(self) -> None:
         for old in self.folder.glob("events.out.tfevents.*"):
@@ -78,20 +75,19 @@ class TensorBoard(TrainingProgress):
         rows = "\n".join(f"| {name} | {value} |" for name, value in values.items())
         self._writer.add_text("configuration", f"| field | value |\n|---|---|\n{rows}", 0)
 
-    def _write_losses(self, line: dict[str, Any]) -> None:
-        if line["generation"] != self._generation:
-            self._generation, self._before = line["generation"], self._before + self._step
-        self._step = line["step"]
-        suffix = ", epoch" if line["kind"] == "epoch" else ""
-        known = {name + suffix: line[key] for key, name in FIGURES.items() if key in line}
-        if line["generation"] == 1:
-            known.pop("loss/soft" + suffix, None)  # it has none, which is not a loss of zero
-        self._write(line, "", known)
-
-    def _write(self, line: dict[str, Any], prefix: str, values: dict[str, float]) -> None:
-        for name, value in values.items():
-            at = self._before + self._step
-            self._writer.add_scalar(f"{prefix}{name}", value, at, walltime=line.get("time"))
+    def _write(self, line: dict[str, Any]) -> None:
+        recalls = line["recalls"] if line["kind"] in ("initial", "epoch") else {}
+        scalars = {f"validation/recall at {n}": recall for n, recall in recalls.items()}
+        if line["kind"] in ("step", "epoch"):
+            if line["generation"] != self._generation:
+                self._generation, self._before = line["generation"], self._before + self._step
+            self._step = line["step"]
+            suffix = ", epoch" if line["kind"] == "epoch" else ""
+            # Generation 1 has no soft loss, which is not a loss of zero.
+            keys = FIGURES.keys() - ({"soft"} if line["generation"] == 1 else set())
+            scalars |= {FIGURES[key] + suffix: line[key] for key in keys if key in line}
+        for name, value in scalars.items():
+            self._writer.add_scalar(name, value, self._before + self._step, walltime=line.get("time"))
 
 
 def event_writer() -> type:

@@ -83,7 +83,7 @@ def train(
         DivergedError: a loss is not finite; the message names the tuple.
         WriteError: the disk is full; the run can be resumed from its last checkpoint.
     """
-    if not isinstance(places, tuple):
+    if isinstance(places, str | Path):
         places = load_places(places, "train"), load_places(places, "val")
     joined, directory = processes(), RunDirectory(out)
     check_answerable(places[1], config.negative_radius)
@@ -161,9 +161,7 @@ class _Run:
         self.pair = self._open(1)
         self.epoch = 0  # epochs of this generation that are done
         self.unfinished: EpochState | None = None  # the epoch a checkpoint was written in
-        # Only the main process knows results.
-        self.best: GenerationResult | None = None  # of this generation
-        self.results: list[GenerationResult | None] = []  # of the generations before
+        self.best: GenerationResult | None = None  # of this generation; only the main process knows it
 
     def start(self, first_generation: RunDirectory | None) -> None:
         """Begin with generation 1, or after the generation 1 of another run."""
@@ -179,22 +177,16 @@ class _Run:
 
     def restore(self) -> None:
         """Bring the run to where its checkpoint stands."""
-        is_main = self.processes.is_main
-        tensors, facts = self.processes.broadcast(
-            load_checkpoint(self.directory.checkpoint) if is_main else None
-        )
-        number, self.epoch = facts["generation"], facts["epoch"]
-        left = (number, self.epoch) != (self.config.generations, self.config.epochs_of(number))
-        if is_main:
+        tensors, facts = load_checkpoint(self.directory.checkpoint)
+        number, self.epoch, best = facts["generation"], facts["epoch"], facts["best"]
+        if self.processes.is_main:
             self.directory.cut_metrics(facts["metrics_size"])
-        if left:
+        if (number, self.epoch) != (self.config.generations, self.config.epochs_of(number)):
             self._prepare(resumed=True)
-        if is_main:
-            self.results = [GenerationResult.read(self.directory.best(g)) for g in range(1, number)]
         self.pair = self._open(number)
-        if is_main and facts["best"] is not None:
+        if best is not None:
             # The file may be of a later epoch that was not checkpointed; that epoch is trained again.
-            best, file = facts["best"], self.directory.best(number)
+            file = self.directory.best(number)
             self.best = GenerationResult(number, best["epoch"], by_depth(best["recalls"]), file)
         self.unfinished = load_state(self.pair, tensors, facts)
 
@@ -203,7 +195,7 @@ class _Run:
         while True:
             while self.epoch < self.config.epochs_of(self.pair.generation):
                 self._train_epoch()
-            self.results.append(self.best)
+            self.processes.barrier()  # the main process has written what the others read
             if self.pair.generation == self.config.generations:
                 return self._result()
             self.best = None
@@ -249,10 +241,7 @@ class _Run:
         torch.manual_seed(seed)
         student, teacher = copy.deepcopy(self.initial), None
         if generation > 1:
-            teacher = copy.deepcopy(self.initial)
-            if self.processes.is_main:
-                teacher = load_network(self.directory.best(generation - 1)).to(self.device)
-            _share(teacher, self.processes)
+            teacher = load_network(self.directory.best(generation - 1)).to(self.device)
             teacher.eval().requires_grad_(False)
         miner = Miner(self.neighbourhood, config, seed=seed)
         return StudentTeacher(generation, student, teacher, sgd(student, config), miner)
@@ -324,10 +313,9 @@ class _Run:
         save_state(self.directory.checkpoint, self.pair, state, facts)
 
     def _result(self) -> RunResult:
-        results = None
+        numbers = range(self.config.generations + 1)
+        initial, *generations = results = [GenerationResult.read(self.directory.best(n)) for n in numbers]
         if self.processes.is_main:
-            results = (GenerationResult.read(self.directory.initial), *self.results)
             curves = {result.title: result.recalls for result in results}
             recall_curves(curves, self.directory.plot, title=f"{self.places[1].name}, validation")
-        initial, *generations = self.processes.broadcast(results)
         return RunResult(self.directory.path, initial, tuple(generations))
