@@ -24,13 +24,10 @@ OPTIONAL = ("easting, northing (or latitude, longitude)", "zone", "role", "split
 
 @dataclass(frozen=True)
 class Photo:
-    """An image and what is known of where it was taken.
+    """An image (absolute path) and where it was taken: UTM metres, or else degrees, or neither is known.
 
     Attributes:
-        file: absolute path.
-        metres: easting and northing, or None.
         zone: UTM zone of ``metres``, such as "33N"; "" where it is not said.
-        degrees: latitude and longitude, where those are what is known; else None.
         unreadable: why the file cannot be read; "" where it can, as far as anybody looked.
     """
 
