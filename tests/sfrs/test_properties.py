@@ -195,7 +195,7 @@ PARTS = st.lists(st.sampled_from(["ram", "gpu", "disk", "off", "jitter=", "3", "
 
 
 @properties
-@given(PARTS.map("".join).filter(lambda text: text.strip() and "jitter=00" not in text.replace(" ", "")))
+@given(PARTS.map("".join))
 def test_a_cache_is_a_place_and_variants_or_refused_by_name(text):
     place, _, variants = text.replace(" ", "").rpartition("jitter=")
     plain = text.replace(" ", "") in ("ram", "gpu", "disk", "off")

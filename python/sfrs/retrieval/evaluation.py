@@ -58,7 +58,7 @@ class Evaluation:
         return self.num_positives > 0
 
     def hits(self, n: int) -> np.ndarray:
-        """Mark the queries with a right one among the first n predictions, bool ``[m]`` (for paired tests)."""
+        """Mark the queries with a right one among the first n predictions, bool ``[m]``, for paired tests."""
         return self.correct[:, :n].any(axis=1)
 
     def curve(self) -> dict[int, float]:
