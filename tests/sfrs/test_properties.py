@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from pyproj import Geod
 
+from sfrs.commands.options import parse_size
 from sfrs.data.coordinates import (
     APART,
     eastward_shifts,
@@ -26,6 +27,7 @@ from sfrs.data.photos import photo_of
 from sfrs.data.places import PlacesError, load_places
 from sfrs.data.ragged import Ragged
 from sfrs.runtime.errors import UserError
+from sfrs.training.config import ConfigError, TrainConfig
 
 properties = settings(
     derandomize=True,
@@ -165,3 +167,41 @@ def test_a_damaged_manifest_is_refused_in_words(tmp_path, content, with_head):
     path.write_bytes(b"file,role,easting,northing\n" * with_head + content)
     with pytest.raises(PlacesError, match="town.csv"):
         load_places(path)
+
+
+@properties
+@given(st.integers(0, 9999), st.integers(0, 9999), st.sampled_from("xX"))
+def test_sizes_are_height_and_width(height, width, x):
+    text = f"{height}{x}{width}"
+    if min(height, width) >= 16:
+        assert parse_size("--size", text, 16) == (height, width)
+    else:
+        with pytest.raises(UserError, match=f"--size is '{text}'; expected HEIGHTxWIDTH"):
+            parse_size("--size", text, 16)
+
+
+@properties
+@given(st.from_regex(r"[0-9xX*, -]{0,9}", fullmatch=True))
+def test_what_is_no_size_is_refused_whatever_it_is(text):
+    try:
+        size = parse_size("--size", text, 16)
+    except UserError as error:
+        assert "expected HEIGHTxWIDTH" in str(error)
+    else:
+        assert size == tuple(map(int, text.lower().split("x")))
+
+
+PARTS = st.lists(st.sampled_from(["ram", "gpu", "disk", "off", "jitter=", "3", "0", ",", " "]), max_size=5)
+
+
+@properties
+@given(PARTS.map("".join))
+def test_a_cache_is_a_place_and_variants_or_refused_by_name(text):
+    place, _, variants = text.replace(" ", "").rpartition("jitter=")
+    plain = text.replace(" ", "") in ("ram", "gpu", "disk", "off")
+    jittered = place in ("", "ram,", "gpu,", "disk,") and variants.isdigit() and variants.strip("0") != ""
+    if plain or jittered and "jitter=" in text:
+        assert TrainConfig(trunk_cache=text).trunk_cache == text
+    else:
+        with pytest.raises(ConfigError, match="trunk_cache"):
+            TrainConfig(trunk_cache=text)

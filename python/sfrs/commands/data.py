@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sfrs.commands import options
+from sfrs.commands.options import Workers, decoding_workers, option
 
 if TYPE_CHECKING:
     from sfrs.data.check import SplitCheck
@@ -22,10 +22,12 @@ EXAMPLES = """
   sfrs data check MSLS --split val --json
 """
 DATA = (
-    "A folder with images/SPLIT/{database,queries}, .mat files of Pittsburgh or Tokyo, the root of MSLS or \
-GSV-Cities, or a CSV manifest."
+    "A folder with images/SPLIT/{database,queries}, .mat files of Pittsburgh or Tokyo, the root of MSLS or "
+    "GSV-Cities, or a CSV manifest."
 )
+POSITIVE = "Metres within which training takes positives."
 NEGATIVE = "Metres beyond which training takes negatives, and within which an answer is right."
+RADIUS = {"min": 0, "show_default": True}
 
 
 def register(app: typer.Typer) -> None:
@@ -35,28 +37,21 @@ def register(app: typer.Typer) -> None:
     app.add_typer(data, name="data")
 
 
-def _option(name: str, help: str, panel: str | None = None, **more) -> typer.models.OptionInfo:
-    return typer.Option(name, help=help, rich_help_panel=panel, **more)
-
-
 def check(
     path: Annotated[Path, typer.Argument(help=DATA, show_default=False)],
     split: Annotated[
-        list[str] | None,
-        _option("--split", "A split to check; may be repeated. All by default.", show_default=False),
+        list[str] | None, option("--split", "A split to check; may be repeated. All by default.")
     ] = None,
     decode: Annotated[
-        bool, _option("--decode", "Read every image whole, not only the beginning of its file.")
+        bool, option("--decode", "Read every image whole, not only the beginning of its file.")
     ] = False,
-    positive_radius: Annotated[
-        float, _option("--positive-radius", "Metres within which training takes positives.", "Rules", min=0)
-    ] = 10.0,
-    negative_radius: Annotated[float, _option("--negative-radius", NEGATIVE, "Rules", min=0)] = 25.0,
+    positive_radius: Annotated[float, option("--positive-radius", POSITIVE, "Rules", **RADIUS)] = 10.0,
+    negative_radius: Annotated[float, option("--negative-radius", NEGATIVE, "Rules", **RADIUS)] = 25.0,
     tuple_negatives: Annotated[
-        int, _option("--tuple-negatives", "Negatives in a tuple.", "Rules", min=1)
+        int, option("--tuple-negatives", "Negatives in a tuple.", "Rules", min=1, show_default=True)
     ] = 10,
-    as_json: Annotated[bool, _option("--json", "Print JSON instead of a table.", "Output")] = False,
-    workers: options.Workers = None,
+    as_json: Annotated[bool, option("--json", "Print JSON instead of a table.", "Output")] = False,
+    workers: Workers = None,
 ) -> None:
     """Say what a data set holds and what is wrong with it.
 
@@ -68,7 +63,7 @@ def check(
     from sfrs.runtime.terminal import progress_tasks
 
     rules = Rules(positive_radius, negative_radius, tuple_negatives)
-    workers = options.decoding_workers(workers)
+    workers = decoding_workers(workers)
     with progress_tasks() as tasks:
         kind, checks = check_data(path, split or (), rules, decode=decode, workers=workers, tasks=tasks)
     ok = all(found.ok for found in checks)

@@ -1,7 +1,6 @@
 """Options that several commands share, in groups: a parameter that is such a group is a flag per field."""
 
 import inspect
-import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass
@@ -309,8 +308,9 @@ def require_trained(network: "DescriptorNetwork", what: str) -> None:
 
 def decoding_workers(asked: int | None) -> int:
     """As many as asked for, else one per core and at most 8."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(8, cores) if asked is None else asked
+    from sfrs.runtime.host import usable_cores
+
+    return min(8, usable_cores()) if asked is None else asked
 
 
 def parse_size(flag: str, text: str, smallest: int, other: str = "") -> tuple[int, int]:

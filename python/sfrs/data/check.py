@@ -18,6 +18,7 @@ from sfrs.runtime.progress import Tasks
 
 TRAINING, ANY = "train", "any"
 """The split that is held to the rules of training; and how a manifest without a split column is shown."""
+IMAGES, QUERIES = ("image", "images"), ("query", "queries")
 FAR = 1_000.0
 """Metres to the nearest database image from which on a query hardly belongs to the data set."""
 
@@ -166,11 +167,11 @@ def _training_findings(near: Neighbourhood, rules: Rules) -> Iterator[Finding]:
 
 def _file_findings(missing: dict[Path, str], unreadable: dict[Path, str]) -> Iterator[Finding]:
     if missing:
-        text = f"{_images(len(missing))} listed but not there, the first: {[*missing][0]}"
+        text = f"{_are(len(missing), *IMAGES)} listed but not there, the first: {[*missing][0]}"
         yield Finding(text, stops=True, files=tuple(missing))
     if unreadable:
         file, why = next(iter(unreadable.items()))
-        text = f"{_images(len(unreadable))} there but cannot be read, the first: {file} ({why})"
+        text = f"{_are(len(unreadable), *IMAGES)} there but cannot be read, the first: {file} ({why})"
         yield Finding(text, stops=True, files=tuple(unreadable))
 
 
@@ -182,7 +183,7 @@ def _position_findings(places: Places, positives: Ragged, radius: float) -> Iter
     far = tuple(places.queries.files[i] for i in np.flatnonzero(metres > FAR))
     if far:
         yield Finding(
-            f"{_queries(len(far))} more than {FAR / 1000:g} km from every database image, the first: "
+            f"{_are(len(far), *QUERIES)} more than {FAR / 1000:g} km from every database image, the first: "
             f"{far[0]}; are both in one coordinate system?",
             files=far,
         )
@@ -192,12 +193,12 @@ def _listing_findings(places: Places) -> Iterator[Finding]:
     for role, images in (("database", places.database), ("queries", places.queries)):
         again = len(images) - len(set(images.files))
         if again:
-            yield Finding(f"{_images(again)} listed in the {role} more than once")
+            yield Finding(f"{_are(again, *IMAGES)} listed in the {role} more than once")
     known = set(places.database.files)
     same = tuple(file for file in places.queries.files if file in known)
     if same and places.queries.time_stamps is None:
-        text = f"{_queries(len(same))} images of the database too and find themselves, the first: {same[0]}"
-        yield Finding(text, files=same)
+        also = f"{_are(len(same), *QUERIES)} images of the database too"
+        yield Finding(f"{also} and find themselves, the first: {same[0]}", files=same)
 
 
 def _shared_findings(places: Places, training: Places | None, radius: float) -> Iterator[Finding]:
@@ -207,14 +208,10 @@ def _shared_findings(places: Places, training: Places | None, radius: float) -> 
     near = int((nearest(places.queries.positions, trained) <= radius).sum())
     if near:
         yield Finding(
-            f"{_queries(near)} within {radius:g} m of images of the split {TRAINING}, so recall on "
+            f"{_are(near, *QUERIES)} within {radius:g} m of images of the split {TRAINING}, so recall on "
             f"{places.split} is in part that of places trained on"
         )
 
 
-def _images(count: int) -> str:
-    return f"{count:,} images are" if count > 1 else "1 image is"
-
-
-def _queries(count: int) -> str:
-    return f"{count:,} queries are" if count > 1 else "1 query is"
+def _are(count: int, one: str, many: str) -> str:
+    return f"{count:,} {many} are" if count > 1 else f"1 {one} is"

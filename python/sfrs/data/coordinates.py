@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from functools import cache
 
 import numpy as np
+from numpy.typing import ArrayLike
 from pyproj import Transformer
-from scipy.spatial import cKDTree
+from scipy.spatial import KDTree
 
 from sfrs.data.ragged import Ragged
 from sfrs.runtime.errors import UserError
@@ -31,7 +32,7 @@ def parse_zone(text: str) -> str:
     """
     found = re.fullmatch(r"\s*(?:0?([1-9]|[1-5]\d|60)\s*([NS])|EPSG:32([67])(\d\d))\s*", text, re.IGNORECASE)
     number = int(found[1] or found[4]) if found else 0
-    if not 1 <= number <= 60:
+    if found is None or not 1 <= number <= 60:
         raise UserError(
             f"{text!r} is no UTM zone; expected its number from 1 to 60 and N or S for north or south of "
             "the equator, as 33N, or its EPSG code, as EPSG:32633."
@@ -69,7 +70,7 @@ def zone_at(latitude: float, longitude: float) -> str:
     return f"{number}{'N' if latitude >= 0 else 'S'}"
 
 
-def to_degrees(positions: np.ndarray, zone: str) -> np.ndarray:
+def to_degrees(positions: ArrayLike, zone: str) -> np.ndarray:
     """Convert easting and northing in metres ``[n, 2]`` to latitude and longitude in degrees ``[n, 2]``.
 
     Rows that are not finite become nan; a position that cannot lie in ``zone`` raises `UserError`.
@@ -77,7 +78,7 @@ def to_degrees(positions: np.ndarray, zone: str) -> np.ndarray:
     return _transformed(positions, parse_zone(zone), "INVERSE", "easting and then northing, in metres")
 
 
-def to_metres(degrees: np.ndarray, zone: str | None = None) -> tuple[np.ndarray, str]:
+def to_metres(degrees: ArrayLike, zone: str | None = None) -> tuple[np.ndarray, str]:
     """Convert latitude and longitude ``[n, 2]`` to (easting and northing in metres ``[n, 2]``, zone).
 
     All points are projected into one zone, so that distances between them are distances: ``zone``, or the
@@ -87,8 +88,8 @@ def to_metres(degrees: np.ndarray, zone: str | None = None) -> tuple[np.ndarray,
         UserError: no point is known and no zone given; a point is none on earth, or lies so far outside of
             the zone (:data:`FURTHEST`) that its metres would be wrong.
     """
-    degrees = np.asarray(degrees, dtype=np.float64).reshape(-1, 2)
-    known = degrees[np.isfinite(degrees).all(axis=1)]
+    known = np.asarray(degrees, dtype=np.float64).reshape(-1, 2)
+    known = known[np.isfinite(known).all(axis=1)]
     if zone is None:
         if not len(known):
             raise UserError("None of the points is known, so there is no UTM zone to take; give one, as 33N.")
@@ -100,21 +101,21 @@ def to_metres(degrees: np.ndarray, zone: str | None = None) -> tuple[np.ndarray,
     return _transformed(degrees, zone, "FORWARD", "points of one region"), zone
 
 
-def metres_between(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+def metres_between(one: ArrayLike, other: ArrayLike) -> np.ndarray:
     """Return the distances between positions ``[..., 2]`` in metres of one zone, broadcast, ``[...]``."""
     return np.hypot(*np.moveaxis(np.subtract(one, other), -1, 0))
 
 
 def nearest(positions: np.ndarray, others: np.ndarray, rank: int = 1) -> np.ndarray:
     """Return the metres from each of ``positions`` ``[m, 2]`` to its ``rank``-th nearest other."""
-    return cKDTree(others).query(positions, k=[rank])[0][:, 0]
+    return KDTree(others).query(positions, k=[rank])[0][:, 0]  # type: ignore[arg-type]
 
 
 def within(queries: np.ndarray, database: np.ndarray, radius: float) -> Ragged:
     """List for each of m queries the database positions within ``radius`` metres, ascending."""
     if len(queries) == 0 or len(database) == 0:
         return Ragged(np.zeros(0, np.int64), np.zeros(len(queries) + 1, np.int64))
-    return Ragged.from_lists(cKDTree(database).query_ball_point(queries, radius, return_sorted=True))
+    return Ragged.from_lists(KDTree(database).query_ball_point(queries, radius, return_sorted=True))
 
 
 def eastward_shifts(positions: Mapping[str, np.ndarray]) -> dict[str, float]:
@@ -141,7 +142,7 @@ def _projection(zone: str) -> Transformer:
     return Transformer.from_crs("EPSG:4326", f"EPSG:32{'6' if zone[-1] == 'N' else '7'}{int(zone[:-1]):02d}")
 
 
-def _transformed(points: np.ndarray, zone: str, direction: str, expected: str) -> np.ndarray:
+def _transformed(points: ArrayLike, zone: str, direction: str, expected: str) -> np.ndarray:
     points = np.asarray(points, dtype=np.float64).reshape(-1, 2)
     known, result = np.isfinite(points).all(axis=1), np.full_like(points, np.nan)
     result[known] = np.column_stack(_projection(zone).transform(*points[known].T, direction=direction))

@@ -3,6 +3,7 @@
 import math
 import struct
 from pathlib import Path
+from typing import Any
 
 from PIL import ExifTags, Image
 
@@ -37,7 +38,7 @@ def _read(image: Image.Image) -> tuple[float, float] | None:
     return (latitude, longitude) if known else None
 
 
-def _degrees(value: object, reference: object, signs: str) -> float:
+def _degrees(value: Any, reference: Any, signs: str) -> float:
     """Add up degrees, minutes, seconds (the last two may be missing) with their sign; nan if unusable."""
     sign = {signs[0]: 1, signs[1]: -1}.get(_letter(reference), math.nan)
     try:
@@ -47,7 +48,7 @@ def _degrees(value: object, reference: object, signs: str) -> float:
         return math.nan
 
 
-def _letter(value: object) -> str:
+def _letter(value: Any) -> str:
     """Return the first letter of an EXIF string, which may be padded or come as bytes, or ""."""
     text = value.decode("ascii", "replace") if isinstance(value, bytes) else value
     return text.strip(" \0").upper()[:1] if isinstance(text, str) else ""

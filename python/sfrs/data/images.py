@@ -77,9 +77,9 @@ def upright(image: Image.Image) -> Image.Image:
 def image_tensor(image: Image.Image, size: Size = None) -> Tensor:
     """Convert an image in memory as :func:`load_image` does a file."""
     image = upright(image)
-    target = target_size(image.size[::-1], size)
-    if image.size != target[::-1]:
-        image = image.resize(target[::-1], Image.Resampling.BILINEAR)
+    height, width = target_size((image.height, image.width), size)
+    if image.size != (width, height):
+        image = image.resize((width, height), Image.Resampling.BILINEAR)
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).float().div_(255)
 
 
@@ -91,7 +91,8 @@ def target_size(original: tuple[int, int], size: Size) -> tuple[int, int]:
         height, width = original
         scale = size / min(height, width)
         return max(1, round(height * scale)), max(1, round(width * scale))
-    return tuple(size)
+    height, width = size
+    return height, width
 
 
 class ImageFiles(torch.utils.data.Dataset):
@@ -123,7 +124,7 @@ def batches(
     Images of unequal size never share a batch: a batch ends where the size changes. ``workers`` threads
     decode ahead (Pillow releases the interpreter lock), none if 0; at most two batches are held.
     """
-    indices = list(range(len(images)) if order is None else order)
+    indices = list(range(len(images)) if order is None else order)  # type: ignore[arg-type]
     batch: list[Tensor] = []
     first = 0
     for i, image in enumerate(_in_order(images.__getitem__, indices, workers, 2 * batch_size)):

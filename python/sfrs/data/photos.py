@@ -24,13 +24,10 @@ OPTIONAL = ("easting, northing (or latitude, longitude)", "zone", "role", "split
 
 @dataclass(frozen=True)
 class Photo:
-    """An image and what is known of where it was taken.
+    """An image (absolute path) and where it was taken: UTM metres, or else degrees, or neither is known.
 
     Attributes:
-        file: absolute path.
-        metres: easting and northing, or None.
         zone: UTM zone of ``metres``, such as "33N"; "" where it is not said.
-        degrees: latitude and longitude, where those are what is known; else None.
         unreadable: why the file cannot be read; "" where it can, as far as anybody looked.
     """
 
@@ -119,7 +116,9 @@ def project(photos: Sequence[Photo], zone: str = "") -> tuple[np.ndarray, str]:
         )
     if not zone and located:
         first = located[0]
-        zone = first.zone or _naming_photo(lambda point: to_metres(point)[1], [first.file], [first.degrees])
+        zone = first.zone or _naming_photo(
+            lambda point: to_metres(point)[1], [first.file], [first.degrees or ()]
+        )
     rows_of: dict[str | None, list[int]] = {}  # zone of the metres, or None for degrees -> photos
     for i, photo in enumerate(photos):
         if photo.metres is not None:
@@ -144,7 +143,7 @@ def check_inside(files: Sequence[Path], positions: np.ndarray, zone: str) -> Non
     _naming_photo(partial(to_degrees, zone=zone), files, positions)
 
 
-def _naming_photo(convert: Callable, files: Sequence[Path], points: Sequence[Sequence[float]]):
+def _naming_photo(convert: Callable, files: Sequence[Path], points: Sequence[Sequence[float]] | np.ndarray):
     """Return ``convert(points)``; an error names the file of the first point that is refused by itself."""
     try:
         return convert(np.asarray(points))

@@ -13,12 +13,13 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from sfrs.data.images import Progress, Size, batches, image_tensor, load_image
+from sfrs.data.images import Size, batches, image_tensor, load_image
 from sfrs.models.backbones import REGISTRY
 from sfrs.models.foreign import WeightsError
 from sfrs.models.network import DescriptorNetwork, load_network, pretrained_network, save_network
 from sfrs.models.whitening import Whitening
 from sfrs.runtime.errors import UserError
+from sfrs.runtime.progress import Progress
 
 DEFAULT = "efficientnet-lite0"
 """Backbone of a model that nobody trained."""

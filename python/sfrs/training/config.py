@@ -196,10 +196,9 @@ class TrainConfig:
     @property
     def cache(self) -> CacheSpec:
         """`trunk_cache`, read: ``ram,jitter=4``; ``jitter=4`` alone is in memory."""
-        found = re.fullmatch(
-            r"(ram|gpu|disk|off)?(?:(?(1),)jitter=(\d+))?", self.trunk_cache.replace(" ", "")
-        )
-        if not self.trunk_cache or found is None or found[2] == "0" or (found[1] == "off" and found[2]):
+        text = self.trunk_cache.replace(" ", "")
+        found = re.fullmatch(r"(ram|gpu|disk|off)?(?:(?(1),)jitter=(0*[1-9]\d*))?", text)
+        if not text or found is None or (found[1] == "off" and found[2]):
             raise ConfigError(
                 f"trunk_cache is {self.trunk_cache!r}, expected one of ram, gpu, disk, off, the first three "
                 "also with ,jitter=N (N > 0)"

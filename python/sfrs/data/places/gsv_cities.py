@@ -81,7 +81,7 @@ def _read_city(path: Path, table: Path, split: str) -> Shots:
         metres = to_metres([(row.latitude, row.longitude) for row in rows])[0].tolist()
     except UserError as error:
         raise PlacesError(f"{table}: {error}") from None
-    shots = [Shot(f, *position, row.panorama) for f, position, row in zip(files, metres, rows, strict=True)]
+    shots = [Shot(f, x, y, row.panorama) for f, (x, y), row in zip(files, metres, rows, strict=True)]
     return {"database": shots[: len(database)], "queries": shots[len(database) :]}
 
 

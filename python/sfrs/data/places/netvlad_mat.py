@@ -31,10 +31,10 @@ CUTOUT = re.compile(r"(_pitch\d+_yaw\d+|_\d{3}_\d{3})\.\w+$")
 
 
 class Listed(NamedTuple):
-    """Images of a ``.mat`` file: names, UTM ``[n, 2]``, and time stamps, "" where it has none."""
+    """Images of a ``.mat`` file: names, UTM in metres, and time stamps, "" where it has none."""
 
     names: list[str]
-    utm: np.ndarray
+    utm: list[list[float]]
     stamps: list[str]
 
 
@@ -52,7 +52,7 @@ def mat_files(path: Path) -> dict[str, list[Path]]:
     """
     if path.is_dir():
         folders = (path, path / "datasets", path / "raw")
-        files = next((found for folder in folders if (found := sorted(folder.glob("*.mat")))), [])
+        files = next((mats for folder in folders if (mats := sorted(folder.glob("*.mat")))), [])
     elif path.is_file():
         files = [path] if path.suffix.lower() == ".mat" else []
     else:
@@ -132,9 +132,9 @@ def _places_of(path: Path, split: str) -> Places:
 
 def _shots(listed: Listed, files: list[Path], panoramas: bool) -> list[Shot]:
     shots = []
-    for file, name, utm, stamp in zip(files, listed.names, listed.utm.tolist(), listed.stamps, strict=True):
+    for file, name, (east, north), stamp in zip(files, *listed, strict=True):
         cut = CUTOUT.search(name) if panoramas else None
-        shots.append(Shot(file, *utm, name[: cut.start()] if cut else "", time_stamp=stamp))
+        shots.append(Shot(file, east, north, name[: cut.start()] if cut else "", time_stamp=stamp))
     return shots
 
 
@@ -153,14 +153,16 @@ def _listed(path: Path, fields: list, first: int, stamps: int | None = None) -> 
             f"coordinates [2, {count}] of {count} images."
         )
     if stamps is None:
-        return Listed(names, utm.T.astype(np.float64), [""] * count)
+        return Listed(names, utm.T.astype(np.float64).tolist(), [""] * count)
     found = fields[stamps]
     if found.size != count or not _numeric(found):
         raise PlacesError(
             f"{path}: field {stamps} of dbStruct is {list(found.shape)} {found.dtype}; "
             f"expected time stamps of {count} images."
         )
-    return Listed(names, utm.T.astype(np.float64), [f"{float(stamp):.17g}" for stamp in found.ravel()])
+    return Listed(
+        names, utm.T.astype(np.float64).tolist(), [f"{float(stamp):.17g}" for stamp in found.ravel()]
+    )
 
 
 def _numeric(values: np.ndarray) -> bool:

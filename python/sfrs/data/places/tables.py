@@ -69,8 +69,8 @@ def file_of(where: str, line: dict[str, str]) -> str:
 def finite_pair(first: str | None, second: str | None) -> tuple[float, float] | None:
     """Read two finite numbers; None if one of the texts is none."""
     try:
-        pair = float(first), float(second)
-    except (TypeError, ValueError):
+        pair = float(first or ""), float(second or "")
+    except ValueError:
         return None
     return pair if all(map(math.isfinite, pair)) else None
 
