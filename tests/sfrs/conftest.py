@@ -3,11 +3,10 @@
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from browser import chromium
-from PIL import Image
+from pictures import picture
 from tiny_training import tiny_places
 
 from sfrs.cli import app
@@ -56,15 +55,6 @@ def places(request, tmp_path_factory):
 def files(places):
     """The images that are trained on, queries first."""
     return places[0].queries.files + places[0].database.files
-
-
-def picture(scene: int, height: int = 48, width: int = 64, noise: float = 0.0) -> Image.Image:
-    """Blocks of random colours drawn from ``scene``: the same scene looks alike, others do not."""
-    blocks = np.random.default_rng(scene).random((6, 8, 3))
-    pixels = np.kron(blocks, np.ones((8, 8, 1)))
-    pixels += noise * np.random.default_rng(scene + 1000).normal(size=pixels.shape)
-    image = Image.fromarray((255 * pixels.clip(0, 1)).astype(np.uint8))
-    return image.resize((width, height))
 
 
 @pytest.fixture

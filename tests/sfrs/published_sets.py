@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from conftest import picture
+from pictures import picture
 from scipy.io import savemat
 
 ORIGIN = (585_000.0, 4_477_000.0)

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from conftest import picture
+from pictures import picture
 
 from sfrs.data.places import load_places
 from sfrs.models.model import Model

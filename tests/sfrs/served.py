@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 import typer
-from conftest import picture
+from pictures import picture
 from PIL import Image
 
 from sfrs.data.images import load_image

@@ -4,7 +4,7 @@ import json
 import shutil
 
 import pytest
-from conftest import picture
+from pictures import picture
 from published_sets import write_gsv_city, write_msls_city, write_pittsburgh, write_tokyo247, write_tokyo_tm
 
 RULES = ("--tuple-negatives", "3")

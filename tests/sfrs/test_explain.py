@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import picture
+from pictures import picture
 from PIL import Image
 
 from sfrs.data.images import BadImageError

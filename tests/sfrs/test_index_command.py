@@ -4,7 +4,7 @@ import functools
 import json
 
 import pytest
-from conftest import picture
+from pictures import picture
 
 from sfrs.models.network import save_network
 

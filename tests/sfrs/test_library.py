@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from conftest import picture
+from pictures import picture
 from PIL import Image
 
 import sfrs

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import picture
+from pictures import picture
 from PIL import ExifTags, Image
 
 from sfrs.cli import app

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import picture
+from pictures import picture
 
 from sfrs.data.places import load_places
 from sfrs.models.model import Model, compact

@@ -7,7 +7,7 @@ import shutil
 
 import numpy as np
 import pytest
-from conftest import picture
+from pictures import picture
 from report_data import QUERIES, evaluated, photographs
 
 from sfrs.cli import app

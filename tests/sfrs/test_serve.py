@@ -5,7 +5,7 @@ import re
 
 import numpy as np
 import pytest
-from conftest import picture
+from pictures import picture
 from PIL import ExifTags, Image
 from served import SPOTS, build_index, encoded, photo, serving
 

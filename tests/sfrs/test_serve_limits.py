@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from conftest import picture
+from pictures import picture
 from PIL import Image
 from served import SPOTS, build_index, encoded, form, photo, serving
 

@@ -5,7 +5,7 @@ import shutil
 from dataclasses import fields
 
 import pytest
-from conftest import picture
+from pictures import picture
 from typer.testing import CliRunner
 
 import sfrs

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from conftest import picture
+from pictures import picture
 
 OPTIONS = (
     "--backbone tiny --clusters 4 --height 48 --width 64 --init-images 12 --init-features 200 --device cpu "
