@@ -137,7 +137,7 @@ class Epoch:
             prefetch(share, self.images, step_number(self.pair.generation, number))
 
     def _steps_until(self, done: int) -> int:
-        """Count the steps of the epoch in its first ``done`` tuples; steps end where descriptors are refreshed."""
+        """Count the steps in the first ``done`` tuples; steps end where descriptors are refreshed."""
         refreshes, rest = divmod(done, self.config.refresh_every)
         steps_of_refresh = math.ceil(self.config.refresh_every / self.config.tuples_per_step)
         return refreshes * steps_of_refresh + math.ceil(rest / self.config.tuples_per_step)
