@@ -1,4 +1,4 @@
-"""Where frozen features come from, and descriptors from them."""
+"""Sources of frozen features, and descriptors from them."""
 
 from collections.abc import Sequence
 from typing import NamedTuple

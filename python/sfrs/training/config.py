@@ -22,7 +22,7 @@ def _option(default: Any, text: str, **changes: Any) -> Any:
 
 
 class CacheSpec(NamedTuple):
-    """What `TrainConfig.trunk_cache` says: ram, gpu, disk or off, and jittered variants of each image."""
+    """The place (ram, gpu, disk or off) and the number of variants that `TrainConfig.trunk_cache` names."""
 
     place: str
     variants: int

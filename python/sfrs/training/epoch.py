@@ -22,7 +22,7 @@ from sfrs.training.step import StudentTeacher, TrainingImages, prefetch, take_st
 
 @dataclass
 class EpochState:
-    """Where an epoch stands after a step; with the networks and the miner, all that is needed to go on."""
+    """The progress of an epoch after a step; with the networks and the miner, all that is needed to go on."""
 
     queries: Tensor  # of the epoch in the order they are trained in, int64 [T]
     done: int  # queries that have been trained
@@ -137,7 +137,7 @@ class Epoch:
             prefetch(share, self.images, step_number(self.pair.generation, number))
 
     def _steps_until(self, done: int) -> int:
-        """Steps of the epoch in its first ``done`` tuples; steps end where descriptors are refreshed."""
+        """Count the steps in the first ``done`` tuples; steps end where descriptors are refreshed."""
         refreshes, rest = divmod(done, self.config.refresh_every)
         steps_of_refresh = math.ceil(self.config.refresh_every / self.config.tuples_per_step)
         return refreshes * steps_of_refresh + math.ceil(rest / self.config.tuples_per_step)

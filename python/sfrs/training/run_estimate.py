@@ -1,4 +1,4 @@
-"""How long a training run still takes, from how long its parts took so far."""
+"""Estimate how long a training run still takes, from how long its parts took so far."""
 
 import math
 import time
@@ -34,11 +34,11 @@ class RunEstimate:
         self._counts: Counter[tuple[str, bool]] = Counter()
 
     def begin(self) -> None:
-        """A longer piece of work begins, after one that is not measured."""
+        """Begin a longer piece of work, after one that is not measured."""
         self._last = self._clock()
 
     def task(self, name: str, done: int, total: int) -> None:
-        """A longer piece of work stands at ``done`` of ``total``."""
+        """Note that a longer piece of work stands at ``done`` of ``total``."""
         seconds = self._elapsed()
         if name.startswith("mining"):
             self._mined += seconds
@@ -46,7 +46,7 @@ class RunEstimate:
             self._add("validation", seconds, done >= total)
 
     def step(self, generation: int, epoch: int, done: int, of: int) -> None:
-        """``done`` of the ``of`` tuples of an epoch are trained."""
+        """Note that ``done`` of the ``of`` tuples of an epoch are trained."""
         if (generation, epoch) != (self.generation, self.epoch):
             self.generation, self.epoch, self.done = generation, epoch, 0
         if self._mined:
@@ -56,7 +56,7 @@ class RunEstimate:
         self.done, self.of = done, of
 
     def validated(self) -> None:
-        """The epoch is validated and saved."""
+        """Note that the epoch is validated and saved."""
         self._add("validation", self._elapsed(), 0)
         self.epoch, self.done = self.epoch + 1, 0
         if self.epoch > self.config.epochs_of(self.generation):
