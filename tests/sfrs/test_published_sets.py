@@ -153,14 +153,13 @@ def test_a_structure_that_does_not_fit_names_the_field(tmp_path, changes, messag
         load_places(broken(tmp_path, **changes))
 
 
-def test_a_damaged_or_foreign_mat_file_is_named(tmp_path):
+def test_a_damaged_or_foreign_mat_file_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(array_files, "run_child", RUN_CHILD)
     mat = write_pittsburgh(tmp_path, "test")
     whole = mat.read_bytes()
-    for content in (b"no matlab", *(whole[:cut] for cut in range(0, len(whole), 23))):
+    for content in (b"no matlab", whole[:150], whole[: len(whole) // 2], whole[:-9]):
         mat.write_bytes(content)
-        with pytest.raises(
-            PlacesError, match="pitts30k_test.mat: (this MATLAB file cannot be read|no structure)"
-        ):
+        with pytest.raises(PlacesError, match="pitts30k_test.mat: this MATLAB file cannot be read"):
             load_places(mat)
     savemat(mat, {"net": {"layers": cells(["conv"])}})
     with pytest.raises(PlacesError, match="no structure dbStruct"):

@@ -77,6 +77,7 @@ def export(
             show_default=False,
         ),
     ] = None,
+    ignore_keys: options.IgnoreKeys = None,
     device: Annotated[str, options.option("--device", "cpu, cuda, cuda:1, ... or auto.", "Running")] = "cpu",
 ) -> None:
     """Write a network as one file: normalisation, backbone, NetVLAD and whitening.
@@ -95,7 +96,9 @@ def export(
     device = usable_device(device)
     photos = check_files(check or [])
     weights = weights_of(source)
-    model = Model.load(weights, whitening.whitening, whiten=not whitening.no_whitening)
+    model = Model.load(
+        weights, whitening.whitening, whiten=not whitening.no_whitening, ignore_keys=ignore_keys or ()
+    )
     model.check_clusters()
     shape = parse_shape(size, model)
     text = f"Writing {out} ({exports.FORMATS[name].title}) from {weights}"

@@ -142,6 +142,17 @@ def _layers(plan: tuple[tuple[str, int], ...], channels: int, last_relu: bool = 
     return nn.Sequential(layers)
 
 
+def vgg16_layers() -> dict[str, int]:
+    """Map convolutions by their name in :class:`VGG16` to torchvision's index in ``features``."""
+    found, index = {}, 0
+    for part, plan in (("trunk", VGG16_TRUNK), ("head", VGG16_HEAD)):
+        for name, _ in plan:
+            if not name.startswith("pool"):
+                found[f"{part}.{name}"] = index
+            index += 1 if name.startswith("pool") else 2  # a convolution is followed by its ReLU
+    return found
+
+
 def build_backbone(name: str, **options) -> Backbone:
     """Build a backbone by its name in :data:`REGISTRY`; ``options`` go to its constructor.
 

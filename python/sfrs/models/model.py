@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from sfrs.data.images import Progress, Size, batches, image_tensor, load_image
 from sfrs.models.backbones import REGISTRY
-from sfrs.models.foreign import WeightsError
-from sfrs.models.network import DescriptorNetwork, load_network, pretrained_network, save_network
+from sfrs.models.foreign import read_weights
+from sfrs.models.network import DescriptorNetwork, network_of, pretrained_network, save_network
+from sfrs.models.weights_file import WeightsError
 from sfrs.models.whitening import Whitening
 from sfrs.runtime.errors import UserError
 
@@ -82,6 +83,7 @@ class Model(nn.Module):
         *,
         whiten: bool = True,
         size: Size | Literal["trained"] = TRAINED,
+        ignore_keys: Sequence[str] = (),
         device: str | torch.device = "cpu",
     ) -> "Model":
         """Load a model from a file of weights, or a backbone with its published weights.
@@ -93,18 +95,20 @@ class Model(nn.Module):
             whitening: a file of its own with the PCA whitening; by default the one in ``source``, if any.
             whiten: False leaves out any whitening.
             size: see :class:`Model`.
+            ignore_keys: see :func:`sfrs.models.network.load_network`.
 
         Raises:
             WeightsError: a file cannot be read, or the whitening does not fit the network.
         """
-        if str(source) in REGISTRY:
-            network = pretrained_network(str(source))
+        found = None
+        if isinstance(source, str) and source in REGISTRY:
+            network = pretrained_network(source)
         else:
-            network = load_network(source)
-        if whitening is None and network.meta.get("has_pca"):
-            whitening = source
-        found = Whitening.load(whitening) if whiten and whitening is not None else None
-        return cls(network, found, size=size).to(device)
+            weights = read_weights(source, ignore_keys)
+            network, found = network_of(weights), Whitening.of(weights)
+        if whitening is not None and whiten:
+            found = Whitening.load(whitening, ignore_keys=ignore_keys)
+        return cls(network, found if whiten else None, size=size).to(device)
 
     def save(self, path: str | Path) -> None:
         """Write network, whitening and size to one safetensors file, from which :meth:`load` rebuilds it."""
@@ -208,7 +212,12 @@ class Model(nn.Module):
         for rows, batch in batches(_Photographs(images, self.size), batch_size, workers=workers):
             features = self._features(batch.to(self.device))
             quarters = self._quarters(features) if regions else None
-            yield rows, self._aggregate(features).float(), quarters
+            descriptors = self._aggregate(features).float()
+            for row in (~descriptors.isfinite().all(1)).nonzero().flatten().tolist():
+                image = images[rows[row]]
+                name = image if isinstance(image, str | Path) else f"image {rows[row]}"
+                raise UserError(f"{name}: its descriptor is not finite; the network's values overflow.")
+            yield rows, descriptors, quarters
 
     @torch.no_grad()
     def quarters(self, images: Sequence[Photograph], *, batch_size: int = 8) -> Tensor:
