@@ -24,7 +24,16 @@ from sfrs.data.places import PlacesError, format_of, is_data_set, load_places
 from sfrs.models.model import Model
 from sfrs.models.network import save_network
 from sfrs.retrieval.evaluation import Scoring, evaluate
+from sfrs.runtime import array_files
 from sfrs.runtime.errors import UserError
+
+RUN_CHILD = array_files.run_child
+
+
+@pytest.fixture(autouse=True)
+def no_child(monkeypatch):
+    """Read the files of these tests in this process: a child takes half a second to start."""
+    monkeypatch.setattr(array_files, "run_child", lambda *arguments: array_files.convert(*arguments) or "")
 
 
 def test_the_structure_is_nested_as_in_the_published_files(tmp_path):
