@@ -19,6 +19,9 @@ REGISTRY = {
 }
 """Name -> module:class or function, imported when asked for."""
 
+NEEDS_WEIGHTS = ("vgg16",)
+"""Those that no training makes useful from random weights, and whose weights are not published with them."""
+
 # Layer names of VGG16 (configuration D) up to conv5_3 with their output channels; "pool" halves the size.
 VGG16_TRUNK = (
     ("conv1_1", 64), ("conv1_2", 64), ("pool1", 0),

@@ -4,7 +4,7 @@ NetVLAD and whitening as other projects name them."""
 import math
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -84,11 +84,13 @@ class Weights:
             where the file holds a whitening alone.
         tensors: ``backbone.*`` and ``vlad.*`` of :class:`sfrs.models.network.DescriptorNetwork`, and
             ``whitening.projection`` ``[dim, K * D]`` for cluster-major descriptors with ``whitening.bias``.
+        ignored: patterns of tensors that were left out.
     """
 
     path: Path
     description: dict | None
     tensors: dict[str, Tensor]
+    ignored: tuple[str, ...] = ()
 
 
 def read_weights(path: str | Path, ignore_keys: Sequence[str] = ()) -> Weights:
@@ -104,8 +106,10 @@ def read_weights(path: str | Path, ignore_keys: Sequence[str] = ()) -> Weights:
     path = Path(path)
     tensors, description = read_tensors(path, ignore_keys)
     if description is None:
-        return _Foreign(path, tensors).read()
-    return Weights(path, description, {name: checked(path, name, t) for name, t in tensors.items()})
+        found = _Foreign(path, tensors).read()
+    else:
+        found = Weights(path, description, {name: checked(path, name, t) for name, t in tensors.items()})
+    return replace(found, ignored=tuple(ignore_keys))
 
 
 class _Foreign:

@@ -168,6 +168,7 @@ def network_of(weights: Weights) -> DescriptorNetwork:
     network = build()
     network.load_state_dict(given, strict=not bare)
     network.meta = meta | ({"has_pca": True} if len(given) < len(tensors) else {})
+    network.meta |= {"ignore_keys": list(weights.ignored)} if weights.ignored else {}
     return network.eval()
 
 
