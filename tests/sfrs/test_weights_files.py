@@ -163,7 +163,7 @@ def test_the_command_takes_patterns(run, tmp_path, tiny_network, make_image):
     ("changes", "message"),
     [
         ({"backbone": "resnet"}, "'resnet' is not known"),
-        ({"backbone": 5}, "backbone"),
+        ({"backbone": 5}, "the description in it is damaged: backbone"),
         ({"options": {"channels": -6}}, "cannot be built"),
         ({"options": {"width": 6}}, "cannot be built"),
         ({"num_clusters": 10**12}, r"vlad.* is \[4, 6\S*\]; expected \[1000000000000"),

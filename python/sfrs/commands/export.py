@@ -12,7 +12,7 @@ from sfrs.commands import options
 from sfrs.runtime.errors import UserError
 
 if TYPE_CHECKING:
-    from sfrs.models.export import Exported, ImageShape
+    from sfrs.models.export import ImageShape
     from sfrs.models.model import Model
 
 EXAMPLES = """
@@ -104,7 +104,7 @@ def export(
     text = f"Writing {out} ({exports.FORMATS[name].title}) from {weights}"
     messages.print(text, highlight=False, markup=False, soft_wrap=True)
     with progress_tasks() as tasks:
-        done = exports.export(
+        agreement = exports.export(
             model,
             out,
             name,
@@ -114,16 +114,10 @@ def export(
             source=weights.name,
             progress=tasks("comparing"),
         )
-    print(summary(done, exports.FORMATS[name].title, model, shape))
-
-
-def summary(done: Exported, title: str, model: Model, shape: ImageShape) -> str:
     network = f"{model.network.backbone.name}, K = {model.network.vlad.num_clusters}"
     white = "no whitening" if model.whitening is None else "whitened"
-    return (
-        f"{done.path}: {title}, {done.bytes / 1e6:.1f} MB, {network}, {white}, images {shape}, "
-        f"{model.dim} numbers\ncompared: {done.agreement}"
-    )
+    file = f"{out}: {exports.FORMATS[name].title}, {out.stat().st_size / 1e6:.1f} MB"
+    print(f"{file}, {network}, {white}, images {shape}, {model.dim} numbers\ncompared: {agreement}")
 
 
 def weights_of(source: Path) -> Path:

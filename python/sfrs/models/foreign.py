@@ -3,7 +3,7 @@ NetVLAD and whitening as other projects name them."""
 
 import math
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sfrs.models.backbones import VGG16_HEAD, VGG16_INPUTS, VGG16_TRUNK, vgg16_layers
-from sfrs.models.weights_file import WeightsError, checked, read_tensors
+from sfrs.models.weights_file import WeightsError, checked, listed, read_tensors
 
 WHITENING = "whitening."
 """Prefix of the whitening's tensors in a network's file."""
@@ -67,9 +67,6 @@ UNUSED = {
 """Tensors (regular expressions for the end of their names) that change no descriptor -> why."""
 
 CHANNELS = dict(VGG16_HEAD)["conv5_3"]
-NAMED = 6
-"""Keys that a message lists."""
-
 CLASSIFIER = r"classifier\.[036]\.(weight|bias)"
 """VGG16's last layers, which follow its features; harmless where no other layer follows them."""
 
@@ -152,7 +149,7 @@ class _Foreign:
                 f"{self.path}: no VGG16 in it, and no whitening. Expected a key such as "
                 "base_model.base.0.weight (the paper's networks), encoder.0.weight (pytorch-NetVlad), "
                 "features.0.weight (torchvision) or pca_layer.weight (a whitening), but it has "
-                f"{_top_keys(self.left)}."
+                f"{listed('.'.join(key.split('.')[:2]) for key in self.left)}."
             )
         self.refuse_left(lambda key, value: False)
         return found
@@ -233,11 +230,10 @@ class _Foreign:
             if not any(_ends(pattern, key) for pattern in UNUSED) and not harmless(key, value)
         ]
         if left:
-            more = f" and {len(left) - NAMED} more" if len(left) > NAMED else ""
             raise WeightsError(
-                f"{self.path}: {', '.join(left[:NAMED])}{more} have no place in VGG16 with NetVLAD and "
-                "whitening: descriptors would not be those of the network that was trained. To leave such "
-                f"tensors out all the same: --ignore-keys '{left[0]}', or a pattern as 'fc.*'."
+                f"{self.path}: {listed(left)} have no place in VGG16 with NetVLAD and whitening: descriptors "
+                "would not be those of the network that was trained. To leave such tensors out all the same: "
+                f"--ignore-keys '{left[0]}', or a pattern as 'fc.*'."
             )
 
 
@@ -257,8 +253,3 @@ def _is_input(layout: Layout, key: str, value: Tensor) -> bool:
         return False
     known = torch.tensor(VGG16_INPUTS[layout.inputs][name == "std"])
     return any(torch.allclose(value.flatten().float() / scale, known, atol=1e-3) for scale in (1, 255))
-
-
-def _top_keys(tensors: Iterable[str]) -> str:
-    top = list(dict.fromkeys(".".join(key.split(".")[:2]) for key in tensors))
-    return ", ".join(top[:NAMED]) + (", ..." if len(top) > NAMED else "")

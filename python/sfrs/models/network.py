@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from sfrs.data.images import Size
 from sfrs.models.backbones import Backbone, build_backbone
 from sfrs.models.foreign import WHITENING, Weights, read_weights
-from sfrs.models.weights_file import METADATA_KEY, WeightsError
+from sfrs.models.weights_file import METADATA_KEY, WeightsError, listed
 from sfrs.models.whitening import Whitening
 from sfrs.runtime.tensor_files import write_tensors
 from sfrs_ext.nn import RegionNetVLAD
@@ -109,11 +109,9 @@ def save_network(
     meta: dict | None = None,
     whitening: Whitening | None = None,
 ) -> None:
-    """Write a network to one safetensors file from which :func:`load_network` rebuilds it.
+    """Write a network, and a whitening, to one safetensors file that replaces ``path`` in one step.
 
-    The file's metadata holds, as JSON, the backbone's name and options, K, and ``meta`` (which must be
-    JSON: image size, training set, generation, ...). A whitening goes into the same file, from which
-    :meth:`sfrs.models.whitening.Whitening.load` reads it. Replaces ``path`` in one step.
+    Its metadata holds :func:`network_description`; ``meta`` (image size, generation, ...) must be JSON.
     """
     tensors = network.state_dict()
     if whitening is not None:
@@ -123,13 +121,10 @@ def save_network(
 
 
 def load_network(path: str | Path, *, ignore_keys: Sequence[str] = ()) -> DescriptorNetwork:
-    """Rebuild a network from :func:`save_network`'s file, or from VGG16 weights of other origin.
+    """Rebuild a network from :func:`save_network`'s file, or from VGG16 weights of other projects.
 
-    Also read: VGG16 with NetVLAD as the paper's implementation, pytorch-NetVlad, Patch-NetVLAD, the deep
-    visual geo-localization benchmark, hloc and MatConvNet (``.mat``) write it; and bare VGG16 weights such
-    as torchvision's, whose NetVLAD then is untrained (``network.meta["untrained_vlad"]`` is set; see
-    :mod:`sfrs.models.clusters`). :meth:`sfrs.models.whitening.Whitening.load` reads a whitening in such a
-    file.
+    The latter are listed in :data:`sfrs.models.foreign.LAYOUTS`. Bare VGG16, such as torchvision's, gets an
+    untrained NetVLAD (``network.meta["untrained_vlad"]`` is set; see :mod:`sfrs.models.clusters`).
 
     Args:
         ignore_keys: patterns (``fc.*``) of names of tensors to leave out, which would be refused.
@@ -164,7 +159,7 @@ def network_of(weights: Weights) -> DescriptorNetwork:
             shapes = f"{list(given[name].shape)}; expected {list(value.shape)}"
             raise WeightsError(f"{path}: {name} is {shapes}.")
     if unread := sorted(given.keys() - expected.keys()):
-        raise WeightsError(f"{path}: {', '.join(unread[:4])} have no place in the network it describes.")
+        raise WeightsError(f"{path}: {listed(unread)} have no place in the network it describes.")
     network = build()
     network.load_state_dict(given, strict=not bare)
     network.meta = meta | ({"has_pca": True} if len(given) < len(tensors) else {})
@@ -174,21 +169,15 @@ def network_of(weights: Weights) -> DescriptorNetwork:
 
 def _checked_description(weights: Weights) -> dict:
     """Return the description, with every field of the type it has to have."""
-    described = weights.description
-    if described is None:
+    if weights.description is None:
         raise WeightsError(f"{weights.path}: no VGG16 in it, but a whitening alone; give it as --whitening.")
+    described = weights.description if isinstance(weights.description, dict) else {}
     kinds = {"backbone": str, "options": dict, "num_clusters": int, "meta": dict}
-    wrong = [
-        name
-        for name, kind in kinds.items()
-        if not isinstance(described, dict) or not isinstance(described.get(name), kind)
-    ]
-    size = [] if wrong else described["meta"].get("image_size")
+    wrong = [name for name, kind in kinds.items() if not isinstance(described.get(name), kind)]
+    size = None if "meta" in wrong else described["meta"].get("image_size")
     sides = size if isinstance(size, list) and len(size) == 2 else [size]
-    if not wrong and size is not None and not all(type(side) is int and side > 0 for side in sides):
-        wrong = ["image_size"]
+    if size is not None and not all(isinstance(side, int) and side > 0 for side in sides):
+        wrong.append("image_size")
     if wrong:
-        raise WeightsError(
-            f"{weights.path}: {', '.join(wrong)} in the description of the network is damaged."
-        )
+        raise WeightsError(f"{weights.path}: the description in it is damaged: {', '.join(wrong)}.")
     return described

@@ -8,7 +8,7 @@ import fnmatch
 import json
 import pickle
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +51,9 @@ def read_tensors(path: Path, ignore_keys: Sequence[str] = ()) -> tuple[dict[str,
     except Exception as error:  # a reader that stumbles over a damaged file raises anything
         if isinstance(error, pickle.UnpicklingError) or "weights_only" in str(error):
             # torch's own message suggests to unpickle anything, which would run code from the file.
-            reason = "this is no weights file, or it holds objects other than tensors and plain values."
-            raise WeightsError(f"{path}: {reason}") from error
+            raise WeightsError(
+                f"{path}: this is no weights file, or it holds objects other than tensors and plain values."
+            ) from error
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise WeightsError(f"{path}: this is no weights file, or a damaged one ({reason}).") from error
     found: dict[str, Tensor] = {}
@@ -63,6 +64,12 @@ def read_tensors(path: Path, ignore_keys: Sequence[str] = ()) -> tuple[dict[str,
         raise WeightsError(f"{path}: no tensor in it; expected a state dict, or a checkpoint with one.")
     kept = [name for name in found if not any(fnmatch.fnmatchcase(name, p) for p in ignore_keys)]
     return {name: found[name] for name in kept}, description
+
+
+def listed(keys: Iterable[str], most: int = 6) -> str:
+    """List different keys in a message, the first of them if they are many."""
+    names = list(dict.fromkeys(keys))
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def checked(path: Path, name: str, value: Tensor) -> Tensor:

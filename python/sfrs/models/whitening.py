@@ -37,9 +37,6 @@ class Whitening:
     def input_dim(self) -> int:
         return self.projection.shape[1]
 
-    def to(self, device: str | torch.device) -> "Whitening":
-        return Whitening(self.projection.to(device), self.bias.to(device))
-
     def check(self, dim: int) -> None:
         """Raise :class:`WeightsError` unless it takes descriptors of ``dim`` numbers."""
         if dim != self.input_dim:
@@ -49,11 +46,7 @@ class Whitening:
             )
 
     def apply(self, descriptors: Tensor) -> Tensor:
-        """Whiten and L2-normalise ``[B, input_dim]`` -> ``[B, dim]``.
-
-        Raises:
-            WeightsError: the descriptors have another length than those this was fitted to.
-        """
+        """Whiten and normalise ``[B, input_dim]`` to ``[B, dim]``. Raises as :meth:`check` does."""
         self.check(descriptors.shape[1])
         projection, bias = self.projection.to(descriptors), self.bias.to(descriptors)
         return F.normalize(F.linear(descriptors, projection, bias), dim=1)
@@ -95,12 +88,8 @@ class Whitening:
     def load(cls, path: str | Path, *, ignore_keys: Sequence[str] = ()) -> "Whitening":
         """Read :meth:`save`'s file, or the whitening in a network of ours or of other origin.
 
-        The latter are the paper's (``pca_layer.*``, or ``pca_params_*.h5`` of its implementation),
-        Patch-NetVLAD's, the deep visual geo-localization benchmark's output layer, hloc's and MatConvNet's;
-        see :data:`sfrs.models.foreign.LAYOUTS`.
-
-        Args:
-            ignore_keys: see :func:`sfrs.models.network.load_network`.
+        The latter are listed in :data:`sfrs.models.foreign.LAYOUTS`; also read is ``pca_params_*.h5`` of the
+        paper's implementation. For ``ignore_keys`` see :func:`sfrs.models.network.load_network`.
 
         Raises:
             WeightsError: the file cannot be read, or no whitening is in it.

@@ -101,7 +101,7 @@ class Store:
         """Begin an index in the directory ``path``: write its model, then its table, which is empty."""
         save_network(path / NETWORK, model.network)
         if model.whitening is not None:
-            model.whitening.to("cpu").save(path / WHITENING)
+            model.whitening.save(path / WHITENING)
         dtype = "float32" if kind == "exact" else "float16"
         settings = {
             "format": FORMAT,
