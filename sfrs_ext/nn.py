@@ -100,27 +100,35 @@ class NetVLAD(nn.Module):
 
         Raises:
             ImportError: ``safetensors`` is not installed.
-            ValueError: there is not exactly one such layer in the file.
+            ValueError: there is not exactly one such layer in the file, or it is damaged.
         """
         try:
-            from safetensors import safe_open
+            from safetensors import SafetensorError, safe_open
         except ImportError as error:
             raise ImportError("NetVLAD.load reads safetensors files: pip install safetensors") from error
-        with safe_open(path, "pt") as file:
-            names = set(file.keys())
-            prefixes = _prefixes(names)
-            if len(prefixes) != 1 or prefixes[0] + "conv.weight" not in names:
-                found = f" ({', '.join(prefix + 'centroids' for prefix in prefixes)})" if prefixes else ""
-                raise ValueError(
-                    f"NetVLAD.load: {path} has {len(prefixes)} tensors named centroids{found}; expected one, "
-                    "with conv.weight beside it"
-                )
-            state = {
-                name: file.get_tensor(prefixes[0] + name) for name in LAYER if prefixes[0] + name in names
-            }
-        clusters, dim = state["centroids"].shape
-        ghosts = len(state["conv.weight"]) - clusters
-        vlad = cls(clusters, dim, bias="conv.bias" in state, ghost_clusters=ghosts)
+        try:
+            with safe_open(path, "pt") as file:
+                names = set(file.keys())
+                prefixes = _prefixes(names)
+                prefix = prefixes[0] if len(prefixes) == 1 else ""
+                state = {name: file.get_tensor(prefix + name) for name in LAYER if prefix + name in names}
+        except SafetensorError as error:
+            fault = f"NetVLAD.load: {path} is no safetensors file, or a damaged one ({error})"
+            raise ValueError(fault) from error
+        if len(prefixes) != 1 or "conv.weight" not in state:
+            found = f" ({', '.join(prefix + 'centroids' for prefix in prefixes)})" if prefixes else ""
+            raise ValueError(
+                f"NetVLAD.load: {path} has {len(prefixes)} tensors named centroids{found}; expected one, "
+                "with conv.weight beside it"
+            )
+        centroids, weight = state["centroids"], state["conv.weight"]
+        if centroids.dim() != 2 or weight.dim() < 2:
+            raise ValueError(
+                f"NetVLAD.load: {path}: centroids are {list(centroids.shape)} and conv.weight is "
+                f"{list(weight.shape)}; expected [K, D] and [K + G, D, 1, 1]"
+            )
+        ghosts = len(weight) - len(centroids)
+        vlad = cls(*centroids.shape, bias="conv.bias" in state, ghost_clusters=ghosts)
         vlad.load_state_dict(state)
         return vlad.eval()
 

@@ -123,3 +123,11 @@ def test_a_file_of_a_layer_for_tokens_is_read_and_the_layers_of_others_are_named
         ValueError, match=r"two has 2 tensors named centroids \(a.centroids, b.centroids\); expected one"
     ):
         sfrs_ext.nn.NetVLAD.load(tmp_path / "two")
+    content = (tmp_path / "one").read_bytes()
+    for damaged in (b"", content[:40], content[:-8], content.replace(b"[4,8,1]", b"[5,8,1]")):
+        (tmp_path / "one").write_bytes(damaged)
+        with pytest.raises(ValueError, match="one is no safetensors file, or a damaged one"):
+            sfrs_ext.nn.NetVLAD.load(tmp_path / "one")
+    safetensors.save_file({"centroids": CENTERS[0], "conv.weight": weight}, tmp_path / "one")
+    with pytest.raises(ValueError, match=r"centroids are \[8\] and conv.weight is \[4, 8, 1\]"):
+        sfrs_ext.nn.NetVLAD.load(tmp_path / "one")

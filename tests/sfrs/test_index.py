@@ -10,9 +10,10 @@ import torch
 from sfrs.data.images import BadImageError
 from sfrs.data.photos import read_photos
 from sfrs.models.model import Model
+from sfrs.models.network import save_network
 from sfrs.models.whitening import Whitening
 from sfrs.retrieval.index import Adding, Builder, Index
-from sfrs.retrieval.index.store import LOCK, TABLE, Store
+from sfrs.retrieval.index.store import LOCK, NETWORK, TABLE, Store
 from sfrs.retrieval.search import search
 from sfrs.runtime.errors import UserError
 
@@ -287,6 +288,15 @@ def test_damaged_files_are_named_and_not_written_to(place_folder, path, model, m
     with pytest.raises(UserError, match=named):
         build(path, make_image("more/@1@2@.jpg").parent)
     assert (path / "descriptors-0.float32").stat().st_size == 100
+
+
+def test_a_model_that_is_not_the_one_it_was_built_with_is_refused(place_folder, path, model):
+    build(path, place_folder, model)
+    assert Index.open(path).model.fingerprint() == model.fingerprint()
+    torch.nn.init.ones_(model.network.vlad.conv.weight)
+    save_network(path / NETWORK, model.network)
+    with pytest.raises(UserError, match="its model is not the one it was built with; weights differ"):
+        Index.open(path)
 
 
 def test_queries_that_cannot_be_searched_are_refused(place_folder, path, model):

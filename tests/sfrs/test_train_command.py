@@ -49,6 +49,21 @@ def test_train_writes_a_run_and_prints_validation_recalls(data, tmp_path):
     assert (tmp_path / "run/generation_2/best.safetensors").exists()
 
 
+def test_vgg16_needs_weights_or_the_word_that_random_ones_will_do(data, tmp_path):
+    arguments = ("--data", data, "--out", tmp_path / "run", "--preset", "paper")
+    refused = run(*arguments)
+    assert isinstance(refused.exception, UserError) and not (tmp_path / "run").exists()
+    for expected in (
+        "vgg16 does not train from random weights",
+        "--weights FILE",
+        "--random-weights",
+        "lite0",
+    ):
+        assert expected in str(refused.exception)
+    tried = run(*arguments, "--random-weights", "--tuple-negatives", "300")
+    assert "tuple_negatives is 300" in str(tried.exception), "it gets as far as the data"
+
+
 def test_resume_needs_the_run_only_and_refuses_changes(data, tmp_path):
     assert run("--data", data, "--out", tmp_path / "run", *FLAGS).exit_code == 0
     again = run("--resume", tmp_path / "run")

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from sfrs.models.foreign import WeightsError
+from sfrs.models.weights_file import WeightsError
 from sfrs.models.whitening import Whitening
 
 
@@ -87,5 +87,5 @@ def test_wrong_input_is_explained(tmp_path):
     with pytest.raises(WeightsError, match="fitted to descriptors of 4 numbers, but this network's have 5"):
         Whitening.fit(correlated(9, 4), 2).apply(torch.zeros(1, 5))
     torch.save({"other": torch.zeros(1)}, tmp_path / "other.pth")
-    with pytest.raises(WeightsError, match="no whitening in it.*other"):
+    with pytest.raises(WeightsError, match="and no whitening.*it has other"):
         Whitening.load(tmp_path / "other.pth")

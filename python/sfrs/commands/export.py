@@ -12,7 +12,7 @@ from sfrs.commands import options
 from sfrs.runtime.errors import UserError
 
 if TYPE_CHECKING:
-    from sfrs.models.export import Exported, ImageShape
+    from sfrs.models.export import ImageShape
     from sfrs.models.model import Model
 
 EXAMPLES = """
@@ -77,6 +77,7 @@ def export(
             show_default=False,
         ),
     ] = None,
+    ignore_keys: options.IgnoreKeys = None,
     device: Annotated[str, options.option("--device", "cpu, cuda, cuda:1, ... or auto.", "Running")] = "cpu",
 ) -> None:
     """Write a network as one file: normalisation, backbone, NetVLAD and whitening.
@@ -95,13 +96,15 @@ def export(
     device = usable_device(device)
     photos = check_files(check or [])
     weights = weights_of(source)
-    model = Model.load(weights, whitening.whitening, whiten=not whitening.no_whitening)
+    model = Model.load(
+        weights, whitening.whitening, whiten=not whitening.no_whitening, ignore_keys=ignore_keys or ()
+    )
     model.check_clusters()
     shape = parse_shape(size, model)
     text = f"Writing {out} ({exports.FORMATS[name].title}) from {weights}"
     messages.print(text, highlight=False, markup=False, soft_wrap=True)
     with progress_tasks() as tasks:
-        done = exports.export(
+        agreement = exports.export(
             model,
             out,
             name,
@@ -111,16 +114,10 @@ def export(
             source=weights.name,
             progress=tasks("comparing"),
         )
-    print(summary(done, exports.FORMATS[name].title, model, shape))
-
-
-def summary(done: Exported, title: str, model: Model, shape: ImageShape) -> str:
     network = f"{model.network.backbone.name}, K = {model.network.vlad.num_clusters}"
     white = "no whitening" if model.whitening is None else "whitened"
-    return (
-        f"{done.path}: {title}, {done.bytes / 1e6:.1f} MB, {network}, {white}, images {shape}, "
-        f"{model.dim} numbers\ncompared: {done.agreement}"
-    )
+    file = f"{out}: {exports.FORMATS[name].title}, {out.stat().st_size / 1e6:.1f} MB"
+    print(f"{file}, {network}, {white}, images {shape}, {model.dim} numbers\ncompared: {agreement}")
 
 
 def weights_of(source: Path) -> Path:

@@ -59,6 +59,17 @@ def grouped(command: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
+IgnoreKeys = Annotated[
+    list[str] | None,
+    option(
+        "--ignore-keys",
+        "Leave out tensors of the file of weights that would be refused; may be repeated.",
+        "Network",
+        metavar="PATTERN",
+    ),
+]
+
+
 @dataclass(frozen=True)
 class Weights:
     """Which network."""
@@ -83,6 +94,7 @@ class Weights:
     random_weights: Annotated[
         bool, option("--random-weights", "Take random weights, to try the path.", "Network")
     ] = False
+    ignore_keys: IgnoreKeys = None
     seed: Annotated[int, option("--seed", "Seed of what is random.", "Running", show_default=True)] = 0
 
     @property
@@ -90,8 +102,8 @@ class Weights:
         """Whether any option says which network."""
         return self.weights is not None or self.backbone is not None or self.random_weights
 
-    def open(self) -> "DescriptorNetwork":
-        """Open the network; without any option, the default backbone with its published weights.
+    def open(self) -> "Model":
+        """Open the model; without any option, the default backbone with its published weights.
 
         Raises:
             UserError: the options contradict each other, or weights are missing or cannot be read.
@@ -100,20 +112,22 @@ class Weights:
             raise UserError("--weights says which network it is; leave out --backbone and --random-weights.")
         if self.random_weights and self.backbone is None:
             raise UserError("--random-weights of which network? Give --backbone, as --backbone vgg16.")
+        if self.ignore_keys and self.weights is None:
+            raise UserError("--ignore-keys leaves out tensors of a file; give --weights FILE.")
         import torch
 
         from sfrs.models.backbones import build_backbone
-        from sfrs.models.model import DEFAULT
-        from sfrs.models.network import DescriptorNetwork, load_network, pretrained_network
+        from sfrs.models.model import DEFAULT, Model
+        from sfrs.models.network import DescriptorNetwork, pretrained_network
 
         torch.manual_seed(self.seed)
         if self.weights is not None:
-            return load_network(self.weights)
+            return Model.load(self.weights, ignore_keys=self.ignore_keys or ())
         if not self.random_weights:
-            return pretrained_network(self.backbone or DEFAULT)
+            return Model(pretrained_network(self.backbone or DEFAULT))
         network = DescriptorNetwork(build_backbone(self.backbone))
         network.meta = {"source": RANDOM_WEIGHTS, "untrained_vlad": True}
-        return network.eval()
+        return Model(network)
 
 
 @dataclass(frozen=True)
@@ -279,10 +293,12 @@ def open_model(weights: Weights, whitening: Whitening, images: Images, running: 
     from sfrs.models.model import Model
     from sfrs.models.whitening import Whitening as PCA
 
-    network = weights.open()
-    size, file = images.size(network), whitening.file(weights.weights, network)
-    model = Model(network, None if file is None else PCA.load(file), size=size)
-    return model.to(running.on_device())
+    model = weights.open()
+    size, file = images.size(model.network), whitening.file(weights.weights, model.network)
+    applied = None if file is None else model.whitening
+    if file is not None and file != weights.weights:
+        applied = PCA.load(file, ignore_keys=weights.ignore_keys or ())
+    return Model(model.network, applied, size=size).to(running.on_device())
 
 
 def fit_clusters(model: "Model", files: Sequence[Path], *, seed: int, tasks: "Tasks", **options: Any) -> None:

@@ -107,6 +107,9 @@ def train(
     tensorboard: Annotated[
         bool, typer.Option("--tensorboard", help="Also write event files to RUN/tensorboard.")
     ] = False,
+    random_weights: Annotated[
+        bool, typer.Option("--random-weights", help="Begin with random weights, to try the path.")
+    ] = False,
     changes: dict[str, Any],
 ) -> None:
     """Train a network in generations (SFRS), on the splits train and val of --data.
@@ -127,6 +130,15 @@ def train(
         config = RunDirectory(resume).read()[0].changed(**changes)
     if not config.data:
         raise UserError("--data is missing: the folder or manifest to train on")
+    from sfrs.models.backbones import NEEDS_WEIGHTS
+
+    begins = resume is None and first_generation is None
+    if begins and config.backbone in NEEDS_WEIGHTS and not (config.weights or random_weights):
+        raise UserError(
+            f"{config.backbone} does not train from random weights. Give --weights FILE, as of VGG16 trained "
+            "on ImageNet (docs/training.md, section 2), or a backbone with published weights, as --backbone "
+            "efficientnet-lite0, or --random-weights to try the path."
+        )
 
     import sfrs
     from sfrs.data.places import load_places

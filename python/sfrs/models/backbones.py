@@ -19,6 +19,9 @@ REGISTRY = {
 }
 """Name -> module:class or function, imported when asked for."""
 
+NEEDS_WEIGHTS = ("vgg16",)
+"""Those that no training makes useful from random weights, and whose weights are not published with them."""
+
 # Layer names of VGG16 (configuration D) up to conv5_3 with their output channels; "pool" halves the size.
 VGG16_TRUNK = (
     ("conv1_1", 64), ("conv1_2", 64), ("pool1", 0),
@@ -140,6 +143,17 @@ def _layers(plan: tuple[tuple[str, int], ...], channels: int, last_relu: bool = 
     if not last_relu:
         layers.popitem()
     return nn.Sequential(layers)
+
+
+def vgg16_layers() -> dict[str, int]:
+    """Map convolutions by their name in :class:`VGG16` to torchvision's index in ``features``."""
+    found, index = {}, 0
+    for part, plan in (("trunk", VGG16_TRUNK), ("head", VGG16_HEAD)):
+        for name, _ in plan:
+            if not name.startswith("pool"):
+                found[f"{part}.{name}"] = index
+            index += 1 if name.startswith("pool") else 2  # a convolution is followed by its ReLU
+    return found
 
 
 def build_backbone(name: str, **options) -> Backbone:

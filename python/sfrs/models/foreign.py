@@ -1,21 +1,20 @@
-"""Weights of other origin: VGG16 with or without NetVLAD and whitening, as other projects write them.
+"""Weights in the names of our own files, whoever wrote them: of our network, or of VGG16 with or without
+NetVLAD and whitening as other projects name them."""
 
-Nothing is unpickled but tensors, arrays and plain values: safetensors, ``torch.load(weights_only=True)``,
-MATLAB's arrays.
-"""
-
-import pickle
-from dataclasses import dataclass
+import math
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
-from sfrs.models.backbones import VGG16_HEAD, VGG16_TRUNK
-from sfrs.models.matconvnet import MatConvNetError, read_matconvnet
-from sfrs.runtime.errors import UserError
+from sfrs.models.backbones import VGG16_HEAD, VGG16_INPUTS, VGG16_TRUNK, vgg16_layers
+from sfrs.models.weights_file import WeightsError, checked, listed, read_tensors
+
+WHITENING = "whitening."
+"""Prefix of the whitening's tensors in a network's file."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +26,7 @@ class Layout:
         inputs: how it normalises images, a key of :data:`sfrs.models.backbones.VGG16_INPUTS`.
         assignment: prefix of NetVLAD's 1x1 convolution.
         centroids: key of the centroids.
-        whitening: prefix of the layer behind NetVLAD.
+        whitening: prefix of the layer after NetVLAD.
         cluster_minor: centroids are ``[D, K]``, and descriptors have their clusters innermost.
     """
 
@@ -54,186 +53,203 @@ LAYOUTS = (
     Layout("base.", "caffe"),
     Layout("", "caffe"),
 )
-"""Tried in this order."""
+"""Tried in this order, each with any prefix before its names; the last, which has none, before WRAPPERS."""
 
-WRAPPERS = ("state_dict", "model_state_dict")
-"""Keys under which training checkpoints hold the state dict."""
+WRAPPERS = {
+    "backbone", "base_model", "embed_net", "model", "model_state_dict", "net", "network", "state_dict"
+}  # fmt: skip
+"""Names that say nothing about the layers in them."""
 
+UNUSED = {
+    r"num_batches_tracked": "counts batches in training",
+    r"(optim|sched|lr_sched|scaler|grad_scaler)[^.]*\..*": "states of training, next to the network",
+}
+"""Tensors (regular expressions for the end of their names) that change no descriptor -> why."""
 
-class WeightsError(UserError, ValueError):
-    """A weights file cannot be used; the message names the file and what is missing."""
-
-
-def read_state(path: Path) -> dict[str, Tensor]:
-    """Read a state dict; what training checkpoints wrap around it and ``module.`` in its names are taken off.
-
-    MatConvNet's ``.mat`` comes as the paper's state dict.
-
-    Raises:
-        WeightsError: no such file, or not a weights file.
-    """
-    if not path.is_file():
-        raise WeightsError(f"{path}: there is no such weights file.")
-    try:
-        if path.suffix == ".mat":
-            state = read_matconvnet(path, {name.split(".")[1]: i for name, i in vgg16_layers().items()})
-        elif path.suffix == ".safetensors":
-            state = load_file(path)
-        else:
-            with torch.serialization.safe_globals(_numpy_values()):
-                state = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        # torch's own message suggests to unpickle anything, which would run code from the file.
-        raise WeightsError(
-            f"{path}: this is no weights file, or it holds objects other than tensors and plain values."
-        ) from error
-    except MatConvNetError as error:
-        raise WeightsError(str(error)) from error
-    except Exception as error:  # a reader that stumbles over a damaged file raises anything
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise WeightsError(f"{path}: this is no weights file, or a damaged one ({reason}).") from error
-    for wrapper in WRAPPERS:
-        if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
-            state = state[wrapper]
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise WeightsError(
-            f"{path}: expected a state dict of tensors, or a checkpoint with one at {' or '.join(WRAPPERS)}."
-        )
-    return {_unwrapped(name): value for name, value in state.items()}
-
-
-def _unwrapped(name: str) -> str:
-    """A tensor's name without what DataParallel adds, around the model or parts of it, once or more."""
-    *path, last = name.split(".")
-    return ".".join([part for part in path if part != "module"] + [last])
-
-
-def _numpy_values() -> list:
-    # Checkpoints keep recalls and counts as numpy numbers and arrays beside the weights.
-    array = np.empty(0).__reduce__()[0]
-    scalar = np.float64().__reduce__()[0]
-    return [
-        (array, "numpy.core.multiarray._reconstruct"),
-        (array, "numpy._core.multiarray._reconstruct"),
-        np.ndarray,
-        (scalar, "numpy.core.multiarray.scalar"),
-        (scalar, "numpy._core.multiarray.scalar"),
-        np.dtype,
-        *{type(np.dtype(code)) for code in "?" + np.typecodes["AllInteger"] + np.typecodes["AllFloat"]},
-        (_encode, "_codecs.encode"),
-    ]
-
-
-def _encode(text: str, encoding: str) -> bytes:
-    """How pickle writes bytes in its protocol 2: latin-1 text."""
-    if encoding != "latin1":
-        raise pickle.UnpicklingError(f"bytes in the encoding {encoding!r}")
-    return text.encode("latin1")
-
-
-def vgg16_layers() -> dict[str, int]:
-    """Convolutions by their name in `VGG16` -> torchvision's index in ``features``."""
-    found, index = {}, 0
-    for part, plan in (("trunk", VGG16_TRUNK), ("head", VGG16_HEAD)):
-        for name, _ in plan:
-            if not name.startswith("pool"):
-                found[f"{part}.{name}"] = index
-            index += 1 if name.startswith("pool") else 2  # a convolution is followed by its ReLU
-    return found
+CHANNELS = dict(VGG16_HEAD)["conv5_3"]
+CLASSIFIER = r"classifier\.[036]\.(weight|bias)"
+"""VGG16's last layers, which follow its features; harmless where no other layer follows them."""
 
 
 @dataclass(frozen=True)
-class ForeignVGG16:
-    """What a weights file of other origin holds.
+class Weights:
+    """Content of a file of weights.
 
     Attributes:
-        backbone: state dict of :class:`sfrs.models.backbones.VGG16`.
-        inputs: the input it was trained with, a key of :data:`sfrs.models.backbones.VGG16_INPUTS`.
-        vlad: state dict of :class:`sfrs_ext.nn.NetVLAD`, or None.
-        has_pca: whether there is a whitening layer, which :meth:`sfrs.models.whitening.Whitening.load` reads.
+        path: the file.
+        description: of the network as :func:`sfrs.models.network.network_description` makes it, or None
+            where the file holds a whitening alone.
+        tensors: ``backbone.*`` and ``vlad.*`` of :class:`sfrs.models.network.DescriptorNetwork`, and
+            ``whitening.projection`` ``[dim, K * D]`` for cluster-major descriptors with ``whitening.bias``.
+        ignored: patterns of tensors that were left out.
     """
 
-    backbone: dict[str, Tensor]
-    inputs: str
-    vlad: dict[str, Tensor] | None
-    has_pca: bool
+    path: Path
+    description: dict | None
+    tensors: dict[str, Tensor]
+    ignored: tuple[str, ...] = ()
 
 
-def find_layout(state: dict[str, Tensor]) -> Layout | None:
-    """The layout of a state dict: one whose NetVLAD is there, else one whose VGG16 is."""
-    fitting = [layout for layout in LAYOUTS if f"{layout.backbone}0.weight" in state]
-    complete = [layout for layout in fitting if layout.centroids in state]
-    return next(iter(complete + fitting), None)
+def read_weights(path: str | Path, ignore_keys: Sequence[str] = ()) -> Weights:
+    """Read a file of weights; every tensor in it is used, known to change nothing (UNUSED), or refused.
 
-
-def load_vgg16(path: Path, state: dict[str, Tensor]) -> ForeignVGG16:
-    """Find VGG16, and NetVLAD if there is one, in a foreign state dict.
+    Args:
+        ignore_keys: tensors to leave out, see :func:`sfrs.models.weights_file.read_tensors`.
 
     Raises:
-        WeightsError: a tensor is missing or has another shape; the message says which.
+        WeightsError: it cannot be read, or a tensor is missing, has another shape, is not finite, or has
+            no place in the network; the message names it.
     """
-    layout = find_layout(state)
-    if layout is None:
-        raise WeightsError(
-            f"{path}: no VGG16 in it. Expected a key such as base_model.base.0.weight (the paper's "
-            f"networks), encoder.0.weight (pytorch-NetVlad) or features.0.weight (torchvision), but it has "
-            f"{', '.join(list(state)[:4]) or 'none'} ..."
+    path = Path(path)
+    tensors, description = read_tensors(path, ignore_keys)
+    if description is None:
+        found = _Foreign(path, tensors).read()
+    else:
+        found = Weights(path, description, {name: checked(path, name, t) for name, t in tensors.items()})
+    return replace(found, ignored=tuple(ignore_keys))
+
+
+class _Foreign:
+    """Takes the tensors of another project's file; ``left`` are those it did not take yet."""
+
+    def __init__(self, path: Path, tensors: dict[str, Tensor]):
+        self.path = path
+        self.left = dict(tensors)
+
+    def read(self) -> Weights:
+        layout, prefix = self.find(lambda layout: f"{layout.backbone}0.weight", sees_images=True)
+        if layout is None:
+            return Weights(self.path, None, self.read_whitening_alone())
+        found = self.backbone(prefix + layout.backbone)
+        bare = not layout.centroids or prefix + layout.centroids not in self.left
+        if not bare:
+            found |= self.vlad(prefix, layout)
+            if layout.whitening and f"{prefix}{layout.whitening}weight" in self.left:
+                found |= self.whitening(prefix, layout)
+        self.refuse_left(
+            lambda key, value: _is_input(layout, key, value) or (bare and _ends(CLASSIFIER, key))
         )
-    backbone, channels, widths = {}, 3, dict(VGG16_TRUNK) | dict(VGG16_HEAD)
-    for name, index in vgg16_layers().items():
-        width = widths[name.split(".")[1]]
-        for kind, shape in (("weight", (width, channels, 3, 3)), ("bias", (width,))):
-            backbone[f"{name}.{kind}"] = _tensor(path, state, f"{layout.backbone}{index}.{kind}", shape, name)
-        channels = width
-    vlad = _vlad(path, state, layout, channels) if layout.centroids in state else None
-    return ForeignVGG16(backbone, layout.inputs, vlad, _has_whitening(state, layout))
+        description = {
+            "backbone": "vgg16",
+            "options": {"inputs": layout.inputs},
+            "num_clusters": 64 if bare else len(found["vlad.centroids"]),
+            "bias": "vlad.conv.bias" in found,
+            "meta": {"source": self.path.name, "untrained_vlad": bare},
+        }
+        return Weights(self.path, description, found)
 
+    def read_whitening_alone(self) -> dict[str, Tensor]:
+        layout, prefix = self.find(lambda layout: layout.whitening and f"{layout.whitening}weight")
+        if layout is not None:
+            found = self.whitening(prefix, layout)
+        elif "projection" in self.left:  # what Whitening.save writes
+            found = {WHITENING + name: self.take(name) for name in ("projection", "bias")}
+        else:
+            raise WeightsError(
+                f"{self.path}: no VGG16 in it, and no whitening. Expected a key such as "
+                "base_model.base.0.weight (the paper's networks), encoder.0.weight (pytorch-NetVlad), "
+                "features.0.weight (torchvision) or pca_layer.weight (a whitening), but it has "
+                f"{listed('.'.join(key.split('.')[:2]) for key in self.left)}."
+            )
+        self.refuse_left(lambda key, value: False)
+        return found
 
-def _tensor(path: Path, state: dict[str, Tensor], key: str, shape: tuple[int, ...], layer: str) -> Tensor:
-    """A tensor by its key, whose size must be that of ``shape``."""
-    layer = layer.split(".")[-1]
-    if key not in state:
-        raise WeightsError(f"{path}: {key} ({layer}) is missing.")
-    value = state[key]
-    if value.numel() != int(np.prod(shape)) or value.shape[0] != shape[0]:
-        raise WeightsError(
-            f"{path}: {key} ({layer}) is {list(value.shape)}; expected {list(shape)}. Networks other than "
-            "VGG16 with NetVLAD on conv5_3 cannot be read."
-        )
-    return value.reshape(shape).float()
+    def find(self, key: Callable[[Layout], str], *, sees_images: bool = False) -> tuple[Layout | None, str]:
+        """Find a layout by one of its keys, with NetVLAD if there is one, and the prefix before its names."""
+        found = []
+        for layout in LAYOUTS:
+            for name, value in self.left.items() if key(layout) else ():
+                prefix = name.removesuffix(key(layout))
+                if not _ends(re.escape(key(layout)), name) or (sees_images and not _sees_images(value)):
+                    continue
+                if layout.backbone or WRAPPERS.issuperset(prefix.split(".")[:-1]):
+                    found.append((layout, prefix))
+        places = dict.fromkeys(name + layout.backbone for layout, name in found)
+        if len(places) > 1:
+            raise WeightsError(
+                f"{self.path}: {len(places)} networks in it, {' and '.join(places)}; expected one. Leave "
+                f"others out with --ignore-keys, as --ignore-keys '{list(places)[-1]}*'."
+            )
+        found.sort(key=lambda pair: pair[1] + pair[0].centroids not in self.left)
+        return found[0] if found else (None, "")
 
+    def take(self, key: str, shape: tuple[int, ...] | None = None, layer: str = "") -> Tensor:
+        """Take a tensor; its number of elements, and of rows, must be that of ``shape``."""
+        named = f"{key} ({layer})" if layer else key
+        if key not in self.left:
+            raise WeightsError(f"{self.path}: {named} is missing.")
+        value = self.left.pop(key)
+        if shape is not None:
+            if value.numel() != math.prod(shape) or value.shape[:1] != shape[:1]:
+                raise WeightsError(
+                    f"{self.path}: {named} is {list(value.shape)}; expected {list(shape)}. Networks other "
+                    "than VGG16 with NetVLAD on conv5_3 cannot be read."
+                )
+            value = value.reshape(shape)
+        return checked(self.path, key, value)
 
-def _vlad(path: Path, state: dict[str, Tensor], layout: Layout, dim: int) -> dict[str, Tensor]:
-    centroids = state[layout.centroids]
-    if centroids.dim() != 2 or centroids.shape[0 if layout.cluster_minor else 1] != dim:
-        expected = f"[{dim}, K]" if layout.cluster_minor else f"[K, {dim}]"
-        raise WeightsError(
-            f"{path}: {layout.centroids} (centroids) is {list(centroids.shape)}; expected {expected}."
-        )
-    centroids = (centroids.T if layout.cluster_minor else centroids).float().contiguous()
-    weight, bias = f"{layout.assignment}weight", f"{layout.assignment}bias"
-    vlad = {"centroids": centroids}
-    vlad["conv.weight"] = _tensor(path, state, weight, (len(centroids), dim, 1, 1), "assignment")
-    if bias in state:
-        vlad["conv.bias"] = _tensor(path, state, bias, (len(centroids),), "assignment")
-    return vlad
+    def backbone(self, prefix: str) -> dict[str, Tensor]:
+        found, channels, widths = {}, 3, dict(VGG16_TRUNK) | dict(VGG16_HEAD)
+        for name, index in vgg16_layers().items():
+            layer = name.split(".")[1]
+            for kind, shape in (("weight", (widths[layer], channels, 3, 3)), ("bias", (widths[layer],))):
+                found[f"backbone.{name}.{kind}"] = self.take(f"{prefix}{index}.{kind}", shape, layer)
+            channels = widths[layer]
+        return found
 
+    def vlad(self, prefix: str, layout: Layout) -> dict[str, Tensor]:
+        key = prefix + layout.centroids
+        centroids = self.take(key)
+        if centroids.dim() != 2 or centroids.shape[0 if layout.cluster_minor else 1] != CHANNELS:
+            expected = f"[{CHANNELS}, K]" if layout.cluster_minor else f"[K, {CHANNELS}]"
+            raise WeightsError(
+                f"{self.path}: {key} (centroids) is {list(centroids.shape)}; expected {expected}."
+            )
+        centroids = (centroids.T if layout.cluster_minor else centroids).contiguous()
+        clusters, assignment = len(centroids), prefix + layout.assignment
+        weight = self.take(f"{assignment}weight", (clusters, CHANNELS, 1, 1), "assignment")
+        found = {"vlad.centroids": centroids, "vlad.conv.weight": weight}
+        if f"{assignment}bias" in self.left:
+            found["vlad.conv.bias"] = self.take(f"{assignment}bias", (clusters,), "assignment")
+        return found
 
-def find_whitening(state: dict[str, Tensor]) -> tuple[Tensor, Tensor] | None:
-    """Projection ``[dim, K * D]`` of cluster-major descriptors and bias ``[dim]`` in a foreign state dict."""
-    for layout in LAYOUTS:
-        if not _has_whitening(state, layout):
-            continue
-        projection = state[f"{layout.whitening}weight"].float().flatten(1)
-        bias = state[f"{layout.whitening}bias"].float()
+    def whitening(self, prefix: str, layout: Layout) -> dict[str, Tensor]:
+        projection = self.take(f"{prefix}{layout.whitening}weight").flatten(1)
         if layout.cluster_minor:
-            dim, clusters = state[layout.centroids].shape
-            projection = projection.unflatten(1, (dim, clusters)).transpose(1, 2).flatten(1)
-        return projection, bias
-    return None
+            projection = projection.unflatten(1, (CHANNELS, -1)).transpose(1, 2).flatten(1)
+        bias = projection.new_zeros(len(projection))
+        if (key := f"{prefix}{layout.whitening}bias") in self.left:
+            bias = self.take(key, (len(projection),), "whitening")
+        return {f"{WHITENING}projection": projection, f"{WHITENING}bias": bias}
+
+    def refuse_left(self, harmless: Callable[[str, Tensor], bool]) -> None:
+        """Raise :class:`WeightsError` that names the tensors that were not taken and may change results."""
+        left = [
+            key
+            for key, value in self.left.items()
+            if not any(_ends(pattern, key) for pattern in UNUSED) and not harmless(key, value)
+        ]
+        if left:
+            raise WeightsError(
+                f"{self.path}: {listed(left)} have no place in VGG16 with NetVLAD and whitening: descriptors "
+                "would not be those of the network that was trained. To leave such tensors out all the same: "
+                f"--ignore-keys '{left[0]}', or a pattern as 'fc.*'."
+            )
 
 
-def _has_whitening(state: dict[str, Tensor], layout: Layout) -> bool:
-    keys = [f"{layout.whitening}weight", f"{layout.whitening}bias"]
-    keys += [layout.centroids] if layout.cluster_minor else []
-    return bool(layout.whitening) and all(key in state for key in keys)
+def _sees_images(weight: Tensor) -> bool:
+    return weight.dim() == 4 and weight.shape[1] == 3
+
+
+def _ends(pattern: str, key: str) -> bool:
+    """Whether a regular expression matches the last parts of a dotted name."""
+    return re.fullmatch(rf"(.*\.)?{pattern}", key) is not None
+
+
+def _is_input(layout: Layout, key: str, value: Tensor) -> bool:
+    """Whether a tensor repeats the mean or deviation of the images, in 0..1 or in 0..255."""
+    name = key.rpartition(".")[2]
+    if name not in ("mean", "std") or value.numel() != 3:
+        return False
+    known = torch.tensor(VGG16_INPUTS[layout.inputs][name == "std"])
+    return any(torch.allclose(value.flatten().float() / scale, known, atol=1e-3) for scale in (1, 255))

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from sfrs.data.images import Size, batches, image_tensor, load_image
 from sfrs.models.backbones import REGISTRY
-from sfrs.models.foreign import WeightsError
-from sfrs.models.network import DescriptorNetwork, load_network, pretrained_network, save_network
+from sfrs.models.foreign import read_weights
+from sfrs.models.network import DescriptorNetwork, network_of, pretrained_network, save_network
+from sfrs.models.weights_file import WeightsError
 from sfrs.models.whitening import Whitening
 from sfrs.runtime.errors import UserError
 from sfrs.runtime.progress import Progress
@@ -46,9 +47,7 @@ class Model(nn.Module):
             network was trained at, else the backbone's.
 
     Attributes:
-        network: :class:`sfrs.models.network.DescriptorNetwork`.
         projection, bias: the whitening's ``[dim, K * D]`` and ``[dim]``, or None.
-        size: see above.
 
     Raises:
         WeightsError: the whitening was fitted to descriptors of another length.
@@ -65,12 +64,11 @@ class Model(nn.Module):
         if whitening is not None:
             whitening.check(network.dim)
         self.network = network
-        backbone = network.backbone
-        if size == TRAINED:
-            size = network.image_size
+        size = network.image_size if size == TRAINED else size
         self.size: Size = tuple(size) if isinstance(size, list) else size
-        self.register_buffer("mean", torch.tensor(backbone.mean).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(backbone.std).view(3, 1, 1), persistent=False)
+        for name in ("mean", "std"):
+            value = torch.tensor(getattr(network.backbone, name)).view(3, 1, 1)
+            self.register_buffer(name, value, persistent=False)
         self.register_buffer("projection", None if whitening is None else whitening.projection)
         self.register_buffer("bias", None if whitening is None else whitening.bias)
         self.eval().to(next(network.parameters()).device)
@@ -83,29 +81,31 @@ class Model(nn.Module):
         *,
         whiten: bool = True,
         size: Size | Literal["trained"] = TRAINED,
+        ignore_keys: Sequence[str] = (),
         device: str | torch.device = "cpu",
     ) -> "Model":
         """Load a model from a file of weights, or a backbone with its published weights.
 
         Args:
-            source: what ``sfrs export`` or ``sfrs train`` wrote, a network of other origin (see
-                :func:`sfrs.models.network.load_network`), or a name in
+            source: a file (see :func:`sfrs.models.network.load_network`), or a name in
                 :data:`sfrs.models.backbones.REGISTRY`, whose clusters :meth:`fit_clusters` makes.
-            whitening: a file of its own with the PCA whitening; by default the one in ``source``, if any.
+            whitening: a file with the PCA whitening; by default the one in ``source``, if any.
             whiten: False leaves out any whitening.
             size: see :class:`Model`.
+            ignore_keys: see :func:`sfrs.models.network.load_network`.
 
         Raises:
             WeightsError: a file cannot be read, or the whitening does not fit the network.
         """
-        if str(source) in REGISTRY:
-            network = pretrained_network(str(source))
+        found = None
+        if isinstance(source, str) and source in REGISTRY:
+            network = pretrained_network(source)
         else:
-            network = load_network(source)
-        if whitening is None and network.meta.get("has_pca"):
-            whitening = source
-        found = Whitening.load(whitening) if whiten and whitening is not None else None
-        return cls(network, found, size=size).to(device)
+            weights = read_weights(source, ignore_keys)
+            network, found = network_of(weights), Whitening.of(weights)
+        if whitening is not None and whiten:
+            found = Whitening.load(whitening, ignore_keys=ignore_keys)
+        return cls(network, found if whiten else None, size=size).to(device)
 
     def save(self, path: str | Path) -> None:
         """Write network, whitening and size to one safetensors file, from which :meth:`load` rebuilds it."""
@@ -119,7 +119,7 @@ class Model(nn.Module):
 
     @property
     def quarters_shape(self) -> tuple[int, int, int]:
-        """``(4, K, D)``, of the quarter VLADs of an image."""
+        """Shape ``(4, K, D)`` of the quarter VLADs of an image."""
         return 4, self.network.vlad.num_clusters, self.network.vlad.dim
 
     @property
@@ -128,22 +128,22 @@ class Model(nn.Module):
 
     @property
     def whitening(self) -> Whitening | None:
-        """The whitening it applies."""
+        """Whitening that it applies."""
         return None if self.projection is None else Whitening(self.projection, self.bias)
 
     @property
     def has_clusters(self) -> bool:
-        """Whether NetVLAD's clusters were trained or made; without them nothing can be described."""
+        """Whether NetVLAD's clusters were trained or made; nothing is described without."""
         return not self.network.meta.get("untrained_vlad")
 
     def at(self, size: Size) -> "Model":
-        """The same model, sharing its weights, for images resized to ``size``."""
+        """Return the same model, which shares its weights, for images resized to ``size``."""
         other = copy.copy(self)
         other.size = size
         return other
 
     def forward(self, images: Tensor) -> Tensor:
-        """RGB ``[B, 3, H, W]`` in 0..1, floating -> unit descriptors ``[B, dim]``.
+        """Describe RGB ``[B, 3, H, W]`` in 0..1, floating: unit descriptors ``[B, dim]``.
 
         Raises:
             UserError: images of another shape, or in integers, which are 0..255.
@@ -168,8 +168,6 @@ class Model(nn.Module):
     ) -> np.ndarray:
         """Describe images, float32 ``[n, dim]``, rows in the order of ``images``.
 
-        Holds the result and two batches of images, nothing else that grows with n.
-
         Args:
             batch_size: images of equal size per batch.
             workers: threads that decode files.
@@ -179,6 +177,7 @@ class Model(nn.Module):
 
         Raises:
             BadImageError: an image cannot be read.
+            UserError: an image's descriptor is not finite.
             WeightsError: NetVLAD has no clusters yet.
         """
         shape = (len(images), self.dim)
@@ -209,11 +208,16 @@ class Model(nn.Module):
         for rows, batch in batches(_Photographs(images, self.size), batch_size, workers=workers):
             features = self._features(batch.to(self.device))
             quarters = self._quarters(features) if regions else None
-            yield rows, self._aggregate(features).float(), quarters
+            descriptors = self._aggregate(features).float()
+            for row in (~descriptors.isfinite().all(1)).nonzero().flatten().tolist():
+                image = images[rows[row]]
+                name = image if isinstance(image, str | Path) else f"image {rows[row]}"
+                raise UserError(f"{name}: its descriptor is not finite; the network's values overflow.")
+            yield rows, descriptors, quarters
 
     @torch.no_grad()
     def quarters(self, images: Sequence[Photograph], *, batch_size: int = 8) -> Tensor:
-        """Quarter VLADs, float32 ``[n, 4, K, D]`` on the CPU, un-whitened, in :func:`compact` form.
+        """Compute quarter VLADs, float32 ``[n, 4, K, D]`` on the CPU, un-whitened, :func:`compact`.
 
         Raises:
             BadImageError: an image cannot be read.
@@ -226,11 +230,7 @@ class Model(nn.Module):
 
     @torch.no_grad()
     def features(self, image: Photograph) -> Tensor:
-        """Local features ``[1, D, h, w]`` of one image.
-
-        Raises:
-            BadImageError: it cannot be read.
-        """
+        """Compute local features ``[1, D, h, w]`` of an image. Raises :class:`BadImageError`."""
         return self._features(_Photographs([image], self.size)[0][None].to(self.device))
 
     def fit_clusters(
@@ -238,13 +238,7 @@ class Model(nn.Module):
     ) -> None:
         """Make NetVLAD's clusters from local features of images: the off-the-shelf descriptor.
 
-        Args:
-            options: skip_bad_images, batch_size and progress of
-                :func:`sfrs.models.clusters.init_vlad_from_images`.
-
-        Raises:
-            BadImageError: one of them cannot be read.
-            TooFewFeaturesError: they have fewer local features than there are clusters.
+        See :func:`sfrs.models.clusters.init_vlad_from_images` for ``options`` and errors.
         """
         from sfrs.models.clusters import init_vlad_from_images  # faiss: not needed to describe
 
@@ -253,7 +247,7 @@ class Model(nn.Module):
         self.network.meta["clusters_from"] = len(files)
 
     def digests(self) -> dict[str, str]:
-        """Digests of what a descriptor depends on: architecture, weights, whitening, size."""
+        """Compute digests of what a descriptor depends on: architecture, weights, whitening, size."""
         backbone = self.network.backbone
         architecture = [backbone.name, backbone.options, self.network.vlad.num_clusters]
         parts = {} if self.projection is None else {"projection": self.projection, "bias": self.bias}
@@ -265,7 +259,7 @@ class Model(nn.Module):
         }
 
     def fingerprint(self) -> str:
-        """SHA-256 over :meth:`digests`: equal for models that give equal descriptors."""
+        """Compute SHA-256 over :meth:`digests`: equal for models that give equal descriptors."""
         return hashlib.sha256(json.dumps(self.digests(), sort_keys=True).encode()).hexdigest()
 
     def _features(self, images: Tensor) -> Tensor:
@@ -292,7 +286,7 @@ class Model(nn.Module):
 
 
 def compact(quarters: Tensor) -> Tensor:
-    """Quarter VLADs ``[..., 4, K, D]`` -> float16, for keeping them.
+    """Convert quarter VLADs ``[..., 4, K, D]`` to float16, for keeping them.
 
     Every cluster is scaled to a largest value of 1 over the four quarters: regions are normalised cluster by
     cluster, so this changes none of them, and neither do values overflow nor whole clusters vanish. What is
@@ -316,9 +310,8 @@ class _Photographs(torch.utils.data.Dataset):
         image = self.images[index]
         if isinstance(image, Tensor):
             return image
-        return (
-            image_tensor(image, self.size) if isinstance(image, Image.Image) else load_image(image, self.size)
-        )
+        read = image_tensor if isinstance(image, Image.Image) else load_image
+        return read(image, self.size)
 
 
 def _digest(tensors: Mapping[str, Tensor]) -> str:

@@ -1,21 +1,20 @@
 """The descriptor network: backbone + NetVLAD, and its file."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from torch import Tensor, nn
 
 from sfrs.data.images import Size
 from sfrs.models.backbones import Backbone, build_backbone
-from sfrs.models.foreign import load_vgg16, read_state
-from sfrs.models.whitening import WHITENING, Whitening
+from sfrs.models.foreign import WHITENING, Weights, read_weights
+from sfrs.models.weights_file import METADATA_KEY, WeightsError, listed
+from sfrs.models.whitening import Whitening
 from sfrs.runtime.tensor_files import write_tensors
 from sfrs_ext.nn import RegionNetVLAD
 
-METADATA_KEY = "sfrs"
 FORMAT = 1
 
 
@@ -29,7 +28,7 @@ class DescriptorNetwork(nn.Module):
         backbone: :class:`sfrs.models.backbones.Backbone`.
         vlad: :class:`sfrs_ext.nn.RegionNetVLAD` with K clusters on the backbone's D channels; ``bias``
             gives its assignment one (NetVLAD v2).
-        meta: what the weights file said beside the weights (image size, training set, ...).
+        meta: further facts of the weights file (image size, training set, ...).
     """
 
     def __init__(self, backbone: Backbone, num_clusters: int = 64, *, bias: bool = False):
@@ -110,11 +109,9 @@ def save_network(
     meta: dict | None = None,
     whitening: Whitening | None = None,
 ) -> None:
-    """Write a network to one safetensors file from which :func:`load_network` rebuilds it.
+    """Write a network, and a whitening, to one safetensors file that replaces ``path`` in one step.
 
-    The file's metadata holds, as JSON, the backbone's name and options, K, and ``meta`` (which must be
-    JSON: image size, training set, generation, ...). A whitening goes into the same file, from which
-    :meth:`sfrs.models.whitening.Whitening.load` reads it. Replaces ``path`` in one step.
+    Its metadata holds :func:`network_description`; ``meta`` (image size, generation, ...) must be JSON.
     """
     tensors = network.state_dict()
     if whitening is not None:
@@ -123,42 +120,64 @@ def save_network(
     write_tensors(path, tensors, {METADATA_KEY: json.dumps(description)})
 
 
-def load_network(path: str | Path) -> DescriptorNetwork:
-    """Rebuild a network from :func:`save_network`'s file, or from VGG16 weights of other origin.
+def load_network(path: str | Path, *, ignore_keys: Sequence[str] = ()) -> DescriptorNetwork:
+    """Rebuild a network from :func:`save_network`'s file, or from VGG16 weights of other projects.
 
-    Also read: VGG16 with NetVLAD as the paper's implementation, pytorch-NetVlad, Patch-NetVLAD, the deep
-    visual geo-localization benchmark, hloc and MatConvNet (``.mat``) write it; and bare VGG16 weights such
-    as torchvision's, whose NetVLAD then is untrained (``network.meta["untrained_vlad"]`` is set; see
-    `clusters`). A whitening in such a file is read by `load`.
+    The latter are listed in :data:`sfrs.models.foreign.LAYOUTS`. Bare VGG16, such as torchvision's, gets an
+    untrained NetVLAD (``network.meta["untrained_vlad"]`` is set; see :mod:`sfrs.models.clusters`).
+
+    Args:
+        ignore_keys: patterns (``fc.*``) of names of tensors to leave out, which would be refused.
 
     Raises:
-        WeightsError: no such file, not a weights file, or it lacks layers.
+        WeightsError: the file cannot be read, or a tensor is missing, not finite, has another shape, or no
+            place in the network; the message names the file and the tensor.
     """
-    path = Path(path)
-    state = read_state(path)
-    description = None
-    if path.suffix == ".safetensors":
-        with safe_open(path, "pt") as file:
-            description = json.loads((file.metadata() or {}).get(METADATA_KEY, "null"))
-    if description is None:
-        return _load_foreign(path, state)
-    network = DescriptorNetwork(
-        build_backbone(description["backbone"], **description["options"]),
-        description["num_clusters"],
-        bias=description.get("bias", False),
-    )
-    network.load_state_dict({name: t for name, t in state.items() if not name.startswith(WHITENING)})
-    network.meta = description["meta"] | ({"has_pca": True} if "whitening" in description else {})
+    return network_of(read_weights(path, ignore_keys))
+
+
+def network_of(weights: Weights) -> DescriptorNetwork:
+    """Build the network that a file holds. Raises :class:`WeightsError` as :func:`load_network` does."""
+    described, path = _checked_description(weights), weights.path
+
+    def build() -> DescriptorNetwork:
+        backbone = build_backbone(described["backbone"], **described["options"])
+        return DescriptorNetwork(backbone, described["num_clusters"], bias=bool(described.get("bias")))
+
+    try:
+        with torch.device("meta"):  # a damaged description can ask for more memory than there is
+            expected = build().state_dict()
+    except Exception as error:  # a constructor with damaged options raises anything
+        raise WeightsError(f"{path}: the network it describes cannot be built ({error}).") from error
+    meta, tensors = described["meta"], weights.tensors
+    given = {name: t for name, t in tensors.items() if not name.startswith(WHITENING)}
+    bare = bool(meta.get("untrained_vlad"))
+    for name, value in expected.items():
+        if name not in given and not (bare and name.startswith("vlad.")):
+            raise WeightsError(f"{path}: {name} is missing.")
+        if name in given and given[name].shape != value.shape:
+            shapes = f"{list(given[name].shape)}; expected {list(value.shape)}"
+            raise WeightsError(f"{path}: {name} is {shapes}.")
+    if unread := sorted(given.keys() - expected.keys()):
+        raise WeightsError(f"{path}: {listed(unread)} have no place in the network it describes.")
+    network = build()
+    network.load_state_dict(given, strict=not bare)
+    network.meta = meta | ({"has_pca": True} if len(given) < len(tensors) else {})
+    network.meta |= {"ignore_keys": list(weights.ignored)} if weights.ignored else {}
     return network.eval()
 
 
-def _load_foreign(path: Path, state: dict[str, Tensor]) -> DescriptorNetwork:
-    found = load_vgg16(path, state)
-    clusters = len(found.vlad["centroids"]) if found.vlad else 64
-    bias = found.vlad is not None and "conv.bias" in found.vlad
-    network = DescriptorNetwork(build_backbone("vgg16", inputs=found.inputs), clusters, bias=bias)
-    network.backbone.load_state_dict(found.backbone)
-    if found.vlad:
-        network.vlad.load_state_dict(found.vlad)
-    network.meta = {"source": path.name, "untrained_vlad": not found.vlad, "has_pca": found.has_pca}
-    return network.eval()
+def _checked_description(weights: Weights) -> dict:
+    """Return the description, with every field of the type it has to have."""
+    if weights.description is None:
+        raise WeightsError(f"{weights.path}: no VGG16 in it, but a whitening alone; give it as --whitening.")
+    described = weights.description if isinstance(weights.description, dict) else {}
+    kinds = {"backbone": str, "options": dict, "num_clusters": int, "meta": dict}
+    wrong = [name for name, kind in kinds.items() if not isinstance(described.get(name), kind)]
+    size = None if "meta" in wrong else described["meta"].get("image_size")
+    sides = size if isinstance(size, list) and len(size) == 2 else [size]
+    if size is not None and not all(isinstance(side, int) and side > 0 for side in sides):
+        wrong.append("image_size")
+    if wrong:
+        raise WeightsError(f"{weights.path}: the description in it is damaged: {', '.join(wrong)}.")
+    return described

@@ -1,5 +1,6 @@
 """PCA whitening of descriptors (Jegou & Chum, ECCV 2012), as NetVLAD and SFRS apply it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,11 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sfrs.models.foreign import WeightsError, find_whitening, read_state
+from sfrs.models.foreign import WHITENING, Weights, read_weights
+from sfrs.models.weights_file import WeightsError
 from sfrs.runtime.tensor_files import write_tensors
-
-WHITENING = "whitening."
-"""Prefix of the whitening's tensors in a network's file."""
 
 SMALLEST_VARIANCE = 1e-9
 """Relative to the largest; what varies less is rounding, which whitening would blow up."""
@@ -38,9 +37,6 @@ class Whitening:
     def input_dim(self) -> int:
         return self.projection.shape[1]
 
-    def to(self, device: str | torch.device) -> "Whitening":
-        return Whitening(self.projection.to(device), self.bias.to(device))
-
     def check(self, dim: int) -> None:
         """Raise :class:`WeightsError` unless it takes descriptors of ``dim`` numbers."""
         if dim != self.input_dim:
@@ -50,11 +46,7 @@ class Whitening:
             )
 
     def apply(self, descriptors: Tensor) -> Tensor:
-        """Whiten and L2-normalise ``[B, input_dim]`` -> ``[B, dim]``.
-
-        Raises:
-            WeightsError: the descriptors have another length than those this was fitted to.
-        """
+        """Whiten and normalise ``[B, input_dim]`` to ``[B, dim]``. Raises as :meth:`check` does."""
         self.check(descriptors.shape[1])
         projection, bias = self.projection.to(descriptors), self.bias.to(descriptors)
         return F.normalize(F.linear(descriptors, projection, bias), dim=1)
@@ -93,27 +85,34 @@ class Whitening:
         write_tensors(path, {"projection": self.projection, "bias": self.bias})
 
     @classmethod
-    def load(cls, path: str | Path) -> "Whitening":
+    def load(cls, path: str | Path, *, ignore_keys: Sequence[str] = ()) -> "Whitening":
         """Read :meth:`save`'s file, or the whitening in a network of ours or of other origin.
 
-        The latter are the paper's (``pca_layer.*``), Patch-NetVLAD's, the deep visual geo-localization
-        benchmark's output layer, hloc's and MatConvNet's; see :data:`sfrs.models.foreign.LAYOUTS`.
+        The latter are listed in :data:`sfrs.models.foreign.LAYOUTS`; also read is ``pca_params_*.h5`` of the
+        paper's implementation. For ``ignore_keys`` see :func:`sfrs.models.network.load_network`.
 
         Raises:
-            WeightsError: no such file, or none is in it.
+            WeightsError: the file cannot be read, or no whitening is in it.
         """
-        state = read_state(Path(path))
-        for prefix in ("", WHITENING):
-            if prefix + "projection" in state and prefix + "bias" in state:
-                return cls(state[prefix + "projection"].float(), state[prefix + "bias"].float())
-        found = find_whitening(state)
+        found = cls.of(read_weights(path, ignore_keys))
         if found is None:
+            raise WeightsError(f"{path}: no whitening in it, but a network without one.")
+        return found
+
+    @classmethod
+    def of(cls, weights: Weights) -> "Whitening | None":
+        """Return the whitening in a file of weights, if there is one."""
+        projection = weights.tensors.get(f"{WHITENING}projection")
+        bias = weights.tensors.get(f"{WHITENING}bias")
+        if projection is None and bias is None:
+            return None
+        if projection is None or bias is None or projection.dim() != 2 or bias.shape != projection.shape[:1]:
+            shapes = " and ".join("missing" if t is None else str(list(t.shape)) for t in (projection, bias))
             raise WeightsError(
-                f"{path}: no whitening in it. Expected projection and bias, or a network with such a layer "
-                "(pca_layer.weight and pca_layer.bias, for example); it has "
-                f"{', '.join(list(state)[:4]) or 'nothing'}."
+                f"{weights.path}: projection and bias of the whitening are {shapes}; expected [dim, K * D] "
+                "and [dim]."
             )
-        return cls(*found)
+        return cls(projection, bias)
 
 
 def _project_by_gram(descriptors: np.ndarray, mean: np.ndarray, dim: int) -> np.ndarray:

@@ -43,6 +43,7 @@ class TrainConfig:
     )
     backbone: str = _option("vgg16", "name of the backbone")
     weights: str = _option("", "file with weights; empty: those published for the backbone, else random ones")
+    ignore_keys: tuple[str, ...] = _option((), "patterns of tensors of --weights to leave out")
     clusters: int = _option(64, "NetVLAD clusters K", least=1)
     height: int = _option(480, "height of training images, pixels", least=1)
     width: int = _option(640, "width of training images, pixels", least=1)

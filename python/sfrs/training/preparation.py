@@ -42,7 +42,7 @@ def build_network(config: TrainConfig) -> DescriptorNetwork:
         if backbone.has_published_weights:
             backbone.load_pretrained()
         return DescriptorNetwork(backbone, config.clusters)
-    network = load_network(config.weights)
+    network = load_network(config.weights, ignore_keys=config.ignore_keys)
     if config.init == "kmeans" and network.vlad.num_clusters != config.clusters:
         bias = network.vlad.conv.bias is not None
         network = DescriptorNetwork(network.backbone, config.clusters, bias=bias)

@@ -6,17 +6,15 @@ A file holds a structure ``dbStruct``, read by the position of its fields: 1 dat
 """
 
 import re
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from scipy.io import loadmat
-from scipy.io.matlab import MatReadError
 
 from sfrs.data.places.image_folders import find_images
 from sfrs.data.places.sets import Places, PlacesError, Shot, make_places
+from sfrs.runtime.array_files import ArrayFileError, read_arrays
 
 SPLITS = ("train", "val", "test")
 FOLDERS = {"pitts": ("pitts",), "tokyo247": ("tokyo247",), "tokyotm": ("tokyotm", "tokyotimemachine")}
@@ -81,19 +79,14 @@ def read_mat(path: Path, split: str) -> Places:
 def list_mat(path: Path) -> tuple[Listed, Listed]:
     """Read the database and the queries that ``dbStruct`` of a ``.mat`` file lists."""
     try:
-        content = loadmat(path, variable_names=["dbStruct"])
-    except NotImplementedError:
-        raise PlacesError(
-            f"{path}: this is a MATLAB file of version 7.3. Save it in MATLAB with -v7 to read it here."
-        ) from None
-    except (ValueError, TypeError, LookupError, OSError, EOFError, MatReadError, zlib.error) as error:
-        raise PlacesError(f"{path}: this MATLAB file cannot be read ({error}).") from error
-    struct = content.get("dbStruct")
-    if struct is None or struct.dtype.names is None or struct.size != 1 or len(struct.dtype.names) < 5:
+        struct = read_arrays(path, "dbStruct").get("dbStruct")
+    except ArrayFileError as error:
+        raise PlacesError(str(error)) from error
+    if not isinstance(struct, dict) or len(struct) < 5:
         raise PlacesError(f"{path}: no structure dbStruct with at least five fields in it.")
-    fields = list(struct.item())
-    # Names come as cells (objects): time stamps or the names of the queries follow the database's UTM.
-    if fields[3].dtype != object and len(fields) > 6:
+    fields = list(struct.values())
+    # Names come as cells (lists): time stamps or the names of the queries follow the database's UTM.
+    if not isinstance(fields[3], list) and len(fields) > 6:
         return _listed(path, fields, 1, stamps=3), _listed(path, fields, 4, stamps=6)
     return _listed(path, fields, 1), _listed(path, fields, 3)
 
@@ -139,23 +132,21 @@ def _shots(listed: Listed, files: list[Path], panoramas: bool) -> list[Shot]:
 
 
 def _listed(path: Path, fields: list, first: int, stamps: int | None = None) -> Listed:
-    names = []
-    for cell in fields[first].ravel():
-        while isinstance(cell, np.ndarray) and cell.size == 1:
-            cell = cell.item()
-        names.append(cell)
+    cells = fields[first] if isinstance(fields[first], list) else []
+    names = [cell[0] if isinstance(cell, list) and len(cell) == 1 else cell for cell in cells]
     if not names or not all(isinstance(name, str) for name in names):
         raise PlacesError(f"{path}: field {first} of dbStruct holds no file names.")
-    utm, count = fields[first + 1], len(names)
-    if utm.shape != (2, count) or not _numeric(utm) or not np.isfinite(utm).all():
+    count = len(names)
+    utm = _numbers(fields[first + 1])
+    if utm.shape != (2, count) or not np.isfinite(utm).all():
         raise PlacesError(
             f"{path}: field {first + 1} of dbStruct is {list(utm.shape)} {utm.dtype}; expected finite UTM "
             f"coordinates [2, {count}] of {count} images."
         )
     if stamps is None:
         return Listed(names, utm.T.astype(np.float64).tolist(), [""] * count)
-    found = fields[stamps]
-    if found.size != count or not _numeric(found):
+    found = _numbers(fields[stamps])
+    if found.size != count:
         raise PlacesError(
             f"{path}: field {stamps} of dbStruct is {list(found.shape)} {found.dtype}; "
             f"expected time stamps of {count} images."
@@ -165,5 +156,7 @@ def _listed(path: Path, fields: list, first: int, stamps: int | None = None) -> 
     )
 
 
-def _numeric(values: np.ndarray) -> bool:
-    return np.issubdtype(values.dtype, np.number)
+def _numbers(field: object) -> np.ndarray:
+    """Return a field that is an array of real numbers, else an empty array."""
+    fits = isinstance(field, np.ndarray) and field.dtype.kind in "fiu"
+    return field if fits else np.empty(0, dtype=object)

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-import sfrs_ext
+import sfrs_ext  # noqa: F401  programs call its operators
 from sfrs.models.export.shapes import ImageShape
 from sfrs.models.model import Model
 from sfrs.models.network import METADATA_KEY
@@ -81,8 +81,3 @@ def open_package(path: Path) -> Callable[[Tensor], Tensor]:
 def cxx() -> str:
     """The C++ compiler that torch's inductor would call."""
     return os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")
-
-
-def versions() -> dict[str, str]:
-    """Of what wrote a file."""
-    return {"torch": torch.__version__, "sfrs_ext": sfrs_ext.__version__}

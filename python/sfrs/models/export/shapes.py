@@ -1,6 +1,6 @@
 """Which images an exported file takes, and images of such sizes to try it with."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,23 +50,15 @@ class ImageShape:
         width = self.width + (self.height == self.width and self.dynamic)  # equal sides would be tied
         return made_up_images(2, self.height, width).to(device)
 
-    def batches(self, photos: Sequence[str | Path]) -> Iterator[Tensor]:
-        """Batches to compare with: made-up images alone and in threes, in an odd size too where sizes are
-        free, and the photographs resized to ``height`` and ``width``.
+    def batches(self, photos: Sequence[str | Path]) -> list[Tensor]:
+        """Make batches to compare with: made-up images alone and in threes, in an odd size too where sizes
+        are free, and the photographs resized to ``height`` and ``width``.
         """
-        for height, width in self._made_up_sizes():
-            yield made_up_images(1, height, width)
-            yield made_up_images(3, height, width, seed=1)
-        for photo in photos:
-            yield load_image(photo, (self.height, self.width))[None]
-
-    def number_of_batches(self, photos: Sequence[str | Path]) -> int:
-        """Of :meth:`batches`."""
-        return 2 * len(self._made_up_sizes()) + len(photos)
-
-    def _made_up_sizes(self) -> list[tuple[int, int]]:
-        odd = (max(self.smallest_side, side * 3 // 4) | 1 for side in (self.height, self.width))
-        return [(self.height, self.width), tuple(odd)] if self.dynamic else [(self.height, self.width)]
+        sizes = [(self.height, self.width)]
+        if self.dynamic:
+            sizes.append(tuple(max(self.smallest_side, side * 3 // 4) | 1 for side in sizes[0]))
+        made_up = [made_up_images(n, *size, seed=n // 2) for size in sizes for n in (1, 3)]
+        return made_up + [load_image(photo, sizes[0])[None] for photo in photos]
 
 
 def made_up_images(count: int, height: int, width: int, seed: int = 0) -> Tensor:

@@ -1,14 +1,15 @@
 """Exporting a model: a file is written, compared with the original, and only then put in place."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+import sfrs_ext
 from sfrs.models.export.onnx_graph import open_onnx, write_onnx
-from sfrs.models.export.programs import open_package, open_program, versions, write_package, write_program
+from sfrs.models.export.programs import open_package, open_program, write_package, write_program
 from sfrs.models.export.shapes import ImageShape
 from sfrs.models.model import Model
 from sfrs.models.network import network_description, save_network
@@ -26,9 +27,6 @@ class Format:
     """A kind of file.
 
     Attributes:
-        suffix: of its names.
-        title: for people.
-        write: (model, path, shape, description, device) -> None.
         open: path -> function of RGB images in 0..1 on ``device`` (ONNX: on the CPU) to descriptors.
         tolerance: largest :attr:`Agreement.relative_error` in float32, without whitening.
         on_device: whether the file runs on the device it was written for; otherwise on the CPU.
@@ -85,13 +83,8 @@ def choose_format(name: str | None, out: Path) -> str:
 
 @dataclass(frozen=True)
 class Agreement:
-    """Descriptors of a file beside the original's, on the same images.
-
-    Attributes:
-        images: how many were compared.
-        largest_difference: of two numbers.
-        relative_error: largest length of a difference of descriptors, whose own length is one.
-        cosine: smallest, of a descriptor with the original.
+    """How far a file's descriptors are from the original's: the largest difference of two numbers, the
+    largest length of a difference of descriptors in parts of theirs, the smallest cosine.
     """
 
     images: int
@@ -110,14 +103,10 @@ class Agreement:
 def compare(
     original: Callable[[Tensor], Tensor],
     exported: Callable[[Tensor], Tensor],
-    batches: Iterable[Tensor],
+    batches: Sequence[Tensor],
     progress: Progress | None = None,
-    total: int = 0,
 ) -> Agreement:
-    """Describe all batches both ways; differences are taken in float64.
-
-    A NaN anywhere, or another shape, is an infinite error.
-    """
+    """Describe all batches both ways and compare in float64; NaN or another shape is an infinite error."""
     images, largest, error, cosine = 0, 0.0, 0.0, 1.0
     for done, batch in enumerate(batches, start=1):
         expected, found = original(batch).double().cpu(), exported(batch).double().cpu()
@@ -129,23 +118,8 @@ def compare(
         error = max(error, (difference.norm(dim=1) / expected.norm(dim=1)).max().item())
         cosine = min(cosine, torch.cosine_similarity(found, expected).min().item())
         if progress is not None:
-            progress(done, total)
+            progress(done, len(batches))
     return Agreement(images, largest, error, cosine)
-
-
-@dataclass(frozen=True)
-class Exported:
-    """A file that was put in place.
-
-    Attributes:
-        path: the file.
-        bytes: its size.
-        agreement: with the original.
-    """
-
-    path: Path
-    bytes: int
-    agreement: Agreement
 
 
 def export(
@@ -158,15 +132,15 @@ def export(
     device: str = "cpu",
     source: str | None = None,
     progress: Progress | None = None,
-) -> Exported:
+) -> Agreement:
     """Write ``model`` to ``path``, which the file replaces once its descriptors are the original's.
 
     Args:
         format: a key of :data:`FORMATS`.
         shape: the images the file takes; of ``safetensors``, which takes all, the one it recommends.
         photos: images to compare on, besides made-up ones.
-        device: what ``torch`` and ``aoti`` are written for, and compared on.
-        source: what the file says it was made from.
+        device: where ``torch`` and ``aoti`` will run, and are compared.
+        source: the name of the file it was made from, to be kept in it.
         progress: called with (done, total) as batches are compared.
 
     Raises:
@@ -181,45 +155,27 @@ def export(
     device = device if kind.on_device else "cpu"
     with replaced(path, suffix=f".partial{kind.suffix}") as partial:  # torch insists on the suffix
         kind.write(model, partial, shape, describe_file(model, shape, source), device)
-        agreement = _compare(model, partial, format, shape, photos, device, progress)
+        opened, batches = kind.open(partial), [batch.to(device) for batch in shape.batches(photos)]
+        # On CUDA convolutions may round to TF32 by default, which is no property of the file.
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            agreement = compare(model.to(device), opened, batches, progress)
         limit = kind.tolerance * (1.0 if model.whitening is None else WHITENED)
         if not agreement.relative_error <= limit:
             raise ExportError(
                 f"{path}: not written, its descriptors are not the network's: {agreement}; at most "
                 f"{limit:g} is expected of --format {format}."
             )
-    return Exported(path, path.stat().st_size, agreement)
-
-
-def _compare(
-    model: Model,
-    written: Path,
-    format: str,
-    shape: ImageShape,
-    photos: Sequence[str | Path],
-    device: str,
-    progress: Progress | None,
-) -> Agreement:
-    original, exported = model.to(device), FORMATS[format].open(written)
-    # On CUDA convolutions may round to TF32 by default, which is no property of the file.
-    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-        return compare(
-            original,
-            exported,
-            (batch.to(device) for batch in shape.batches(photos)),
-            progress,
-            total=shape.number_of_batches(photos),
-        )
+    return agreement
 
 
 def describe_file(model: Model, shape: ImageShape, source: str | None) -> dict:
-    """What every format says about itself, as JSON: see docs/export.md."""
-    network, whitening = model.network, model.whitening
+    """Describe a file as every format keeps it, in JSON: see docs/export.md."""
     exported = {
         "source": source,
         "input": f"images float32 [B, 3, H, W], RGB in 0..1, {shape}",
         "dim": model.dim,
-        "versions": versions(),
+        "versions": {"torch": torch.__version__, "sfrs_ext": sfrs_ext.__version__},
     }
     size = {} if shape.dynamic else {"image_size": [shape.height, shape.width]}
-    return network_description(network, {**network.meta, **size, "exported": exported}, whitening)
+    meta = {**model.network.meta, **size, "exported": exported}
+    return network_description(model.network, meta, model.whitening)

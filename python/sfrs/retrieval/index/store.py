@@ -20,6 +20,7 @@ import numpy as np
 
 from sfrs.models.model import Model
 from sfrs.models.network import save_network
+from sfrs.models.weights_file import WeightsError
 from sfrs.runtime.atomic_io import lock_taken, replaced
 from sfrs.runtime.errors import UserError
 
@@ -100,7 +101,7 @@ class Store:
         """Begin an index in the directory ``path``: write its model, then its table, which is empty."""
         save_network(path / NETWORK, model.network)
         if model.whitening is not None:
-            model.whitening.to("cpu").save(path / WHITENING)
+            model.whitening.save(path / WHITENING)
         dtype = "float32" if kind == "exact" else "float16"
         settings = {
             "format": FORMAT,
@@ -152,9 +153,20 @@ class Store:
         self._database.close()
 
     def load_model(self, device: str = "cpu") -> Model:
-        """Load the index's copy of its model. Raises :class:`WeightsError` if a file of it is damaged."""
-        whitening = self.path / WHITENING if self.settings["digests"]["whitening"] else None
-        return Model.load(self.path / NETWORK, whitening, size=self.settings["size"], device=device)
+        """Load the index's copy of its model.
+
+        Raises:
+            WeightsError: a file of it is damaged, or not the one the images were described with.
+        """
+        stored = self.settings["digests"]
+        whitening = self.path / WHITENING if stored["whitening"] else None
+        model = Model.load(self.path / NETWORK, whitening, size=self.settings["size"])
+        if changed := [part for part, digest in model.digests().items() if stored.get(part) != digest]:
+            raise WeightsError(
+                f"{self.path}: its model is not the one it was built with; {' and '.join(changed)} differ "
+                f"from the digests in {TABLE}. Restore {NETWORK} and {WHITENING}, or build the index again."
+            )
+        return model.to(device)
 
     def rows_of(self, name: str) -> tuple[Path, str, tuple[int, ...]]:
         """Return file, dtype and shape of one row, of "descriptors" or "quarters"."""

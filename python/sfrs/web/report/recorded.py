@@ -129,7 +129,8 @@ def _open_network(summary: dict, source: Path, overrides: Overrides) -> tuple[De
     if summary.get("network", {}).get("clusters_from"):
         return None, "Its clusters were made from the images of the database, and not kept."
     try:
-        network = load_network(overrides.weights or find_path(str(recorded), source, "--weights"))
+        file = overrides.weights or find_path(str(recorded), source, "--weights")
+        network = load_network(file, ignore_keys=summary.get("network", {}).get("ignore_keys", ()))
     except UserError:
         if overrides.weights:
             raise
