@@ -149,7 +149,7 @@ def test_every_configuration_field_is_a_flag_with_help():
         (["--out", "x"], "--data is missing"),
         (["--out", "x", "--data", "y", "--epochs", "one"], "epochs is 'one', expected int"),
         (["--out", "x", "--data", "y", "--preset", "fast"], "preset is 'fast'"),
-        (["--out", "x", "--data", "nowhere"], "nowhere: there is no such file or folder"),
+        (["--out", "x", "--data", "nowhere", "--random-weights"], "nowhere: there is no such file or folder"),
         (["--resume", "nowhere"], "nowhere: there is no run here"),
         (["--resume", __file__], "there is no run here"),
         (["--resume", "x", "--first-generation", "y"], "--resume takes everything from the run"),
