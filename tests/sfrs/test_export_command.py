@@ -47,6 +47,7 @@ def test_of_a_run_the_last_generation_is_taken(run, tmp_path):
         save_network(tmp_path / f"run/generation_{generation}/best.safetensors", network)
     code, shown, err = run("export", tmp_path / "run", "--out", tmp_path / "net.safetensors")
     assert code == 0 and "K = 10" in shown and "generation_10" in err
+    assert sfrs.load(tmp_path / "run").quarters_shape == (4, 10, 6)
     (tmp_path / "empty").mkdir()
     code, _, err = run("export", tmp_path / "empty", "--out", tmp_path / "net.safetensors")
     assert code == 2 and "no network in this folder; expected generation_N/best.safetensors" in err

@@ -240,17 +240,10 @@ def test_matconvnet_networks_that_compute_otherwise_are_refused(tmp_path, tensor
             load_network(path)
 
 
-def test_mat_files_without_a_network_are_named(tmp_path):
+def test_a_mat_file_without_a_network_is_named(tmp_path):
     savemat(tmp_path / "other.mat", {"x": np.ones(3)})
-    (tmp_path / "text.mat").write_text("no MATLAB file" * 20)
-    (tmp_path / "new.mat").write_bytes(b"MATLAB 7.3 MAT-file".ljust(124) + b"\x00\x02IM" + bytes(512))
-    for name, message in (
-        ("other", "net.layers.* holds x"),
-        ("text", "this MATLAB file cannot be read"),
-        ("new", "version 7.3"),
-    ):
-        with pytest.raises(WeightsError, match=f"{name}.mat: .*{message}"):
-            load_network(tmp_path / f"{name}.mat")
+    with pytest.raises(WeightsError, match="other.mat: .*net.layers.* holds x"):
+        load_network(tmp_path / "other.mat")
 
 
 def test_damaged_mat_files_are_named_also_where_they_kill_their_reader(tmp_path, monkeypatch):

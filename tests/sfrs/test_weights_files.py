@@ -181,6 +181,25 @@ def test_a_damaged_description_of_a_network_is_named(tmp_path, tiny_network, cha
         load_network(path)
 
 
+def test_whatever_is_damaged_ends_in_one_message(tmp_path, tiny_network):
+    save_network(tmp_path / "net.safetensors", tiny_network, {"image_size": [48, 64]})
+    torch.save({"pca_layer.weight": torch.ones(3, 8), "pca_layer.bias": torch.ones(3)}, tmp_path / "pca.pth")
+    random, refused = np.random.default_rng(0), 0
+    for name, load in (("net.safetensors", load_network), ("pca.pth", Whitening.load)):
+        whole = (tmp_path / name).read_bytes()
+        for _ in range(60):
+            damaged = bytearray(whole[: random.integers(len(whole)) if random.random() < 0.1 else None])
+            for place in random.integers(len(damaged), size=3):
+                damaged[place] ^= 1 << random.integers(8)
+            (tmp_path / name).write_bytes(damaged)
+            try:
+                load(tmp_path / name)
+            except WeightsError as error:
+                assert name in str(error) and "\n" not in str(error)
+                refused += 1
+    assert refused > 30
+
+
 def test_numpy_scalars_of_old_numpy_are_read(tmp_path):
     torch.save({"a": torch.ones(1), "best": np.float64(0.5)}, tmp_path / "new.pth")
     # numpy < 2 called the module numpy.core; protocol 2 names it in plain text.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -87,6 +86,7 @@ def export(
     """
     from sfrs.models import export as exports
     from sfrs.models.model import Model
+    from sfrs.models.weights_file import network_file
     from sfrs.runtime.host import usable_device
     from sfrs.runtime.terminal import messages, progress_tasks
 
@@ -95,7 +95,7 @@ def export(
     name = exports.choose_format(format, out)
     device = usable_device(device)
     photos = check_files(check or [])
-    weights = weights_of(source)
+    weights = network_file(source)
     model = Model.load(
         weights, whitening.whitening, whiten=not whitening.no_whitening, ignore_keys=ignore_keys or ()
     )
@@ -118,28 +118,6 @@ def export(
     white = "no whitening" if model.whitening is None else "whitened"
     file = f"{out}: {exports.FORMATS[name].title}, {out.stat().st_size / 1e6:.1f} MB"
     print(f"{file}, {network}, {white}, images {shape}, {model.dim} numbers\ncompared: {agreement}")
-
-
-def weights_of(source: Path) -> Path:
-    """The file of weights, or the best network of a run.
-
-    Raises:
-        UserError: there is no network in the folder.
-    """
-    if not source.is_dir():
-        return source
-    generations = [
-        (int(match[1]), file)
-        for file in source.glob("generation_*/best.safetensors")
-        if (match := re.fullmatch(r"generation_(\d+)", file.parent.name))
-    ]
-    if generations:
-        return max(generations)[1]
-    if (source / "best.safetensors").is_file():
-        return source / "best.safetensors"
-    raise UserError(
-        f"{source}: no network in this folder; expected generation_N/best.safetensors of sfrs train."
-    )
 
 
 def parse_shape(size: str | None, model: Model) -> ImageShape:

@@ -78,7 +78,7 @@ class Weights:
         Path | None,
         option(
             "--weights",
-            "Weights: a safetensors file of sfrs train, a network of the paper, or torchvision's VGG16.",
+            "Weights: a run of sfrs train, a file of its, a network of the paper, or torchvision's VGG16.",
             "Network",
         ),
     ] = None

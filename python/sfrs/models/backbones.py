@@ -20,7 +20,7 @@ REGISTRY = {
 """Name -> module:class or function, imported when asked for."""
 
 NEEDS_WEIGHTS = ("vgg16",)
-"""Those that no training makes useful from random weights, and whose weights are not published with them."""
+"""Backbones that do not train from random weights and have no published ones."""
 
 # Layer names of VGG16 (configuration D) up to conv5_3 with their output channels; "pool" halves the size.
 VGG16_TRUNK = (

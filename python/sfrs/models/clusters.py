@@ -1,4 +1,4 @@
-"""Initialising NetVLAD from k-means over local features (NetVLAD, CVPR 2016, appendix A)."""
+"""Initialise NetVLAD by k-means of local features (NetVLAD, CVPR 2016, appendix A)."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -21,7 +21,7 @@ class TooFewFeaturesError(UserError, ValueError):
 
 
 def kmeans(features: Tensor, num_clusters: int, *, iterations: int = 25, seed: int = 0) -> Tensor:
-    """Cluster centres float32 ``[num_clusters, D]`` of ``features`` ``[n, D]`` (Lloyd's algorithm in faiss).
+    """Compute centres float32 ``[num_clusters, D]`` of ``features`` ``[n, D]`` by Lloyd's algorithm in faiss.
 
     Raises:
         TooFewFeaturesError: fewer features than clusters.
@@ -48,11 +48,8 @@ def kmeans(features: Tensor, num_clusters: int, *, iterations: int = 25, seed: i
 def sample_features(
     network: DescriptorNetwork, trunks: Iterable[Tensor], per_image: int, generator: torch.Generator
 ) -> Tensor:
-    """L2-normalised local features ``[n, D]``, at most ``per_image`` random positions of each image.
-
-    Args:
-        trunks: trunk outputs ``[B, Ct, Ht, Wt]``, batch by batch.
-    """
+    """Draw L2-normalised local features ``[n, D]``, at most ``per_image`` of each image, from trunk outputs
+    ``[B, Ct, Ht, Wt]``."""
     samples = []
     for trunk in trunks:
         features = F.normalize(network.features(trunk).flatten(2), dim=1)  # [B, D, P]
@@ -63,7 +60,7 @@ def sample_features(
 
 
 def init_vlad(network: DescriptorNetwork, features: Tensor, *, seed: int = 0) -> float:
-    """Set the network's NetVLAD from local ``features`` ``[n, D]`` (normalised); returns alpha."""
+    """Set the network's NetVLAD from normalised local ``features`` ``[n, D]``; return alpha."""
     centers = kmeans(features, network.vlad.num_clusters, seed=seed)
     return network.vlad.init_from_clusters(
         centers.to(network.vlad.centroids), features.to(network.vlad.centroids)
@@ -81,7 +78,7 @@ def init_vlad_from_images(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> float:
-    """Set the model's NetVLAD from ``images`` random ones of ``files``; returns alpha.
+    """Set the model's NetVLAD from ``images`` random ones of ``files``; return alpha.
 
     The defaults are the paper's 50,000 features.
 

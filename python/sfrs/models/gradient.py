@@ -64,9 +64,7 @@ class OrientedGradients(nn.Module):
         return torch.cat([part[:, :, :rows, :columns] for part in parts], dim=1)
 
     def _orientations(self, picture: Tensor, cell: int) -> Tensor:
-        """[B, 1, h, w] -> [B, BINS, h / cell, w / cell]; a gradient shares itself between the nearest
-        bins.
-        """
+        """Map [B, 1, h, w] to [B, BINS, h / cell, w / cell]; nearest bins share a gradient."""
         padded = F.pad(picture, (1, 1, 1, 1), mode="replicate")
         smooth = padded[:, :, :-2] + 2 * padded[:, :, 1:-1] + padded[:, :, 2:]
         across = smooth[..., 2:] - smooth[..., :-2]

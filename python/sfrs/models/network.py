@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from sfrs.data.images import Size
 from sfrs.models.backbones import Backbone, build_backbone
 from sfrs.models.foreign import WHITENING, Weights, read_weights
-from sfrs.models.weights_file import METADATA_KEY, WeightsError, listed
+from sfrs.models.weights_file import METADATA_KEY, WeightsError, listed, reason
 from sfrs.models.whitening import Whitening
 from sfrs.runtime.tensor_files import write_tensors
 from sfrs_ext.nn import RegionNetVLAD
@@ -148,7 +148,7 @@ def network_of(weights: Weights) -> DescriptorNetwork:
         with torch.device("meta"):  # a damaged description can ask for more memory than there is
             expected = build().state_dict()
     except Exception as error:  # a constructor with damaged options raises anything
-        raise WeightsError(f"{path}: the network it describes cannot be built ({error}).") from error
+        raise WeightsError(f"{path}: the network it describes cannot be built ({reason(error)}).") from error
     meta, tensors = described["meta"], weights.tensors
     given = {name: t for name, t in tensors.items() if not name.startswith(WHITENING)}
     bare = bool(meta.get("untrained_vlad"))

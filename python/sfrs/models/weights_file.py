@@ -36,13 +36,13 @@ def read_tensors(path: Path, ignore_keys: Sequence[str] = ()) -> tuple[dict[str,
     ``module`` and ``_orig_mod``, which DataParallel and torch.compile put around parts of a model.
 
     Args:
+        path: a file, or the folder of a run (:func:`network_file`).
         ignore_keys: tensors whose names match one of these patterns (as ``fc.*``) are left out.
 
     Raises:
         WeightsError: no such file, or not a weights file.
     """
-    if not path.is_file():
-        raise WeightsError(f"{path}: there is no such weights file.")
+    path = network_file(path)
     try:
         content, description = _read(path)
         tensors = list(_named_tensors(content, ()))
@@ -54,8 +54,7 @@ def read_tensors(path: Path, ignore_keys: Sequence[str] = ()) -> tuple[dict[str,
             raise WeightsError(
                 f"{path}: this is no weights file, or it holds objects other than tensors and plain values."
             ) from error
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise WeightsError(f"{path}: this is no weights file, or a damaged one ({reason}).") from error
+        raise WeightsError(f"{path}: this is no weights file, or a damaged one ({reason(error)}).") from error
     found: dict[str, Tensor] = {}
     for name, value in tensors:
         short = _unwrapped(name)
@@ -64,6 +63,36 @@ def read_tensors(path: Path, ignore_keys: Sequence[str] = ()) -> tuple[dict[str,
         raise WeightsError(f"{path}: no tensor in it; expected a state dict, or a checkpoint with one.")
     kept = [name for name in found if not any(fnmatch.fnmatchcase(name, p) for p in ignore_keys)]
     return {name: found[name] for name in kept}, description
+
+
+def network_file(path: Path) -> Path:
+    """Return a file of weights: the file itself, or the last generation's best network of a run's folder.
+
+    Raises:
+        WeightsError: there is no such file, or no network in the folder.
+    """
+    if path.is_file():
+        return path
+    if not path.is_dir():
+        raise WeightsError(f"{path}: there is no such weights file.")
+    found = [file for file in path.glob("generation_*/best.safetensors") if _generation(file) is not None]
+    if found:
+        return max(found, key=_generation)
+    if (path / "best.safetensors").is_file():
+        return path / "best.safetensors"
+    raise WeightsError(
+        f"{path}: no network in this folder; expected generation_N/best.safetensors of sfrs train."
+    )
+
+
+def _generation(file: Path) -> int | None:
+    number = file.parent.name.removeprefix("generation_")
+    return int(number) if number.isdecimal() else None
+
+
+def reason(error: Exception) -> str:
+    """Return the first line of an error's message, or its type where it has none."""
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def listed(keys: Iterable[str], most: int = 6) -> str:

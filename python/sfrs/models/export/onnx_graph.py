@@ -19,7 +19,7 @@ from sfrs.runtime.errors import UserError
 
 OPSET = 20
 LARGEST_FILE = 2**31 - 2**24
-"""Bytes of weights: a protobuf file ends at 2 GiB, the graph included."""
+"""Bytes of weights; a protobuf file ends at 2 GiB, the graph included."""
 
 
 def write_onnx(model: Model, path: Path, shape: ImageShape, description: dict, device: str) -> None:
@@ -56,7 +56,7 @@ def write_onnx(model: Model, path: Path, shape: ImageShape, description: dict, d
 
 
 def open_onnx(path: Path) -> Callable[[Tensor], Tensor]:
-    """A function that runs the file in ONNX Runtime on the CPU."""
+    """Open a file with ONNX Runtime on the CPU."""
     require("onnxruntime")
     import onnxruntime
 
@@ -85,7 +85,7 @@ def _hypot(a, b):
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what the exporter says about packages it does not need."""
+    """Hide warnings of the exporter about packages it does not need."""
     log = logging.getLogger("torch.onnx")
     level = log.level
     log.setLevel(logging.ERROR)

@@ -16,7 +16,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-import sfrs_ext  # noqa: F401  programs call its operators
 from sfrs.models.export.shapes import ImageShape
 from sfrs.models.model import Model
 from sfrs.models.network import METADATA_KEY
@@ -27,7 +26,7 @@ DESCRIPTION_FILE = f"{METADATA_KEY}.json"
 
 
 def trace(model: Model, shape: ImageShape, device: str) -> torch.export.ExportedProgram:
-    """The model as a program for images of ``shape`` on ``device``."""
+    """Trace the model for images of ``shape`` on ``device``."""
     frozen = copy.deepcopy(model).requires_grad_(False).to(device)
     with torch.no_grad():
         program = torch.export.export(frozen, (shape.example(device),), dynamic_shapes=shape.dynamic_shapes())
@@ -73,11 +72,11 @@ def write_package(model: Model, path: Path, shape: ImageShape, description: dict
 
 
 def open_package(path: Path) -> Callable[[Tensor], Tensor]:
-    """A function that runs the package. Compiled code takes for granted that images are contiguous."""
     package = torch._inductor.aoti_load_package(str(path))
+    # Compiled code takes for granted that images are contiguous.
     return lambda images: package(images.contiguous())
 
 
 def cxx() -> str:
-    """The C++ compiler that torch's inductor would call."""
+    """Name the C++ compiler that torch's inductor would call."""
     return os.environ.get("CXX", "clang++" if sys.platform == "darwin" else "g++")

@@ -19,7 +19,7 @@ class ImageShape:
     """Sizes of the images a file takes; batches are of any size.
 
     Attributes:
-        height, width: in pixels; where ``dynamic``, those of the images that serve as examples.
+        height, width: in pixels; where ``dynamic``, of the images that serve as examples.
         stride: the backbone's, in pixels.
         dynamic: whether other heights and widths are taken as well.
     """
@@ -31,14 +31,13 @@ class ImageShape:
 
     @property
     def smallest_side(self) -> int:
-        """Of a dynamic shape: two positions of the feature map."""
         return 2 * self.stride
 
     def __str__(self) -> str:
         return "any size" if self.dynamic else f"{self.height}x{self.width}"
 
     def dynamic_shapes(self) -> dict:
-        """The argument of ``torch.export.export`` and ``torch.onnx.export``."""
+        """Return the argument of ``torch.export.export`` and ``torch.onnx.export``."""
         free = {0: torch.export.Dim("batch", min=1, max=LARGEST_BATCH)}
         if self.dynamic:
             for axis, name in ((2, "height"), (3, "width")):
@@ -46,9 +45,11 @@ class ImageShape:
         return {"images": free}
 
     def example(self, device: str | torch.device = "cpu") -> Tensor:
-        """Images to trace with; more than one, since torch takes a one it sees for a constant."""
+        """Make images to trace with."""
         width = self.width + (self.height == self.width and self.dynamic)  # equal sides would be tied
-        return made_up_images(2, self.height, width).to(device)
+        return made_up_images(2, self.height, width).to(
+            device
+        )  # torch would take a batch of one for a constant
 
     def batches(self, photos: Sequence[str | Path]) -> list[Tensor]:
         """Make batches to compare with: made-up images alone and in threes, in an odd size too where sizes
@@ -62,7 +63,7 @@ class ImageShape:
 
 
 def made_up_images(count: int, height: int, width: int, seed: int = 0) -> Tensor:
-    """Coloured shapes with soft edges under a little noise, ``[count, 3, height, width]`` in 0..1."""
+    """Make coloured shapes with soft edges and a little noise, ``[count, 3, height, width]`` in 0..1."""
     random = torch.Generator().manual_seed(seed)
     coarse = torch.rand(count, 3, 7, 9, generator=random)
     shapes = F.interpolate(coarse, (height, width), mode="bicubic", align_corners=False)

@@ -41,7 +41,7 @@ class Format:
 
 
 WHITENED = 10.0
-"""How much more error is allowed behind a whitening, which magnifies the directions that vary least."""
+"""Factor of the error allowed after a whitening, which magnifies the directions that vary least."""
 
 
 def _write_weights(model: Model, path: Path, shape: ImageShape, description: dict, device: str) -> None:
@@ -58,15 +58,10 @@ FORMATS = {
     "aoti": Format(".pt2", "AOTInductor package", write_package, open_package, 1e-5, True),
     "onnx": Format(".onnx", "ONNX", write_onnx, open_onnx, 1e-5, False),
 }
-"""Name -> format."""
 
 
 def choose_format(name: str | None, out: Path) -> str:
-    """The format the user asked for, by name or by the file's suffix.
-
-    Raises:
-        UserError: there is no such format, or the file is named otherwise.
-    """
+    """Choose a format by its name or the file's suffix. Raises :class:`UserError` where they do not fit."""
     if name is None:
         by_suffix = {kind.suffix: name for name, kind in reversed(FORMATS.items())}
         if out.suffix not in by_suffix:
