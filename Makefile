@@ -42,7 +42,7 @@ $(STAMP): pyproject.toml
 
 CXX_FILES = $(shell git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.inl' 'csrc/*.cu' 'csrc/*.cuh')
 
-lint: build aarch64  ## layout and lint of Python and C++, C++ without a warning, README as measured
+lint: build aarch64 headers  ## layout and lint of Python and C++, C++ without a warning, README as measured
 	$(BIN)/python -m benchmarks.report --check
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -57,6 +57,12 @@ aarch64:  ## the kernels compile for ARM, where a cross compiler is at hand
 	  for file in kernels dispatch; do $(AARCH64) -std=c++17 -O1 -Wall -Wextra -Werror -Wno-psabi -fsyntax-only \
 	    -DSFRS_ISA=portable -DSFRS_VECTOR_BYTES=16 csrc/cpu/$$file.cpp || exit 1; done; \
 	else echo "aarch64: no $(AARCH64) here, sources not compiled for ARM"; fi
+
+# With the emulator instead of CUDA's headers, and one process per core; an editor needs the same.
+headers: build  ## every file that others include compiles alone
+	@git ls-files 'csrc/*.h' 'csrc/*.inl' 'csrc/*.cuh' | xargs -P $$(nproc) -n 1 $(CXX) -std=gnu++17 -fsyntax-only -Wno-psabi \
+	  -DSFRS_EMULATE -DTORCH_TARGET_VERSION=0x020b000000000000 -isystem $(wildcard $(VENV)/lib/python*/site-packages/torch/include) \
+	  -x c++ /dev/null -include
 
 format: build  ## rewrite all files in the project's layout
 	$(BIN)/ruff check --fix .
