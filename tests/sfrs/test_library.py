@@ -55,6 +55,9 @@ def test_without_clusters_they_are_made_from_the_photographs(photos, model):
     model.network.meta["untrained_vlad"] = True
     index = sfrs.Index.build(photos, model, adding=Adding(clusters={"images": 10, "per_image": 20}))
     assert model.has_clusters and index.model.has_clusters and index.has_regions
+    model.network.meta["untrained_vlad"] = True
+    again = sfrs.Index.build(photos, model)  # goes on with the clusters that the index has
+    assert again.change.unchanged == 12 and again.fingerprint == index.fingerprint
 
 
 def test_one_photograph_gives_one_answer_and_a_list_a_list(photos, queries, model):

@@ -209,6 +209,8 @@ class Builder:
         settings = self._store.settings
         if self.model is not None:
             _check_same(self.path, self.model, settings)
+            if not self.model.has_clusters:
+                self.model.take_clusters(self._store.load_model())
         if self._kind == "exact" and settings["dtype"] != "float32":
             raise UserError(
                 f"--kind exact: {self.path} keeps its descriptors as {settings['dtype']}. Build a new one, "
@@ -342,6 +344,8 @@ def _check_same(path: Path, model: Model, settings: dict[str, Any]) -> None:
         "whitening": lambda digest: digest[:12] or "none",
         "size": lambda digest: "own size" if digest == "null" else digest.strip("[]").replace(", ", "x"),
     }
+    if not model.has_clusters:
+        del names["weights"]
     for part, name in names.items():
         if ours[part] != theirs[part]:
             raise UserError(
