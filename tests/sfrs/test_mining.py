@@ -161,6 +161,7 @@ def test_the_tile_size_changes_nothing(monkeypatch):
     near, (queries, database) = neighbourhood(), descriptors()
     whole = Miner(near, config()).mine(torch.arange(1, QUERIES), queries, database, difficult="promoted")
     monkeypatch.setattr("sfrs.training.k_reciprocal.TILE_BYTES", 5000)
+    monkeypatch.setattr("sfrs.training.mining.TILE_BYTES", 5000)
     tiled = Miner(near, config()).mine(torch.arange(1, QUERIES), queries, database, difficult="promoted")
     for name in ("positives", "negatives", "difficult"):
         assert torch.equal(getattr(whole, name), getattr(tiled, name))
