@@ -3,8 +3,10 @@
 import socket
 import struct
 import threading
+import time
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 
 import numpy as np
 import pytest
@@ -16,7 +18,8 @@ pytest.importorskip("fastapi", reason='needs the extra "serve"')
 from sfrs.retrieval.index import Index
 from sfrs.runtime.errors import UserError
 from sfrs.web.serve import app as application
-from sfrs.web.serve import server
+from sfrs.web.serve import connection as connection_module
+from sfrs.web.serve import server, uploads
 from sfrs.web.serve.app import create_app
 from sfrs.web.serve.refusal import Refusal
 from sfrs.web.serve.uploads import NETWORK_MEGAPIXELS, Limits, decode_photo
@@ -70,7 +73,7 @@ SVG = b'<svg xmlns="http://www.w3.org/2000/svg" width="9" height="9"/>'
         (encoded(picture(0), "GIF"), "image/gif", 415, "image/gif"),
         (encoded(picture(0), "GIF"), "image/jpeg", 415, "no JPEG, PNG or WebP"),
         (encoded(picture(0), "TIFF"), "application/octet-stream", 415, "no JPEG, PNG or WebP"),
-        (photo(0), "application/x-www-form-urlencoded", 415, "x-www-form-urlencoded"),
+        (b"photo=x", "application/x-www-form-urlencoded", 415, "no JPEG, PNG or WebP"),
         (b"", "image/jpeg", 422, "empty"),
         (encoded(Image.new("RGB", (9, 40)), "PNG"), "image/png", 422, "9 x 40 pixels"),
         (bomb(), "image/png", 413, "10000 x 10000 pixels"),
@@ -151,6 +154,47 @@ def test_a_body_that_does_not_arrive_gives_its_place_up(index):
         assert client.locate(photo(0)).status == 200
 
 
+@pytest.mark.parametrize(
+    "kind", ["image/jpg", "application/octet-stream", "application/x-www-form-urlencoded"]
+)
+def test_a_photo_is_known_by_its_bytes(client, kind):
+    assert client.locate(photo(0), kind=kind).status == 200
+
+
+def test_slow_bodies_keep_nobody_waiting_and_are_cut_off(index, monkeypatch):
+    monkeypatch.setattr(uploads, "GRACE_SECONDS", 0.2)
+    with serving(create_app(index, limits=Limits(waiting=1))) as client, ExitStack() as stack:
+        slow = [stack.enter_context(connect(client)) for _ in range(3)]
+        for connection in slow:
+            connection.sendall(post("Content-Type: image/png", "Content-Length: 999") + b"\x89PNG")
+        assert client.locate(photo(0)).status == 200
+        time.sleep(0.3)
+        for connection in slow:
+            connection.sendall(b"x")
+            assert connection.recv(4096).startswith(b"HTTP/1.1 408")
+        assert client.get("/health").json["busy"] == 0
+
+
+def test_idle_connections_make_room_and_end(client, monkeypatch):
+    monkeypatch.setattr(connection_module, "CONNECTIONS", 8)
+    with ExitStack() as stack:
+        idle = [stack.enter_context(connect(client)) for _ in range(30)]
+        idle[-1].sendall(b"GET / HTTP/1.1\r\n")
+        assert client.get("/health").status == 200
+        assert idle[0].recv(1) == b""  # closed for those that came after it
+    monkeypatch.setattr(connection_module, "HEAD_SECONDS", 0.2)
+    with connect(client) as idle:
+        idle.sendall(b"GET / HTTP/1.1\r\nHost: local")
+        assert idle.recv(1) == b""
+
+
+def test_what_is_no_http_is_answered_in_json(client):
+    with connect(client) as connection:
+        connection.sendall(b"\x16\x03\x01 this is TLS\r\n\r\n")
+        answer = connection.recv(4096)
+    assert answer.startswith(b"HTTP/1.1 400") and b'{"error": "This is no HTTP request' in answer
+
+
 def test_a_client_that_leaves_is_no_error(index, capsys):
     with serving(create_app(index, limits=Limits(waiting=0))) as client:
         for _ in range(3):
@@ -203,6 +247,7 @@ def test_what_the_network_sees_is_bounded_whatever_the_shape():
         ({"Host": "127.0.0.1.photos.example"}, 421),
         ({"Host": ""}, 421),
         ({"Host": "["}, 421),
+        ({"Host": "x@localhost"}, 421),
         ({"Host": "localhost", "Origin": "http://localhost"}, 200),
         ({"Host": "localhost", "Origin": "http://photos.example"}, 403),
         ({"Host": "localhost", "Origin": "null"}, 403),

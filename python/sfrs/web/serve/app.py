@@ -100,8 +100,9 @@ def _add_locate(app: FastAPI, index: Index, limits: Limits, queue: LocatingQueue
             refusal = queue.refusal()
             await discard(request, limits)
             raise refusal
-        with queue.place():
+        with queue.read():
             photo = await read_photo(request, limits)
+        with queue.place():
             found = await queue.run(
                 lambda: answer(index, photo, limits, top=top, rerank=rerank, explain=explain)
             )
@@ -145,7 +146,7 @@ def _add_page(app: FastAPI, index: Index, limits: Limits, queue: LocatingQueue) 
                 "kind": index.kind,
                 "zone": index.zone,
                 "fingerprint": index.fingerprint,
-                "busy": queue.taken,
+                "busy": queue.taken + queue.reading,
                 "limits": {
                     "megabytes": limits.megabytes,
                     "megapixels": limits.megapixels,

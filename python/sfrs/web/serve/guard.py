@@ -64,7 +64,12 @@ class Guard:
 
 
 def _host_name(host: str) -> str:
-    """Host header -> name or address, without port and without the brackets of IPv6."""
+    """Host header -> name or address, without port and without the brackets of IPv6.
+
+    A header with more in it, as ``x@localhost``, is no host and is returned as it is.
+    """
+    if "@" in host:
+        return host
     try:
         return urlsplit(f"//{host}").hostname or ""
     except ValueError:

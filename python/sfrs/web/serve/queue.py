@@ -12,25 +12,39 @@ from sfrs.web.serve.refusal import Refusal
 
 Result = TypeVar("Result")
 
+READ_AT_ONCE = 2
+"""Bodies that may be read at the same time, for every place."""
+
 
 class LocatingQueue:
     """Runs jobs one after the other on one thread of its own, so that the event loop never waits.
 
-    A request takes its place before its body is read: so bodies in memory are as many as places.
+    A request takes a place once its body has arrived, so that slow bodies keep nobody waiting; how many may
+    be read at the same time bounds the memory they take.
 
     Attributes:
         taken: places taken, by the request being located and by those that wait.
+        reading: requests whose body is being read.
     """
 
     def __init__(self, waiting: int):
         self.places = waiting + 1
-        self.taken = 0
+        self.taken = self.reading = 0
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="sfrs-locate")
         self._seconds = 0.5
 
     @property
     def full(self) -> bool:
-        return self.taken >= self.places
+        return self.taken >= self.places or self.reading >= READ_AT_ONCE * self.places
+
+    @contextmanager
+    def read(self) -> Iterator[None]:
+        """Count a body as being read."""
+        self.reading += 1
+        try:
+            yield
+        finally:
+            self.reading -= 1
 
     @contextmanager
     def place(self) -> Iterator[None]:
@@ -39,7 +53,7 @@ class LocatingQueue:
         Raises:
             Refusal: 503, all are taken; Retry-After says when to come again.
         """
-        if self.full:
+        if self.taken >= self.places:
             raise self.refusal()
         self.taken += 1
         try:
@@ -50,7 +64,9 @@ class LocatingQueue:
     def refusal(self) -> Refusal:
         """What is answered while it is full."""
         wait = min(60, math.ceil(self.taken * self._seconds))
-        message = f"{self.taken} photos are being located already; please try again in {wait} s."
+        message = (
+            f"{self.taken + self.reading} photos are being located already; please try again in {wait} s."
+        )
         return Refusal(503, message, Retry_After=str(wait), Connection="close")
 
     async def run(self, job: Callable[..., Result], *arguments: object) -> Result:

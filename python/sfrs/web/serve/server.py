@@ -12,9 +12,8 @@ import uvicorn
 from fastapi import FastAPI
 
 from sfrs.runtime.errors import UserError
+from sfrs.web.serve.connection import CONNECTIONS, Connection
 
-CONNECTIONS = 256
-"""Open at once; more are answered 503 by uvicorn, so that sockets cannot eat the memory."""
 SHUTDOWN_SECONDS = 10
 
 
@@ -68,11 +67,11 @@ def server(app: FastAPI, *, log_level: str = "warning") -> uvicorn.Server:
     """What will serve the application once its ``run(sockets=[listener])`` is called."""
     config = uvicorn.Config(
         app,
-        http="h11",
+        http=Connection,
         ws="none",
         log_level=log_level,
         server_header=False,
-        limit_concurrency=CONNECTIONS,
+        limit_concurrency=2 * CONNECTIONS,
         timeout_graceful_shutdown=SHUTDOWN_SECONDS,
     )
     return uvicorn.Server(config)

@@ -3,6 +3,7 @@
 import asyncio
 import io
 import logging
+import time
 import warnings
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
@@ -18,9 +19,19 @@ from sfrs.data.images import Size, target_size
 from sfrs.web.serve.refusal import Refusal
 
 FORMATS = ("JPEG", "PNG", "WEBP")
-RAW_TYPES = ("image/jpeg", "image/png", "image/webp", "application/octet-stream")
+RAW_TYPES = (
+    "image/jpeg",
+    "image/jpg",
+    "image/png",
+    "image/webp",
+    "application/octet-stream",
+    "application/x-www-form-urlencoded",
+)
+"""Of bodies that are the photo itself; the last is what curl says of ``--data-binary``."""
 ENVELOPE_BYTES = 64 * 1024
 """What a multipart body may hold beside the photo: boundaries, headers, other fields."""
+GRACE_SECONDS, SLOWEST = 5.0, 1000
+"""Bytes a second at which a body must have arrived, after a while."""
 SMALLEST_SIDE = 16
 NETWORK_MEGAPIXELS = 2.1
 """What passes through the network at most where the index keeps each image's own shape: 1920 x 1080."""
@@ -109,11 +120,15 @@ async def _bounded(request: Request, limits: Limits, more: int) -> AsyncIterator
     most = int(limits.megabytes * 1e6) + more
     received = _announced(request)
     if received <= most:
-        received = 0
+        received, began = 0, time.monotonic()
         async for chunk in request.stream():
             received += len(chunk)
             if received > most:
                 break
+            if time.monotonic() - began > GRACE_SECONDS and received < SLOWEST * (time.monotonic() - began):
+                raise Refusal(
+                    408, f"The photo arrives at less than {SLOWEST} bytes a second.", Connection="close"
+                )
             yield chunk
     if received > most:
         await discard(request, limits)
