@@ -24,16 +24,7 @@ from sfrs.data.places import PlacesError, format_of, is_data_set, load_places
 from sfrs.models.model import Model
 from sfrs.models.network import save_network
 from sfrs.retrieval.evaluation import Scoring, evaluate
-from sfrs.runtime import array_files
 from sfrs.runtime.errors import UserError
-
-RUN_CHILD = array_files.run_child
-
-
-@pytest.fixture(autouse=True)
-def no_child(monkeypatch):
-    """Read the files of these tests in this process: a child takes half a second to start."""
-    monkeypatch.setattr(array_files, "run_child", lambda *arguments: array_files.convert(*arguments) or "")
 
 
 def test_the_structure_is_nested_as_in_the_published_files(tmp_path):
@@ -162,13 +153,12 @@ def test_a_structure_that_does_not_fit_names_the_field(tmp_path, changes, messag
         load_places(broken(tmp_path, **changes))
 
 
-def test_a_damaged_or_foreign_mat_file_is_named(tmp_path, monkeypatch):
+def test_a_damaged_or_foreign_mat_file_is_named(tmp_path):
     mat = write_pittsburgh(tmp_path, "test")
     whole = mat.read_bytes()
     savemat(mat, {"net": {"layers": cells(["conv"])}})
     with pytest.raises(PlacesError, match="no structure dbStruct"):
         load_places(mat)
-    monkeypatch.setattr(array_files, "run_child", RUN_CHILD)
     for content in (b"no matlab", whole[:-9]):
         mat.write_bytes(content)
         with pytest.raises(PlacesError, match="pitts30k_test.mat: this MATLAB file cannot be read"):

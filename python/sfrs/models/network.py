@@ -155,9 +155,8 @@ def network_of(weights: Weights) -> DescriptorNetwork:
     for name, value in expected.items():
         if name not in given and not (bare and name.startswith("vlad.")):
             raise WeightsError(f"{path}: {name} is missing.")
-        if name in given and given[name].shape != value.shape:
-            shapes = f"{list(given[name].shape)}; expected {list(value.shape)}"
-            raise WeightsError(f"{path}: {name} is {shapes}.")
+        if name in given and (shape := given[name].shape) != value.shape:
+            raise WeightsError(f"{path}: {name} is {list(shape)}; expected {list(value.shape)}.")
     if unread := sorted(given.keys() - expected.keys()):
         raise WeightsError(f"{path}: {listed(unread)} have no place in the network it describes.")
     network = build()

@@ -45,11 +45,9 @@ class ImageShape:
         return {"images": free}
 
     def example(self, device: str | torch.device = "cpu") -> Tensor:
-        """Make images to trace with."""
+        """Make images to trace with: two, since torch takes a one for a constant."""
         width = self.width + (self.height == self.width and self.dynamic)  # equal sides would be tied
-        return made_up_images(2, self.height, width).to(
-            device
-        )  # torch would take a batch of one for a constant
+        return made_up_images(2, self.height, width).to(device)
 
     def batches(self, photos: Sequence[str | Path]) -> list[Tensor]:
         """Make batches to compare with: made-up images alone and in threes, in an odd size too where sizes
