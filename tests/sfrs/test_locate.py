@@ -139,7 +139,9 @@ def test_exif_and_other_zones_say_where_a_photograph_was_taken(index, places, tm
     (found,) = index.locate([tmp_path / "phone.jpg"])
     assert found.matches[0].row == 0 and found.error == pytest.approx(50.0, abs=0.1)
     (far,) = index.locate([_save(tmp_path / "@500000@4000000@54@S@35@139@@@@@@@@@.jpg")])
-    assert far.truth is None  # Tokyo, by its zone: no distance in metres of zone 33
+    # East of Tokyo, by its zone: out of reach of metres of zone 33, so the distance is that on the earth.
+    assert far.truth.coordinates()["easting"] is None and far.truth.longitude == pytest.approx(141)
+    assert far.error == pytest.approx(9.99e6, rel=0.05) and summary([found, far])["queries"] == 2
 
 
 @pytest.mark.parametrize("name", ["@500030@4000040@.webp", "@500030@4000040@"])

@@ -171,3 +171,26 @@ def test_only_cities_that_lie_on_each_other_are_moved():
     square = np.array([[0.0, 0.0], [5_000.0, 5_000.0]])
     shifts = eastward_shifts({"a": square, "b": square + (20_000, 0), "c": square + (5_500, 0), "d": square})
     assert shifts == {"a": 0.0, "b": 0.0, "c": 2_000_000.0, "d": 4_000_000.0}
+
+
+def full_name(easting: float, northing: float, zone: int, band: str) -> str:
+    return f"@{easting:.2f}@{northing:.2f}@{zone}@{band}@@@@@@@@@@@.jpg"
+
+
+@pytest.mark.parametrize(
+    ("query", "database", "right"),
+    [
+        # The same metres of two zones are 400 km apart.
+        (full_name(500_001, 5_800_000, 32, "U"), full_name(500_000, 5_800_000, 33, "U"), 0),
+        # 52.0, 11.99995 and 52.0, 12.00005 are 6.9 m apart, on two sides of a zone's border.
+        (full_name(705_925.49, 5_765_288.11, 32, "U"), full_name(294_074.51, 5_765_288.11, 33, "U"), 1),
+        # Beyond the reach of the first zone, and of the other hemisphere: no neighbours, and no error.
+        (full_name(500_001, 5_800_000, 32, "U"), full_name(500_000, 5_800_000, 54, "H"), 0),
+    ],
+)
+def test_zones_of_names_decide_where_an_image_is(tmp_path, query, database, right):
+    for role, name in (("queries", query), ("database", database)):
+        (tmp_path / "images/test" / role).mkdir(parents=True)
+        (tmp_path / "images/test" / role / name).touch()
+    places = load_places(tmp_path)
+    assert within(places.queries.positions, places.database.positions, 25).counts().tolist() == [right]

@@ -4,12 +4,12 @@ What is no zone, or cannot be where it says, raises `UserError`.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 
 import numpy as np
 from numpy.typing import ArrayLike
-from pyproj import Transformer
+from pyproj import Geod, Transformer
 from scipy.spatial import KDTree
 
 from sfrs.data.ragged import Ragged
@@ -18,6 +18,7 @@ from sfrs.runtime.errors import UserError
 SOUTHERN_BANDS, NORTHERN_BANDS = "CDEFGHJKLM", "NPQRSTUVWX"
 FURTHEST = 1_000_000.0
 """Metres from a zone's central meridian beyond which its metres are more than 1 % off."""
+_ELLIPSOID = Geod(ellps="WGS84")
 APART = 1_000.0
 """Metres that cities have to lie apart."""
 SHIFT = 2_000_000.0
@@ -104,6 +105,35 @@ def to_metres(degrees: ArrayLike, zone: str | None = None) -> tuple[np.ndarray, 
 def metres_between(one: ArrayLike, other: ArrayLike) -> np.ndarray:
     """Return the distances between positions ``[..., 2]`` in metres of one zone, broadcast, ``[...]``."""
     return np.hypot(*np.moveaxis(np.subtract(one, other), -1, 0))
+
+
+def geodesic(one: ArrayLike, other: ArrayLike) -> float:
+    """Return the distance on earth between two points (latitude, longitude), in metres."""
+    (latitude, longitude), (to_latitude, to_longitude) = np.asarray(one), np.asarray(other)
+    return float(_ELLIPSOID.inv(longitude, latitude, to_longitude, to_latitude)[2])
+
+
+def one_system(positions: np.ndarray, zones: Sequence[str]) -> np.ndarray:
+    """Bring UTM metres ``[n, 2]`` of several zones into one system, in which distances are distances.
+
+    Metres of the first zone, and of no zone (""), stay as they are. Zones within reach of it are projected
+    into it; those farther away, which are no neighbours of it, are moved aside by :data:`SHIFT` and more.
+    """
+    named = [zone for zone in dict.fromkeys(zones) if zone]
+    result, systems = positions.copy(), named[:1]
+    for zone in named[1:]:
+        rows = np.array([own == zone for own in zones])
+        for number, system in enumerate([*systems, zone]):
+            try:
+                metres = to_metres(to_degrees(positions[rows], zone), system)[0]
+            except UserError:  # beyond the reach of this system
+                continue
+            systems += [zone] if number == len(systems) else []
+            result[rows] = metres + [number * SHIFT, 0.0]
+            break
+        else:
+            to_degrees(positions[rows], zone)  # raises: these metres cannot lie in their own zone
+    return result
 
 
 def nearest(positions: np.ndarray, others: np.ndarray, rank: int = 1) -> np.ndarray:

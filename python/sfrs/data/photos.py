@@ -9,15 +9,14 @@ from pathlib import Path
 
 import numpy as np
 
-from sfrs.data.coordinates import parse_zone, to_degrees, to_metres, zone_of_band
+from sfrs.data.coordinates import parse_zone, to_degrees, to_metres
 from sfrs.data.exif import gps
 from sfrs.data.images import IMAGE_SUFFIXES, BadImageError, images_at
-from sfrs.data.places.folder import FULL_FORM_FIELDS, folder_splits
+from sfrs.data.places.folder import folder_splits, zone_of_name
 from sfrs.data.places.tables import METRES, coordinates, file_of, finite_pair, lines_of_split, role_of
 from sfrs.runtime.errors import UserError
 from sfrs.runtime.progress import Progress
 
-ZONE_FIELD, BAND_FIELD = 3, 4
 DEGREES = ("latitude", "longitude")
 OPTIONAL = ("easting, northing (or latitude, longitude)", "zone", "role", "split")
 
@@ -167,9 +166,7 @@ def _from_name(file: Path) -> Photo:
     metres = finite_pair(*fields[1:3]) if len(fields) > 2 and not fields[0] else None
     if metres is None:
         return Photo(file)
-    named = len(fields) == FULL_FORM_FIELDS and fields[ZONE_FIELD].strip() and fields[BAND_FIELD].strip()
-    with _naming(file):
-        return Photo(file, metres, zone_of_band(fields[ZONE_FIELD], fields[BAND_FIELD]) if named else "")
+    return Photo(file, metres, zone_of_name(file))
 
 
 def _with_exif(photo: Photo) -> Photo:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sfrs.data.coordinates import metres_between
+from sfrs.data.coordinates import geodesic, metres_between
 from sfrs.data.images import BadImageError
 from sfrs.models.model import Photograph
 from sfrs.retrieval.explain import REGION_NAMES, draw_region, jpeg_uri, open_photograph
@@ -60,8 +60,12 @@ class Found:
     @property
     def error(self) -> float | None:
         """Metres from where the photograph says it was taken; None if it does not or nothing was found."""
-        away = math.nan if self.truth is None else _metres(self.truth, self.location)
-        return away if math.isfinite(away) else None
+        there, here = self.truth, self.location
+        if there is None or not math.isfinite(here.easting):
+            return None
+        if math.isfinite(there.easting):
+            return _metres(there, here)
+        return geodesic((there.latitude, there.longitude), (here.latitude, here.longitude))
 
     def lines(self) -> list[str]:
         """Say the location in words: coordinates, then how far they can be trusted."""

@@ -1,5 +1,6 @@
 """Locating photographs with an index: describe, search, re-rank, estimate the position."""
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import astuple
@@ -10,6 +11,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from sfrs.data.coordinates import to_degrees
 from sfrs.data.exif import gps
 from sfrs.data.images import BadImageError, check_images
 from sfrs.data.photos import Photo, photo_of, project
@@ -143,10 +145,12 @@ def _truth(photo: Photograph, zone: str) -> Place | None:
         return None
     try:
         said = Photo(Path(), degrees=gps(photo)) if isinstance(photo, Image.Image) else photo_of(photo)
-        if said.metres is None and (said.degrees is None or not zone):
-            return None
-        return places(project([said], zone)[0], zone)[0]
-    except UserError:
-        # Its name says no zone there is, or it lies in another part of the world, where the index's zone
-        # does not reach.
+    except UserError:  # its name says no zone there is: where the photograph was taken is not known
         return None
+    if said.metres is None and (said.degrees is None or not zone):
+        return None
+    try:
+        return places(project([said], zone)[0], zone)[0]
+    except UserError:  # in another part of the world, where the index's zone does not reach
+        degrees = said.degrees or to_degrees([said.metres], said.zone)[0].tolist()
+        return Place(math.nan, math.nan, *degrees)

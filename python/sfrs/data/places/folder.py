@@ -7,12 +7,15 @@
 
 from pathlib import Path
 
+from sfrs.data.coordinates import one_system, zone_of_band
 from sfrs.data.images import IMAGE_SUFFIXES, image_files
-from sfrs.data.places.sets import Places, PlacesError, Shot, make_places
+from sfrs.data.places.sets import Places, PlacesError, Shot, make_places, positions_of
 from sfrs.data.places.tables import finite_pair
+from sfrs.runtime.errors import UserError
 
 ROLES = ("database", "queries")
 PANORAMA_FIELD = 7
+ZONE_FIELD, BAND_FIELD = 3, 4
 FULL_FORM_FIELDS = 16
 
 
@@ -41,7 +44,7 @@ def read_folder(path: Path, split: str) -> Places:
         shots[role] = [_shot(file) for file in image_files(folder)]
         if not shots[role]:
             raise PlacesError(f"{folder}: no images in it. Expected {', '.join(IMAGE_SUFFIXES)} files.")
-    return make_places(path.resolve().name, split, shots)
+    return make_places(path.resolve().name, split, _in_one_system(shots))
 
 
 def _shot(file: Path) -> Shot:
@@ -53,3 +56,29 @@ def _shot(file: Path) -> Shot:
             "Expected a name such as @0386531.34@6174119.45@.jpg"
         )
     return Shot(file, *position, fields[PANORAMA_FIELD] if len(fields) == FULL_FORM_FIELDS else "")
+
+
+def zone_of_name(file: Path) -> str:
+    """Read the UTM zone of a name in the full form; "" where it does not say one.
+
+    Raises `UserError` if there is no such zone.
+    """
+    fields = file.name.split("@")
+    if len(fields) != FULL_FORM_FIELDS or not fields[ZONE_FIELD].strip() or not fields[BAND_FIELD].strip():
+        return ""
+    try:
+        return zone_of_band(fields[ZONE_FIELD], fields[BAND_FIELD])
+    except UserError as error:
+        raise PlacesError(f"{file}: {error}") from None
+
+
+def _in_one_system(shots: dict[str, list[Shot]]) -> dict[str, list[Shot]]:
+    """Project the positions of names in several UTM zones into one."""
+    every = [shot for role in ROLES for shot in shots[role]]
+    zones = [zone_of_name(shot.file) for shot in every]
+    if len(set(zones) - {""}) < 2:
+        return shots
+    moved = one_system(positions_of(every), zones).tolist()
+    every = [shot._replace(easting=e, northing=n) for shot, (e, n) in zip(every, moved, strict=True)]
+    first = len(shots[ROLES[0]])
+    return {ROLES[0]: every[:first], ROLES[1]: every[first:]}
