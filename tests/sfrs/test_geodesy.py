@@ -154,6 +154,11 @@ def test_what_cameras_write_without_a_fix_is_none(tmp_path, change):
     assert gps(photograph(tmp_path / "x.jpg", fields)) is None
 
 
+def test_degrees_may_be_one_number(tmp_path):
+    file = photograph(tmp_path / "x.jpg", {1: "N", 2: 55.6995, 3: "E", 4: 13.1834})
+    assert gps(file) == pytest.approx((55.6995, 13.1834))
+
+
 def test_images_without_or_with_broken_exif_have_none(tmp_path):
     Image.new("RGB", (8, 8)).save(tmp_path / "plain.jpg")
     Image.new("RGB", (8, 8)).save(tmp_path / "broken.jpg", exif=b"Exif\0\0nonsense")

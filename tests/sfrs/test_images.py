@@ -1,3 +1,5 @@
+import struct
+
 import numpy as np
 import pytest
 import torch
@@ -52,6 +54,37 @@ def test_exif_orientation_turns_the_image_upright(tmp_path, make_image):
     exif[0x0112] = 6  # turned by 90 degrees
     image.save(tmp_path / "turned.jpg", exif=exif)
     assert load_image(tmp_path / "turned.jpg").shape == (3, 64, 48)
+
+
+def tiff(*entries: tuple[int, int, int, bytes], more: bytes = b"") -> bytes:
+    """An EXIF block with (tag, type, count, four bytes of value or offset), and what the offsets point at."""
+    rows = b"".join(struct.pack("<HHI", *entry[:3]) + entry[3] for entry in entries)
+    return b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<H", len(entries)) + rows + bytes(4) + more
+
+
+def test_exif_that_cannot_be_written_again_turns_the_image_all_the_same(tmp_path, make_image):
+    orientation = (0x0112, 3, 1, struct.pack("<HH", 6, 0))
+    resolution = (0x011A, 10, 1, struct.pack("<I", 38))  # a signed rational, -1 / 0
+    block = tiff(orientation, resolution, more=struct.pack("<ii", -1, 0))
+    Image.open(make_image("a.png")).save(tmp_path / "turned.jpg", exif=block)
+    assert load_image(tmp_path / "turned.jpg").shape == (3, 64, 48)
+    Image.open(make_image("a.png")).save(tmp_path / "broken.jpg", exif=block[:-20])
+    assert load_image(tmp_path / "broken.jpg").shape[0] == 3
+
+
+def test_an_image_that_resizing_would_blow_up_is_named(tmp_path):
+    Image.new("L", (4000, 4)).save(tmp_path / "strip.png")
+    with pytest.raises(
+        BadImageError, match=r"strip.png: .*4x4000 pixels, too elongated to become 240x240000"
+    ):
+        load_image(tmp_path / "strip.png", 240)
+    assert load_image(tmp_path / "strip.png").shape == (3, 4, 4000)
+
+
+def test_a_panorama_of_182_megapixels_is_decoded_reduced(tmp_path):
+    Image.new("L", (19_100, 9_550), 128).save(tmp_path / "panorama.jpg", quality=20)
+    image = load_image(tmp_path / "panorama.jpg", (120, 240))
+    assert image.shape == (3, 120, 240) and torch.allclose(image, torch.tensor(128 / 255), atol=0.01)
 
 
 def test_bad_images_are_named(tmp_path, make_image):

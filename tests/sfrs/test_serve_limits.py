@@ -191,7 +191,7 @@ def test_idle_connections_make_room_and_end(client, monkeypatch):
 def test_what_is_no_http_is_answered_in_json(client):
     with connect(client) as connection:
         connection.sendall(b"\x16\x03\x01 this is TLS\r\n\r\n")
-        answer = connection.recv(4096)
+        answer = b"".join(iter(lambda: connection.recv(4096), b""))
     assert answer.startswith(b"HTTP/1.1 400") and b'{"error": "This is no HTTP request' in answer
 
 

@@ -1,13 +1,12 @@
 """Where a photograph was taken, as its camera wrote it into the file."""
 
 import math
-import struct
 from pathlib import Path
 from typing import Any
 
 from PIL import ExifTags, Image
 
-from sfrs.data.images import opened
+from sfrs.data.images import BROKEN_EXIF, opened
 
 GPS = ExifTags.GPS
 
@@ -28,7 +27,7 @@ def gps(file: str | Path | Image.Image) -> tuple[float, float] | None:
 def _read(image: Image.Image) -> tuple[float, float] | None:
     try:
         fields = image.getexif().get_ifd(ExifTags.IFD.GPSInfo)
-    except (OSError, ValueError, SyntaxError, struct.error):
+    except BROKEN_EXIF:
         return None
     if _letter(fields.get(GPS.GPSStatus)) == "V":
         return None
@@ -41,6 +40,7 @@ def _read(image: Image.Image) -> tuple[float, float] | None:
 def _degrees(value: Any, reference: Any, signs: str) -> float:
     """Add up degrees, minutes, seconds (the last two may be missing) with their sign; nan if unusable."""
     sign = {signs[0]: 1, signs[1]: -1}.get(_letter(reference), math.nan)
+    value = value if isinstance(value, tuple | list) else (value,)  # some write one number
     try:
         degrees = sum(float(part) / 60**i for i, part in enumerate(value))
         return sign * degrees if 1 <= len(value) <= 3 else math.nan

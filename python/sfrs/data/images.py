@@ -1,5 +1,6 @@
 """Images from files to normalised tensors: decode, resize, normalise."""
 
+import struct
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image
 from torch import Tensor
 
 from sfrs.runtime.errors import UserError
@@ -20,6 +21,24 @@ Size = tuple[int, int] | int | None
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 """Pillow's errors about files that are no images, or damaged ones."""
+BROKEN_EXIF = (*UNREADABLE[:3], EOFError, TypeError, AttributeError, LookupError, struct.error)
+"""Pillow's errors about damaged EXIF."""
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""How to turn an image upright, by its EXIF orientation."""
+LARGE, MOST_PIXELS = 64_000_000, 32_000_000
+"""Pixels from which a JPEG is decoded reduced, and that resizing may make of an image."""
+
+Image.MAX_IMAGE_PIXELS = (
+    1_000_000_000  # panoramas of one's own disk; whoever takes others' files has own limits
+)
 
 
 class BadImageError(UserError, RuntimeError):
@@ -62,12 +81,24 @@ def load_image(path: str | Path, size: Size = None) -> Tensor:
     `BadImageError` if the file is missing, no image, or cut off.
     """
     with opened(path) as image:
+        if size is not None and image.width * image.height > LARGE:
+            height, width = target_size((image.height, image.width), size)
+            image.draft("RGB", (2 * max(height, width), 2 * max(height, width)))
         return image_tensor(image, size)
+
+
+def turned(image: Image.Image) -> Image.Image:
+    """Turn an image by its EXIF orientation, if one can be read; nothing else of EXIF is looked at."""
+    try:
+        turn = TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except BROKEN_EXIF:
+        turn = None
+    return image if turn is None else image.transpose(turn)
 
 
 def upright(image: Image.Image) -> Image.Image:
     """Turn an image by its EXIF orientation and make it RGB of 8 bits."""
-    image = ImageOps.exif_transpose(image)
+    image = turned(image)
     if image.mode.startswith("I;16"):
         # convert() would clip 16 bits to white instead of scaling them.
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
@@ -78,6 +109,8 @@ def image_tensor(image: Image.Image, size: Size = None) -> Tensor:
     """Convert an image in memory as :func:`load_image` does a file."""
     image = upright(image)
     height, width = target_size((image.height, image.width), size)
+    if height * width > max(MOST_PIXELS, image.height * image.width):
+        raise ValueError(f"{image.height}x{image.width} pixels, too elongated to become {height}x{width}")
     if image.size != (width, height):
         image = image.resize((width, height), Image.Resampling.BILINEAR)
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).float().div_(255)

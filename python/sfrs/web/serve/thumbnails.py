@@ -6,8 +6,9 @@ from functools import lru_cache
 from pathlib import Path
 
 import anyio
-from PIL import Image, ImageOps
+from PIL import Image
 
+from sfrs.data.images import turned
 from sfrs.retrieval.index import Index
 from sfrs.web.serve.refusal import Refusal
 
@@ -56,7 +57,7 @@ class Thumbnails:
 def _thumbnail(file: Path, side: int, tag: str) -> bytes:
     with Image.open(file) as image:
         image.draft("RGB", (side, side))
-        image = ImageOps.exif_transpose(image).convert("RGB")
+        image = turned(image).convert("RGB")
     image.thumbnail((side, side), Image.Resampling.LANCZOS)
     encoded = io.BytesIO()
     image.save(encoded, "JPEG", quality=82, optimize=True)

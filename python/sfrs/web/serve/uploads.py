@@ -11,11 +11,11 @@ from dataclasses import dataclass
 
 from anyio import move_on_after
 from fastapi import Request
-from PIL import Image, ImageOps
+from PIL import Image
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
-from sfrs.data.images import Size, target_size
+from sfrs.data.images import Size, target_size, turned
 from sfrs.web.serve.refusal import Refusal
 
 FORMATS = ("JPEG", "PNG", "WEBP")
@@ -182,7 +182,7 @@ def decode_photo(data: bytes, limits: Limits, size: Size) -> Image.Image:
             _check_shape(image.size, limits, size)
             image.load()
             # 16-bit greys keep their mode: image_tensor scales them where convert() would clip.
-            image = ImageOps.exif_transpose(image)
+            image = turned(image)
             photo = image if image.mode.startswith("I;16") else image.convert("RGB")
     except Refusal:
         raise
