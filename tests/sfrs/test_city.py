@@ -110,6 +110,14 @@ def test_a_folder_with_another_city_is_refused_by_name(tiny_config, written):
         write_city(written, replace(tiny_config, seed=9))
 
 
+def test_a_folder_of_somebody_elses_is_left_alone(tiny_config, tmp_path):
+    photo = tmp_path / "holiday.jpg"
+    photo.write_bytes(b"mine")
+    with pytest.raises(UserError, match=r"holds holiday.jpg, which was not written here"):
+        write_city(tmp_path, tiny_config)
+    assert list(tmp_path.iterdir()) == [photo]
+
+
 def test_an_unknown_size_is_refused():
     with pytest.raises(UserError, match="size is 'huge', expected one of demo, small"):
         city_config("huge")

@@ -161,6 +161,15 @@ def test_describe_writes_rows_and_their_files(run, place_folder, weights, tmp_pa
     assert {file.name for file in out.parent.iterdir()} == {"x.npy", "x.txt"}
 
 
+def test_describe_lists_a_photograph_per_line_whatever_its_name(run, make_image, weights, tmp_path):
+    make_image("photos/a\nb.png"), make_image("photos/c.png")
+    assert run("describe", tmp_path / "photos", "--weights", weights, "--out", tmp_path / "x.npy")[0] == 0
+    assert [line[-6:] for line in (tmp_path / "x.txt").read_text().splitlines()] == [
+        r"\nb.png"[-6:],
+        "/c.png",
+    ]
+
+
 def test_describe_takes_one_file(run, place_folder, weights, tmp_path):
     file = next((place_folder / "images/test/database").iterdir())
     assert run("describe", file, "--weights", weights, "--out", tmp_path / "x.npy")[0] == 0

@@ -21,6 +21,11 @@ def register(app: typer.Typer) -> None:
     app.command("describe", epilog=EXAMPLES)(options.grouped(describe))
 
 
+def one_line(file: Path) -> str:
+    """The path, with its line breaks written as in Python."""
+    return str(file).replace("\n", r"\n").replace("\r", r"\r")
+
+
 def describe(
     path: Annotated[
         Path,
@@ -68,5 +73,5 @@ def describe(
             model.encode(files, progress=tasks("describing"), out=rows, **settings)
             rows.flush()
     listing = out.with_suffix(".txt")
-    write_text(listing, "".join(f"{file}\n" for file in files))
+    write_text(listing, "".join(one_line(file) + "\n" for file in files))
     print(f"{len(files)} descriptors of {model.dim} numbers in {out}, their files in {listing}")

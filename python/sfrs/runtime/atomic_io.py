@@ -68,6 +68,16 @@ def replaced(path: Path, *, size: int | None = None, suffix: str = ".partial") -
         os.close(folder)
 
 
+def refuse_foreign(folder: Path, *ours: str) -> None:
+    """Raise `UserError` if ``folder`` holds something, and no name in it begins with one of ``ours``."""
+    names = sorted(os.listdir(folder)) if folder.is_dir() else []
+    if names and not any(name.startswith(ours) for name in names):
+        raise UserError(
+            f"{folder} holds {names[0]}{' and more' if len(names) > 1 else ''}, which was not written here. "
+            "Expected a new or empty folder."
+        )
+
+
 def write_text(path: Path, text: str) -> None:
     """Write UTF-8 text, file names of any bytes included, replacing ``path`` in one step.
 

@@ -16,7 +16,7 @@ from sfrs.retrieval.evaluation import Evaluation
 from sfrs.retrieval.mcnemar import mcnemar
 from sfrs.retrieval.plots import contact_sheet, recall_curves
 from sfrs.retrieval.results import sheet_rows
-from sfrs.runtime.atomic_io import write_json
+from sfrs.runtime.atomic_io import refuse_foreign, write_json
 from sfrs.runtime.progress import Tasks
 from sfrs.synthetic.experiment import SCALES, SOFT_NEGATIVES, SOFTER_TEACHER, Experiment, Stopwatch
 from sfrs.training.run_folder import GenerationResult
@@ -85,6 +85,7 @@ def run_demo(
         UserError: `out` holds a demonstration of another seed or size.
     """
     out, watch = Path(out), Stopwatch()
+    refuse_foreign(out, "city", "pretext")
     out.mkdir(parents=True, exist_ok=True)
     experiment = Experiment(out, SCALES[scale], seed, tasks=tasks, say=say, stopwatch=watch)
     trained = _train_all(experiment, watch)

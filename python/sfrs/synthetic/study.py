@@ -17,7 +17,7 @@ import torch
 
 from sfrs.retrieval.evaluation import Evaluation
 from sfrs.retrieval.mcnemar import Paired, mcnemar
-from sfrs.runtime.atomic_io import write_json
+from sfrs.runtime.atomic_io import refuse_foreign, write_json
 from sfrs.synthetic.experiment import (
     IMAGE_LABELS,
     PAPER_TEMPERATURES,
@@ -108,6 +108,7 @@ def run_study(
     and study.md.
     """
     out, watch = Path(out), Stopwatch()
+    refuse_foreign(out, "seed_", "pretext", "study.")
     scores: dict[int, list[Score]] = {}
     for seed in seeds:
         folder = out / f"seed_{seed}"

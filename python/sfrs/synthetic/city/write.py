@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 
 from sfrs.data.coordinates import to_degrees
-from sfrs.runtime.atomic_io import write_text
+from sfrs.runtime.atomic_io import refuse_foreign, write_text
 from sfrs.runtime.errors import UserError
 from sfrs.runtime.progress import Progress, Tasks
 from sfrs.runtime.threads import single_threads
@@ -194,6 +194,7 @@ def write_city(root: str | Path, config: CityConfig, tasks: Tasks = _silent) -> 
     wanted = {"renderer": RENDERER, "image_size": list(IMAGE_SIZE), **asdict(config)}
     wanted = json.loads(json.dumps(wanted))
     plan, record = root / "city.partial.json", root / "city.json"
+    refuse_foreign(root, record.name, plan.name)
     for file in (record, plan):
         if file.exists():
             found = json.loads(file.read_text())
