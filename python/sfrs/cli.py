@@ -4,8 +4,12 @@ Each command is a module of :mod:`sfrs.commands` with a function ``register(app)
 what takes long (torch, faiss, matplotlib) inside their functions, so that ``sfrs --help`` is quick.
 """
 
+import inspect
+import re
 import sys
 from importlib import import_module
+from importlib.metadata import version
+from typing import Annotated
 
 import typer
 
@@ -41,10 +45,32 @@ app = App(
 )
 
 
+def show_version(asked: bool) -> None:
+    if asked:
+        print(version("sfrs-ext"))
+        raise typer.Exit
+
+
 @app.callback()
-def sfrs() -> None:
+def sfrs(
+    version: Annotated[
+        bool, typer.Option("--version", callback=show_version, is_eager=True, help="Say the version.")
+    ] = False,
+) -> None:
     """Locate photographs by image retrieval: train with SFRS, evaluate, index, locate."""
+
+
+def fill_paragraphs(app: typer.Typer) -> None:
+    """Let the paragraphs of ``--help`` break where the terminal ends, not where the source's lines do."""
+    for command in app.registered_commands:
+        text = inspect.cleandoc(command.callback.__doc__ or "") if command.callback else ""
+        if command.callback:
+            command.callback.__doc__ = re.sub(r"(?<=\S)\n(?=\S)", " ", text)
+    for group in app.registered_groups:
+        if group.typer_instance is not None:
+            fill_paragraphs(group.typer_instance)
 
 
 for command in COMMANDS:
     import_module(f"sfrs.commands.{command}").register(app)
+fill_paragraphs(app)

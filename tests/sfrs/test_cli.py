@@ -233,3 +233,17 @@ def test_whiten_fits_what_evaluate_applies(run, place_folder, weights, tmp_path)
     assert code == 2 and "needs a trained network, but random weights has no NetVLAD" in err
     code, _, err = run("whiten", *arguments, "--split", "test", "--out", pca)
     assert code == 2 and "--dim is 4096, but this network's descriptors have 24" in err
+
+
+def test_help_keeps_brackets_and_fills_its_paragraphs(run, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
+    help = run("describe", "--help")[1]
+    assert "float32 [n, dim]" in help
+    paragraph = help[help.index("Row i") : help.index("two images.")]
+    assert max(map(len, (line.strip() for line in paragraph.splitlines()))) > 80 and paragraph.count("\n") == 1
+
+
+def test_the_version_is_said(run):
+    from sfrs_ext import __version__
+
+    assert run("--version")[:2] == (0, f"{__version__}\n")

@@ -61,7 +61,7 @@ def demo(
             scale=size,
             seed=seed,
             tasks=tasks,
-            say=lambda line: messages.print(line, highlight=False, soft_wrap=True),
+            say=lambda line: messages.print(line, highlight=False, markup=False, soft_wrap=True),
         )
     _show(result, time.perf_counter() - began)
 
@@ -104,4 +104,4 @@ def _show(result: DemoResult, total: float) -> None:
     stages.add_row("total", f"{total:.1f}")
     console.print(stages)
     for what, file in result.files.items():
-        console.print(f"{what}: {file}", highlight=False, soft_wrap=True)
+        console.print(f"{what}: {file}", highlight=False, markup=False, soft_wrap=True)

@@ -23,6 +23,7 @@ RANDOM_WEIGHTS = "random weights"
 
 def option(flag: str, help: str, panel: str | None = None, **more: Any) -> Any:
     """A typer option that shows its default only where asked to."""
+    help = help.replace("[", r"\[")  # no markup
     return typer.Option(flag, help=help, rich_help_panel=panel, **({"show_default": False} | more))
 
 

@@ -59,7 +59,7 @@ def study(
             numbers,
             scale=size,
             tasks=tasks,
-            say=lambda line: messages.print(line, highlight=False, soft_wrap=True),
+            say=lambda line: messages.print(line, highlight=False, markup=False, soft_wrap=True),
         )
     print((out / "study.md").read_text(), end="")
     print(f"\n{out / 'study.json'} holds the counts")

@@ -1,6 +1,7 @@
 """``sfrs train``: train a network in generations, or go on with a run."""
 
 import inspect
+import shlex
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, nullcontext
 from dataclasses import fields
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional, get_type_hints
 
 import typer
 
+from sfrs.commands.options import show_skipped
 from sfrs.runtime.errors import UserError
 from sfrs.training.config import PRESETS, TrainConfig, flag_text, parse_flag
 
@@ -165,7 +167,8 @@ def train(
                 watching.close()
                 _show(result)
     except KeyboardInterrupt:
-        messages.print(f"Stopped. To go on after the last checkpoint: sfrs train --resume {folder}")
+        text = f"Stopped. To go on after the last checkpoint: sfrs train --resume {shlex.quote(str(folder))}"
+        messages.print(text, markup=False, highlight=False, soft_wrap=True)
         raise typer.Exit(130) from None
 
 
@@ -184,15 +187,14 @@ def _watchers(config: TrainConfig, folder: Path, tensorboard: bool) -> list[Any]
 
 def _without_bad_images(places: tuple["Places", "Places"], *, show: bool) -> tuple["Places", "Places"]:
     from sfrs.retrieval.evaluation import without_bad_images
-    from sfrs.runtime.terminal import messages, progress_tasks
+    from sfrs.runtime.terminal import progress_tasks
 
     kept = []
     with progress_tasks() if show else nullcontext() as tasks:
         for split in places:
             good, bad = without_bad_images(split, tasks=tasks)
             kept.append(good)
-            for file, why in bad if show else ():
-                messages.print(f"[yellow]Skipped[/yellow] {file}: {why}", soft_wrap=True, highlight=False)
+            show_skipped(bad if show else ())
     return tuple(kept)
 
 
