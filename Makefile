@@ -47,6 +47,7 @@ lint: build aarch64 headers  ## layout and lint of Python and C++, C++ without a
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports --no-cache
+	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/clang-format --dry-run --Werror $(CXX_FILES)
 	PATH="$(CURDIR)/$(BIN):$$PATH" cmake -S . -B build/warnings -G Ninja -DPYTHON="$(CURDIR)/$(BIN)/python" -DOUTPUT_DIR="$(CURDIR)/build/warnings" -DSFRS_CXX_OPTIONS="-Werror;-O1" > /dev/null
 	PATH="$(CURDIR)/$(BIN):$$PATH" cmake --build build/warnings

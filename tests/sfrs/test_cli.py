@@ -240,7 +240,9 @@ def test_help_keeps_brackets_and_fills_its_paragraphs(run, monkeypatch):
     help = run("describe", "--help")[1]
     assert "float32 [n, dim]" in help
     paragraph = help[help.index("Row i") : help.index("two images.")]
-    assert max(map(len, (line.strip() for line in paragraph.splitlines()))) > 80 and paragraph.count("\n") == 1
+    assert (
+        max(map(len, (line.strip() for line in paragraph.splitlines()))) > 80 and paragraph.count("\n") == 1
+    )
 
 
 def test_the_version_is_said(run):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -59,7 +59,7 @@ class DataSet:
     skip_bad_images: options.SkipBadImages = False
 
     @property
-    def query_size(self) -> int | str:
+    def query_size(self) -> int | Literal["same"]:
         return "same" if self.query_shorter_side is None else self.query_shorter_side
 
 
@@ -157,7 +157,7 @@ def evaluate(
             **settings,
         )
     summary = _summary(result, places, model, skipped)
-    if reranking is not None:
+    if reranking is not None and result.before is not None:
         summary["rerank"] = {"by": rerank.rerank, **asdict(reranking), **_gain(result.before, result)}
     applied = whitening.file(weights.weights, model.network)
     summary |= {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -145,7 +145,7 @@ def index(
         device=device,
         clusters=options.cluster_options(model, weights.seed) if model is not None else {},
     )
-    how = dict(kind=form.kind, regions=form.regions, zone=form.zone)
+    how: dict[str, Any] = dict(kind=form.kind, regions=form.regions, zone=form.zone)
     change = Change()
     with progress_tasks() as tasks:
         if photos is None or removing:
@@ -157,9 +157,10 @@ def index(
                 builder.add(())
                 change = builder.finish()
         if photos is not None:
-            removed = change.removed
-            change = Index.build(photos, model, out=out, **how, adding=adding, tasks=tasks).change
-            change.removed += removed
+            built = Index.build(photos, model, out=out, **how, adding=adding, tasks=tasks).change
+            assert built is not None  # build sets it
+            built.removed += change.removed
+            change = built
     _show(out, contents.as_json, change)
 
 

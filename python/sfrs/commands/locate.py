@@ -151,5 +151,5 @@ def _match_lines(found: Found) -> list[str]:
     lines = []
     for rank, match in enumerate(found.matches, start=1):
         line = f"{rank:>2}  {match.similarity:.3f}  {found.metres(match):>9}  {match.file.name}"
-        lines.append(line if match.regions is None else f"{line}   ({' ~ '.join(match.region_names)})")
+        lines.append(line if match.region_names is None else f"{line}   ({' ~ '.join(match.region_names)})")
     return lines

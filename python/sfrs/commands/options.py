@@ -2,7 +2,7 @@
 
 import inspect
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
 RANDOM_WEIGHTS = "random weights"
 
 
-def option(flag: str, help: str, panel: str | None = None, **more: Any) -> Any:
+def option(flag: str, help: str, panel: str | None = None, show_default: bool = False, **more: Any) -> Any:
     """A typer option that shows its default only where asked to."""
     help = help.replace("[", r"\[")  # no markup
-    return typer.Option(flag, help=help, rich_help_panel=panel, **({"show_default": False} | more))
+    return typer.Option(flag, help=help, rich_help_panel=panel, show_default=show_default, **more)
 
 
 def grouped(command: Callable[..., None]) -> Callable[..., None]:
@@ -126,7 +126,7 @@ class Weights:
             return Model.load(self.weights, ignore_keys=self.ignore_keys or ())
         if not self.random_weights:
             return Model(pretrained_network(self.backbone or DEFAULT))
-        network = DescriptorNetwork(build_backbone(self.backbone))
+        network = DescriptorNetwork(build_backbone(self.backbone or DEFAULT))
         network.meta = {"source": RANDOM_WEIGHTS, "untrained_vlad": True}
         return Model(network)
 
@@ -223,7 +223,7 @@ class Running:
         str, option("--device", "cpu, cuda, cuda:1, ... or auto.", "Running", show_default=True)
     ] = "auto"
 
-    def begin(self) -> dict[str, int]:
+    def begin(self) -> dict[str, Any]:
         """Set the threads that compute; returns batch_size and workers for who describes images."""
         if self.threads is not None:
             import torch
@@ -357,7 +357,7 @@ def readable(files: list[Path], path: Path, workers: int, tasks: "Tasks") -> lis
     return [file for file in files if file not in bad]
 
 
-def show_skipped(skipped: Sequence[tuple[Path, str]]) -> None:
+def show_skipped(skipped: Iterable[tuple[Path, str]]) -> None:
     """Name images that were left out, and why."""
     from rich.text import Text
 

@@ -193,10 +193,12 @@ def run_curves(run: Run, n: int) -> RunCurves:
         if points and 0 in bests:  # every student starts from the initial network
             points.insert(0, (float(run.starts_at(generation)), bests[0].recalls[n]))
     rings = [(run.starts_at(g) + best.epoch, best.recalls[n]) for g, best in bests.items() if best.epoch]
-    parts = [{part: _losses(of, part) for part in ("hard", "soft")} for of in (steps, means)]
-    return RunCurves(*parts, list(filter(None, recalls.values())), rings)
+    return RunCurves(_losses(steps), _losses(means), list(filter(None, recalls.values())), rings)
 
 
-def _losses(generations: dict[int, list], part: str) -> list[list[tuple[float, float]]]:
-    curves = ([(x, line[part]) for x, line in points] for points in generations.values())
-    return [curve for curve in curves if any(y for _, y in curve)]  # generation 1 has no soft loss
+def _losses(generations: dict[int, list]) -> dict[str, list[list[tuple[float, float]]]]:
+    curves = {}
+    for part in ("hard", "soft"):
+        found = ([(x, line[part]) for x, line in points] for points in generations.values())
+        curves[part] = [curve for curve in found if any(y for _, y in curve)]  # generation 1 has no soft loss
+    return curves

@@ -120,7 +120,8 @@ def train(
     --resume goes on after the last checkpoint and ends with the same network, bit for bit.
     Several processes, for several GPUs: torchrun --nproc-per-node N -m sfrs train, with the same options.
     """
-    if (out is None) == (resume is None):
+    folder = out or resume
+    if folder is None or (out and resume):
         raise UserError("give either --out DIR for a new run or --resume RUN")
     if resume is not None and (first_generation is not None or preset != "paper"):
         raise UserError("--resume takes everything from the run; leave out --preset and --first-generation")
@@ -148,7 +149,6 @@ def train(
     from sfrs.runtime.terminal import messages
     from sfrs.training.progress import Several
 
-    folder = resume or out
     try:
         with running_together() as processes, ExitStack() as watching:
             watchers = _watchers(config, folder, tensorboard) if processes.is_main else []

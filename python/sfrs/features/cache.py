@@ -117,6 +117,7 @@ class FeatureCache(FeatureSource):
             return self._kept(rows)
         shape = self.features.permute(0, 2, 3, 1).shape[1:]
         out = torch.empty(len(rows), *shape, device=self.device).permute(0, 3, 1, 2)
+        assert self.source is not None  # a plan without one keeps everything
         computed = self.source.read(self._missing(draws), self.features.dtype)
         out.index_copy_(0, missing.to(self.device), computed.float())
         if len(kept):

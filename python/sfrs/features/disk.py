@@ -72,7 +72,7 @@ class DiskRows:
 
     def write(self, first: int, rows: Tensor) -> None:
         """Put ``rows`` (of the cache's type) where row ``first`` is."""
-        content = memoryview(rows.cpu().contiguous().view(-1).view(torch.uint8).numpy())
+        content = rows.cpu().contiguous().view(-1).view(torch.uint8).numpy().data
         offset = first * self.row_bytes
         with explained(self.path, size=self.bytes), open(self.path, "r+b", buffering=0) as file:
             while len(content):

@@ -88,6 +88,7 @@ class _Filling:
     def disk(self, say: Say) -> tuple[Tensor, IO]:
         """Compute the rows that are not on the disk yet; return them mapped, and their file, opened."""
         joined = self.processes
+        assert self.settings.path is not None
         kept = DiskRows(self.settings.path, self._facts(), self.shape, self.dtype, len(self.blocks))
         try:
             if joined.is_main:
@@ -144,7 +145,7 @@ class _Filling:
 
     def _facts(self) -> dict:
         """Collect what decides the content of the rows."""
-        plan, source = self.plan, self.source
+        plan, source, jitter = self.plan, self.source, self.source.jitter
         return {
             "trunk": source.trunk.fingerprint(),
             "images": _fingerprint(source.files),
@@ -153,7 +154,7 @@ class _Filling:
             "plain outputs": plan.plain,
             "jittered images": plan.varied,
             "variants": plan.variants,
-            "jitter": [*source.jitter.amounts, source.jitter.seed] if plan.variants else None,
+            "jitter": [*jitter.amounts, jitter.seed] if jitter and plan.variants else None,
             "block size": self.block_size,
         }
 

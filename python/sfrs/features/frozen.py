@@ -69,5 +69,5 @@ class FrozenTrunk:
         digest = hashlib.sha256(repr(facts).encode())
         for name, value in (*backbone.trunk.named_parameters(), *backbone.trunk.named_buffers()):
             digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-            digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+            digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
         return digest.hexdigest()[:16]

@@ -45,7 +45,7 @@ class OnTheFlyFeatures(FeatureSource):
     ) -> None:
         self.trunk = trunk if isinstance(trunk, FrozenTrunk) else FrozenTrunk(trunk)
         self.device = self.trunk.device
-        self.files, self.size, self.jitter = tuple(files), tuple(size), jitter
+        self.files, self.size, self.jitter = tuple(files), (size[0], size[1]), jitter
         self.batch_size = batch_size or (2 if self.device.type == "cpu" else 32)
         self.pool = single_threads(workers)
         self.ahead: dict[tuple[Draw, ...], dict[int, Future]] = {}
@@ -97,5 +97,8 @@ class OnTheFlyFeatures(FeatureSource):
         return torch.stack([self._prepared(p, draw) for p, draw in zip(pixels, draws, strict=True)])
 
     def _prepared(self, pixels: Tensor, draw: Draw) -> Tensor:
-        jittered = pixels if draw.key is None else self.jitter(pixels, draw.key, draw.image)
+        jittered = pixels
+        if draw.key is not None:
+            assert self.jitter is not None  # draws have keys only where it is there
+            jittered = self.jitter(pixels, draw.key, draw.image)
         return self.trunk.normalised(pixels.clone() if jittered is pixels else jittered)

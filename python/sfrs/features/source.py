@@ -63,7 +63,7 @@ def describe_features(
     """Describe ``images`` (int64 ``[b]``, at least one) by head and NetVLAD only: float32 ``[b, K * D]``."""
     if len(images) == 0:
         raise ValueError("describe_features: there are no images")
-    was_training, out, done = network.training, None, 0
+    was_training, out, done = network.training, torch.empty(0), 0
     network.eval()
     parts = images.split(batch_size)
     with torch.no_grad():
@@ -71,7 +71,7 @@ def describe_features(
             for soon in parts[number : number + 2]:
                 source.prefetch(soon)
             descriptors = network.descriptor(source(part)).float()
-            if out is None:
+            if done == 0:
                 out = descriptors.new_empty(len(images), descriptors.shape[1])
             out[done : done + len(part)] = descriptors
             done += len(part)

@@ -65,7 +65,8 @@ def convert(path: str, out: str, *variables: str) -> None:
         tree = _plain(_hdf5(path) if path.endswith(HDF5) else _matlab(path, variables), arrays)
     except Exception as error:  # what the readers raise depends on where the file is damaged
         sys.exit(str(error) or type(error).__name__)
-    np.savez(out, tree=json.dumps(tree), **{str(number): array for number, array in enumerate(arrays)})
+    numbered: dict[str, Any] = {str(number): array for number, array in enumerate(arrays)}
+    np.savez(out, tree=json.dumps(tree), **numbered)
 
 
 def _matlab(path: str, variables: tuple[str, ...]) -> dict[str, Any]:

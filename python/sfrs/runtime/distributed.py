@@ -157,8 +157,8 @@ def processes() -> Processes:
 def _from_environment(name: str, default: str | None = None) -> int:
     text = os.environ.get(name, default)
     try:
-        return int(text)
-    except (TypeError, ValueError):
+        return int(text or "")
+    except ValueError:
         raise UserError(
             f"the environment variable {name} is {text!r}, expected a number; start several processes with "
             "torchrun, or unset WORLD_SIZE for one"

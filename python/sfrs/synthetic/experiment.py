@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from sfrs.data.places import Places, load_places
@@ -201,9 +200,9 @@ class Experiment:
         places = self.places[split]
         features = self.test_features if split == "test" else self.features.val
         with self.stopwatch("test"):
-            described = describe_features(network, features, torch.arange(len(features)), batch_size=32)
-            descriptors = np.ascontiguousarray(described.numpy())
             queries = len(places.queries)
+            images = torch.arange(queries + len(places.database))
+            descriptors = describe_features(network, features, images, batch_size=32).contiguous().numpy()
             _, predictions = search(descriptors[queries:], descriptors[:queries], max(RECALL_AT))
             return score(places, predictions)
 

@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from sfrs.data.places import Places
 from sfrs.features.filling import build_cache
 from sfrs.features.on_the_fly import OnTheFlyFeatures
-from sfrs.models.backbones import build_backbone
 from sfrs.models.clusters import init_vlad, sample_features
+from sfrs.models.gradient import GradientBackbone
 from sfrs.models.network import DescriptorNetwork
 from sfrs.runtime.progress import Progress
 
@@ -31,11 +31,10 @@ def view_pairs(places: Places) -> list[tuple[Path, Path]]:
         return fields[PANORAMA][1:], fields[TILE]
 
     database = {view(file): file for file in places.database.files}
-    pairs = [(file, database.get(view(file))) for file in places.queries.files]
-    missing = [query for query, found in pairs if found is None]
+    missing = [query for query in places.queries.files if view(query) not in database]
     if missing:
         raise ValueError(f"view_pairs: {missing[0]} shows no view of the database")
-    return pairs
+    return [(query, database[view(query)]) for query in places.queries.files]
 
 
 def pretrain(
@@ -61,11 +60,12 @@ def pretrain(
     generator = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = DescriptorNetwork(build_backbone("gradient"), clusters)
+        backbone = GradientBackbone()
+        network = DescriptorNetwork(backbone, clusters)
     files = [file for pair in pairs for file in pair]
     cache = build_cache(OnTheFlyFeatures(network, files, size), progress=trunk_progress)
     some = torch.randperm(len(files), generator=generator)[:400].sort().values
-    network.backbone.init_pca(cache(some))
+    backbone.init_pca(cache(some))
     init_vlad(network, sample_features(network, cache(some).split(32), 100, generator), seed=seed)
     network.train()
     optimizer = torch.optim.AdamW(network.trained_parameters(), lr=learning_rate, weight_decay=1e-4)

@@ -8,7 +8,7 @@ A file holds a structure ``dbStruct``, read by the position of its fields: 1 dat
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -133,7 +133,7 @@ def _shots(listed: Listed, files: list[Path], panoramas: bool) -> list[Shot]:
 
 def _listed(path: Path, fields: list, first: int, stamps: int | None = None) -> Listed:
     cells = fields[first] if isinstance(fields[first], list) else []
-    names = [cell[0] if isinstance(cell, list) and len(cell) == 1 else cell for cell in cells]
+    names: list[Any] = [cell[0] if isinstance(cell, list) and len(cell) == 1 else cell for cell in cells]
     if not names or not all(isinstance(name, str) for name in names):
         raise PlacesError(f"{path}: field {first} of dbStruct holds no file names.")
     count = len(names)
@@ -158,5 +158,6 @@ def _listed(path: Path, fields: list, first: int, stamps: int | None = None) -> 
 
 def _numbers(field: object) -> np.ndarray:
     """Return a field that is an array of real numbers, else an empty array."""
-    fits = isinstance(field, np.ndarray) and field.dtype.kind in "fiu"
-    return field if fits else np.empty(0, dtype=object)
+    if isinstance(field, np.ndarray) and field.dtype.kind in "fiu":
+        return field
+    return np.empty(0, dtype=object)

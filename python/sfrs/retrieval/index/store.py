@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, SupportsIndex, overload
 
 import numpy as np
 
@@ -55,7 +55,11 @@ class Paths(Sequence[Path]):
     def __len__(self) -> int:
         return len(self._ends) - 1
 
-    def __getitem__(self, i):
+    @overload
+    def __getitem__(self, i: SupportsIndex) -> Path: ...
+    @overload
+    def __getitem__(self, i: slice) -> list[Path]: ...
+    def __getitem__(self, i: SupportsIndex | slice) -> Path | list[Path]:
         at = range(len(self))[i]
         if isinstance(at, range):
             return [self[j] for j in at]

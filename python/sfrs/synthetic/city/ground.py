@@ -41,7 +41,8 @@ def paint_ground(plan: CityPlan) -> np.ndarray:
     h, w = (int(np.ceil(plan.extent[1] / GROUND_CELL)), int(np.ceil(plan.extent[0] / GROUND_CELL)))
     coarse = rng.uniform(0, 1, (h // 8 + 1, w // 8 + 1, 1)).astype(np.float32)
     patches = np.repeat(np.repeat(coarse, 8, 0), 8, 1)[:h, :w]
-    ground = np.float32([0.3, 0.36, 0.18]) * patches + np.float32([0.34, 0.3, 0.24]) * (1 - patches)
+    green, brown = np.array([[0.3, 0.36, 0.18], [0.34, 0.3, 0.24]], np.float32)
+    ground = green * patches + brown * (1 - patches)
     grain = 1 + 0.1 * rng.uniform(-1, 1, (h, w)).astype(np.float32)
     windows = [
         _window(s, half + 2, GROUND_CELL, (h, w))
@@ -49,7 +50,7 @@ def paint_ground(plan: CityPlan) -> np.ndarray:
     ]
     coordinates = [_street_coordinates(s, *window) for s, window in zip(plan.streets, windows, strict=True)]
     looks = rng.uniform(0.8, 1.15, (len(windows), 2))
-    stone = np.float32([[0.52, 0.5, 0.47], [0.46, 0.42, 0.4], [0.56, 0.55, 0.53]])
+    stone = np.array([[0.52, 0.5, 0.47], [0.46, 0.42, 0.4], [0.56, 0.55, 0.53]], np.float32)
     for i, (window, (along, across, length)) in enumerate(zip(windows, coordinates, strict=True)):
         half = plan.half_width[i]
         on = (np.abs(across) < half + 0.1) & (along > -half) & (along < length + half)
@@ -62,7 +63,7 @@ def paint_ground(plan: CityPlan) -> np.ndarray:
     for i, (window, (along, across, length)) in enumerate(zip(windows, coordinates, strict=True)):
         kerb = plan.half_width[i] - PAVEMENT
         inside = (np.abs(across) < kerb) & (along > -kerb) & (along < length + kerb)
-        asphalt = np.float32([0.27, 0.27, 0.28]) * looks[i, 1]
+        asphalt = np.array([0.27, 0.27, 0.28], np.float32) * looks[i, 1]
         ground[window][inside] = asphalt
         for _ in range(6):  # mended patches
             a, c = rng.uniform(0, length), rng.uniform(-kerb, kerb)

@@ -243,12 +243,12 @@ def plan_city(seed: int, blocks: int = 4) -> CityPlan:
     shift = -nodes.reshape(-1, 2).min(axis=0) + 10.0
     walls = builder.walls()
     walls = Walls(walls.start + shift, walls.end + shift, walls.height, walls.building, walls.kind)
-    extent = tuple(float(v) for v in nodes.reshape(-1, 2).max(axis=0) + shift + 10.0)
+    extent = nodes.reshape(-1, 2).max(axis=0) + shift + 10.0
     trees[:, :2] += shift
     slots[:, :2] += shift
     return CityPlan(
         seed=seed,
-        extent=extent,
+        extent=(float(extent[0]), float(extent[1])),
         walls=walls,
         footprints=[f + shift for f in builder.footprints],
         footprint_height=np.array(builder.footprint_height),

@@ -35,7 +35,7 @@ class Planes:
     position: Tensor  # [m, 2] in the plan, for the light maps
 
 
-def _hash(*parts: np.ndarray) -> np.ndarray:
+def _hash(*parts: np.ndarray | int) -> np.ndarray:
     """Evenly spread uint64 of integer arrays (splitmix64), for draws that depend on (moment, thing) alone."""
     state = np.zeros(1, np.uint64)
     with np.errstate(over="ignore"):

@@ -153,7 +153,7 @@ def _draw_walls(scene: Scene, cameras: Cameras, views: Views, rows: Tensor, surf
         surface.facing = torch.where(shown, facing[:, None], surface.facing)
         surface.shadow = torch.where(shown, shadow[:, None], surface.shadow)
         surface.lamp = torch.where(shown, lamp[:, None], surface.lamp)
-    surface.wall_depth, surface.wall_rise = depth, rise / depth
+        surface.wall_depth, surface.wall_rise = depth, rise / depth
 
 
 def render(scene: Scene, views: Views, size: tuple[int, int] = (128, 160)) -> np.ndarray:

@@ -116,7 +116,7 @@ def build_scene(seed: int, blocks: int = 4) -> Scene:
     direction = plan.walls.end - plan.walls.start
     direction = direction / np.linalg.norm(direction, axis=1, keepdims=True)
 
-    def tensor(array, dtype=np.float32) -> Tensor:
+    def tensor(array: np.ndarray, dtype: type[np.generic] = np.float32) -> Tensor:
         return torch.from_numpy(np.ascontiguousarray(array, dtype=dtype))
 
     return Scene(

@@ -96,10 +96,12 @@ def choose_cases(
     worst = [q for q in np.lexsort((-metres, -late)) if result.answerable[q] and not success[q]]
     best = [q for q in np.lexsort((metres, -right)) if success[q]]
     positions, radius = places.queries.positions, result.radius
-    return tuple(
-        [_case(result, int(q), rank, top) for q in _spread(ranked, labels, positions, radius, count)]
-        for ranked in (worst, best)
-    )
+
+    def cases(ranked: list) -> list[Case]:
+        spread = _spread(ranked, labels, positions, radius, count)
+        return [_case(result, int(q), rank, top) for q in spread]
+
+    return cases(worst), cases(best)
 
 
 def _case(result: Evaluation, query: int, rank: np.ndarray, top: int) -> Case:

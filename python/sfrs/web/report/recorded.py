@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -33,7 +34,7 @@ class Subject:
     places: Places
     result: Evaluation
     model: Model | None
-    query_size: Size | str = "same"
+    query_size: Size | Literal["same"] = "same"
     unexplained: str = ""
     facts: dict[str, str] = field(default_factory=dict)
     histories: dict[str, list[dict]] = field(default_factory=dict)

@@ -85,8 +85,9 @@ def _evaluate_run(weights: Path, data: Path, out: Path, overrides: Overrides, ru
     kept = folder / RESULTS
     if not kept.is_file() or not known.items() <= read_json(kept).items():
         places = load_places(data, known["split"])
-        options = dict(batch_size=running.batch_size, workers=running.workers, tasks=running.tasks)
-        result = evaluate(model, places, **options)
+        result = evaluate(
+            model, places, batch_size=running.batch_size, workers=running.workers, tasks=running.tasks
+        )
         folder.mkdir(parents=True, exist_ok=True)
         write_predictions(folder / PREDICTIONS, result, places)
         recalls = {str(n): recall for n, recall in result.recalls.items()}

@@ -8,6 +8,7 @@ import numpy as np
 from torch import Tensor
 
 from sfrs.data.coordinates import metres_between
+from sfrs.models.model import Model
 from sfrs.retrieval.explain import (
     REGION_NAMES,
     PairExplanation,
@@ -33,15 +34,20 @@ class Explainer:
     subject: Subject
     _query: tuple[int, Tensor] | None = field(default=None, init=False)
 
+    @property
+    def model(self) -> Model:
+        assert self.subject.model is not None, self.subject.unexplained
+        return self.subject.model
+
     def query_features(self, query: int) -> Tensor:
         if self._query is None or self._query[0] != query:
-            model, size = self.subject.model, self.subject.query_size
-            sized = model if size == "same" else model.at(size)
+            size = self.subject.query_size
+            sized = self.model if size == "same" else self.model.at(size)
             self._query = (query, sized.features(self.subject.places.queries.files[query]))
         return self._query[1]
 
     def image_features(self, row: int) -> Tensor:
-        return self.subject.model.features(self.subject.places.database.files[row])
+        return self.model.features(self.subject.places.database.files[row])
 
     def answer(self, case: Case) -> int:
         """The right image of a failure that is most like the query; -1 if it cannot be told."""
@@ -49,15 +55,15 @@ class Explainer:
             return case.answer
         rows = right_images(self.subject.places, case.query, self.subject.result.radius, ANSWERS_COMPARED)
         query = self.query_features(case.query)
-        alike = [explain_pair(self.subject.model, query, self.image_features(row)).whole for row in rows]
+        alike = [explain_pair(self.model, query, self.image_features(row)).whole for row in rows]
         return rows[int(np.argmax(alike))] if rows else -1
 
     def pair(self, query: int, row: int) -> dict:
         """The part of a pair that needs the network: similarities, boxes, clusters."""
-        model = self.subject.model
         features = [self.query_features(query), self.image_features(row)]
-        pair = explain_pair(model, *features)
-        maps = [packed_clusters(*strongest_clusters(model, x)) for x in features]
+        pair = explain_pair(self.model, *features)
+        maps = [packed_clusters(*strongest_clusters(self.model, x)) for x in features]
+        assert pair.clusters is not None
         shares = named_clusters(pair.clusters)
         return {"regions": region_view(pair), "maps": maps, "clusters": shares}
 

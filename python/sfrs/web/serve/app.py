@@ -4,7 +4,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from fastapi import FastAPI, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -45,7 +45,7 @@ def _error(description: str) -> dict:
     return {"description": description, "content": example}
 
 
-REFUSALS = {
+REFUSALS: dict[int | str, dict[str, Any]] = {
     408: _error("The photo did not arrive in time."),
     413: _error("The photo has too many bytes or pixels."),
     415: _error("The body is no JPEG, PNG or WebP photo."),

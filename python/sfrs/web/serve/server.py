@@ -59,7 +59,7 @@ def is_loopback(host: str) -> bool:
 def url(listener: socket.socket) -> str:
     """The address to open: that of a listener on all interfaces is shown as the loopback's."""
     host, port = listener.getsockname()[:2]
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host) or host
     return f"http://[{host}]:{port}/" if ":" in host else f"http://{host}:{port}/"
 
 

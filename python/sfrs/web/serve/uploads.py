@@ -5,7 +5,7 @@ import io
 import logging
 import time
 import warnings
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -115,7 +115,7 @@ async def _read_form(request: Request, limits: Limits) -> bytes:
         await form.close()
 
 
-async def _bounded(request: Request, limits: Limits, more: int) -> AsyncIterator[bytes]:
+async def _bounded(request: Request, limits: Limits, more: int) -> AsyncGenerator[bytes, None]:
     """The body in chunks; stops as soon as it is known to be too large."""
     most = int(limits.megabytes * 1e6) + more
     received = _announced(request)
