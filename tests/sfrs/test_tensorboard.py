@@ -104,7 +104,8 @@ def test_without_tensorboard_the_message_says_what_to_install(monkeypatch, tmp_p
 
     with pytest.raises(UserError, match="pip install tensorboard"):
         TensorBoard(RunDirectory(tmp_path))
-    code, _, err = run("train", "--data", tmp_path, "--out", tmp_path / "run", "--tensorboard")
+    arguments = ("--data", tmp_path, "--out", tmp_path / "run", "--random-weights", "--tensorboard")
+    code, _, err = run("train", *arguments)
     assert code == 2
     assert "--tensorboard needs the package tensorboard, which is not installed" in err
     assert not (tmp_path / "run").exists()
