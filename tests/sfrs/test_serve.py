@@ -112,8 +112,10 @@ def test_the_photos_own_gps_is_compared(client):
     assert [truth["latitude"], truth["longitude"]] == [52.7, 13.4]
     offset = (truth["easting"] - location["easting"], truth["northing"] - location["northing"])
     assert found["error"] == pytest.approx(np.hypot(*offset), abs=0.02) and found["error"] > 100
-    for elsewhere in (client.locate(with_gps(120.0)), client.locate(photo(0))):
-        assert elsewhere.json["truth"] is None and elsewhere.json["error"] is None
+    far, nowhere = client.locate(with_gps(120.0)).json, client.locate(photo(0)).json
+    assert far["truth"]["longitude"] == 120.0 and far["truth"]["easting"] is None
+    assert far["error"] == pytest.approx(6.6e6, rel=0.05)
+    assert nowhere["truth"] is None and nowhere["error"] is None
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "RGBA", "CMYK", "I;16", "1"])
