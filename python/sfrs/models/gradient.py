@@ -31,6 +31,8 @@ class OrientedGradients(nn.Module):
     two opponent colours and the luminance relative to the image.
     """
 
+    bins: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         angle = torch.arange(BINS) * (2 * math.pi / BINS)
@@ -86,9 +88,9 @@ class GradientHead(nn.Module):
         self.branch = nn.Sequential(
             nn.Conv2d(TRUNK_CHANNELS, width, 3, padding=1), nn.ReLU(), nn.Conv2d(width, dim, 1)
         )
-        nn.init.zeros_(self.branch[2].weight)
-        nn.init.zeros_(self.branch[2].bias)
-        self.to(memory_format=torch.channels_last)
+        for parameter in self.branch[2].parameters():
+            nn.init.zeros_(parameter)
+        self.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] - the stub has no memory_format
 
     def forward(self, trunk: Tensor) -> Tensor:
         # With so few channels convolutions take half the time in this layout; NetVLAD reads it in place.
@@ -101,6 +103,8 @@ class GradientBackbone(Backbone):
 
     Call `init_pca` before training: the projection is random otherwise.
     """
+
+    head: GradientHead
 
     def __init__(self, dim: int = 64, width: int = 32) -> None:
         super().__init__(
@@ -132,4 +136,5 @@ class GradientBackbone(Backbone):
         components /= values[order].clamp(min=1e-12).pow(power)[:, None]
         projection = self.head.projection
         projection.weight.copy_(components.reshape(projection.weight.shape))
+        assert projection.bias is not None
         projection.bias.copy_(-(components @ mean))

@@ -109,7 +109,7 @@ def _vlad(path: Path, layers: list[dict], position: int) -> dict[str, Tensor]:
         raise MatConvNetError(f"{path}: expected one convolution that whitens after NetVLAD, not {names}.")
     for layer in after:
         weight, bias = _arrays(path, layer, 2)
-        dim, clusters = assignment.shape
+        dim, clusters = arrays[0].shape[-2:]
         matrix = weight.reshape(weight.shape[-2:]).T  # [dim, D * K]
         matrix = matrix.reshape(-1, dim, clusters).transpose(0, 2, 1).reshape(len(matrix), -1)
         state |= {"pca_layer.weight": _tensor(matrix), "pca_layer.bias": _tensor(bias.reshape(-1))}

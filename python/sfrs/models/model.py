@@ -53,6 +53,11 @@ class Model(nn.Module):
         WeightsError: the whitening was fitted to descriptors of another length.
     """
 
+    mean: Tensor
+    std: Tensor
+    projection: Tensor | None
+    bias: Tensor  # where there is a projection
+
     def __init__(
         self,
         network: DescriptorNetwork,
@@ -65,7 +70,7 @@ class Model(nn.Module):
             whitening.check(network.dim)
         self.network = network
         size = network.image_size if size == TRAINED else size
-        self.size: Size = tuple(size) if isinstance(size, list) else size
+        self.size: Size = (size[0], size[1]) if isinstance(size, list) else size
         for name in ("mean", "std"):
             value = torch.tensor(getattr(network.backbone, name)).view(3, 1, 1)
             self.register_buffer(name, value, persistent=False)
@@ -185,11 +190,13 @@ class Model(nn.Module):
             out = np.empty(shape, dtype=np.float32)
         elif out.shape != shape:
             raise ValueError(f"encode: out is {out.shape}, but the descriptors are {shape}")
-        options = dict(regions=quarters is not None, batch_size=batch_size, workers=workers)
-        for rows, descriptors, regions in self.encode_batches(images, **options):
+        described = self.encode_batches(
+            images, regions=quarters is not None, batch_size=batch_size, workers=workers
+        )
+        for rows, descriptors, regions in described:
             there = slice(rows[0], rows[-1] + 1)
             out[there] = descriptors.cpu().numpy()
-            if quarters is not None:
+            if quarters is not None and regions is not None:
                 quarters[there] = regions.cpu().numpy()
             if progress is not None:
                 progress(rows[-1] + 1, len(images))
@@ -315,8 +322,9 @@ class _Photographs(torch.utils.data.Dataset):
         image = self.images[index]
         if isinstance(image, Tensor):
             return image
-        read = image_tensor if isinstance(image, Image.Image) else load_image
-        return read(image, self.size)
+        if isinstance(image, Image.Image):
+            return image_tensor(image, self.size)
+        return load_image(image, self.size)
 
 
 def _digest(tensors: Mapping[str, Tensor]) -> str:
@@ -324,5 +332,5 @@ def _digest(tensors: Mapping[str, Tensor]) -> str:
     for name, value in sorted(tensors.items()):
         value = value.detach().cpu().contiguous()
         digest.update(f"{name} {value.dtype} {list(value.shape)}\n".encode())
-        digest.update(value.reshape(-1).view(torch.uint8).numpy())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

@@ -77,7 +77,7 @@ def network_file(path: Path) -> Path:
         raise WeightsError(f"{path}: there is no such weights file.")
     found = [file for file in path.glob("generation_*/best.safetensors") if _generation(file) is not None]
     if found:
-        return max(found, key=_generation)
+        return max(found, key=lambda file: _generation(file) or 0)
     if (path / "best.safetensors").is_file():
         return path / "best.safetensors"
     raise WeightsError(

@@ -25,7 +25,7 @@ from sfrs.retrieval.recall import (
 from sfrs.retrieval.region_rerank import Reranking, rerank_all
 from sfrs.retrieval.search import search
 from sfrs.runtime.errors import UserError
-from sfrs.runtime.progress import Tasks
+from sfrs.runtime.progress import Tasks, quiet
 
 RADIUS = 25.0
 """Metres within which a database image is right for a query."""
@@ -59,7 +59,7 @@ class Evaluation:
 
     def hits(self, n: int) -> np.ndarray:
         """Mark queries with a right one among the first n predictions, bool ``[m]``, for paired tests."""
-        return self.correct[:, :n].any(axis=1)
+        return np.asarray(self.correct[:, :n].any(axis=1))
 
     def curve(self) -> dict[int, float]:
         """Compute recall@N for every N from 1 to the largest asked for."""
@@ -106,7 +106,7 @@ def evaluate(
         UserError: no query has a database image within the radius, or the temporary file does not fit.
         BadImageError: an image cannot be read.
     """
-    scoring, tasks = scoring or Scoring(), tasks or (lambda name: None)
+    scoring, tasks = scoring or Scoring(), tasks or quiet
     check_answerable(places, scoring.radius)
     sized = model if query_size == "same" else model.at(query_size)
     roles = (("database", places.database, model), ("queries", places.queries, sized))
@@ -114,21 +114,28 @@ def evaluate(
     clock = [time.perf_counter()]
     with nullcontext() if rerank is None else temporary_quarters(model, count) as rows:
         kept = (None, None) if rows is None else np.split(rows, [len(places.database)])
-        options = dict(batch_size=batch_size, workers=workers)
-        described = [
-            model.encode(images.files, progress=tasks(role), quarters=quarters, **options)
+        of_database, of_queries = [
+            model.encode(
+                images.files,
+                batch_size=batch_size,
+                workers=workers,
+                progress=tasks(role),
+                quarters=quarters,
+            )
             for (role, images, model), quarters in zip(roles, kept, strict=True)
         ]
         clock.append(time.perf_counter())
         deepest = search_depth(places, max(scoring.recalls), nms=scoring.nms)
-        _, found = search(*described, deepest if rerank is None else max(deepest, rerank.depth))
+        _, found = search(of_database, of_queries, deepest if rerank is None else max(deepest, rerank.depth))
         clock.append(time.perf_counter())
         if rerank is not None:
-            give, ask = (KeptQuarters(part, model.device) for part in kept)
-            how = dict(score=rerank.score, depth=rerank.depth, progress=tasks("re-ranking"))
-            reranked = rerank_all(ask, found, give, **how)
+            give, ask = (KeptQuarters(part, model.device) for part in kept if part is not None)
+            progress = tasks("re-ranking")
+            reranked = rerank_all(ask, found, give, score=rerank.score, depth=rerank.depth, progress=progress)
             clock.append(time.perf_counter())
-    seconds = dict(zip(("describe", "search", "rerank"), np.diff(clock).tolist(), strict=False))
+    seconds: dict[str, float] = dict(
+        zip(("describe", "search", "rerank"), np.diff(clock).tolist(), strict=False)
+    )
     before = score(places, found[:, :deepest], scoring, seconds)
     if rerank is None:
         return before
@@ -161,10 +168,9 @@ def score(
     n = max(scoring.recalls)
     if scoring.nms:
         predictions = spatial_nms(predictions, places.database.place_ids, n)
-    if places.queries.time_stamps is not None:
-        predictions = without_same_time(
-            predictions, places.queries.time_stamps, places.database.time_stamps, n
-        )
+    stamps, database_stamps = places.queries.time_stamps, places.database.time_stamps
+    if stamps is not None and database_stamps is not None:
+        predictions = without_same_time(predictions, stamps, database_stamps, n)
     short = max(0, n - predictions.shape[1])
     predictions = np.pad(predictions[:, :n], ((0, 0), (0, short)), constant_values=-1)
     return Evaluation(

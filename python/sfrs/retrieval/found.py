@@ -65,7 +65,7 @@ class Found:
             return None
         if math.isfinite(there.easting):
             return _metres(there, here)
-        return geodesic((there.latitude, there.longitude), (here.latitude, here.longitude))
+        return geodesic(*(np.array([place.latitude, place.longitude], np.float64) for place in (there, here)))
 
     def lines(self) -> list[str]:
         """Say the location in words: coordinates, then how far they can be trusted."""
@@ -117,7 +117,7 @@ class Found:
             pictures = [(match.file, None)]
             if match.regions is not None:
                 pictures = [(self.photo, match.regions[0]), (match.file, match.regions[1])]
-                text.append(" ~ ".join(match.region_names))
+                text.append(" ~ ".join(match.region_names or ()))
             figures.append(_figure(pictures, text))
         return f'<div style="display:flex;flex-wrap:wrap;gap:12px">{"".join(figures)}</div>'
 

@@ -3,7 +3,6 @@
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import astuple
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -137,7 +136,10 @@ def _matches(index: "Index", ranked: Reranked, positions: np.ndarray, top: int) 
     pairs = [None] * top if ranked.pairs is None else map(tuple, ranked.pairs[:top].tolist())
     shown = places(positions[:top], index.zone)
     found = zip(shown, ranked.rows.tolist(), ranked.scores.tolist(), pairs, strict=False)
-    return [Match(*astuple(place), index.files[row], score, row, pair) for place, row, score, pair in found]
+    return [
+        Match(**vars(place), file=index.files[row], similarity=score, row=row, regions=pair)
+        for place, row, score, pair in found
+    ]
 
 
 def _truth(photo: Photograph, zone: str) -> Place | None:
@@ -152,5 +154,5 @@ def _truth(photo: Photograph, zone: str) -> Place | None:
     try:
         return places(project([said], zone)[0], zone)[0]
     except UserError:  # in another part of the world, where the index's zone does not reach
-        degrees = said.degrees or to_degrees([said.metres], said.zone)[0].tolist()
+        degrees = said.degrees or to_degrees(np.array([said.metres]), said.zone)[0].tolist()
         return Place(math.nan, math.nan, *degrees)

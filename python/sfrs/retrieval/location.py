@@ -56,7 +56,7 @@ def places(positions: np.ndarray, zone: str) -> list[Place]:
     """The places at easting and northing in metres, ``[n, 2]``; with degrees if the UTM zone is known."""
     positions = np.asarray(positions, np.float64)
     degrees = to_degrees(positions, zone) if zone else np.full_like(positions, np.nan)
-    known = np.where(np.isnan(degrees), None, degrees)
+    known = np.where(np.isnan(degrees), np.array(None), degrees)
     return [Place(*metres, *both) for metres, both in zip(positions.tolist(), known.tolist(), strict=True)]
 
 
@@ -100,7 +100,7 @@ def estimate(
     centre = np.average(positions[near], axis=0, weights=weights[near])
     squared = ((positions[near] - centre) ** 2).sum(axis=1)
     return Location(
-        *astuple(places([centre], zone)[0]),
+        *astuple(places(centre[None], zone)[0]),
         confidence=float(weights[near].sum() / (weights.sum() + weights[-1])),
         spread=float(np.sqrt(np.average(squared, weights=weights[near]))),
     )

@@ -4,8 +4,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import matplotlib
+import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from PIL import Image, ImageDraw, ImageFont, ImageOps
@@ -18,7 +20,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 INK, FAINT, PAPER = "#1f2933", "#7b8794", "#ffffff"
 RIGHT, WRONG = "#1a9850", "#d73027"
-STYLE = {
+STYLE: dict[Any, Any] = {
     **{"font.family": "DejaVu Sans", "font.size": 11, "text.color": INK, "legend.edgecolor": "none"},
     **{f"axes.spines.{side}": False for side in ("left", "right", "top")},
     **{"axes.edgecolor": FAINT, "axes.labelcolor": INK, "grid.color": "#e4e7eb"},
@@ -79,7 +81,7 @@ def recall_curves(curves: Mapping[str, Mapping[int, float]], path: str | Path, *
         axes.set_ylabel("recall@N")
         if len(curves) > 1:
             # Listed as the lines end, from top to bottom.
-            lines = sorted(axes.get_lines(), key=lambda line: -line.get_ydata()[-1])
+            lines = sorted(axes.get_lines(), key=lambda line: -np.asarray(line.get_ydata())[-1])
             axes.legend(handles=lines, loc="lower right", framealpha=0.9)
         if title:
             axes.set_title(title, loc="left", fontsize=13, fontweight="bold", pad=12)

@@ -36,5 +36,6 @@ def sheet_rows(result: Evaluation, places: Places, count: int, *, top: int = 5) 
     for query in chosen:
         found = result.predictions[query, :top]
         files = [places.database.files[index] for index in found[found >= 0]]
-        rows.append(SheetRow(places.queries.files[query], files, result.correct[query, :top][found >= 0]))
+        right = result.correct[query, :top][found >= 0].tolist()
+        rows.append(SheetRow(places.queries.files[query], files, right))
     return rows

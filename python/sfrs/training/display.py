@@ -5,6 +5,7 @@ see a bar move (a log file, a batch system).
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from rich.console import Console, RenderableType
@@ -38,7 +39,7 @@ class TrainingDisplay(TrainingProgress):
         self.bars = _Bars(self) if console.is_terminal else None
 
     def task(self, name: str) -> Report:
-        first = began = None
+        first, began = 0, None
         self.estimate.begin()
 
         def show(done: int, total: int) -> None:
@@ -68,7 +69,7 @@ class TrainingDisplay(TrainingProgress):
         self._show_epoch()
 
     def _show_epoch(self) -> None:
-        if self._epoch_name is not None:
+        if self._epoch_name is not None and self._last is not None:
             left = _left(self.estimate.epoch_left())
             self._show(self._epoch_name, self._last.done, self._last.of, ("", left))
 
@@ -135,7 +136,7 @@ class _Bars(Progress):
         )
 
     def show(self, name: str, done: int, total: int, pace: tuple[str, str]) -> None:
-        fields = {"speed": pace[0], "left": pace[1]}
+        fields: dict[str, Any] = {"speed": pace[0], "left": pace[1]}
         if name not in self.tasks_by_name:
             self.tasks_by_name[name] = self.add_task(name, total=total, **fields)
         self.update(self.tasks_by_name[name], completed=done, total=total, **fields)

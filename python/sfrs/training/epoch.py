@@ -93,8 +93,8 @@ class Epoch:
         if state.mined is None:
             state.mined = self._mine(state.queries[state.done :][: config.refresh_every], on_mining)
         if start == 0 or self.trained == 0:
-            self._prefetch(start)
-        self._prefetch(following)
+            self._prefetch(state.mined, start)
+        self._prefetch(state.mined, following)
         tuples, number = state.mined[start:following], self._steps_until(state.done) + 1
         hard, soft, described = take_step(
             self.pair,
@@ -126,10 +126,10 @@ class Epoch:
 
         return mine_tuples(self.pair, queries, self.images, self.config, counted, self.processes)
 
-    def _prefetch(self, start: int) -> None:
-        """Begin to load the step of the mined tuples from ``start`` on."""
+    def _prefetch(self, mined: Tuples, start: int) -> None:
+        """Begin to load the step of the ``mined`` tuples from ``start`` on."""
         state, config = self.state, self.config
-        tuples = state.mined[start : start + config.tuples_per_step]
+        tuples = mined[start : start + config.tuples_per_step]
         share = tuples[self.processes.share(len(tuples))]
         if len(share):
             done = state.done - state.done % config.refresh_every + start

@@ -80,7 +80,7 @@ def build_features(
     for split, variants in zip(places, (config.cache.variants, 0), strict=True):
         source = _on_the_fly(config, trunk, split, jittered=variants > 0)
         if place != "off":
-            path = folder / f"trunk_{split.split}" if place == "disk" else None
+            path = folder / f"trunk_{split.split}" if folder and place == "disk" else None
             dtype = getattr(torch, config.cache_dtype)
             source = build_cache(
                 source,

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -30,7 +30,7 @@ class RunEstimate:
         self.generation, self.epoch, self.done, self.of = 1, 1, 0, 0
         self.epochs = sum(map(config.epochs_of, range(1, config.generations + 1)))  # of the whole run
         self._mined = 0.0  # seconds of a refresh that no step has followed yet
-        self._seconds: Counter[tuple[str, bool]] = Counter()
+        self._seconds: defaultdict[tuple[str, bool], float] = defaultdict(float)
         self._counts: Counter[tuple[str, bool]] = Counter()
 
     def begin(self) -> None:
@@ -83,6 +83,7 @@ class RunEstimate:
         for generation in range(self.generation, self.config.generations + 1):
             epochs = self.config.epochs_of(generation) - self.epoch * (generation == self.generation)
             each = self._cost(generation)
+            assert each is not None  # there are steps to measure by, or there would be nothing left above
             seconds, whole = seconds + epochs * each.seconds, whole and (each.whole or epochs == 0)
         return Remaining(seconds, whole)
 

@@ -87,7 +87,7 @@ class Run:
     @property
     def seconds(self) -> float | None:
         """Time spent on what is logged, without that between a stop and going on; None if lines have none."""
-        spent, began, last = 0.0, None, None
+        spent, began, last = 0.0, None, 0.0
         for line in self.lines:
             if "time" not in line:
                 return None

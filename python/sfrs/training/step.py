@@ -148,7 +148,7 @@ def tuple_losses(
         margin=config.margin,
     )
     labelled = _labelled(pair, tuples, config)
-    if not labelled.any():
+    if pair.teacher is None or not labelled.any():
         return TupleLosses(hard, torch.zeros_like(hard), labelled, len(numbers))
     with torch.no_grad():
         used, place = torch.cat((rows[:, :1], rows[:, 1 + split :]), dim=1).unique(return_inverse=True)

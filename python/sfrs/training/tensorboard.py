@@ -35,7 +35,8 @@ class TensorBoard(TrainingProgress):
 
     def __init__(self, directory: RunDirectory) -> None:
         self.directory, self.folder = directory, directory.path / "tensorboard"
-        self._open_writer, self._writer = event_writer(), None
+        self._open_writer = event_writer()
+        self._writer: Any = None
         self._read = 0  # bytes of the metrics that are written
         self._generation, self._before, self._step = 1, 0, 0
 

@@ -279,6 +279,7 @@ class _Run:
     def _validate(self, network: DescriptorNetwork) -> dict[int, float] | None:
         """Return N -> recall@N in 0..1 in the main process, None in the others, which only describe."""
         places, progress = self.places[1], self.progress.task("validation")
+        assert self.features is not None  # once the run is prepared
         count = len(places.queries)
         numbers = torch.arange(count + len(places.database))
         described = describe_in_shares(

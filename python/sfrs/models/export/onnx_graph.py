@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -49,6 +50,7 @@ def write_onnx(model: Model, path: Path, shape: ImageShape, description: dict, d
             verbose=False,
             custom_translation_table={torch.ops.prims.hypot.default: _hypot},
         )
+    assert program is not None  # with dynamo=True
     for node in program.model.graph:
         node.metadata_props.clear()  # paths of this machine
     program.model.metadata_props[METADATA_KEY] = json.dumps(description)
@@ -77,9 +79,10 @@ def require(*packages: str) -> None:
         )
 
 
-def _hypot(a, b):
-    from onnxscript import opset20 as op
+def _hypot(a: Any, b: Any) -> Any:
+    from onnxscript import opset20
 
+    op: Any = opset20  # whose operators are typed by their inputs
     return op.Sqrt(op.Add(op.Mul(a, a), op.Mul(b, b)))
 
 

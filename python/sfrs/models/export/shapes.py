@@ -55,7 +55,8 @@ class ImageShape:
         """
         sizes = [(self.height, self.width)]
         if self.dynamic:
-            sizes.append(tuple(max(self.smallest_side, side * 3 // 4) | 1 for side in sizes[0]))
+            height, width = (max(self.smallest_side, side * 3 // 4) | 1 for side in sizes[0])
+            sizes.append((height, width))
         made_up = [made_up_images(n, *size, seed=n // 2) for size in sizes for n in (1, 3)]
         return made_up + [load_image(photo, sizes[0])[None] for photo in photos]
 

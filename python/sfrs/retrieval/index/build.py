@@ -20,7 +20,7 @@ from sfrs.retrieval.index.derive import derive
 from sfrs.retrieval.index.rows import RowFile
 from sfrs.retrieval.index.store import LOCK, NETWORK, TABLE, WHITENING, Entry, Store, locked
 from sfrs.runtime.errors import UserError
-from sfrs.runtime.progress import Tasks
+from sfrs.runtime.progress import Tasks, quiet
 
 KINDS = ("exact", "float16", "pq", "ivf", "disk")
 COMMIT_SECONDS = 5.0
@@ -100,7 +100,7 @@ class Builder:
         self.path, self.model, self.change = Path(path), model, Change()
         self.zone = parse_zone(zone) if zone else ""
         self._kind, self._regions = kind, regions
-        self._tasks = tasks or (lambda name: None)
+        self._tasks = tasks or quiet
         self._store: Store | None = None
         self._new = not (self.path / TABLE).exists()
         if self._new:
@@ -175,8 +175,9 @@ class Builder:
             return inside or fnmatch(str(file), pattern) or fnmatch(file.name, pattern)
 
         if not self._remove(matches):
+            count = len(self._opened().pending().files)
             raise UserError(
-                f"--remove {pattern}: none of the {len(self._store.pending().files):,} images of {self.path} "
+                f"--remove {pattern}: none of the {count:,} images of {self.path} "
                 "lies below this folder or matches this pattern."
             )
 
@@ -195,9 +196,12 @@ class Builder:
         return self._store
 
     def _create(self, photos: Sequence[Photo], zone: str, adding: Adding) -> None:
+        assert self.model is not None  # without one a new index is refused
         regions = self._regions
         if not self.model.has_clusters:
-            options = dict(skip_bad_images=adding.skip_bad_images, batch_size=adding.batch_size)
+            options: dict[str, Any] = dict(
+                skip_bad_images=adding.skip_bad_images, batch_size=adding.batch_size
+            )
             options |= {"progress": self._tasks("k-means for NetVLAD"), **adding.clusters}
             self.model.fit_clusters([photo.file for photo in photos], **options)
             regions = regions is not False
@@ -206,11 +210,11 @@ class Builder:
         )
 
     def _check_options(self) -> None:
-        settings = self._store.settings
+        settings = self._opened().settings
         if self.model is not None:
             _check_same(self.path, self.model, settings)
             if not self.model.has_clusters:
-                self.model.take_clusters(self._store.load_model())
+                self.model.take_clusters(self._opened().load_model())
         if self._kind == "exact" and settings["dtype"] != "float32":
             raise UserError(
                 f"--kind exact: {self.path} keeps its descriptors as {settings['dtype']}. Build a new one, "
@@ -258,11 +262,11 @@ class Builder:
     ) -> list[Entry]:
         """The photos to describe: those that are not in the index as they are now."""
         entries = []
-        for photo, place, stamp in zip(photos, positions.tolist(), stamps, strict=True):
-            entry = Entry(os.fsencode(photo.file), *place, *stamp)
-            known = self._store.find(entry.file)
+        for photo, (easting, northing), stamp in zip(photos, positions.tolist(), stamps, strict=True):
+            entry = Entry(os.fsencode(photo.file), easting, northing, *stamp)
+            known = self._opened().find(entry.file)
             if known is not None:
-                near = np.allclose(place, known[1:3], rtol=0, atol=SAME_PLACE, equal_nan=True)
+                near = np.allclose((easting, northing), known[1:3], rtol=0, atol=SAME_PLACE, equal_nan=True)
                 if near and stamp == known[3:5]:
                     self.change.unchanged += 1
                     continue
@@ -273,26 +277,29 @@ class Builder:
     def _describe(self, entries: Sequence[Entry], adding: Adding) -> None:
         if not entries:
             return
+        store = self._opened()
         if self.model is None:
-            self.model = self._store.load_model(adding.device)
-        regions, first = bool(self._store.settings["quarters"]), self._store.slots()
+            self.model = store.load_model(adding.device)
+        regions, first = bool(store.settings["quarters"]), store.slots()
         names = ("descriptors", "quarters") if regions else ("descriptors",)
-        targets = [RowFile(*self._store.rows_of(name), first) for name in names]
+        targets = [RowFile(*store.rows_of(name), first) for name in names]
         files = [Path(os.fsdecode(entry.file)) for entry in entries]
-        options = dict(regions=regions, batch_size=adding.batch_size, workers=adding.workers)
+        described = self.model.encode_batches(
+            files, regions=regions, batch_size=adding.batch_size, workers=adding.workers
+        )
         progress = self._tasks("describing")
         written = committed = 0
         last = time.monotonic()
         try:
-            for rows, *numbers in self.model.encode_batches(files, **options):
-                for target, part in zip(targets, numbers, strict=False):
+            for rows, descriptors, quarters in described:
+                parts = (descriptors,) if quarters is None else (descriptors, quarters)
+                for target, part in zip(targets, parts, strict=True):
                     target.append(part.cpu().numpy())
                 written = rows[-1] + 1
                 if time.monotonic() - last >= COMMIT_SECONDS:
                     self._commit(targets, first + committed, entries[committed:written])
                     committed, last = written, time.monotonic()
-                if progress is not None:
-                    progress(written, len(files))
+                progress(written, len(files))
         finally:
             self._commit(targets, first + committed, entries[committed:written])
             for target in targets:
@@ -301,12 +308,13 @@ class Builder:
     def _commit(self, targets: Sequence[RowFile], slot: int, entries: Sequence[Entry]) -> None:
         for target in targets:  # rows reach the disk before the table names them
             target.sync()
-        self._store.add(slot, entries)
+        self._opened().add(slot, entries)
 
     def _remove(self, chosen: Callable[[Path], bool]) -> int:
-        table = self._opened().pending()
+        store = self._opened()
+        table = store.pending()
         slots = [slot for slot, file in zip(table.slots, table.files, strict=True) if chosen(file)]
-        self._store.remove(slots)
+        store.remove(slots)
         self.change.removed += len(slots)
         return len(slots)
 
@@ -325,7 +333,7 @@ def _check_free(path: Path) -> None:
 
 def _check_placed(photos: Sequence[Photo], positions: np.ndarray) -> None:
     """Raise :class:`UserError` that names the first photos without a position, nan."""
-    unknown = [photos[i].file for i in np.flatnonzero(np.isnan(positions).any(axis=1))]
+    unknown = [photos[i].file for i in np.flatnonzero(np.isnan(positions).any(axis=1)).tolist()]
     if unknown:
         listed = ", ".join(map(str, unknown[:NAMED])) + (", ..." if len(unknown) > NAMED else "")
         raise UserError(

@@ -8,7 +8,7 @@ from sfrs.retrieval.index import quantised
 from sfrs.retrieval.index.quantised import Compressed
 from sfrs.retrieval.index.rows import RowFile, map_rows
 from sfrs.retrieval.index.store import Store
-from sfrs.runtime.progress import Tasks
+from sfrs.runtime.progress import Tasks, quiet
 
 COMPACTED_ABOVE = 0.25
 """Share of removed rows above which the files are written again without them."""
@@ -17,14 +17,14 @@ OUTGROWN = 2
 BLOCK_BYTES = 64 * 2**20
 
 
-def derive(store: Store, kind: str | None, tasks: Tasks = lambda name: None) -> None:
+def derive(store: Store, kind: str | None, tasks: Tasks = quiet) -> None:
     """Bring an index's files to the images in its table and to ``kind``, then show them to readers.
 
     Does nothing where nothing changed. All files get new names and the old ones stay until the table has
     changed over, so that an interruption leaves what was there before.
     """
     settings, table, slots = store.settings, store.pending(), store.slots()
-    kind = kind or settings["kind"]
+    kind = kind or str(settings["kind"])
     kept = table.slots if slots - len(table.slots) > COMPACTED_ABOVE * slots else None
     has_copy = bool(settings["compressed"]) and (store.path / settings["compressed"]).is_file()
     needs_copy = kind in quantised.KINDS and len(table.slots) >= quantised.FEWEST

@@ -105,9 +105,8 @@ class Index:
         path = photos.absolute().with_name(f"{name}.index") if out is None else Path(out)
         if model is None and not (path / TABLE).is_file():
             model = Model.load(device=adding.device)
-        reading = {"skip_bad_images": adding.skip_bad_images}
-        reading["progress"] = tasks("reading coordinates") if tasks else None
-        found = read_photos(photos, adding.split, **reading)
+        progress = tasks("reading coordinates") if tasks else None
+        found = read_photos(photos, adding.split, skip_bad_images=adding.skip_bad_images, progress=progress)
         with Builder(path, model, kind=kind, regions=regions, zone=zone, tasks=tasks) as builder:
             builder.add(found, adding)
             change = builder.finish()

@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import faiss
 import numpy as np
@@ -58,7 +59,7 @@ class Compressed:
         dim: of the descriptors; the faiss index pads them to a multiple of the parts.
     """
 
-    def __init__(self, kind: str, index: faiss.Index, dim: int) -> None:
+    def __init__(self, kind: str, index: Any, dim: int) -> None:
         self.kind, self.index, self.dim = KINDS[kind], index, dim
 
     def __len__(self) -> int:
@@ -72,7 +73,7 @@ class Compressed:
         parts = min(LARGEST_PARTS, 2 * math.ceil(rows.shape[1] / (2 * PART)))
         padded, lists = parts * math.ceil(rows.shape[1] / parts), max(1, round(math.sqrt(len(rows))))
         codes = KINDS[kind].codes.format(parts=parts, lists=lists)
-        index = faiss.index_factory(padded, codes, faiss.METRIC_INNER_PRODUCT)
+        index: Any = faiss.index_factory(padded, codes, faiss.METRIC_INNER_PRODUCT)
         if KINDS[kind].lists:
             options = dict(niter=8, spherical=True, seed=1, max_points_per_centroid=PER_LIST)
             means = faiss.Kmeans(padded, lists, **options)

@@ -31,7 +31,7 @@ class RowFile:
         """Write rows ``[b, *shape]``."""
         # By torch, which rounds to float16 and back five times as fast as numpy.
         numbers = torch.from_numpy(np.ascontiguousarray(rows)).to(self._dtype)
-        self._file.write(numbers.numpy().reshape(-1).view(np.uint8))
+        self._file.write(numbers.numpy().reshape(-1).view(np.uint8).data)
 
     def sync(self) -> None:
         """Return when everything appended is on the disk."""

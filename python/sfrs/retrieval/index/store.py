@@ -199,7 +199,7 @@ class Store:
         columns = "IFNULL(easting, 9e999), IFNULL(northing, 9e999), bytes, modified, slot"
         query = f"SELECT file, {columns} FROM images WHERE file = ? AND died IS NULL"
         row = self._database.execute(query, (file,)).fetchone()
-        return row and Entry(*(np.nan if value == np.inf else value for value in row))
+        return row and Entry._make(np.nan if value == np.inf else value for value in row)
 
     def slots(self) -> int:
         """Count the rows the descriptor file must have; what lies beyond is of a writer that was killed."""
@@ -256,7 +256,7 @@ class Store:
         # Column by column into arrays: rows of Python objects would take six times the memory.
         numbers = select("slot, LENGTH(file), IFNULL(easting, 9e999), IFNULL(northing, 9e999)")
         found = np.fromiter(numbers, dtype="i8,i8,f8,f8")
-        slots, lengths, easting, northing = (found[name] for name in found.dtype.names)
+        slots, lengths, easting, northing = (found[f"f{column}"] for column in range(4))
         positions = np.column_stack([easting, northing])
         positions[np.isinf(positions)] = np.nan  # NULL became infinite, because an array takes no None
         return Table(slots.copy(), Paths(b"".join(file for (file,) in select("file")), lengths), positions)
