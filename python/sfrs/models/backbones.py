@@ -129,7 +129,7 @@ class VGG16(Backbone):
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
         # A fifth less CPU time and memory than the contiguous layout; NetVLAD reads this one in place too.
-        self.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] - the stub has no memory_format
+        self.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] - not in its stub
 
 
 def _layers(plan: tuple[tuple[str, int], ...], channels: int, last_relu: bool = True) -> nn.Sequential:

@@ -117,7 +117,7 @@ class EfficientNetLite(Backbone):
             std=(128 / 255, 128 / 255, 128 / 255),
         )
         # Depthwise convolutions on CPUs are several times faster in this layout.
-        self.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] - the stub has no memory_format
+        self.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] - not in its stub
 
     @torch.no_grad()
     def load_pretrained(self) -> None:

@@ -90,7 +90,7 @@ class GradientHead(nn.Module):
         )
         for parameter in self.branch[2].parameters():
             nn.init.zeros_(parameter)
-        self.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] - the stub has no memory_format
+        self.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] - not in its stub
 
     def forward(self, trunk: Tensor) -> Tensor:
         # With so few channels convolutions take half the time in this layout; NetVLAD reads it in place.

@@ -4,7 +4,7 @@ import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -114,14 +114,9 @@ def evaluate(
     clock = [time.perf_counter()]
     with nullcontext() if rerank is None else temporary_quarters(model, count) as rows:
         kept = (None, None) if rows is None else np.split(rows, [len(places.database)])
+        options: dict[str, Any] = dict(batch_size=batch_size, workers=workers)
         of_database, of_queries = [
-            model.encode(
-                images.files,
-                batch_size=batch_size,
-                workers=workers,
-                progress=tasks(role),
-                quarters=quarters,
-            )
+            model.encode(images.files, progress=tasks(role), quarters=quarters, **options)
             for (role, images, model), quarters in zip(roles, kept, strict=True)
         ]
         clock.append(time.perf_counter())
@@ -133,9 +128,8 @@ def evaluate(
             progress = tasks("re-ranking")
             reranked = rerank_all(ask, found, give, score=rerank.score, depth=rerank.depth, progress=progress)
             clock.append(time.perf_counter())
-    seconds: dict[str, float] = dict(
-        zip(("describe", "search", "rerank"), np.diff(clock).tolist(), strict=False)
-    )
+    stages = ("describe", "search", "rerank")
+    seconds: dict[str, float] = dict(zip(stages, np.diff(clock).tolist(), strict=False))
     before = score(places, found[:, :deepest], scoring, seconds)
     if rerank is None:
         return before

@@ -200,7 +200,7 @@ class Builder:
         regions = self._regions
         if not self.model.has_clusters:
             options: dict[str, Any] = dict(
-                skip_bad_images=adding.skip_bad_images, batch_size=adding.batch_size
+                batch_size=adding.batch_size, skip_bad_images=adding.skip_bad_images
             )
             options |= {"progress": self._tasks("k-means for NetVLAD"), **adding.clusters}
             self.model.fit_clusters([photo.file for photo in photos], **options)
