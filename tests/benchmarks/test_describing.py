@@ -11,6 +11,8 @@ from sfrs.models.backbones import build_backbone
 from sfrs.models.convolution import Convolution3x3
 from sfrs.models.network import DescriptorNetwork
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def small(monkeypatch):

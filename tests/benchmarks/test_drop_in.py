@@ -15,6 +15,8 @@ from benchmarks.foreign_layers import CASES, Case, LoopNetVLAD
 from benchmarks.pages import with_text
 from benchmarks.record import files_of
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 
 

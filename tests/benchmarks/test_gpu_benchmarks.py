@@ -15,6 +15,8 @@ from benchmarks.gpu.cases import AUTOTUNE, EAGER, TINY, Contender, Sizes, regist
 from benchmarks.gpu.device import DEVICES, Host, repetitions, spread
 from benchmarks.gpu.worker import Bench, compute, errors
 
+pytestmark = pytest.mark.slow
+
 CASES = registry(TINY)
 SMALL = "netvlad-forward-backward-B1-fp32"
 EAGERLY = ["--contender", OURS, "--contender", EAGER]  # compilers take longer than these tests may

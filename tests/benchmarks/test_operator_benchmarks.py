@@ -23,6 +23,8 @@ from benchmarks.measure import (
 )
 from benchmarks.pages import with_text
 
+pytestmark = pytest.mark.slow
+
 SMALL = {name: without_compiled(case) for name, case in registry(TINY).items()}
 ROOF = {
     "flops_per_second": {"1": {"best": 1e11, "median": 9e10}, "2": {"best": 2e11, "median": 1.9e11}},

@@ -14,6 +14,8 @@ from sfrs.features.cache import CachePlan, FeatureCache
 from sfrs.training.config import TrainConfig
 from sfrs.training.mining import Miner
 
+pytestmark = pytest.mark.slow
+
 SMALL = [
     *"--backbone gradient --clusters 4 --size 64x80 --tuples 2 --images 4 --gallery 24x480".split(),
     *"--dim 16 --rounds 1 --threads 1".split(),

@@ -8,6 +8,8 @@ import pytest
 import sass
 from walk import BARRIER, BRANCH, LATENCY, TENSOR, Launch, Lost, Program, Walk
 
+pytestmark = pytest.mark.slow
+
 
 def kernel(*lines: tuple) -> sass.Kernel:
     """Of (text, stall, scoreboard set, scoreboards waited for); a text that ends with a colon is a label."""

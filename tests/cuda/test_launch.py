@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 NVCC = shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin")
-pytestmark = pytest.mark.skipif(NVCC is None, reason="no nvcc here")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(NVCC is None, reason="no nvcc here")]
 
 WRAPPED = ("cudaFuncSetAttribute", "cudaLaunchKernel")
 PROGRAM = """

@@ -10,6 +10,8 @@ from check import check
 
 import sfrs_ext
 
+pytestmark = pytest.mark.slow
+
 LINES = Path(__file__).with_name("seeds.txt").read_text("utf-8").splitlines()
 SEEDS = [int(line.split()[0]) for line in LINES if line and not line.startswith("#")]
 

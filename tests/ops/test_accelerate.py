@@ -23,6 +23,8 @@ from sfrs_ext.compat import fused
 from sfrs_ext.compat import recipe as recipes
 from sfrs_ext.compat.recipe import Recipe
 
+pytestmark = pytest.mark.slow
+
 every_layer = pytest.mark.parametrize("name", LAYERS)
 
 

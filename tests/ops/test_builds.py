@@ -11,6 +11,8 @@ import torch
 import sfrs_ext
 from sfrs_ext import _operators
 
+pytestmark = pytest.mark.slow
+
 
 def python(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
     return subprocess.run(

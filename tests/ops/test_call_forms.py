@@ -31,6 +31,8 @@ from torch import nn
 import sfrs_ext
 from sfrs_ext.compat import Used
 
+pytestmark = pytest.mark.slow
+
 NORMAL = functools.partial(torch.randn, dtype=torch.float64)
 MAP, TOKENS, ROWS = NORMAL(2, D, 4, 5), NORMAL(2, 20, D), NORMAL(2, D, 20)
 SMALL, OTHER = NORMAL(2, D, 2, 3), NORMAL(2, D + 1, 8, 8)

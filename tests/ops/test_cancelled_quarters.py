@@ -12,6 +12,8 @@ from tolerance import assert_as_exact_as_eager
 import sfrs_ext
 from sfrs_ext import reference
 
+pytestmark = pytest.mark.slow
+
 SHAPES = ((1, 5, 3, 40), (9, 21, 5, 33))  # T queries, G gallery images, K, D
 LISTS_AND_PAIRS = pytest.mark.parametrize("all_pairs", (False, True), ids=("lists", "all pairs"))
 

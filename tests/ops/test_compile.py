@@ -7,7 +7,7 @@ from torch._dynamo.testing import CompileCounter
 
 import sfrs_ext
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # torch.compile's own
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # torch.compile's own
 
 K, D = 11, 23
 SIZES = ((2, 6, 7), (3, 8, 5), (5, 4, 10), (4, 9, 8), (7, 5, 9))  # batch, height, width

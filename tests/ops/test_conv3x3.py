@@ -7,6 +7,8 @@ from torch import Tensor
 
 import sfrs_ext
 
+pytestmark = pytest.mark.slow
+
 SIZES = ((1, 1), (1, 5), (5, 1), (2, 2), (7, 9), (15, 20))
 CHANNELS = ((1, 1), (3, 8), (5, 3), (64, 64), (65, 17), (32, 130), (128, 96))
 

@@ -8,6 +8,8 @@ from test_aggregation import OPERATORS, check
 import sfrs_ext
 from sfrs_ext import reference
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", [s for s in SHAPES if s.dim > 1], ids=str)

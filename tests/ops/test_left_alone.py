@@ -19,6 +19,8 @@ from torch import nn
 import sfrs_ext
 from sfrs_ext.compat import structure
 
+pytestmark = pytest.mark.slow
+
 
 class ReturnsTuple(ConvolutionNetVLAD):
     def forward(self, x):

@@ -17,6 +17,8 @@ from torch.nn.utils import parametrizations
 
 import sfrs_ext
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("layer", KEEPS, ids=lambda layer: layer.__name__)
 def test_what_a_layers_code_keeps_elsewhere_is_put_back_and_named(layer):

@@ -12,6 +12,8 @@ import torch
 import sfrs_ext
 from sfrs_ext import _C
 
+pytestmark = pytest.mark.slow
+
 FAILING = hasattr(ctypes.CDLL(_C.__file__), "sfrs_fail_allocation")
 
 

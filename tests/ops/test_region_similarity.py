@@ -10,6 +10,8 @@ from tolerance import assert_as_exact_as_eager
 import sfrs_ext
 from sfrs_ext import reference
 
+pytestmark = pytest.mark.slow
+
 SHAPES = (  # T queries, G gallery images, K, D
     (1, 11, 64, 512),
     (2, 3, 4, 16),

@@ -7,6 +7,8 @@ from problems import SHAPES, Problem, Shape
 import sfrs_ext
 from sfrs_ext import reference
 
+pytestmark = pytest.mark.slow
+
 SMALL = Shape("small", 2, 24, 5, 6, 7, 1)
 
 

@@ -13,6 +13,8 @@ from torch.utils.flop_counter import FlopCounterMode
 import sfrs_ext
 from sfrs_ext import reference
 
+pytestmark = pytest.mark.slow
+
 K, D = 4, 8
 
 

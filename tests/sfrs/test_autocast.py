@@ -16,6 +16,8 @@ from sfrs.training.preparation import build_features, training_images
 from sfrs.training.step import StudentTeacher, sgd, tuple_losses
 from sfrs.training.trainer import train
 
+pytestmark = pytest.mark.slow
+
 SPOTS = (8, 6)
 
 HALF = ("bfloat16", "float16")

@@ -16,6 +16,8 @@ from sfrs.synthetic.city.textures import paint_front
 from sfrs.synthetic.city.views import DAY, NIGHT, Drive, Views, Visit, drive, visit
 from sfrs.synthetic.city.write import city_config, write_city
 
+pytestmark = pytest.mark.slow
+
 SIZE = (64, 80)
 
 

@@ -9,6 +9,8 @@ from sfrs.models.network import load_network
 from sfrs.runtime.errors import UserError
 from sfrs.synthetic.demo import BASELINE, BEFORE, run_demo
 
+pytestmark = pytest.mark.slow
+
 
 def _silent(_):
     return lambda done, total: None

@@ -20,6 +20,8 @@ from sfrs.features.frozen import FrozenTrunk
 from sfrs.runtime.atomic_io import lock_taken
 from sfrs.runtime.errors import UserError
 
+pytestmark = pytest.mark.slow
+
 PAPER = (0.7, 0.7, 0.7, 0.5)
 
 

@@ -18,6 +18,8 @@ from sfrs.models.backbones import REGISTRY
 from sfrs.runtime.distributed import Processes, processes, running_together
 from sfrs.runtime.errors import UserError
 
+pytestmark = pytest.mark.slow
+
 HERE = Path(__file__).parent
 RUNS = {
     "plain": ["--jitter", ",", "--tuples-per-step", "4"],

@@ -16,6 +16,8 @@ import pytest
 
 from sfrs.cli import app
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [
     pytest.param(page, id=page.name) for page in sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])

@@ -23,6 +23,8 @@ from sfrs.models.network import METADATA_KEY, DescriptorNetwork, load_network, s
 from sfrs.models.whitening import Whitening
 from sfrs.runtime.errors import UserError
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 FIXED, DYNAMIC = ImageShape(48, 64, 8), ImageShape(48, 64, 8, dynamic=True)
 ONNX = ("onnx", "onnxscript", "onnxruntime")

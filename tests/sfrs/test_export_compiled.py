@@ -13,6 +13,8 @@ from sfrs.models.export.shapes import made_up_images
 from sfrs.models.model import Model
 from sfrs.models.whitening import Whitening
 
+pytestmark = pytest.mark.slow
+
 PROGRAM = """
 import sys, torch, sfrs_ext
 sys.modules["sfrs"] = None

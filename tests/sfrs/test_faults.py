@@ -24,6 +24,8 @@ from sfrs.training.progress import TrainingProgress
 from sfrs.training.run_folder import RunDirectory
 from sfrs.training.trainer import train
 
+pytestmark = pytest.mark.slow
+
 SPOTS = (12, 8)
 
 DRIVER = Path(__file__).with_name("killed_training.py")

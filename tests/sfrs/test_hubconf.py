@@ -12,6 +12,8 @@ from sfrs.models.model import Model
 from sfrs.models.network import DescriptorNetwork, save_network
 from sfrs.models.whitening import Whitening
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 
 

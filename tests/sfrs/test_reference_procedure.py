@@ -22,6 +22,8 @@ from sfrs.training.config import TrainConfig
 from sfrs.training.mining import Miner, Tuples
 from sfrs.training.step import StudentTeacher, TrainingImages, tuple_losses
 
+pytestmark = pytest.mark.slow
+
 QUERIES, DATABASE, NEGATIVES = 4, 12, 3
 SHARPNESS = 0.1
 POSITIVES = [3, 2, 1, 3]

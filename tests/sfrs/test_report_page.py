@@ -8,6 +8,8 @@ from sfrs.models.backbones import REGISTRY, build_backbone
 from sfrs.models.network import DescriptorNetwork
 from sfrs.web.report import Overrides, Running, read_subject, write_report
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory) -> str:

@@ -18,6 +18,8 @@ from sfrs.training.checkpoint import (
 from sfrs.training.progress import TrainingProgress
 from sfrs.training.trainer import train
 
+pytestmark = pytest.mark.slow
+
 SPOTS = (12, 8)
 
 TIMES = ("time", "tuples_per_second", "images_per_second", "peak_bytes")

@@ -16,6 +16,8 @@ from sfrs.commands import serve as command
 from sfrs.runtime.errors import UserError
 from sfrs.web.serve import server
 
+pytestmark = pytest.mark.slow
+
 CROWD, MEGABYTES = 64, 3
 
 

@@ -12,6 +12,8 @@ from sfrs.web.serve.app import create_app
 from sfrs.web.serve.page import page as served_page
 from sfrs.web.serve.uploads import Limits
 
+pytestmark = pytest.mark.slow
+
 WAIT = 30_000
 SEND = """([where, name, kind, data]) => {
   const bytes = Uint8Array.from(atob(data), (letter) => letter.charCodeAt(0));

@@ -17,6 +17,8 @@ import pytest
 import setuptools
 import torch
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 SUFFIX = sysconfig.get_config_var("EXT_SUFFIX")
 SETUPTOOLS = setuptools.__version__

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 BUILT = ROOT / "sfrs_ext" / f"_C{sysconfig.get_config_var('EXT_SUFFIX')}"
 

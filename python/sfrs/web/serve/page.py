@@ -34,4 +34,4 @@ def page() -> tuple[bytes, str]:
 
 
 def _read(package: str, name: str) -> str:
-    return resources.files(package.split(".")[0]).joinpath(*package.split(".")[1:], name).read_text("utf-8")
+    return resources.files(package).joinpath(name).read_text("utf-8")
