@@ -33,6 +33,8 @@ TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 """How to turn an image upright, by its EXIF orientation."""
+METADATA = ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif")
+"""Where Pillow keeps blocks that hold an orientation."""
 LARGE, MOST_PIXELS = 64_000_000, 32_000_000
 """Pixels from which a JPEG is decoded reduced, and that resizing may make of an image."""
 
@@ -88,12 +90,16 @@ def load_image(path: str | Path, size: Size = None) -> Tensor:
 
 
 def turned(image: Image.Image) -> Image.Image:
-    """Turn an image by its EXIF orientation, if one can be read; nothing else of EXIF is looked at."""
+    """Turn an image by its EXIF orientation, if one can be read; a turned image has no EXIF left."""
     try:
         turn = TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
     except BROKEN_EXIF:
         turn = None
-    return image if turn is None else image.transpose(turn)
+    if turn is None:
+        return image
+    result = image.transpose(turn)
+    result.info = {name: value for name, value in result.info.items() if name not in METADATA}
+    return result
 
 
 def upright(image: Image.Image) -> Image.Image:

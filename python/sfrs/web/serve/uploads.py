@@ -15,7 +15,7 @@ from PIL import Image
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
-from sfrs.data.images import Size, target_size, turned
+from sfrs.data.images import Size, target_size
 from sfrs.web.serve.refusal import Refusal
 
 FORMATS = ("JPEG", "PNG", "WEBP")
@@ -181,8 +181,8 @@ def decode_photo(data: bytes, limits: Limits, size: Size) -> Image.Image:
         with _quiet(), Image.open(io.BytesIO(data), formats=FORMATS) as image:
             _check_shape(image.size, limits, size)
             image.load()
-            # 16-bit greys keep their mode: image_tensor scales them where convert() would clip.
-            image = turned(image)
+            # EXIF stays, for GPS; image_tensor turns the photo by it. 16-bit greys keep their mode: it scales
+            # them where convert() would clip.
             photo = image if image.mode.startswith("I;16") else image.convert("RGB")
     except Refusal:
         raise
