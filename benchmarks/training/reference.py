@@ -84,6 +84,8 @@ def hard_loss(similarities: Tensor, config: TrainConfig, generation: int) -> Ten
         negatives = negatives[:, 0]
     if config.hard_loss == "triplet":  # |u - v|^2 = 2 - 2 u.v for unit vectors
         near, far = 2 - 2 * positive, 2 - 2 * negatives
+        if config.triplet_distance == "plain":
+            near, far = near.sqrt(), far.sqrt()
         return (near - far + config.margin).clamp_min(0).mean()
     if config.hard_loss == "sare-joint":
         logits = torch.cat((positive[None], negatives)) / config.temperature

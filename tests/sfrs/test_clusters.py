@@ -20,6 +20,14 @@ def test_kmeans_repeats_with_its_seed():
     assert not torch.equal(kmeans(points, 6, seed=3), kmeans(points, 6, seed=4))
 
 
+def test_an_iteration_of_kmeans_moves_each_centre_to_the_mean_of_its_points():
+    points = torch.randn(300, 8, generator=torch.Generator().manual_seed(0))
+    for iterations in (1, 2):
+        nearest = torch.cdist(points, kmeans(points, 6, iterations=iterations)).argmin(dim=1)
+        means = torch.stack([points[nearest == cluster].mean(dim=0) for cluster in range(6)])
+        torch.testing.assert_close(kmeans(points, 6, iterations=iterations + 1), means)
+
+
 def test_kmeans_needs_a_feature_per_cluster():
     with pytest.raises(TooFewFeaturesError, match="3 local features for 4 clusters"):
         kmeans(torch.randn(3, 8), 4)

@@ -22,6 +22,27 @@ def test_the_paper_preset_has_the_papers_values():
     assert paper.region_negatives and paper.soft_level == "region" and not paper.soft_negatives
 
 
+def test_the_reference_preset_departs_from_the_paper_in_these_values_only():
+    paper, reference = TrainConfig.preset("paper"), TrainConfig.preset("reference")
+    assert paper == TrainConfig()
+    changed = {k: v for k, v in reference.to_dict().items() if v != paper.to_dict()[k]}
+    assert changed == {
+        "init_iterations": 100,
+        "lr_schedule": "halving",
+        "rerank_distances": "squared-twice",
+        "triplet_distance": "plain",
+        "margin": pytest.approx(0.316227766),
+        "teacher": "last",
+    }
+
+
+def test_a_configuration_stored_before_the_reference_preset_is_that_of_the_paper():
+    stored = TrainConfig().to_dict()
+    for name in ("init_iterations", "rerank_distances", "triplet_distance", "teacher"):
+        del stored[name]
+    assert TrainConfig.from_dict(stored) == TrainConfig.preset("paper")
+
+
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_survives_json_and_flags(name):
     config = TrainConfig.preset(name)
@@ -47,6 +68,13 @@ def test_values_by_generation_repeat_their_last():
     ("values", "message"),
     [
         (dict(hard_loss="hinge"), "hard_loss is 'hinge', expected one of triplet, sare-joint, sare-ind"),
+        (dict(teacher="first"), "teacher is 'first', expected one of best, last"),
+        (
+            dict(rerank_distances="cubed"),
+            "rerank_distances is 'cubed', expected one of squared, squared-twice",
+        ),
+        (dict(triplet_distance="cosine"), "triplet_distance is 'cosine', expected one of squared, plain"),
+        (dict(init_iterations=0), "init_iterations is 0, expected at least 1"),
         (dict(clusters=0), "clusters is 0, expected at least 1"),
         (dict(clusters=2.5), "clusters is 2.5, expected int"),
         (dict(learning_rate="fast"), "learning_rate is 'fast', expected float"),

@@ -11,6 +11,7 @@ from tiny_training import SIZE, cache_of, network_of_seed, tiny_config
 from sfrs.data.jitter import ColorJitter
 from sfrs.features.on_the_fly import OnTheFlyFeatures
 from sfrs.features.source import describe_features
+from sfrs.models.clusters import kmeans
 from sfrs.models.model import Model
 from sfrs.runtime.errors import UserError
 from sfrs.training.epoch import Epoch
@@ -68,11 +69,40 @@ def test_a_generations_student_starts_from_the_initial_weights_and_its_teacher_i
         assert all(torch.equal(value, teacher[name]) for name, value in seen[number][1].items())
 
 
-def test_kmeans_gives_the_initial_network_its_clusters_and_given_leaves_them(places, tmp_path):
+def test_the_last_epochs_network_teaches_if_asked_even_where_an_earlier_one_is_better(
+    places, tmp_path, monkeypatch
+):
+    students, teachers = {}, {}
+
+    def spy(pair, *args):
+        students[pair.generation], teachers[pair.generation] = pair.student, pair.teacher
+        return Epoch(pair, *args)
+
+    monkeypatch.setattr("sfrs.training.trainer.Epoch", spy)
+    alike = dict.fromkeys((1, 5, 10, 20), 0.5)  # the first epoch is the best
+    monkeypatch.setattr("sfrs.training.trainer._Run._validate", lambda self, network: alike)
+    config = tiny_config(epochs=(2, 1), teacher="last")
+    result = train(places, config, tmp_path / "run", network=network_of_seed())
+    teacher, last = teachers[2].state_dict(), students[1].state_dict()
+    assert all(torch.equal(value, last[name]) for name, value in teacher.items())
+    assert result.generations[0].epoch == 1
+    best = result.network(1).state_dict()
+    assert not all(torch.equal(value, last[name]) for name, value in best.items())
+
+
+def test_kmeans_gives_the_initial_network_its_clusters_and_given_leaves_them(places, tmp_path, monkeypatch):
+    asked = []
+
+    def spy(*args, iterations, **options):
+        asked.append(iterations)
+        return kmeans(*args, iterations=iterations, **options)
+
+    monkeypatch.setattr("sfrs.models.clusters.kmeans", spy)
     network = network_of_seed()
     one = dict(generations=1, epochs=(1,))
     given = train(places, tiny_config(init="given", **one), tmp_path / "given", network=network)
-    clustered = train(places, tiny_config(**one), tmp_path / "kmeans", network=network)
+    clustered = train(places, tiny_config(init_iterations=7, **one), tmp_path / "kmeans", network=network)
+    assert asked == [7]
     assert torch.equal(given.network(0).vlad.centroids, network.vlad.centroids)
     centres = clustered.network(0).vlad.centroids
     assert not torch.equal(centres, network.vlad.centroids)
@@ -90,7 +120,7 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not(places, tmp
 
 
 def test_variants_can_share_generation_one(places, tmp_path):
-    config = tiny_config(epochs=(2, 1))
+    config = tiny_config(epochs=(2, 1), teacher="last")
     whole = train(places, config, tmp_path / "whole", network=network_of_seed())
     shared = train(places, config, tmp_path / "shared", first_generation=tmp_path / "whole")
     assert shared.generations[0].recalls == whole.generations[0].recalls
@@ -100,6 +130,9 @@ def test_variants_can_share_generation_one(places, tmp_path):
         train(places[::-1], config, tmp_path / "x", first_generation=tmp_path / "whole")
     with pytest.raises(UserError, match="generations is 1"):
         train(places, config.changed(generations=1), tmp_path / "x", first_generation=tmp_path / "whole")
+    (tmp_path / "whole/generation_1/last.safetensors").unlink()
+    with pytest.raises(UserError, match="whole: teacher is last, but the run did not keep that network"):
+        train(places, config, tmp_path / "x", first_generation=tmp_path / "whole")
 
 
 def test_a_generation_one_that_is_not_finished_is_not_taken_over(places, tmp_path):

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 import sfrs_ext
 from sfrs.training.losses import hard_loss, region_negatives, sare_ind, sare_joint, soft_loss, triplet
@@ -50,10 +51,11 @@ def assert_same_with_gradients(actual, expected, inputs):
         assert other.abs().max() > 1e-6
 
 
-def explicit_hard(kind, q, p, negatives):
+def explicit_hard(kind, q, p, negatives, distance="squared"):
     """The hard loss of one tuple from descriptors: q, p ``[L]``, negatives ``[N, L]``."""
     if kind == "triplet":
-        terms = [torch.relu((q - p).pow(2).sum() - (q - n).pow(2).sum() + MARGIN) for n in negatives]
+        power = 2 if distance == "squared" else 1
+        terms = [torch.relu((q - p).norm() ** power - (q - n).norm() ** power + MARGIN) for n in negatives]
         return sum(terms) / len(terms)
     numerator = torch.exp(q @ p / TAU)
     if kind == "sare-joint":
@@ -63,14 +65,18 @@ def explicit_hard(kind, q, p, negatives):
     )
 
 
-@pytest.mark.parametrize("kind", ["triplet", "sare-joint", "sare-ind"])
+@pytest.mark.parametrize(
+    ("kind", "distance"),
+    [("triplet", "squared"), ("triplet", "plain"), ("sare-joint", "squared"), ("sare-ind", "squared")],
+)
 @pytest.mark.parametrize("regions", [False, True])
-def test_hard_losses_are_the_papers_formulas_on_descriptors(tuples, kind, regions):
+def test_hard_losses_are_the_papers_formulas_on_descriptors(tuples, kind, distance, regions):
     query, quarters = tuples
     similarity = ours(tuples)
     negatives = similarity[:, 1 : 1 + N]
     chosen = region_negatives(negatives) if regions else negatives[:, :, 0]
-    actual = hard_loss(kind, similarity[:, 0, 0], chosen, temperature=TAU, margin=MARGIN).mean()
+    options = dict(temperature=TAU, margin=MARGIN, distance=distance)
+    actual = hard_loss(kind, similarity[:, 0, 0], chosen, **options).mean()
     descriptors = explicit_regions(quarters)
     expected = 0
     for t in range(T):
@@ -83,7 +89,7 @@ def test_hard_losses_are_the_papers_formulas_on_descriptors(tuples, kind, region
                 else 0
             )
             picked.append(descriptors[t, 1 + n, closest])
-        expected = expected + explicit_hard(kind, q, descriptors[t, 0, 0], torch.stack(picked)) / T
+        expected = expected + explicit_hard(kind, q, descriptors[t, 0, 0], torch.stack(picked), distance) / T
     assert_same_with_gradients(actual, expected, tuples)
 
 
@@ -171,6 +177,25 @@ def test_region_negatives_pass_gradient_to_the_chosen_region_alone():
     chosen.sum().backward()
     assert chosen.tolist() == [[0.5, 0.5]]
     assert similarity.grad.nonzero().tolist() == [[0, 0, 4], [0, 1, 8]]
+
+
+def test_the_triplet_of_plain_distances_is_torchs_but_for_its_epsilon():
+    """Torch adds 1e-6 to every coordinate, which moves a distance by at most 1e-6 sqrt(L)."""
+    length, margin, generator = 8, 0.1**0.5, torch.Generator().manual_seed(0)
+    q, p, n = F.normalize(torch.randn(3, 40, length, generator=generator, dtype=torch.float64), dim=2)
+    expected = F.triplet_margin_loss(q, p, n, margin=margin, reduction="none")
+    assert (expected > 0).any() and (expected == 0).any()
+    found = triplet((q * p).sum(1), (q * n).sum(1)[:, None], margin, distance="plain")
+    torch.testing.assert_close(found, expected, rtol=0, atol=2e-6 * length**0.5)
+
+
+def test_the_triplet_of_plain_distances_has_a_finite_gradient_where_images_are_alike():
+    positive, negatives = torch.ones(1, requires_grad=True), torch.tensor([[1.0, 0.5]], requires_grad=True)
+    triplet(positive, negatives, 2.0, distance="plain").sum().backward()
+    assert positive.grad.tolist() == [0]
+    assert negatives.grad.tolist() == [[0, 0.5]], (
+        "half of the derivative of -sqrt(2 - 2 s) at 0.5, which is 1"
+    )
 
 
 def test_losses_are_finite_and_exact_for_extreme_similarities():

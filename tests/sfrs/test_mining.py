@@ -142,19 +142,21 @@ def test_difficult_positives_by_rank():
         assert [d for d in difficult if d >= 0] == expected
 
 
-def test_promoted_difficult_positives_are_positives_chosen_by_the_reranking():
+@pytest.mark.parametrize(("distances", "squarings"), [("squared", 1), ("squared-twice", 2)])
+def test_promoted_difficult_positives_are_positives_chosen_by_the_reranking(distances, squarings):
     from test_reranking import oracle
 
     near, (queries, database) = neighbourhood(), descriptors()
     everything = torch.cat((queries, database))
-    miner = Miner(near, config(positive_pool=6, difficult_positives=3))
+    settings = config(rerank_neighbours=10, rerank_lambda=0.3)  # here both distances matter
+    miner = Miner(near, settings.changed(rerank_distances=distances))
     tuples = miner.mine(miner.queries, queries, database, difficult="promoted")
     for query, difficult in zip(tuples.queries.tolist(), tuples.difficult.tolist(), strict=True):
-        nearest = by_similarity(queries[query], database, near.positives[query])[:6]
-        distance = oracle(everything, query, [QUERIES + i for i in nearest], 6, 0.1)
+        nearest = by_similarity(queries[query], database, near.positives[query])
+        distance = oracle(everything, query, [QUERIES + i for i in nearest], 10, 0.3, squarings)
         order = sorted(range(len(nearest)), key=distance.__getitem__)
         rises = sorted((rank - order[rank], rank) for rank in range(len(order)) if order[rank] >= rank)
-        assert [d for d in difficult if d >= 0] == [nearest[order[rank]] for _, rank in rises][:3]
+        assert [d for d in difficult if d >= 0] == [nearest[order[rank]] for _, rank in rises]
 
 
 def test_the_tile_size_changes_nothing(monkeypatch):

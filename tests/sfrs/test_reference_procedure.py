@@ -186,9 +186,16 @@ def test_labels_of_whole_images_give_the_gradients_of_the_reference_procedure(tu
     check("tiny 7x9", TrainConfig(soft_level="image", region_negatives=False), 3, tuples)
 
 
-@pytest.mark.parametrize("kind", ["triplet", "sare-joint"])
-def test_other_hard_losses_give_the_gradients_of_the_reference_procedure(kind):
-    check("tiny 7x9", TrainConfig(hard_loss=kind, margin=2.0), 2, 4)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"hard_loss": "triplet"},
+        {"hard_loss": "triplet", "triplet_distance": "plain"},
+        {"hard_loss": "sare-joint"},
+    ],
+)
+def test_other_hard_losses_give_the_gradients_of_the_reference_procedure(changes):
+    check("tiny 7x9", TrainConfig(margin=2.0, **changes), 2, 4)
 
 
 def test_later_generations_use_their_own_temperature():

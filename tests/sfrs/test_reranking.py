@@ -8,13 +8,11 @@ import torch
 from sfrs.training.k_reciprocal import nearest_neighbours, promoted, reranked_distances
 
 
-def oracle(features, query, candidates, k1, lambda_value):
-    """Re-ranking distances of one query, one image at a time."""
+def oracle(features, query, candidates, k1, lambda_value, squarings=1):
+    """Re-ranking distances of one query, one image at a time; Euclidean distances are squared so often."""
     n = len(features)
     x = features.tolist()
-    squared = [
-        [sum((a - b) ** 2 for a, b in zip(x[i], x[j], strict=True)) for j in range(n)] for i in range(n)
-    ]
+    squared = [[math.dist(x[i], x[j]) ** (2**squarings) for j in range(n)] for i in range(n)]
     d = [[squared[i][j] / max(squared[i]) for j in range(n)] for i in range(n)]
     ranks = [sorted(range(n), key=lambda j, i=i: (j != i, squared[i][j])) for i in range(n)]
 
@@ -50,17 +48,18 @@ def clustered_features(count, dim, clusters, seed):
     return torch.nn.functional.normalize(centres[own] + 0.7 * noise, dim=1)
 
 
+@pytest.mark.parametrize("squarings", [1, 2])
 @pytest.mark.parametrize(("k1", "count", "clusters"), [(20, 120, 6), (5, 60, 9), (6, 50, 3), (20, 12, 2)])
-def test_distances_are_those_of_the_list_based_algorithm(k1, count, clusters):
+def test_distances_are_those_of_the_list_based_algorithm(k1, count, clusters, squarings):
     features = clustered_features(count, 8, clusters, seed=k1)
     queries = torch.tensor([3, 0, 7])
     candidates = torch.stack(
         [torch.arange(8, 12), torch.tensor([5, 1, -1, -1]), torch.tensor([11, 3, 2, -1])]
     )
-    actual = reranked_distances(features, queries, candidates, k1=k1, lambda_value=0.1)
+    actual = reranked_distances(features, queries, candidates, k1=k1, lambda_value=0.1, power=2**squarings)
     for row, query in enumerate(queries.tolist()):
         asked = [c for c in candidates[row].tolist() if c >= 0]
-        expected = oracle(features, query, asked, k1, 0.1)
+        expected = oracle(features, query, asked, k1, 0.1, squarings)
         torch.testing.assert_close(actual[row, : len(asked)], torch.tensor(expected, dtype=torch.float64))
         assert actual[row, len(asked) :].isinf().all()
 
@@ -91,7 +90,9 @@ def test_neighbours_carry_their_similarity_and_the_furthest_distance():
 
 def test_an_only_image_is_its_own_neighbour_and_candidate():
     features = torch.nn.functional.normalize(torch.ones(1, 4), dim=1)
+    twice = reranked_distances(features, torch.tensor([0]), torch.tensor([[0, -1]]), k1=3, power=4)
     distances = reranked_distances(features, torch.tensor([0]), torch.tensor([[0, -1]]), k1=3)
+    assert torch.equal(twice, distances)
     assert distances[0, 0] < 1e-6
     assert distances[0, 1].isinf()
 

@@ -16,6 +16,7 @@ from sfrs.training.checkpoint import (
     save_checkpoint,
 )
 from sfrs.training.progress import TrainingProgress
+from sfrs.training.run_folder import RunDirectory
 from sfrs.training.trainer import train
 
 pytestmark = pytest.mark.slow
@@ -52,18 +53,23 @@ def metrics(run):
 
 
 def assert_same_run(run, other):
-    for name in ("initial", "generation_1/best", "generation_2/best", "checkpoints/latest"):
-        ours, theirs = (load_file(folder / f"{name}.safetensors") for folder in (run, other))
+    names = sorted(file.relative_to(other) for file in other.rglob("*.safetensors"))
+    assert names == sorted(file.relative_to(run) for file in run.rglob("*.safetensors"))
+    assert len(names) >= 4
+    for name in names:
+        ours, theirs = (load_file(folder / name) for folder in (run, other))
         assert ours.keys() == theirs.keys()
         for key in ours:
             assert torch.equal(ours[key], theirs[key]), (name, key)
     assert metrics(run) == metrics(other)
 
 
-@pytest.mark.parametrize("jitter", [(), (0.4, 0.4, 0.4, 0.1)])
-def test_a_run_interrupted_after_and_within_every_epoch_ends_with_the_same_bits(places, tmp_path, jitter):
+@pytest.mark.parametrize(("jitter", "teacher"), [((), "best"), ((0.4, 0.4, 0.4, 0.1), "last")])
+def test_a_run_interrupted_after_and_within_every_epoch_ends_with_the_same_bits(
+    places, tmp_path, jitter, teacher
+):
     # A pool smaller than the database, so that random draws and previous negatives matter.
-    config = tiny_config(jitter=jitter, negative_pool=8, lr_schedule="linear")
+    config = tiny_config(jitter=jitter, negative_pool=8, lr_schedule="linear", teacher=teacher)
     whole = train(places, config, tmp_path / "whole", network=network_of_seed())
     pieces = tmp_path / "pieces"
     stops = [StopAt(1, 1, step=2)] if not jitter else []
@@ -81,6 +87,26 @@ def test_a_run_interrupted_after_and_within_every_epoch_ends_with_the_same_bits(
     assert_same_run(pieces, tmp_path / "whole")
     assert [g.recalls for g in resumed.generations] == [g.recalls for g in whole.generations]
     assert [g.epoch for g in resumed.generations] == [g.epoch for g in whole.generations]
+
+
+def test_a_run_that_ends_between_its_teacher_and_the_checkpoint_ends_with_the_same_bits(
+    places, tmp_path, monkeypatch
+):
+    config = tiny_config(epochs=(1,), teacher="last")
+    train(places, config, tmp_path / "whole", network=network_of_seed())
+    log = RunDirectory.log
+
+    def interrupted(self, kind, **line):
+        if kind == "epoch":
+            raise Interrupted
+        log(self, kind, **line)
+
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        patch.setattr(RunDirectory, "log", interrupted)
+        train(places, config, tmp_path / "pieces", network=network_of_seed())
+    assert (tmp_path / "pieces/generation_1/last.safetensors").exists()
+    train(places, config, tmp_path / "pieces", resume=True)
+    assert_same_run(tmp_path / "pieces", tmp_path / "whole")
 
 
 def test_resuming_a_finished_run_returns_its_result_without_work(places, tmp_path, monkeypatch):

@@ -168,7 +168,13 @@ def test_the_linear_schedule_falls_to_zero_over_a_generation():
     config = tiny_config(lr_schedule="linear", learning_rate=0.1)
     rates = [learning_rate(config, step, 4) for step in range(4)]
     assert rates == pytest.approx([0.1, 0.075, 0.05, 0.025])
-    assert learning_rate(config.changed(lr_schedule="constant"), 3, 4) == 0.1
+    assert learning_rate(config.changed(lr_schedule="constant"), 3, 4, epoch=5) == 0.1
+
+
+def test_the_halving_schedule_halves_the_rate_in_every_fifth_epoch():
+    config = tiny_config(lr_schedule="halving", learning_rate=0.1)
+    rates = [learning_rate(config, 0, 1, epoch) for epoch in range(1, 12)]
+    assert rates == [0.1] * 4 + [0.05] * 5 + [0.025] * 2
 
 
 def test_the_schedule_runs_on_over_the_epochs_of_a_generation(places, images):

@@ -59,9 +59,9 @@ def sample_features(
     return torch.cat(samples)
 
 
-def init_vlad(network: DescriptorNetwork, features: Tensor, *, seed: int = 0) -> float:
+def init_vlad(network: DescriptorNetwork, features: Tensor, *, iterations: int = 25, seed: int = 0) -> float:
     """Set the network's NetVLAD from normalised local ``features`` ``[n, D]``; return alpha."""
-    centers = kmeans(features, network.vlad.num_clusters, seed=seed)
+    centers = kmeans(features, network.vlad.num_clusters, iterations=iterations, seed=seed)
     return network.vlad.init_from_clusters(
         centers.to(network.vlad.centroids), features.to(network.vlad.centroids)
     )

@@ -59,6 +59,7 @@ class TrainConfig:
     )
     init_images: int = _option(500, "images the k-means initialisation samples", least=1)
     init_features: int = _option(50_000, "local features the k-means initialisation samples", least=1)
+    init_iterations: int = _option(25, "iterations of the k-means initialisation", least=1)
 
     trunk_cache: str = _option(
         "ram",
@@ -94,7 +95,9 @@ class TrainConfig:
 
     learning_rate: float = _option(0.001, "learning rate of SGD", positive=True)
     lr_schedule: str = _option(
-        "constant", "learning rate within a generation; linear falls to 0", choices=("constant", "linear")
+        "constant",
+        "learning rate within a generation; linear falls to 0, halving halves it in every fifth epoch",
+        choices=("constant", "linear", "halving"),
     )
     momentum: float = _option(0.9, "momentum of SGD")
     weight_decay: float = _option(0.001, "weight decay of SGD")
@@ -113,14 +116,27 @@ class TrainConfig:
     )
     rerank_neighbours: int = _option(20, "k1 of the k-reciprocal re-ranking", least=1)
     rerank_lambda: float = _option(0.1, "share of the feature distance in the re-ranking distance")
+    rerank_distances: str = _option(
+        "squared",
+        "feature distances that are re-ranked: Euclidean squared, or squared once more",
+        choices=("squared", "squared-twice"),
+    )
 
     hard_loss: str = _option("sare-ind", "hard loss", choices=("triplet", "sare-joint", "sare-ind"))
     temperature: float = _option(0.07, "temperature of the student's softmax", positive=True)
-    margin: float = _option(0.1, "margin of the triplet loss, squared distance")
+    triplet_distance: str = _option(
+        "squared", "Euclidean distance of the triplet loss, squared or plain", choices=("squared", "plain")
+    )
+    margin: float = _option(0.1, "margin of the triplet loss, a distance as triplet_distance says")
     region_negatives: bool = _option(
         True, "from generation 2, a negative is its region most similar to the query, not the whole image"
     )
     soft_weight: float = _option(0.5, "weight of the soft loss")
+    teacher: str = _option(
+        "best",
+        "a generation's network that teaches the next: the best in validation, or that of the last epoch",
+        choices=("best", "last"),
+    )
     teacher_temperatures: tuple[float, ...] = _option(
         (0.07, 0.07, 0.06, 0.05),
         "temperature of the teacher's labels in each generation (the first is not used)",
@@ -217,6 +233,14 @@ class TrainConfig:
 
 PRESETS: dict[str, dict[str, Any]] = {
     "paper": {},
+    "reference": {
+        "init_iterations": 100,
+        "lr_schedule": "halving",
+        "rerank_distances": "squared-twice",
+        "triplet_distance": "plain",
+        "margin": 0.1**0.5,
+        "teacher": "last",
+    },
     "demo": {
         "backbone": "gradient",
         "clusters": 32,
@@ -232,6 +256,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
 }
 """Changes to the defaults. ``paper`` changes nothing: the defaults are SFRS (ECCV 2020, section 4).
+
+``reference`` does what the implementation of the paper's authors does where that departs from the paper.
 
 ``demo`` trains the small backbone on the rendered city. Its learning rate and epochs were chosen by the
 baseline's validation recall@5 (rates 0.01, 0.03, 0.06; 8, 12, 16 epochs); the rate falls to zero within each

@@ -48,7 +48,7 @@ class Epoch:
         processes: Processes | None = None,
         state: EpochState | None = None,
     ) -> None:
-        self.pair, self.images, self.config = pair, images, config
+        self.pair, self.number, self.images, self.config = pair, number, images, config
         self.processes = processes or Processes()
         self.state = self._begun() if state is None else state
         self.of = len(self.state.queries)
@@ -143,7 +143,7 @@ class Epoch:
         return refreshes * steps_of_refresh + math.ceil(rest / self.config.tuples_per_step)
 
     def _rate(self, step: int) -> float:
-        return learning_rate(self.config, self.first_step + step - 1, self.all_steps)
+        return learning_rate(self.config, self.first_step + step - 1, self.all_steps, self.number)
 
     def _report(self, step: int, hard: float, soft: float) -> StepReport:
         seconds = max(time.perf_counter() - self.began, 1e-9)
@@ -213,8 +213,13 @@ def describe_in_shares(
     return processes.gather_rows(described, total)
 
 
-def learning_rate(config: TrainConfig, step: int, steps: int) -> float:
-    """Return the rate of optimisation step ``step`` (from 0) of the ``steps`` of a generation."""
+def learning_rate(config: TrainConfig, step: int, steps: int, epoch: int = 1) -> float:
+    """Return the rate of optimisation step ``step`` (from 0) of the ``steps`` of a generation.
+
+    ``epoch`` counts from 1 within the generation.
+    """
+    if config.lr_schedule == "halving":
+        return config.learning_rate * 0.5 ** (epoch // 5)
     if config.lr_schedule == "linear":
         return config.learning_rate * (1 - step / steps)
     return config.learning_rate

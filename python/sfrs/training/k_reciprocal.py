@@ -8,8 +8,8 @@ distance of two images compares these weighted sets; the re-ranking distance is 
 lambda d``.
 
 Choices, where implementations differ:
-- ``d(i, j)`` is the squared Euclidean distance, squared once, divided by the distance from i to the image
-  furthest from it, as in Zhong et al. (The SFRS authors' code squares the squared distance again.)
+- ``d(i, j)`` is the squared Euclidean distance divided by that from i to the image furthest from it, as in
+  Zhong et al. With ``power`` 4 both are squared once more, as in the implementation of the SFRS authors.
 - k2 = 1, the value SFRS uses: no averaging over neighbours (local query expansion).
 - The neighbourhood lists cover all images; sets, weights and distances are computed only for the asked pairs.
 
@@ -32,7 +32,13 @@ GATHERED_BYTES = 2**20
 
 
 def reranked_distances(
-    features: Tensor, queries: Tensor, candidates: Tensor, *, k1: int = 20, lambda_value: float = 0.1
+    features: Tensor,
+    queries: Tensor,
+    candidates: Tensor,
+    *,
+    k1: int = 20,
+    lambda_value: float = 0.1,
+    power: int = 2,
 ) -> Tensor:
     """Compute re-ranking distances between queries and a few candidates of each.
 
@@ -40,16 +46,17 @@ def reranked_distances(
         features: unit vectors ``[n, d]`` of all images, queries and gallery.
         queries: rows of ``features``, int64 ``[b]``.
         candidates: rows of ``features``, int64 ``[b, C]``; -1 where a query has fewer than C.
+        power: of the Euclidean distances, 2 or 4.
 
     Returns:
         ``[b, C]`` in ``features``' dtype; infinite where the candidate is -1.
     """
-    neighbours = nearest_neighbours(features, k1)
+    neighbours = nearest_neighbours(features, k1, power)
     present = candidates.clamp_min(0)
     asked, place = torch.cat((queries[:, None], present), dim=1).unique(return_inverse=True)
-    members, weights = reciprocal_sets(features, asked, neighbours)
+    members, weights = reciprocal_sets(features, asked, neighbours, power)
     jaccard = _jaccard(members, weights, place, len(features))
-    direct = _squared_distances(features, queries, present)
+    direct = _distances(similarities(features, queries, features, present), power)
     distance = (1 - lambda_value) * jaccard + lambda_value * direct / neighbours.furthest[queries][:, None]
     return distance.masked_fill(candidates < 0, torch.inf)
 
@@ -59,11 +66,11 @@ class Neighbours(NamedTuple):
 
     images: Tensor  # int64 [n, min(k + 1, n)], nearest first; an image is its own first neighbour
     similarity: Tensor  # to each of them, infinite to itself, [n, min(k + 1, n)]
-    furthest: Tensor  # squared distance to the furthest image, [n]
+    furthest: Tensor  # distance to the furthest image, squared or to another power, [n]
 
 
-def nearest_neighbours(features: Tensor, k: int) -> Neighbours:
-    """Find for each image itself and its k nearest others, and the squared distance to the furthest image."""
+def nearest_neighbours(features: Tensor, k: int, power: int = 2) -> Neighbours:
+    """Find for each image itself and its k nearest others, and the distance to the furthest image."""
     count, parts = len(features), []
     rows = max(1, TILE_BYTES // (count * features.element_size()))
     for start in range(0, count, rows):
@@ -72,7 +79,7 @@ def nearest_neighbours(features: Tensor, k: int) -> Neighbours:
         parts.append((*largest(products, min(k + 1, count)), products.amin(dim=1)))
     similarity, images, least = map(torch.cat, zip(*parts, strict=True))
     tiny = torch.finfo(features.dtype).tiny
-    return Neighbours(images, similarity, (2 - 2 * least).clamp_min(tiny))
+    return Neighbours(images, similarity, _distances(least, power).clamp_min(tiny))
 
 
 def tile_rows(device: torch.device, row_bytes: int, cached: int = CACHED_BYTES) -> int:
@@ -80,7 +87,9 @@ def tile_rows(device: torch.device, row_bytes: int, cached: int = CACHED_BYTES) 
     return max(1, (min(TILE_BYTES, cached) if device.type == "cpu" else TILE_BYTES) // row_bytes)
 
 
-def reciprocal_sets(features: Tensor, images: Tensor, neighbours: Neighbours) -> tuple[Tensor, Tensor]:
+def reciprocal_sets(
+    features: Tensor, images: Tensor, neighbours: Neighbours, power: int = 2
+) -> tuple[Tensor, Tensor]:
     """Return the widened k-reciprocal sets of some images as padded rows.
 
     Args:
@@ -98,8 +107,10 @@ def reciprocal_sets(features: Tensor, images: Tensor, neighbours: Neighbours) ->
     widest = int(added.max()) if len(images) else 0
     members = F.pad(core, (0, widest), value=count)
     members[row, column] = image
-    distances = F.pad((2 - 2 * neighbours.similarity[images]).clamp_min(0), (0, widest))
-    distances[row, column] = _squared_distances(features, images[row], image[:, None])[:, 0]
+    distances = F.pad(_distances(neighbours.similarity[images], power), (0, widest))
+    distances[row, column] = _distances(similarities(features, images[row], features, image[:, None]), power)[
+        :, 0
+    ]
     weights = (-distances / neighbours.furthest[images][:, None]).exp().masked_fill(members == count, 0)
     return members, weights / weights.sum(dim=1, keepdim=True)
 
@@ -173,9 +184,9 @@ def similarities(x: Tensor, rows: Tensor, y: Tensor, listed: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
-def _squared_distances(features: Tensor, images: Tensor, others: Tensor) -> Tensor:
-    """Compute those between ``images [m]`` and their ``others [m, W]``: ``[m, W]``."""
-    return (2 - 2 * similarities(features, images, features, others)).clamp_min(0)
+def _distances(similarity: Tensor, power: int) -> Tensor:
+    """Turn dot products of unit vectors into Euclidean distances to the ``power``, 2 or 4."""
+    return (2 - 2 * similarity).clamp_min(0).pow(power // 2)
 
 
 def _jaccard(members: Tensor, weights: Tensor, place: Tensor, count: int) -> Tensor:

@@ -13,17 +13,25 @@ import torch.nn.functional as F
 from torch import Tensor
 
 HARD_LOSSES = ("triplet", "sare-joint", "sare-ind")
+TRIPLET_EPSILON = 1e-6
+"""Least plain distance: the square root has no gradient at 0."""
 
 
-def triplet(positive: Tensor, negatives: Tensor, margin: float = 0.1) -> Tensor:
+def triplet(positive: Tensor, negatives: Tensor, margin: float = 0.1, *, distance: str = "squared") -> Tensor:
     """Compute the triplet loss, ``mean max(0, |q - p|^2 - |q - n|^2 + margin)`` (NetVLAD, eq. 7).
+
+    With plain distances, ``|q - p| - |q - n|``, images that are the query's equals get no gradient.
 
     Args:
         positive: similarity of each query to its positive, ``[T]``.
         negatives: similarities of each query to its negatives, ``[T, N]``.
-        margin: in units of squared distance between unit vectors.
+        margin: a distance between unit vectors, squared or plain as ``distance`` says.
+        distance: ``squared`` or ``plain``.
     """
     positive, negatives = _checked(positive, negatives)
+    if distance == "plain":
+        near, far = ((2 - 2 * s).clamp_min(TRIPLET_EPSILON**2).sqrt() for s in (positive, negatives))
+        return (margin + near[:, None] - far).clamp_min(0).mean(dim=1)
     return (margin + 2 * negatives - 2 * positive[:, None]).clamp_min(0).mean(dim=1)
 
 
@@ -44,11 +52,17 @@ def sare_ind(positive: Tensor, negatives: Tensor, temperature: float = 0.07) -> 
 
 
 def hard_loss(
-    kind: str, positive: Tensor, negatives: Tensor, *, temperature: float = 0.07, margin: float = 0.1
+    kind: str,
+    positive: Tensor,
+    negatives: Tensor,
+    *,
+    temperature: float = 0.07,
+    margin: float = 0.1,
+    distance: str = "squared",
 ) -> Tensor:
     """Compute the hard loss named ``kind`` (one of `HARD_LOSSES`); see the functions of those names."""
     if kind == "triplet":
-        return triplet(positive, negatives, margin)
+        return triplet(positive, negatives, margin, distance=distance)
     if kind not in HARD_LOSSES:
         raise ValueError(f"hard_loss: kind is {kind!r}, expected one of {', '.join(HARD_LOSSES)}")
     return (sare_joint if kind == "sare-joint" else sare_ind)(positive, negatives, temperature)

@@ -145,6 +145,7 @@ class Miner:
             torch.where(nearest < 0, -1, nearest + offset).to(device),
             k1=self.config.rerank_neighbours,
             lambda_value=self.config.rerank_lambda,
+            power=4 if self.config.rerank_distances == "squared-twice" else 2,
         )
         columns = promoted(distances.cpu(), self.config.difficult_positives)
         return nearest.gather(1, columns.clamp_min(0)).masked_fill(columns < 0, -1)

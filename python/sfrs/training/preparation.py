@@ -138,7 +138,8 @@ def init_clusters(config: TrainConfig, network: DescriptorNetwork, images: Train
     chosen = torch.randperm(len(images.names), generator=generator)[: config.init_images].sort().values
     features = (images.mining(part) for part in chosen.split(config.batch_size))
     per_image = -(-config.init_features // len(chosen))
-    init_vlad(network, sample_features(network, features, per_image, generator), seed=config.seed)
+    sampled = sample_features(network, features, per_image, generator)
+    init_vlad(network, sampled, iterations=config.init_iterations, seed=config.seed)
 
 
 def _frozen_trunk(config: TrainConfig, network: DescriptorNetwork) -> FrozenTrunk:

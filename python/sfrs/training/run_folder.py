@@ -4,6 +4,7 @@ config.json                     resolved configuration, and which images the run
 metrics.jsonl                   one JSON object a line: validation before training, steps, epochs
 initial.safetensors             the network every student starts from
 generation_N/best.safetensors   the best network of generation N by validation recall
+generation_N/last.safetensors   the network of its last epoch, if the configuration's teacher is last
 checkpoints/latest.safetensors  everything needed to go on
 recall.png                      validation recalls of the finished run
 run.lock                        empty; locked by the process that trains here
@@ -88,7 +89,11 @@ class RunDirectory:
 
     def best(self, generation: int) -> Path:
         """Return the file of the best network of ``generation``; of 0, the one before training."""
-        return self.path / f"generation_{generation}" / "best.safetensors" if generation else self.initial
+        return self.teacher(generation, "best") if generation else self.initial
+
+    def teacher(self, generation: int, kind: str) -> Path:
+        """Return the file of the ``best`` network of ``generation``, or of that of its ``last`` epoch."""
+        return self.path / f"generation_{generation}" / f"{kind}.safetensors"
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -208,11 +213,11 @@ def run_start(
     if first_generation is not None:
         if config.generations < 2:
             raise UserError("first_generation is given, but generations is 1, expected at least 2")
-        _check_first_generation(RunDirectory(first_generation), data)
+        _check_first_generation(RunDirectory(first_generation), data, config.teacher)
     return {"resume": False, "first_generation": first_generation, "network_given": network_given}
 
 
-def _check_first_generation(directory: RunDirectory, data: dict[str, Any]) -> None:
+def _check_first_generation(directory: RunDirectory, data: dict[str, Any], teacher: str) -> None:
     config, its_data = directory.read()
     if its_data != data:
         raise UserError(f"{directory.path}: the run was made with other images than this one")
@@ -222,6 +227,10 @@ def _check_first_generation(directory: RunDirectory, data: dict[str, Any]) -> No
         finished = facts["generation"] > 1 or facts["epoch"] >= config.epochs_of(1)
     if not finished:
         raise UserError(f"{directory.path}: the run has not finished generation 1 yet")
+    if not directory.teacher(1, teacher).exists():
+        raise UserError(
+            f"{directory.path}: teacher is {teacher}, but the run did not keep that network of generation 1"
+        )
 
 
 def fingerprint(places: Places) -> dict[str, Any]:

@@ -37,7 +37,7 @@ class StudentTeacher:
 
     generation: int  # counted from 1
     student: DescriptorNetwork
-    teacher: DescriptorNetwork | None  # the previous generation's best network, frozen; None in generation 1
+    teacher: DescriptorNetwork | None  # the previous generation's network, frozen; None in generation 1
     optimizer: torch.optim.Optimizer  # from `sgd`
     miner: Miner
 
@@ -146,6 +146,7 @@ def tuple_losses(
         region_negatives(negatives) if region_hard else negatives[:, :, 0],
         temperature=config.temperature,
         margin=config.margin,
+        distance=config.triplet_distance,
     )
     labelled = _labelled(pair, tuples, config)
     if pair.teacher is None or not labelled.any():

@@ -1,4 +1,4 @@
-"""The loop over generations of students, each taught by the best network of the one before (SFRS, 3.3)."""
+"""The loop over generations of students, each taught by a network of the one before (SFRS, 3.3)."""
 
 import copy
 import shutil
@@ -223,25 +223,28 @@ class _Run:
         _share(self.initial, self.processes)
         recalls = self._validate(self.initial)
         if recalls is not None:
-            self._save_network(0, self.initial, recalls)
+            self._save_network(self.directory.initial, self.initial, recalls)
             self.directory.log("initial", recalls=recalls)
 
     def _take_over(self, first_generation: RunDirectory) -> None:
-        for number in (0, 1):
-            theirs, ours = first_generation.best(number), self.directory.best(number)
+        files = (
+            (run.initial, run.best(1), run.teacher(1, self.config.teacher))
+            for run in (first_generation, self.directory)
+        )
+        for theirs, ours in dict(zip(*files, strict=True)).items():
             with replaced(ours, size=theirs.stat().st_size) as partial:
                 shutil.copyfile(theirs, partial)
         self.best = GenerationResult.read(self.directory.best(1))
         self.directory.log("first_generation", run=str(first_generation.path), recalls=self.best.recalls)
 
     def _open(self, generation: int) -> StudentTeacher:
-        """Make a fresh student, and its teacher: the best network of the generation before, frozen."""
+        """Make a fresh student, and its teacher: a network of the generation before, frozen."""
         config = self.config
         seed = config.seed * 1_000_003 + generation
         torch.manual_seed(seed)
         student, teacher = copy.deepcopy(self.initial), None
         if generation > 1:
-            teacher = load_network(self.directory.best(generation - 1)).to(self.device)
+            teacher = load_network(self.directory.teacher(generation - 1, config.teacher)).to(self.device)
             teacher.eval().requires_grad_(False)
         miner = Miner(self.neighbourhood, config, seed=seed)
         return StudentTeacher(generation, student, teacher, sgd(student, config), miner)
@@ -266,11 +269,13 @@ class _Run:
             self._keep(report, recalls)
 
     def _keep(self, report: StepReport, recalls: dict[int, float]) -> None:
-        """Write down an epoch that is done: its network if it is the best, its metrics, a checkpoint."""
+        """Write down an epoch that is done: its network if it is needed, its metrics, a checkpoint."""
         generation, select = self.pair.generation, self.config.select_recall
         best = self.best is None or recalls[select] > self.best.recalls[select]
         if best:
-            self.best = self._save_network(generation, self.pair.student, recalls)
+            self.best = self._save_network(self.directory.best(generation), self.pair.student, recalls)
+        if self.config.teacher == "last" and self.epoch == self.config.epochs_of(generation):
+            self._save_network(self.directory.teacher(generation, "last"), self.pair.student, recalls)
         facts = {"recalls": recalls, "best": best, **vars(report)}
         self.directory.log("epoch", generation=generation, epoch=self.epoch, **facts)
         self._save()
@@ -293,10 +298,11 @@ class _Run:
         return score(places, predictions, Scoring(ns, self.config.negative_radius)).recalls
 
     def _save_network(
-        self, generation: int, network: DescriptorNetwork, recalls: dict[int, float]
+        self, path: Path, network: DescriptorNetwork, recalls: dict[int, float]
     ) -> GenerationResult:
-        """Write a generation's best network, that of the last epoch."""
-        path, size = self.directory.best(generation), [self.config.height, self.config.width]
+        """Write the network of the epoch that is done, or (epoch 0) the initial one."""
+        generation = self.pair.generation if self.epoch else 0
+        size = [self.config.height, self.config.width]
         facts = {"generation": generation, "epoch": self.epoch, "recalls": recalls, "image_size": size}
         save_network(path, network, facts)
         return GenerationResult(generation, self.epoch, recalls, path)
