@@ -88,7 +88,7 @@ def test_too_many_clusters_are_refused_by_number():
 @pytest.mark.parametrize("shape", ((3, 40, 64, 512), (140, 50, 3, 72), (2, 5, 256, 24)))
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_region_similarity_agrees_on_more_shapes(dtype, shape, all_pairs):
-    check_similarity(*similarity_inputs(shape, all_pairs, dtype, CUDA))
+    check_similarity(shape, all_pairs, dtype, CUDA)
 
 
 @pytest.mark.parametrize("operator", OPERATORS)

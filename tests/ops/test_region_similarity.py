@@ -51,15 +51,19 @@ def expected(shape, all_pairs: bool, dtype: torch.dtype, device: str):
     return exact, eager
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("all_pairs", (False, True), ids=("lists", "all pairs"))
-def test_agrees_with_region_descriptors(shape, all_pairs, dtype, device):
+def check(shape, all_pairs: bool, dtype: torch.dtype, device: str):
     kernel = results(sfrs_ext.region_similarity, *inputs(shape, all_pairs, dtype, device))
     exact, eager = expected(shape, all_pairs, dtype, device)
     assert kernel["result"].dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
     for name in exact:
         assert_as_exact_as_eager(name, kernel[name], eager[name], exact[name])
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("all_pairs", (False, True), ids=("lists", "all pairs"))
+def test_agrees_with_region_descriptors(shape, all_pairs, dtype, device):
+    check(shape, all_pairs, dtype, device)
 
 
 @pytest.mark.parametrize("all_pairs", (False, True), ids=("lists", "all pairs"))
