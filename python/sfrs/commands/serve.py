@@ -73,7 +73,7 @@ class Limits:
         int,
         options.option(
             "--max-waiting",
-            "Photos that may wait for the one being located; more are told to come again.",
+            "Photos that may wait for the one being located; more have to come again.",
             "Limits",
             min=0,
             max=1000,

@@ -37,6 +37,9 @@ def view_pairs(places: Places) -> list[tuple[Path, Path]]:
     return [(query, database[view(query)]) for query in places.queries.files]
 
 
+LEARNING_RATE, TEMPERATURE = 0.002, 0.07
+
+
 def pretrain(
     pairs: Sequence[tuple[Path, Path]],
     *,
@@ -44,13 +47,11 @@ def pretrain(
     clusters: int = 32,
     steps: int = 250,
     batch: int = 48,
-    learning_rate: float = 0.002,
-    temperature: float = 0.07,
     seed: int = 0,
     trunk_progress: Progress | None = None,
     progress: Progress | None = None,
 ) -> DescriptorNetwork:
-    """A gradient-backbone network trained on pairs of views for a fixed number of steps.
+    """Train a network on the gradient backbone with pairs of views for a fixed number of steps.
 
     Args:
         pairs: files of two images of the same view.
@@ -68,12 +69,12 @@ def pretrain(
     backbone.init_pca(cache(some))
     init_vlad(network, sample_features(network, cache(some).split(32), 100, generator), seed=seed)
     network.train()
-    optimizer = torch.optim.AdamW(network.trained_parameters(), lr=learning_rate, weight_decay=1e-4)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, total_steps=steps, pct_start=0.1)
+    optimizer = torch.optim.AdamW(network.trained_parameters(), lr=LEARNING_RATE, weight_decay=1e-4)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps, pct_start=0.1)
     for step in range(steps):
         chosen = torch.randperm(len(pairs), generator=generator)[:batch]
         descriptors = network.descriptor(cache(torch.cat([2 * chosen, 2 * chosen + 1])))
-        logits = descriptors[: len(chosen)] @ descriptors[len(chosen) :].T / temperature
+        logits = descriptors[: len(chosen)] @ descriptors[len(chosen) :].T / TEMPERATURE
         target = torch.arange(len(chosen))
         loss = (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
         optimizer.zero_grad()

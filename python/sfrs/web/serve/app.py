@@ -1,4 +1,4 @@
-"""The HTTP application: one endpoint that locates, and what the page shows beside it."""
+"""The HTTP application: one endpoint that locates, and those that the page needs."""
 
 import asyncio
 import json
