@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 import sfrs
-from sfrs.data.images import load_image
+from sfrs.data.images import BadImageError, load_image
 from sfrs.models.network import save_network
 from sfrs.models.whitening import Whitening
 from sfrs.retrieval.index import Index
@@ -75,3 +75,9 @@ def test_a_backbone_by_name_describes_once_it_has_clusters(make_image):
         model.encode(files)
     model.fit_clusters(files)
     assert np.allclose(np.linalg.norm(model.encode(files), axis=1), 1, atol=1e-5)
+
+
+def test_an_image_without_room_for_a_feature_is_named(weights, make_image):
+    model, small = sfrs.load(weights).at(None), make_image("small.png", height=5, width=40)
+    with pytest.raises(BadImageError, match="small.png: 5x40 pixels are too few; .* needs 8 each way"):
+        model.encode([small])

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from sfrs.data.images import Size, batches, image_tensor, load_image
+from sfrs.data.images import BadImageError, Size, batches, image_tensor, load_image
 from sfrs.models.backbones import REGISTRY
 from sfrs.models.foreign import read_weights
 from sfrs.models.network import DescriptorNetwork, network_of, pretrained_network, save_network
@@ -212,7 +212,7 @@ class Model(nn.Module):
         batch ended gives the same numbers, bit for bit.
         """
         self.check_clusters()
-        for rows, batch in batches(_Photographs(images, self.size), batch_size, workers=workers):
+        for rows, batch in batches(_Photographs(images, self), batch_size, workers=workers):
             features = self._features(batch.to(self.device))
             quarters = self._quarters(features) if regions else None
             descriptors = self._aggregate(features).float()
@@ -231,14 +231,14 @@ class Model(nn.Module):
         """
         self.check_clusters()
         found = torch.empty(len(images), *self.quarters_shape)
-        for rows, batch in batches(_Photographs(images, self.size), batch_size):
+        for rows, batch in batches(_Photographs(images, self), batch_size):
             found[rows] = self._quarters(self._features(batch.to(self.device))).float().cpu()
         return found
 
     @torch.no_grad()
     def features(self, image: Photograph) -> Tensor:
         """Compute local features ``[1, D, h, w]`` of an image. Raises :class:`BadImageError`."""
-        return self._features(_Photographs([image], self.size)[0][None].to(self.device))
+        return self._features(_Photographs([image], self)[0][None].to(self.device))
 
     def fit_clusters(
         self, files: Sequence[Path], *, images: int = 500, per_image: int = 100, seed: int = 0, **options
@@ -310,10 +310,10 @@ def compact(quarters: Tensor) -> Tensor:
 
 
 class _Photographs(torch.utils.data.Dataset):
-    """Images as float32 RGB ``[3, H, W]`` in 0..1."""
+    """Images as float32 RGB ``[3, H, W]`` in 0..1, each with room for a local feature."""
 
-    def __init__(self, images: Sequence[Photograph], size: Size):
-        self.images, self.size = images, size
+    def __init__(self, images: Sequence[Photograph], model: Model):
+        self.images, self.size, self.stride = images, model.size, model.network.backbone.stride
 
     def __len__(self) -> int:
         return len(self.images)
@@ -321,10 +321,18 @@ class _Photographs(torch.utils.data.Dataset):
     def __getitem__(self, index: int) -> Tensor:
         image = self.images[index]
         if isinstance(image, Tensor):
-            return image
-        if isinstance(image, Image.Image):
-            return image_tensor(image, self.size)
-        return load_image(image, self.size)
+            pixels = image
+        elif isinstance(image, Image.Image):
+            pixels = image_tensor(image, self.size)
+        else:
+            pixels = load_image(image, self.size)
+        height, width = pixels.shape[-2:]
+        if min(height, width) < self.stride:
+            name = image if isinstance(image, str | Path) else f"image {index}"
+            raise BadImageError(
+                f"{name}: {height}x{width} pixels are too few; this network needs {self.stride} each way."
+            )
+        return pixels
 
 
 def _digest(tensors: Mapping[str, Tensor]) -> str:
