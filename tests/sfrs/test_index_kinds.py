@@ -164,6 +164,20 @@ def test_a_lost_copy_is_made_again_and_a_damaged_one_named(make_index):
     assert (found(Index.open(path), unit_rows(300), 1)[1][:, 0] == np.arange(300)).all()
 
 
+@pytest.mark.parametrize("kind", ["exact", "float16", "pq"])
+def test_descriptors_that_are_not_finite_are_a_damaged_index(make_index, kind):
+    rows = unit_rows(1200)
+    path = make_index(kind, rows)
+    store = Store.open(path)
+    file, dtype, shape = store.rows_of("descriptors")
+    store.close()
+    numbers = np.memmap(file, dtype, "r+", shape=(1200, *shape))
+    numbers[7, 3] = np.nan
+    numbers.flush()
+    with pytest.raises(UserError, match=f"{path}: its descriptors are damaged"):
+        found(Index.open(path), rows[5:9])
+
+
 def test_the_lists_of_disk_stay_on_disk(make_index):
     index = Index.open(make_index("disk", unit_rows(400)))
     lists = quantised_module.faiss.downcast_InvertedLists(index._compressed.index.invlists)

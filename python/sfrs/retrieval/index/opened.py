@@ -171,6 +171,7 @@ class Index:
 
         Raises:
             ValueError: a shape or k is wrong, or a value is not finite.
+            UserError: the index holds a descriptor that is not finite.
         """
         queries = np.ascontiguousarray(descriptors, dtype=np.float32)
         if queries.ndim != 2 or queries.shape[1] != self.model.dim or k < 1:
@@ -180,12 +181,15 @@ class Index:
             )
         if not np.isfinite(queries).all():
             raise ValueError("search: the descriptors hold values that are not finite")
-        if self._compressed is None:
-            scores, slots = scan(self._descriptors, self._live, queries, k)
-        else:
-            with self._lock:  # faiss keeps in the index how many lists to read
-                candidates = self._compressed.candidates(queries, k, self._live)
-            scores, slots = compare(self._descriptors, candidates, queries, k)
+        try:
+            if self._compressed is None:
+                scores, slots = scan(self._descriptors, self._live, queries, k)
+            else:
+                with self._lock:  # faiss keeps in the index how many lists to read
+                    candidates = self._compressed.candidates(queries, k, self._live)
+                scores, slots = compare(self._descriptors, candidates, queries, k)
+        except ValueError as error:  # of values that are not finite; the queries' are
+            raise UserError(f"{self.path}: its descriptors are damaged ({error}); build it again.") from error
         return scores, np.where(slots >= 0, self._row_of[slots], -1) if len(self) else slots
 
     def quarters(self, rows: Sequence[int] | np.ndarray) -> Tensor:
