@@ -79,7 +79,7 @@ class Weights:
         Path | None,
         option(
             "--weights",
-            "Weights: a run of sfrs train, a file of its, a network of the paper, or torchvision's VGG16.",
+            "Weights: a run of sfrs train or a file of one, a network of the paper, or torchvision's VGG16.",
             "Network",
         ),
     ] = None
