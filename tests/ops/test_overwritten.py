@@ -11,6 +11,8 @@ from torch.utils.checkpoint import checkpoint
 import sfrs_ext
 from sfrs_ext import reference
 
+pytestmark = pytest.mark.slow
+
 NORMS = {"both": {}, "intra": dict(l2_norm=False), "l2": dict(intra_norm=False)}
 
 

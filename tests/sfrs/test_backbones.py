@@ -6,6 +6,8 @@ import sfrs_ext
 from sfrs.models.backbones import REGISTRY, VGG16, BackboneError, build_backbone
 from sfrs.models.network import DescriptorNetwork, load_network, save_network
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def vgg16() -> VGG16:

@@ -20,6 +20,8 @@ from sfrs.runtime.array_files import run_child
 from sfrs.training.config import TrainConfig
 from sfrs.training.preparation import build_network
 
+pytestmark = pytest.mark.slow
+
 K, D, DIM = 3, 512, 5
 CAFFE, IMAGENET = (1 / 255,) * 3, (0.229, 0.224, 0.225)
 MEAN = (123.68, 116.779, 103.939)

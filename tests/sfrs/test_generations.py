@@ -19,6 +19,8 @@ from sfrs.training.preparation import build_features, build_network
 from sfrs.training.progress import TrainingProgress
 from sfrs.training.trainer import train
 
+pytestmark = pytest.mark.slow
+
 SPOTS = (16, 8)
 
 

@@ -24,6 +24,8 @@ from sfrs.web.serve.app import create_app
 from sfrs.web.serve.refusal import Refusal
 from sfrs.web.serve.uploads import NETWORK_MEGAPIXELS, Limits, decode_photo
 
+pytestmark = pytest.mark.slow
+
 LIMITS = Limits(megabytes=1, megapixels=4)
 
 

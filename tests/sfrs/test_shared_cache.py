@@ -14,6 +14,8 @@ from sfrs.training.preparation import build_features
 from sfrs.training.progress import TrainingProgress
 from sfrs.training.trainer import train
 
+pytestmark = pytest.mark.slow
+
 PAPER = (0.7, 0.7, 0.7, 0.5)
 
 

@@ -13,6 +13,8 @@ from sfrs.cli import app
 from sfrs.runtime.errors import UserError
 from sfrs.training.config import TrainConfig
 
+pytestmark = pytest.mark.slow
+
 FLAGS = (
     "--backbone tiny --clusters 4 --height 48 --width 64 --jitter , --init-images 8 --init-features 100 "
     "--generations 2 --epochs 1,1 --refresh-every 4 --tuples-per-step 2 --tuple-negatives 3 --device cpu"

@@ -19,6 +19,8 @@ from sfrs.training.preparation import build_features, training_images
 from sfrs.training.progress import TrainingProgress
 from sfrs.training.trainer import train
 
+pytestmark = pytest.mark.slow
+
 PAPER = (0.7, 0.7, 0.7, 0.5)
 ROW = 6 * 8 * 3  # numbers in a trunk output of the tiny backbone
 
