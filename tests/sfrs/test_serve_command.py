@@ -89,7 +89,7 @@ def test_a_crowd_costs_bounded_memory_and_ctrl_c_ends_it(index_path):
             assert {answer.status for answer in answers} <= {200, 503}
             rows = [answer.json["matches"][0]["row"] for answer in answers if answer.status == 200]
             assert rows and set(rows) == {0}
-            # 17 bodies at a time are 51 MB, all at once would be 192 MB.
+            # 25 bodies at a time are 75 MB, all at once would be 192 MB.
             growth = peak_megabytes(process) - before
             assert growth < 160
             assert client.get("/health").json["busy"] == 0

@@ -12,15 +12,12 @@ from sfrs.web.serve.refusal import Refusal
 
 Result = TypeVar("Result")
 
-READ_AT_ONCE = 2
-"""Bodies that may be read at the same time, for every place."""
-
 
 class LocatingQueue:
     """Runs jobs one after the other on one thread of its own, so that the event loop never waits.
 
-    A request takes a place once its body has arrived, so that slow bodies keep nobody waiting; how many may
-    be read at the same time bounds the memory they take.
+    A request takes a place once its body has arrived, so that slow bodies keep nobody waiting. The number of
+    bodies, read and being read, is bounded, and so is their memory.
 
     Attributes:
         taken: places taken, by the request being located and by those that wait.
@@ -29,13 +26,14 @@ class LocatingQueue:
 
     def __init__(self, waiting: int):
         self.places = waiting + 1
+        self.bodies = self.places + max(2, self.places // 2)
         self.taken = self.reading = 0
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="sfrs-locate")
         self._seconds = 0.5
 
     @property
     def full(self) -> bool:
-        return self.taken >= self.places or self.reading >= READ_AT_ONCE * self.places
+        return self.taken >= self.places or self.taken + self.reading >= self.bodies
 
     @contextmanager
     def read(self) -> Iterator[None]:
