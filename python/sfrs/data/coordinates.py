@@ -123,17 +123,20 @@ def one_system(positions: np.ndarray, zones: Sequence[str]) -> np.ndarray:
     result, systems = positions.copy(), named[:1]
     for zone in named[1:]:
         rows = np.array([own == zone for own in zones])
-        for number, system in enumerate([*systems, zone]):
-            try:
-                metres = to_metres(to_degrees(positions[rows], zone), system)[0]
-            except UserError:  # beyond the reach of this system
-                continue
-            systems += [zone] if number == len(systems) else []
-            result[rows] = metres + [number * SHIFT, 0.0]
-            break
-        else:
-            to_degrees(positions[rows], zone)  # raises: these metres cannot lie in their own zone
+        degrees = to_degrees(positions[rows], zone)
+        near = [number for number, system in enumerate(systems) if _reaches(system, degrees)]
+        if not near:
+            near, systems = [len(systems)], [*systems, zone]
+        result[rows] = to_metres(degrees, systems[near[0]])[0] + [near[0] * SHIFT, 0.0]
     return result
+
+
+def _reaches(zone: str, degrees: np.ndarray) -> bool:
+    try:
+        to_metres(degrees, zone)
+    except UserError:
+        return False
+    return True
 
 
 def nearest(positions: np.ndarray, others: np.ndarray, rank: int = 1) -> np.ndarray:
