@@ -54,8 +54,15 @@ def grouped(command: Callable[..., None]) -> Callable[..., None]:
         }
         command(**values, **found)
 
+    return with_parameters(run, command, parameters)
+
+
+def with_parameters(
+    run: Callable[..., None], command: Callable[..., None], parameters: Sequence[inspect.Parameter]
+) -> Callable[..., None]:
+    """Let typer see ``run`` as ``command`` with other parameters."""
     run.__doc__ = command.__doc__
-    run.__signature__ = inspect.Signature(parameters)
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # of every function
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     return run
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional, get_type_hints
 
 import typer
 
-from sfrs.commands.options import show_skipped
+from sfrs.commands.options import show_skipped, with_parameters
 from sfrs.runtime.errors import UserError
 from sfrs.training.config import PRESETS, TrainConfig, flag_text, parse_flag
 
@@ -64,10 +64,7 @@ def with_config_flags(command: Callable[..., None]) -> Callable[..., None]:
         }
         command(**values, changes=changes)
 
-    run.__doc__ = command.__doc__
-    run.__signature__ = inspect.Signature(parameters)
-    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    return run
+    return with_parameters(run, command, parameters)
 
 
 def _flags() -> Iterator[inspect.Parameter]:
