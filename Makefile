@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 # The GPU library takes minutes to compile: without a GPU, only `make cuda` and pip do it.
 export SFRS_CUDA ?= $(if $(wildcard /dev/nvidiactl /dev/dxg),AUTO,OFF)
 
-.PHONY: demo test fuzz lint aarch64 format emulated cuda gpu gpu-package bench report build clean
+.PHONY: demo test fuzz lint docs aarch64 format emulated cuda gpu gpu-package bench report build clean
 .DELETE_ON_ERROR:
 
 demo: build  ## render the city, train SFRS beside its baseline, evaluate: runs/demo
@@ -37,12 +37,12 @@ endif
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(CLEAR) $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check "$(TORCH)" numpy "setuptools>=77" "cmake>=3.22" ninja
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation --editable ".[train,serve,export,pretrained,test,lint]"
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation --editable ".[train,serve,export,pretrained,test,lint,docs]"
 	@touch $@
 
 CXX_FILES = $(shell git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.inl' 'csrc/*.cu' 'csrc/*.cuh')
 
-lint: build aarch64 headers  ## layout and lint of Python and C++, C++ without a warning, README as measured
+lint: build aarch64 headers docs  ## layout and lint of Python and C++, C++ without a warning, README as measured
 	$(BIN)/python -m benchmarks.report --check
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -51,6 +51,9 @@ lint: build aarch64 headers  ## layout and lint of Python and C++, C++ without a
 	$(BIN)/clang-format --dry-run --Werror $(CXX_FILES)
 	PATH="$(CURDIR)/$(BIN):$$PATH" cmake -S . -B build/warnings -G Ninja -DPYTHON="$(CURDIR)/$(BIN)/python" -DOUTPUT_DIR="$(CURDIR)/build/warnings" -DSFRS_CXX_OPTIONS="-Werror;-O1" > /dev/null
 	PATH="$(CURDIR)/$(BIN):$$PATH" cmake --build build/warnings
+
+docs: build  ## the documentation's site in build/site, without a link that leads nowhere
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 AARCH64 = aarch64-linux-gnu-g++
 aarch64:  ## the kernels compile for ARM, where a cross compiler is at hand

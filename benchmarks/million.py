@@ -251,7 +251,7 @@ def main() -> None:
     recorded = {"machine": about, "images": options.images, "dim": options.dim, "results": results}
     write_json(options.out or RESULTS / "million.json", recorded)
     if options.out is None:
-        show(RESULTS.parents[1] / "docs/index.md", "million", table(recorded))
+        show(RESULTS.parents[1] / "docs/indexing.md", "million", table(recorded))
 
 
 if __name__ == "__main__":

@@ -45,7 +45,7 @@ def main() -> None:
         ("docs/performance.md", "describing", "describing", describing.table),
         ("docs/drop-in.md", "drop-in", "drop-in", drop_in.table),
         ("docs/operators.md", "convolution", "convolution", convolution.table),
-        ("docs/index.md", "million", "million", million.table),
+        ("docs/indexing.md", "million", "million", million.table),
         ("docs/locate.md", "confidence", "confidence", confidence.tables),
         ("docs/reranking.md", "reranking", "reranking", reranking_tables.tables),
         ("docs/export.md", "exported", "exported", exported.table),

@@ -98,7 +98,10 @@ class Index:
             model: describes them; None is the index's own, and for a new index EfficientNet-Lite0 as ImageNet
                 trained it, with clusters made from these photographs.
             out: directory of the index; by default the name of ``photos`` with ``.index`` added.
-            kind, regions, zone, tasks: see :class:`Builder`, also for what it raises.
+            kind: of the descriptors, see :class:`Builder`, also for what it raises.
+            regions: see :class:`Builder`.
+            zone: see :class:`Builder`.
+            tasks: opens a progress display per stage.
         """
         photos, adding = Path(photos), adding or Adding()
         name = photos.stem if photos.is_file() else photos.absolute().name
