@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from sfrs.retrieval.index import Change
 
 EXAMPLES = """
-[b]Kinds[/b], with a million descriptors of 4,096 numbers on one core (docs/indexing.md): descriptors and codes
-on disk; memory; ms per query; queries whose place is found first.
+[b]Kinds[/b], with a million descriptors of 4,096 numbers on one core (docs/indexing.md): descriptors and
+codes on disk; memory; ms per query; queries whose place is found first.
 
   exact    every row, float32            16.4 GB         0.2 GB    938   95.7 %
 
