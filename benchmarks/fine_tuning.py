@@ -40,8 +40,8 @@ UNSEEN = tuple(name for name in SETS if name != TRAINED_ON)
 FLOOR, FOLDS = 5000.0, 5  # metres between two floors of the set's made-up coordinates
 SEEDS = (0, 1, 2)
 SIZE = (192, 336)
-EPOCHS = 4
-RATES = (0.001, 0.003, 0.01)
+EPOCHS = 3
+RATES = (0.003, 0.01)
 BASELINE = "SARE-ind"
 VARIANTS = {  # label -> epochs of each generation, changes to the configuration
     BASELINE: ((2 * EPOCHS,), {}),
