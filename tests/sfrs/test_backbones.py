@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -7,6 +9,8 @@ from sfrs.models.backbones import REGISTRY, VGG16, BackboneError, build_backbone
 from sfrs.models.network import DescriptorNetwork, load_network, save_network
 
 pytestmark = pytest.mark.slow
+
+PAGE = Path(__file__).resolve().parents[2] / "docs/backbones.md"
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +72,23 @@ def test_every_backbone_is_trained_described_with_and_saved(name, tmp_path):
     again = load_network(tmp_path / "network.safetensors")
     with torch.no_grad():
         torch.testing.assert_close(again(images), network.eval()(images), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", [name for name in REGISTRY if name != "tiny"])
+def test_the_page_says_what_a_backbone_is(name):
+    backbone = build_backbone(name)
+    stages = [
+        f"{part[0]} … {part[-1]}" if len(part) > 1 else part[0]
+        for part in (backbone.frozen_stages, backbone.trained_stages)
+    ]
+    normalisation = [
+        ", ".join(f"{255 * value:.4g}" for value in dict.fromkeys(values))
+        for values in (backbone.mean, backbone.std)
+    ]
+    published = backbone.published
+    source = [published.source, published.licence] if published else ["none", ""]
+    facts = [f"`{name}`", *stages, str(backbone.channels), str(backbone.stride), *normalisation, *source]
+    assert f"| {' | '.join(facts)} |".replace("|  |", "| |") in PAGE.read_text("utf-8")
 
 
 def test_options_are_remembered():

@@ -46,10 +46,6 @@ class Run:
         epochs = self.config["epochs"]
         return epochs[min(generation, len(epochs)) - 1]
 
-    def starts_at(self, generation: int) -> int:
-        """Return the epochs of all generations before ``generation``."""
-        return sum(map(self.epochs_of, range(1, generation)))
-
     @property
     def state(self) -> str:
         """Finished, running or interrupted."""
