@@ -47,7 +47,7 @@ def describe(
     """
     if out.suffix != ".npy":
         raise UserError(f"--out is {out}; expected a name that ends in .npy.")
-    from sfrs.data.images import images_at
+    from sfrs.data.photo_files import images_at
 
     files = images_at(path)
     model = options.open_model(weights, whitening, images, running)

@@ -139,7 +139,7 @@ def parse_shape(size: str | None, model: Model) -> ImageShape:
 
 def check_files(paths: list[Path]) -> list[Path]:
     """Images to compare on: the files given, and up to MOST_PHOTOS of each folder, evenly spread."""
-    from sfrs.data.images import images_at
+    from sfrs.data.photo_files import images_at
 
     files: list[Path] = []
     for path in paths:

@@ -97,6 +97,7 @@ class Form:
     split: Annotated[str, SPLIT] = "test"
     zone: Annotated[str, ZONE] = ""
     allow_unplaced: Annotated[bool, UNPLACED] = False
+    skip_unplaced: options.SkipUnplaced = False
 
 
 def register(app: typer.Typer) -> None:
@@ -107,6 +108,7 @@ def index(
     out: Annotated[Path, option("--out", "Directory of the index.", metavar="X.index")],
     contents: Contents,
     form: Form,
+    coordinates: options.Coordinates,
     weights: options.Weights,
     whitening: options.Whitening,
     images: options.Images,
@@ -114,10 +116,10 @@ def index(
 ) -> None:
     """Index photographs: what they look like and where they were taken, for sfrs locate and sfrs serve.
 
-    Coordinates come from @easting@northing@... names, EXIF GPS or the manifest's columns. Without --weights
-    the network is EfficientNet-Lite0 as ImageNet trained it, with clusters made from these photographs. The
-    directory keeps a copy of the network, so later commands need no weights. Run it again to add new images
-    and to describe changed ones again; interrupted at any moment, it goes on where it stopped.
+    Coordinates come from @easting@northing@... names, EXIF, a manifest's columns, --positions or --track.
+    Without --weights the network is EfficientNet-Lite0 as ImageNet trained it, with clusters made from these
+    photographs. The directory keeps a copy of the network, so later commands need no weights. Run it again to
+    add new images and to describe changed ones again; interrupted at any moment, it goes on where it stopped.
     """
     photos = contents.photos
     if contents.info:
@@ -140,6 +142,8 @@ def index(
     adding = Adding(
         form.split,
         form.allow_unplaced,
+        form.skip_unplaced,
+        coordinates.sources(),
         contents.skip_bad_images,
         **running.begin(),
         device=device,

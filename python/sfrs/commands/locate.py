@@ -51,6 +51,7 @@ def locate(
     index: Annotated[Path, options.option("--index", "An index that sfrs index made.")],
     rerank: options.Rerank,
     output: Output,
+    coordinates: options.Coordinates,
     running: options.Running,
     skip_bad_images: options.SkipBadImages = False,
 ) -> None:
@@ -58,13 +59,13 @@ def locate(
 
     The position is a weighted mean of where similar images of the index were taken; the confidence says how
     likely it is within 25 m. Photographs that carry their position, in their name (@easting@northing@...) or
-    as EXIF, are not helped by it: it only shows the error.
+    as EXIF (or by --positions or --track), are not helped by it: it only shows the error.
     """
     reranking, geojson = rerank.parse(), output.geojson
     if geojson is not None and not geojson.parent.is_dir():
         raise UserError(f"--geojson is {geojson}, but there is no folder {geojson.parent}.")
 
-    from sfrs.data.images import images_at
+    from sfrs.data.photo_files import images_at
     from sfrs.retrieval.found import as_geojson
     from sfrs.retrieval.index import Index
     from sfrs.runtime.atomic_io import write_json
@@ -81,7 +82,9 @@ def locate(
         if skip_bad_images:
             files = options.readable(files, path, settings["workers"], tasks)
         _warn_of_slow_reranking(opened, reranking, output.top)
-        founds = opened.locate(files, top=output.top, rerank=reranking, tasks=tasks, **settings)
+        founds = opened.locate(
+            files, top=output.top, rerank=reranking, sources=coordinates.sources(), tasks=tasks, **settings
+        )
     _show_left_out(founds, opened)
     if geojson is not None:
         write_json(geojson, as_geojson(founds))

@@ -50,7 +50,7 @@ def whiten(
     from sfrs.models.whitening import Whitening
     from sfrs.runtime.terminal import messages, progress_tasks
 
-    places = load_places(data, split)
+    places = load_places(data, split, lenient=True)
     files = places.database.files + places.queries.files
     chosen = np.sort(np.random.default_rng(weights.seed).permutation(len(files))[:images])
     with progress_tasks() as tasks:

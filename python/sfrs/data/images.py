@@ -12,13 +12,13 @@ import torch
 from PIL import ExifTags, Image
 from torch import Tensor
 
+from sfrs.data.photo_files import HEIF, HEIF_SUFFIXES, NOT_READ
 from sfrs.runtime.errors import UserError
 from sfrs.runtime.progress import Progress
 from sfrs.runtime.threads import single_threads
 
 Size = tuple[int, int] | int | None
 """(height, width), the length of the shorter side, or None to keep each image's own size; in pixels."""
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 """Pillow's errors about files that are no images, or damaged ones."""
 BROKEN_EXIF = (*UNREADABLE[:3], EOFError, TypeError, AttributeError, LookupError, struct.error)
@@ -46,22 +46,7 @@ Image.MAX_IMAGE_PIXELS = (
 class BadImageError(UserError, RuntimeError):
     """An image cannot be read; the message names the file and says why (one string, which workers pickle)."""
 
-
-def image_files(folder: Path) -> list[Path]:
-    """List all images below ``folder`` by suffix in any case, sorted by their path."""
-    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
-
-
-def images_at(path: Path) -> list[Path]:
-    """List ``path`` if it is a file, else the images below it. Raises `UserError` if there are none."""
-    if path.is_file():
-        return [path]
-    if not path.is_dir():
-        raise UserError(f"{path}: there is no such file or folder.")
-    files = image_files(path)
-    if not files:
-        raise UserError(f"{path}: no {', '.join(IMAGE_SUFFIXES)} in this folder.")
-    return files
+    skip = "skip_bad_images"
 
 
 @contextmanager
@@ -73,7 +58,13 @@ def opened(path: str | Path) -> Iterator[Image.Image]:
     except FileNotFoundError:
         raise BadImageError(f"{path}: there is no such image file.") from None
     except UNREADABLE as error:
-        raise BadImageError(f"{path}: this image cannot be read ({error}).") from error
+        raise BadImageError(f"{path}: this image cannot be read ({_why(Path(path), error)}).") from error
+
+
+def _why(file: Path, error: Exception) -> str:
+    if file.suffix.lower() in HEIF_SUFFIXES and not HEIF:
+        return NOT_READ[HEIF_SUFFIXES][-1]
+    return str(error)
 
 
 def load_image(path: str | Path, size: Size = None) -> Tensor:
@@ -105,9 +96,11 @@ def turned(image: Image.Image) -> Image.Image:
 def upright(image: Image.Image) -> Image.Image:
     """Turn an image by its EXIF orientation and make it RGB of 8 bits."""
     image = turned(image)
-    if image.mode.startswith("I;16"):
+    if image.mode == "F":
+        raise ValueError("mode F, floating-point numbers of an unknown scale; save it with 8 or 16 bits")
+    if image.mode.startswith("I"):
         # convert() would clip 16 bits to white instead of scaling them.
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
     return image.convert("RGB")
 
 
@@ -198,7 +191,7 @@ def _why_unreadable(file: Path, decode: bool) -> str | None:
     except FileNotFoundError:
         return "there is no such file"
     except UNREADABLE as error:
-        return str(error)
+        return _why(file, error)
     return None
 
 

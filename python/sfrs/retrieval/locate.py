@@ -13,7 +13,8 @@ from torch import Tensor
 from sfrs.data.coordinates import to_degrees
 from sfrs.data.exif import gps
 from sfrs.data.images import BadImageError, check_images
-from sfrs.data.photos import Photo, photo_of, project
+from sfrs.data.photos import NO_SOURCES, Locator, Photo, Sources, project
+from sfrs.data.tables import PlacesError
 from sfrs.models.model import Photograph
 from sfrs.retrieval.found import Found, Match
 from sfrs.retrieval.location import CONSIDERED, REGION_TEMPERATURE, TEMPERATURE, Place, estimate, places
@@ -33,6 +34,7 @@ def locate(
     *,
     top: int = 5,
     rerank: Reranking | Literal["regions"] | None = None,
+    sources: Sources = NO_SOURCES,
     batch_size: int = 8,
     workers: int = 2,
     tasks: Tasks | None = None,
@@ -43,6 +45,7 @@ def locate(
         top: how many matches to return; the estimate weighs `CONSIDERED` in any case.
         rerank: order the first images found by their regions; "regions" is ``Reranking()``. At least ``top``
             and `CONSIDERED` images are ordered.
+        sources: what says where they were taken, besides their names and EXIF; it only shows the error.
         workers: threads that decode files.
         tasks: opens a progress display per stage.
 
@@ -57,7 +60,7 @@ def locate(
         rerank = Reranking()
     if rerank is not None and not isinstance(rerank, Reranking):
         raise UserError(f"rerank is {rerank!r}; expected regions.")
-    depth = reranked_depth(rerank, top)
+    depth, locator = reranked_depth(rerank, top), Locator(sources)
     order = RegionOrder(index, depth, rerank.score) if rerank else None
     clock = [time.perf_counter()]
     progress = tasks("describing") if tasks else None
@@ -80,7 +83,7 @@ def locate(
         location = estimate(positions, ranked.scores, index.zone, temperature=temperature)
         named = str(photo) if isinstance(photo, (str, Path)) else f"photo {i + 1}"
         matches = _matches(index, ranked, positions, top)
-        truth = _truth(photo, index.zone)
+        truth = _truth(photo, index.zone, locator)
         founds.append(Found(named, location, matches, spent, photo, index.zone, truth, left_out))
         if progress is not None:
             progress(i + 1, len(photos))
@@ -142,17 +145,22 @@ def _matches(index: "Index", ranked: Reranked, positions: np.ndarray, top: int) 
     ]
 
 
-def _truth(photo: Photograph, zone: str) -> Place | None:
+def _truth(photo: Photograph, zone: str, locator: Locator) -> Place | None:
     if isinstance(photo, Tensor):
         return None
     try:
-        said = Photo(Path(), degrees=gps(photo)) if isinstance(photo, Image.Image) else photo_of(photo)
-    except UserError:  # its name says no zone there is: where the photograph was taken is not known
+        said = Photo(Path(), degrees=gps(photo)) if isinstance(photo, Image.Image) else locator(photo)
+    except PlacesError:  # its name says no zone there is: where the photograph was taken is not known
         return None
-    if said.metres is None and (said.degrees is None or not zone):
+    if not zone:
+        return places(np.array([said.metres]), "")[0] if said.metres else None
+    if not said.placed:
         return None
     try:
-        return places(project([said], zone)[0], zone)[0]
-    except UserError:  # in another part of the world, where the index's zone does not reach
-        degrees = said.degrees or to_degrees(np.array([said.metres]), said.zone)[0].tolist()
-        return Place(math.nan, math.nan, *degrees)
+        positions, system = project([said], zone)
+    except UserError:  # the metres of its name lie in no zone
+        return None
+    if system == zone:
+        return places(positions, zone)[0]
+    # In another part of the world, which the index's zones do not reach.
+    return Place(math.nan, math.nan, *to_degrees(positions, system)[0].tolist())

@@ -41,6 +41,16 @@ class TrainConfig:
     skip_bad_images: bool = _option(
         False, "leave out images that cannot be read, and list them", compare=False
     )
+    hold_out: str = _option(
+        "", "split a folder of photographs into train and val: time, area or every:5", compare=False
+    )
+    positions: str = _option("", "CSV file that says where images were taken, see sfrs index", compare=False)
+    track: str = _option("", "GPX track, to place images by the time in their EXIF", compare=False)
+    clock: str = _option("", "what the camera's clock was ahead of UTC, as +02:00", compare=False)
+    zone: str = _option("", "UTM zone of metres that do not say theirs, as 33N", compare=False)
+    skip_unplaced: bool = _option(
+        False, "leave out images that say nowhere where they were taken, and list them", compare=False
+    )
     backbone: str = _option("vgg16", "name of the backbone")
     weights: str = _option("", "file with weights; empty: those published for the backbone, else random ones")
     ignore_keys: tuple[str, ...] = _option((), "patterns of tensors of --weights to leave out")

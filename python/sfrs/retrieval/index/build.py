@@ -14,7 +14,7 @@ import numpy as np
 
 from sfrs.data.coordinates import parse_zone
 from sfrs.data.images import BadImageError, check_images
-from sfrs.data.photos import Photo, check_inside, project
+from sfrs.data.photos import NO_SOURCES, Photo, Sources, check_inside, project
 from sfrs.models.model import Model
 from sfrs.retrieval.index.derive import derive
 from sfrs.retrieval.index.rows import RowFile
@@ -38,6 +38,8 @@ class Adding:
     Attributes:
         split: of a place folder, or of a manifest with splits, whose database is indexed.
         allow_unplaced: index photographs of which no position is known, too.
+        skip_unplaced: leave them out, see :attr:`Change.skipped`.
+        sources: what says where photographs were taken, besides their names and EXIF.
         skip_bad_images: leave out images that cannot be read, see :attr:`Change.skipped`.
         workers: threads that decode files.
         device: of the index's own model, where none is given.
@@ -46,6 +48,8 @@ class Adding:
 
     split: str = "test"
     allow_unplaced: bool = False
+    skip_unplaced: bool = False
+    sources: Sources = NO_SOURCES
     skip_bad_images: bool = False
     batch_size: int = 8
     workers: int = 2
@@ -140,7 +144,7 @@ class Builder:
             BadImageError: an image cannot be read.
         """
         adding = adding or Adding()
-        photos, stamps = self._stamped(photos, adding.skip_bad_images)
+        photos, stamps = self._stamped(photos, adding)
         positions, zone = self._project(photos)
         if not adding.allow_unplaced:
             _check_placed(photos, positions)
@@ -225,14 +229,17 @@ class Builder:
                 f"--regions: {self.path} was begun without, and its images would have to be described "
                 "again. Build a new one."
             )
-        if self.zone and settings["zone"] and self.zone != settings["zone"]:
+        if self.zone and settings["zone"] and self.zone != settings["zone"].split("+")[0]:
             raise UserError(f"--zone is {self.zone}, but {self.path} is in UTM zone {settings['zone']}.")
 
-    def _stamped(self, photos: Sequence[Photo], skip: bool) -> tuple[list[Photo], list[tuple[int, int]]]:
+    def _stamped(self, photos: Sequence[Photo], adding: Adding) -> tuple[list[Photo], list[tuple[int, int]]]:
         """The photos that are there, their sizes and times of change; the others are skipped."""
         there, stamps = [], []
         for photo in photos:
             why = photo.unreadable
+            if adding.skip_unplaced and not (photo.placed or why):
+                self.change.skipped.append((photo.file, "it says nowhere where it was taken."))
+                continue
             try:
                 found = os.stat(photo.file)
             except OSError as error:
@@ -240,7 +247,7 @@ class Builder:
             if not why:
                 there.append(photo)
                 stamps.append((found.st_size, found.st_mtime_ns))
-            elif skip:
+            elif adding.skip_bad_images:
                 self.change.skipped.append((photo.file, why))
             else:
                 raise BadImageError(f"{photo.file}: {why}")
@@ -248,7 +255,7 @@ class Builder:
 
     def _project(self, photos: Sequence[Photo]) -> tuple[np.ndarray, str]:
         stored = "" if self._store is None else self._store.settings["zone"]
-        positions, zone = project(photos, self.zone or stored)
+        positions, zone = project(photos, stored or self.zone)
         if self._store is not None and zone and not stored and not self.zone:
             if np.isfinite(self._store.pending().positions).any():
                 raise UserError(
@@ -338,8 +345,8 @@ def _check_placed(photos: Sequence[Photo], positions: np.ndarray) -> None:
         listed = ", ".join(map(str, unknown[:NAMED])) + (", ..." if len(unknown) > NAMED else "")
         raise UserError(
             f"{len(unknown):,} of {len(photos):,} images say nowhere where they were taken: {listed}. "
-            "Expected names such as @0386531.34@6174119.45@.jpg, EXIF GPS, or a CSV manifest with "
-            "coordinates; --allow-unplaced indexes them all the same."
+            "Expected names such as @0386531.34@6174119.45@.jpg, EXIF GPS, --positions FILE.csv or --track "
+            "FILE.gpx; --skip-unplaced leaves them out, --allow-unplaced indexes them all the same."
         )
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sfrs.data.photos import read_photos
+from sfrs.data.collection import read_photos
 from sfrs.models.model import Model, Photograph
 from sfrs.retrieval.found import Found
 from sfrs.retrieval.index.build import Adding, Builder, Change
@@ -94,7 +94,7 @@ class Index:
         Interrupted at any moment, it goes on where it was when it is called again.
 
         Args:
-            photos: a folder, a place folder or a CSV manifest, see :func:`sfrs.data.photos.read_photos`.
+            photos: a folder, a place folder or a CSV manifest, see :func:`sfrs.data.collection.read_photos`.
             model: describes them; None is the index's own, and for a new index EfficientNet-Lite0 as ImageNet
                 trained it, with clusters made from these photographs.
             out: directory of the index; by default the name of ``photos`` with ``.index`` added.
@@ -109,7 +109,13 @@ class Index:
         if model is None and not (path / TABLE).is_file():
             model = Model.load(device=adding.device)
         progress = tasks("reading coordinates") if tasks else None
-        found = read_photos(photos, adding.split, skip_bad_images=adding.skip_bad_images, progress=progress)
+        found = read_photos(
+            photos,
+            adding.split,
+            skip_bad_images=adding.skip_bad_images,
+            sources=adding.sources,
+            progress=progress,
+        )
         with Builder(path, model, kind=kind, regions=regions, zone=zone, tasks=tasks) as builder:
             builder.add(found, adding)
             change = builder.finish()

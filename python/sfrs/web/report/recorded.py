@@ -3,7 +3,7 @@
 import csv
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -60,7 +60,9 @@ def read_evaluation(source: Path, overrides: Overrides) -> Subject:
         )
     data = overrides.data or find_path(summary["data"], source, "--data")
     root = data if data.is_dir() else data.parent
-    places = _without(load_places(data, summary["split"]), root, summary.get("skipped", []))
+    places = _without(
+        load_places(data, summary["split"], **summary.get("reading", {})), root, summary.get("skipped", [])
+    )
     predictions = read_predictions(source / PREDICTIONS, places, root)
     depths = sorted(int(n) for n in summary["recalls"])
     result = score(places, predictions, Scoring(depths, summary["radius_m"]))
@@ -173,7 +175,7 @@ def _without(places: Places, root: Path, skipped: list[dict]) -> Places:
             if row is not None:
                 kept[row] = False
         sets.append(images.subset(kept))
-    return Places(places.name, places.split, *sets)
+    return replace(places, database=sets[0], queries=sets[1])
 
 
 def numbered(recalls: dict[str, float]) -> dict[int, float]:
