@@ -1,4 +1,4 @@
-"""Damage a file at random: its bytes, or by its format its values, so that damage gets past the first check."""
+"""Damage a file at random: its bytes or, to get past the first check, by its format a value in it."""
 
 import csv
 import io

@@ -215,7 +215,7 @@ def test_a_real_run_is_finished_and_drawn(tmp_path, run):
     [
         (["nowhere"], "nowhere: there is no such directory"),
         (["."], "there is no run here or up to 3 folders below"),
-        (["damaged"], "damaged/config.json: this is not the configuration of a run"),
+        (["damaged"], "damaged/config.json: this is not JSON"),
         (["new", "--plot", "x.pdf"], "--plot is x.pdf, expected a name that ends in .png"),
         (["new", "--plot", "x.png"], "--plot: none of the runs has trained yet"),
         (["old", "--plot", "x/x.png"], "x/x.png: cannot be written, a file stands where a folder is needed"),

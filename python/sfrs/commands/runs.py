@@ -186,8 +186,8 @@ def run_curves(run: Run, n: int) -> RunCurves:
             steps[generation].append((before + line["done"] / line["of"], line))
             continue
         means[generation].append((before + 0.5, line))
-        if str(n) in line["recalls"]:
-            recalls[generation].append((before + 1.0, line["recalls"][str(n)]))
+        if n in line["recalls"]:
+            recalls[generation].append((before + 1.0, line["recalls"][n]))
     bests = {best.number: best for best in run.best if n in best.recalls}
     for generation, points in recalls.items():
         if points and 0 in bests:  # every student starts from the initial network

@@ -122,7 +122,7 @@ def _read_one_of(value: Any, kind: Any, name: str) -> Any:
 
 def _read_fields(value: dict, kind: Any, name: str) -> dict:
     kinds = get_type_hints(kind, include_extras=True)
-    if missing := sorted(kind.__required_keys__ - value.keys()):
+    if missing := [key for key in kinds if key in kind.__required_keys__ and key not in value]:
         raise _Wrong(f"no {', '.join(missing)} in {name or 'it'}")
     return {
         key: _read(item, kinds[key], _inner(name, key)) if key in kinds else item

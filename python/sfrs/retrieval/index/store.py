@@ -9,6 +9,7 @@ that was killed has changed nothing but what the next one goes on with.
 import fcntl
 import json
 import os
+import re
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -304,7 +305,7 @@ class Store:
         settings: Settings = as_record(values, Settings, table)
         for name in ("descriptors", "quarters", "compressed"):
             file = settings[name]
-            if file is not None and (not file or Path(file).name != file):
+            if file is not None and not re.fullmatch(r"[a-z]+-\d{1,18}\.[a-z]+\d*", file):
                 raise UserError(f"{table}: {name} is {file!r}, expected a file in the index's directory.")
         if settings["compressed"] and settings["kind"] not in COMPRESSED:
             raise UserError(f"{table}: compressed is not null, but kind is {settings['kind']}.")
