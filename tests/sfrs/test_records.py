@@ -85,7 +85,5 @@ def test_what_is_no_record_at_all_is_refused_by_its_name(tmp_path, text):
         read_record(tmp_path / "r.json", Record)
     with pytest.raises(UserError, match=r"gone.json: this file cannot be read \(No such file"):
         read_record(tmp_path / "gone.json", Record)
-    with pytest.raises(
-        UserError, match="r: no kind, count, share, recalls, inner, names, epochs, rest in it"
-    ):
+    with pytest.raises(UserError, match="r: no kind, count, share, recalls, inner, names, epochs, rest"):
         as_record({}, Record, "r")

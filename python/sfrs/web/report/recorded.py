@@ -127,7 +127,7 @@ def read_predictions(path: Path, places: Places, root: Path) -> np.ndarray:
         if not {"query", "rank", "file"} <= set(reader.fieldnames or ()):
             raise UserError(f"{path}: expected the columns query, rank and file.")
         for line in reader:
-            query, image = find_query(line["query"]), find_image(line["file"])
+            query, image = find_query(line["query"] or ""), find_image(line["file"] or "")
             if query is None or image is None:
                 raise UserError(
                     f"{path}, line {reader.line_num}: {line['query' if query is None else 'file']} is not in "
@@ -186,8 +186,8 @@ def _open_network(
 
 def _facts(summary: Results, network: DescriptorNetwork | None) -> dict[str, str]:
     facts = {"weights": Path(summary["weights"]).name if summary["weights"] != "random" else "random"}
-    if summary.get("backbone"):
-        facts["backbone"] = summary["backbone"]
+    if backbone := summary.get("backbone"):
+        facts["backbone"] = backbone
     if network is not None:
         facts["clusters"] = str(network.vlad.num_clusters)
         meta = network.meta

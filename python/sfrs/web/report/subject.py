@@ -7,6 +7,7 @@ from typing import Any, TypedDict
 
 from sfrs.data.places import load_places
 from sfrs.models.model import Model
+from sfrs.models.weights_file import network_file
 from sfrs.retrieval.evaluation import evaluate
 from sfrs.retrieval.results import write_predictions
 from sfrs.runtime.atomic_io import write_json
@@ -63,7 +64,7 @@ def read_subject(source: Path, out: Path, overrides: Overrides, running: Running
         return read_evaluation(source, overrides)
     if (source / "config.json").is_file():
         run = RunDirectory(source)
-        weights = overrides.weights or _last_best(run)
+        weights = overrides.weights or network_file(source)
         data = overrides.data or find_path(run.read()[0].data, source, "--data")
         subject = _evaluate_run(weights, data, out, overrides, running)
         return replace(subject, histories={source.name: read_metrics(run.metrics)})
@@ -106,10 +107,3 @@ def _evaluate_run(weights: Path, data: Path, out: Path, overrides: Overrides, ru
         summary = {"name": places.name, "backbone": model.network.backbone.name, "radius_m": result.radius}
         write_json(kept, known | summary | {"size": model.size, "recalls": recalls})
     return read_evaluation(folder, Overrides())
-
-
-def _last_best(run: RunDirectory) -> Path:
-    numbers = [int(path.parent.name.split("_")[1]) for path in run.path.glob("generation_*/best.safetensors")]
-    if not numbers:
-        raise UserError(f"{run.path}: no generation_N/best.safetensors yet; let sfrs train finish an epoch.")
-    return run.best(max(numbers))
