@@ -264,12 +264,14 @@ def _show(summary: dict, skipped: list[tuple], out: Path | None, as_json: bool) 
     from rich.table import Table
     from rich.text import Text
 
+    from sfrs.runtime.terminal import plain, show
+
     console = Console()
     options.show_skipped(skipped)
     if as_json:
         print(json.dumps(summary, indent=2))
         return
-    title = Text(f"{summary['name']}, {summary['split']}")
+    title = Text(plain(f"{summary['name']}, {summary['split']}"))
     table = Table(title=title, title_style="bold", title_justify="left")
     table.add_column("recall@")
     for n in summary["recalls"]:
@@ -279,7 +281,7 @@ def _show(summary: dict, skipped: list[tuple], out: Path | None, as_json: bool) 
         _add_recalls(table, "searched", reranked["recalls_before"])
     _add_recalls(table, "re-ranked" if reranked else "%", summary["recalls"])
     for condition, recalls in summary["recalls_by_condition"].items():
-        _add_recalls(table, Text(condition), recalls)
+        _add_recalls(table, Text(plain(condition)), recalls)
     console.print(table)
     if reranked:
         gain = f"{100 * reranked['recall_1_difference']:+.1f}, p = {reranked['p_value']:.1g}"
@@ -296,7 +298,7 @@ def _show(summary: dict, skipped: list[tuple], out: Path | None, as_json: bool) 
         highlight=False,
     )
     if out is not None:
-        console.print(Text(f"Written to {out}"))
+        show(f"Written to {out}")
 
 
 def _add_recalls(table: Table, name: str | Text, recalls: dict[str, float]) -> None:

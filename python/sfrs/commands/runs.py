@@ -51,20 +51,20 @@ def runs(
     import json
 
     from sfrs.runtime.errors import UserError
-    from sfrs.runtime.terminal import messages
+    from sfrs.runtime.terminal import plain, say
     from sfrs.training.runs import Run, find_runs, labels
 
     if plot is not None and plot.suffix != ".png":
         raise UserError(f"--plot is {plot}, expected a name that ends in .png")
     read = [Run.read(path) for path in find_runs(paths)]
-    names = labels(read)
+    names = list(map(plain, labels(read)))
     if as_json:
         print(json.dumps([_facts(run) for run in read], indent=2))
     else:
         _show(read, names)
     if plot is not None:
         _draw(read, names, plot, recall_at)
-        messages.print(f"Plot: {plot}", highlight=False, soft_wrap=True, markup=False)
+        say(f"Plot: {plot}")
 
 
 def _facts(run: Run) -> dict[str, Any]:
@@ -149,8 +149,10 @@ def _differences(runs: Sequence[Run], names: Sequence[str]) -> Table | str:
 
 
 def _value(value: Any) -> str:
+    from sfrs.runtime.terminal import plain
+
     text = ",".join(map(str, value)) if isinstance(value, list) else f"{value}"
-    return text or "none"
+    return plain(text) or "none"
 
 
 def _table(title: str, *headings: str) -> Table:

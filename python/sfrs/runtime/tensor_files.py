@@ -37,7 +37,8 @@ def read_description(path: Path, key: str) -> Any:
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
     try:
-        with safe_open(path, "pt") as file:
+        # By its descriptor, because safetensors takes no names that are not UTF-8.
+        with open(path, "rb") as opened, safe_open(f"/dev/fd/{opened.fileno()}", "pt") as file:
             yield file
     except UserError:
         raise
