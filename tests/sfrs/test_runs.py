@@ -172,7 +172,7 @@ def test_a_real_run_is_finished(tmp_path, run):
     [
         (["nowhere"], "nowhere: there is no such directory"),
         (["."], "there is no run here or up to 3 folders below"),
-        (["damaged"], "damaged/config.json: this is not the configuration of a run"),
+        (["damaged"], "damaged/config.json: this is not JSON"),
     ],
 )
 def test_mistakes_are_told_in_words(tmp_path, run, monkeypatch, arguments, message):

@@ -99,10 +99,12 @@ def _show(title: str, checks: list[SplitCheck]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=Text(title), title_style="bold", title_justify="left")
+    from sfrs.runtime.terminal import plain, show
+
+    table = Table()
     table.add_column("split")
     for found in checks:
-        table.add_column(Text(found.split), justify="right")
+        table.add_column(Text(plain(found.split)), justify="right")
     facts = {
         "database images": lambda found: f"{found.database:,}",
         "places": lambda found: f"{found.places:,}",
@@ -117,11 +119,12 @@ def _show(title: str, checks: list[SplitCheck]) -> None:
     for name, text in facts.items():
         table.add_row(name, *(text(found) if found.database else "-" for found in checks))
     console = Console()
+    show(title)
     console.print(table)
     for found in checks:
         for finding in found.findings:
             mark = ("Stops", "bold red") if finding.stops else ("Note", "yellow")
-            console.print(Text.assemble(mark, f" {found.split}: {finding.text}"), soft_wrap=True)
+            console.print(Text.assemble(mark, plain(f" {found.split}: {finding.text}")), soft_wrap=True)
     for line in _serves(checks):
         console.print(line, soft_wrap=True)
 

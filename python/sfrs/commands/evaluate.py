@@ -373,12 +373,14 @@ def _show(summary: dict, skipped: list[tuple], out: Path | None, as_json: bool) 
     from rich.table import Table
     from rich.text import Text
 
+    from sfrs.runtime.terminal import plain, show
+
     console = Console()
     options.show_skipped(skipped)
     if as_json:
         print(json.dumps(summary, indent=2))
         return
-    title = Text(f"{summary['name']}, {summary['split']}")
+    title = Text(plain(f"{summary['name']}, {summary['split']}"))
     table = Table(title=title, title_style="bold", title_justify="left")
     table.add_column("recall@")
     for n in summary["recalls"]:
@@ -391,7 +393,7 @@ def _show(summary: dict, skipped: list[tuple], out: Path | None, as_json: bool) 
     if left:
         _add_recalls(table, "% of all queries", summary["recalls_of_all"])
     for condition, recalls in summary["recalls_by_condition"].items():
-        _add_recalls(table, Text(condition), recalls)
+        _add_recalls(table, Text(plain(condition)), recalls)
     console.print(table)
     if reranked:
         gain = f"{100 * reranked['recall_1_difference']:+.1f}, p = {reranked['p_value']:.1g}"
@@ -411,7 +413,7 @@ def _show(summary: dict, skipped: list[tuple], out: Path | None, as_json: bool) 
         highlight=False,
     )
     if out is not None:
-        console.print(Text(f"Written to {out}"))
+        show(f"Written to {out}")
 
 
 def _add_recalls(table: Table, name: str | Text, recalls: dict[str, float]) -> None:

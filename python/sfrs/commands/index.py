@@ -209,6 +209,8 @@ def _show(out: Path, as_json: bool, change: Change | None = None) -> None:
 
 
 def _print_facts(facts: dict) -> None:
+    from sfrs.runtime.terminal import show
+
     kind, size = facts["kind"], facts["size"]
     if kind in ("pq", "ivf", "disk") and not facts["compressed"]:
         kind += " (few images yet: every row is compared)"
@@ -233,4 +235,5 @@ def _print_facts(facts: dict) -> None:
     if facts["removed_rows"]:
         lines["removed"] = f"{facts['removed_rows']:,} still on the disk, until a quarter of all is"
     lines["on disk"] = f"{sum(facts['bytes'].values()) / 1e6:,.1f} MB"
-    print(facts["path"], *(f"  {name:<12} {text}" for name, text in lines.items()), sep="\n")
+    for line in (facts["path"], *(f"  {name:<12} {text}" for name, text in lines.items())):
+        show(line)

@@ -97,28 +97,24 @@ def locate(
 def _warn_of_slow_reranking(index: Index, reranking: Reranking | None, top: int) -> None:
     if reranking is not None and not index.has_regions:
         from sfrs.retrieval.locate import reranked_depth
-        from sfrs.runtime.terminal import messages
+        from sfrs.runtime.terminal import say
 
         depth = min(reranked_depth(reranking, top), len(index))
-        messages.print(
+        say(
             f"This index keeps no regions: the first {depth} images of every photograph are described "
-            "again. sfrs index --regions keeps them.",
-            highlight=False,
-            soft_wrap=True,
+            "again. sfrs index --regions keeps them."
         )
 
 
 def _show_left_out(founds: list[Found], index: Index) -> None:
     rows = sorted({row for found in founds for row in found.left_out})
     if rows:
-        from rich.text import Text
-
-        from sfrs.runtime.terminal import messages
+        from sfrs.runtime.terminal import say
 
         more = f" and {len(rows) - 1} more" if len(rows) > 1 else ""
         why = f", because the file cannot be read any more: {index.files[rows[0]]}{more}. "
         help = "An index built with --regions re-ranks without the files."
-        messages.print(Text.assemble(("Left out of re-ranking", "yellow"), why, help), soft_wrap=True)
+        say(("Left out of re-ranking", "yellow"), why, help)
 
 
 def _print_json(founds: list[Found]) -> None:
@@ -132,22 +128,26 @@ def _print_json(founds: list[Found]) -> None:
 
 def _print_text(founds: list[Found], index: Index, geojson: Path | None) -> None:
     from sfrs.retrieval.found import summary
+    from sfrs.runtime.terminal import show
 
     for found in founds:
-        print("\n  ".join([found.query, *found.lines(), *_match_lines(found)]), end="\n\n")
+        show(found.query)
+        for line in (*found.lines(), *_match_lines(found)):
+            show(f"  {line}")
+        show()
     spent = {name: sum(f.milliseconds[name] for f in founds) for name in founds[0].milliseconds}
     each = ", ".join(f"{name} {total / len(founds):.1f}" for name, total in spent.items())
-    print(f"{len(founds)} located among {len(index):,} images; ms per photograph: {each}")
+    show(f"{len(founds)} located among {len(index):,} images; ms per photograph: {each}")
     errors = summary(founds) if len(founds) > 1 else None
     if errors:
         within = ", ".join(f"{100 * share:.1f} % within {d}" for d, share in errors["within"].items())
         median = "unknown" if errors["median_error"] is None else f"{errors['median_error']:.1f} m"
-        print(
+        show(
             f"{errors['queries']} say where they were taken: {within}; median error {median}; "
             f"mean confidence {errors['mean_confidence']:.2f}"
         )
     if geojson is not None:
-        print(f"Written to {geojson}")
+        show(f"Written to {geojson}")
 
 
 def _match_lines(found: Found) -> list[str]:

@@ -497,9 +497,7 @@ def readable(files: list[Path], path: Path, workers: int, tasks: "Tasks") -> lis
 
 def show_skipped(skipped: Iterable[tuple[Path, str]]) -> None:
     """Name images that were left out, and why."""
-    from rich.text import Text
-
-    from sfrs.runtime.terminal import messages
+    from sfrs.runtime.terminal import say
 
     for file, why in skipped:
-        messages.print(Text.assemble(("Skipped", "yellow"), f" {file}: {why}"), soft_wrap=True)
+        say(("Skipped", "yellow"), f" {file}: {why}")

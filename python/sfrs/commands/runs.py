@@ -43,10 +43,11 @@ def runs(
     """
     import json
 
+    from sfrs.runtime.terminal import plain
     from sfrs.training.runs import Run, find_runs, labels
 
     read = [Run.read(path) for path in find_runs(paths)]
-    names = labels(read)
+    names = list(map(plain, labels(read)))
     if as_json:
         print(json.dumps([_facts(run) for run in read], indent=2))
     else:
@@ -135,8 +136,10 @@ def _differences(runs: Sequence[Run], names: Sequence[str]) -> Table | str:
 
 
 def _value(value: Any) -> str:
+    from sfrs.runtime.terminal import plain
+
     text = ",".join(map(str, value)) if isinstance(value, list) else f"{value}"
-    return text or "none"
+    return plain(text) or "none"
 
 
 def _table(title: str, *headings: str) -> Table:

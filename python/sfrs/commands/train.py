@@ -143,7 +143,7 @@ def train(
     import sfrs
     from sfrs.data.places import load_places
     from sfrs.runtime.distributed import running_together
-    from sfrs.runtime.terminal import messages
+    from sfrs.runtime.terminal import say
     from sfrs.training.progress import Several
 
     try:
@@ -165,7 +165,7 @@ def train(
                 _show(result)
     except KeyboardInterrupt:
         text = f"Stopped. To go on after the last checkpoint: sfrs train --resume {shlex.quote(str(folder))}"
-        messages.print(text, markup=False, highlight=False, soft_wrap=True)
+        say(text)
         raise typer.Exit(130) from None
 
 
@@ -216,6 +216,8 @@ def _show(result: "RunResult") -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from sfrs.runtime.terminal import show
+
     table = Table(title="Validation recall, %", title_style="bold", title_justify="left")
     table.add_column("network")
     for n in result.initial.recalls:
@@ -224,5 +226,4 @@ def _show(result: "RunResult") -> None:
         table.add_row(best.title, *(f"{100 * recall:.1f}" for recall in best.recalls.values()))
     console = Console()
     console.print(table)
-    last = f"The network of the last generation is {result.final.weights}"
-    console.print(last, highlight=False, markup=False, soft_wrap=True)
+    show(f"The network of the last generation is {result.final.weights}")

@@ -5,7 +5,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, TypedDict
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from sfrs.models.weights_file import WeightsError
 from sfrs.models.whitening import Whitening
 from sfrs.runtime.errors import UserError
 from sfrs.runtime.progress import Progress
+from sfrs.runtime.records import Positive, as_record, parse_json
 
 DEFAULT = "efficientnet-lite0"
 """Backbone of a model that nobody trained."""
@@ -30,6 +31,21 @@ Photograph = str | Path | Image.Image | Tensor
 
 TRAINED: Literal["trained"] = "trained"
 EPS = 1e-12
+
+
+class Digests(TypedDict):
+    """What a descriptor depends on: the architecture and the size in JSON, else SHA-256, "" for none."""
+
+    architecture: str
+    weights: str
+    whitening: str
+    size: str
+
+
+def read_architecture(text: str, where: object) -> tuple[str, dict, int]:
+    """Return backbone, its options and K. Raises `RecordError`, which begins with ``where``."""
+    where = f"{where}, architecture"
+    return as_record(parse_json(text, where), tuple[str, dict[str, Any], Positive], where)
 
 
 class Model(nn.Module):
@@ -258,8 +274,8 @@ class Model(nn.Module):
         self.network.load_state_dict(other.network.state_dict())
         self.network.meta = dict(other.network.meta)
 
-    def digests(self) -> dict[str, str]:
-        """Compute digests of what a descriptor depends on: architecture, weights, whitening, size."""
+    def digests(self) -> Digests:
+        """Compute digests of what a descriptor depends on."""
         backbone = self.network.backbone
         architecture = [backbone.name, backbone.options, self.network.vlad.num_clusters]
         parts = {} if self.projection is None else {"projection": self.projection, "bias": self.bias}

@@ -5,7 +5,6 @@ MATLAB's and HDF5's arrays.
 """
 
 import fnmatch
-import json
 import pickle
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -14,12 +13,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from sfrs.models.matconvnet import read_matconvnet
 from sfrs.runtime.array_files import HDF5, read_arrays
 from sfrs.runtime.errors import UserError
+from sfrs.runtime.tensor_files import read_safetensors
 
 METADATA_KEY = "sfrs"
 """Of the description in the metadata of our own safetensors files."""
@@ -115,9 +114,7 @@ def _read(path: Path) -> tuple[Any, Any]:
     if path.suffix in HDF5:
         return _read_pca(path), None
     if path.suffix == ".safetensors":
-        with safe_open(path, "pt") as file:
-            description = json.loads((file.metadata() or {}).get(METADATA_KEY, "null"))
-            return {name: file.get_tensor(name) for name in file.keys()}, description  # noqa: SIM118
+        return read_safetensors(path, METADATA_KEY)
     with warnings.catch_warnings(), torch.serialization.safe_globals(_numpy_values()):
         warnings.simplefilter("ignore", UserWarning)  # torch's advice on files that are refused
         return torch.load(path, map_location="cpu", weights_only=True), None

@@ -1,6 +1,5 @@
 """Making an index, and changing one: add, describe again, remove, compact, change the kind."""
 
-import json
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -15,10 +14,10 @@ import numpy as np
 from sfrs.data.coordinates import parse_zone
 from sfrs.data.images import BadImageError, check_images
 from sfrs.data.photos import NO_SOURCES, Photo, Sources, check_inside, project
-from sfrs.models.model import Model
+from sfrs.models.model import Model, read_architecture
 from sfrs.retrieval.index.derive import derive
 from sfrs.retrieval.index.rows import RowFile
-from sfrs.retrieval.index.store import LOCK, NETWORK, TABLE, WHITENING, Entry, Store, locked
+from sfrs.retrieval.index.store import LOCK, NETWORK, TABLE, WHITENING, Entry, Settings, Store, locked
 from sfrs.runtime.errors import UserError
 from sfrs.runtime.progress import Tasks, quiet
 
@@ -350,11 +349,11 @@ def _check_placed(photos: Sequence[Photo], positions: np.ndarray) -> None:
         )
 
 
-def _check_same(path: Path, model: Model, settings: dict[str, Any]) -> None:
+def _check_same(path: Path, model: Model, settings: Settings) -> None:
     """Raise :class:`UserError` that names the first part in which the model is not the index's."""
     ours, theirs = model.digests(), settings["digests"]
     names = {
-        "architecture": lambda digest: "K = {2}, {0} {1}".format(*json.loads(digest)),
+        "architecture": lambda digest: "K = {2}, {0} {1}".format(*read_architecture(digest, path)),
         "weights": lambda digest: digest[:12],
         "whitening": lambda digest: digest[:12] or "none",
         "size": lambda digest: "own size" if digest == "null" else digest.strip("[]").replace(", ", "x"),
