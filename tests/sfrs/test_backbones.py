@@ -1,3 +1,4 @@
+import sys
 from pathlib import Path
 
 import pytest
@@ -94,6 +95,15 @@ def test_the_page_says_what_a_backbone_is(name):
 def test_options_are_remembered():
     backbone = build_backbone("tiny", channels=5)
     assert backbone.channels == 5 and backbone.options == {"channels": 5}
+
+
+@pytest.mark.parametrize("library", ["timm", "torchvision"])
+def test_a_library_that_does_not_import_is_named(monkeypatch, library):
+    monkeypatch.setitem(sys.modules, library, None)
+    with pytest.raises(
+        BackboneError, match=f"{library} does not import beside torch .*; a pair that does is"
+    ):
+        build_backbone(f"{library}:resnet18")
 
 
 def test_an_unknown_backbone_lists_the_known():
