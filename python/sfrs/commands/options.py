@@ -109,8 +109,8 @@ class Weights:
         str | None,
         option(
             "--backbone",
-            "Backbone to take with the weights published for it: efficientnet-lite0, -lite1 or -lite2; any "
-            "with --random-weights.",
+            "Backbone to take with the weights published for it: efficientnet-lite0, -lite1, -lite2, "
+            "timm:NAME or torchvision:NAME; any with --random-weights.",
             "Network",
         ),
     ] = None

@@ -20,6 +20,9 @@ REGISTRY = {
 }
 """Name -> module:class or function, imported when asked for."""
 
+LIBRARIES = ("timm:", "torchvision:")
+"""Prefixes of the names of other libraries' networks."""
+
 NEEDS_WEIGHTS = ("vgg16",)
 """Backbones that do not train from random weights and have no published ones."""
 
@@ -72,9 +75,11 @@ class Backbone(nn.Module):
         name, options: what :func:`build_backbone` needs to build it again.
         default_size: image size where nothing says another, see :data:`sfrs.data.images.Size`.
         published: the weights that :meth:`load_pretrained` takes, or None.
+        exports_any_size: whether it can be traced for images of any size.
     """
 
     published: Published | None = None
+    exports_any_size = True
     default_size: Size = None
 
     def __init__(
@@ -185,14 +190,25 @@ def vgg16_layers() -> dict[str, int]:
     return found
 
 
+def is_backbone(name: str) -> bool:
+    """Whether :func:`build_backbone` takes the name; of a library's network, whether it names a library."""
+    return name in REGISTRY or name.startswith(LIBRARIES)
+
+
 def build_backbone(name: str, **options) -> Backbone:
-    """Build a backbone by its name in :data:`REGISTRY`; ``options`` go to its constructor.
+    """Build a backbone, with random weights, by its name in :data:`REGISTRY`, or a network of timm or
+    torchvision (:mod:`sfrs.models.libraries`); ``options`` go to its constructor.
 
     Raises:
-        BackboneError: no such name.
+        BackboneError: no such name, or the library does not import.
     """
+    if name.startswith(LIBRARIES):
+        from sfrs.models.libraries import LibraryBackbone
+
+        return LibraryBackbone(name, **options)
     if name not in REGISTRY:
-        raise BackboneError(f"backbone: {name!r} is not known; expected one of {', '.join(REGISTRY)}")
+        known = ", ".join([*REGISTRY, *(f"{library}NAME" for library in LIBRARIES)])
+        raise BackboneError(f"backbone: {name!r} is not known; expected one of {known}")
     module, _, cls = REGISTRY[name].partition(":")
     backbone = getattr(import_module(module), cls)(**options)
     backbone.options = dict(options)

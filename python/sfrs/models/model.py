@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from sfrs.data.images import BadImageError, Size, batches, image_tensor, load_image
-from sfrs.models.backbones import REGISTRY
+from sfrs.models.backbones import is_backbone
 from sfrs.models.foreign import read_weights
 from sfrs.models.network import DescriptorNetwork, network_of, pretrained_network, save_network
 from sfrs.models.weights_file import WeightsError
@@ -108,8 +108,8 @@ class Model(nn.Module):
         """Load a model from a file of weights, or a backbone with its published weights.
 
         Args:
-            source: a file (see :func:`sfrs.models.network.load_network`), or a name in
-                :data:`sfrs.models.backbones.REGISTRY`, whose clusters :meth:`fit_clusters` makes.
+            source: a file (see :func:`sfrs.models.network.load_network`), or the name of a backbone (see
+                :func:`sfrs.models.backbones.build_backbone`), whose clusters :meth:`fit_clusters` makes.
             whitening: a file with the PCA whitening; by default the one in ``source``, if any.
             whiten: False leaves out any whitening.
             size: see :class:`Model`.
@@ -119,7 +119,7 @@ class Model(nn.Module):
             WeightsError: a file cannot be read, or the whitening does not fit the network.
         """
         found = None
-        if isinstance(source, str) and source in REGISTRY:
+        if isinstance(source, str) and is_backbone(source):
             network = pretrained_network(source)
         else:
             weights = read_weights(source, ignore_keys)

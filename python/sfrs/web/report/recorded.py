@@ -11,6 +11,7 @@ import numpy as np
 
 from sfrs.data.images import Size
 from sfrs.data.places import ImageSet, Places, is_data_set, load_places
+from sfrs.data.places.reading import Reading
 from sfrs.models.model import TRAINED, Model
 from sfrs.models.network import DescriptorNetwork, Meta, load_network
 from sfrs.retrieval.evaluation import Evaluation, Scoring, score
@@ -74,7 +75,7 @@ class LaterResults(TypedDict, total=False):
     nms: bool
     rerank: Reranked
     skipped: list[Skipped]
-    reading: dict[str, Any]
+    reading: Any
 
 
 class Results(LaterResults):
@@ -96,9 +97,8 @@ def read_evaluation(source: Path, overrides: Overrides) -> Subject:
     summary: Results = read_record(source / RESULTS, Results)
     data = overrides.data or find_path(summary["data"], source, "--data")
     root = data if data.is_dir() else data.parent
-    places = _without(
-        load_places(data, summary["split"], **summary.get("reading", {})), root, summary.get("skipped", [])
-    )
+    reading = Reading.of(summary.get("reading", {}), f"{source / RESULTS}, reading")
+    places = _without(load_places(data, summary["split"], reading), root, summary.get("skipped", []))
     predictions = read_predictions(source / PREDICTIONS, places, root)
     depths = sorted(summary["recalls"])
     if not depths or depths[0] < 1:
