@@ -33,10 +33,14 @@ TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 """How to turn an image upright, by its EXIF orientation."""
+ACROSS = tuple(TURNS[orientation] for orientation in (5, 6, 7, 8))
+"""Turns that make of a wide image a tall one."""
 METADATA = ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif")
 """Where Pillow keeps blocks that hold an orientation."""
-LARGE, MOST_PIXELS = 64_000_000, 32_000_000
-"""Pixels from which a JPEG is decoded reduced, and that resizing may make of an image."""
+MOST_PIXELS = 32_000_000
+"""Pixels that resizing may make of an image."""
+REDUCED = 2
+"""A JPEG is decoded at 1/2, 1/4 or 1/8 of its size where it stays this many times larger than wanted."""
 
 Image.MAX_IMAGE_PIXELS = (
     1_000_000_000  # panoramas of one's own disk; whoever takes others' files has own limits
@@ -74,18 +78,36 @@ def load_image(path: str | Path, size: Size = None) -> Tensor:
     `BadImageError` if the file is missing, no image, or cut off.
     """
     with opened(path) as image:
-        if size is not None and image.width * image.height > LARGE:
-            height, width = target_size((image.height, image.width), size)
-            image.draft("RGB", (2 * max(height, width), 2 * max(height, width)))
+        decode_reduced(image, size)
         return image_tensor(image, size)
+
+
+def decode_reduced(image: Image.Image, size: Size) -> None:
+    """Let an opened JPEG that is much larger than ``size`` be decoded reduced, which takes less time.
+
+    The decoder leaves out the finest waves of each block of 8x8, and what it decodes is still resized by at
+    least :data:`REDUCED`. Smaller images, and other formats, are decoded as they are.
+    """
+    if size is None:
+        return
+    across = _turn(image) in ACROSS
+    shape = (image.width, image.height) if across else (image.height, image.width)
+    height, width = target_size(shape, size)
+    wanted = (height, width) if across else (width, height)
+    image.draft(None, (REDUCED * wanted[0], REDUCED * wanted[1]))
+
+
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    """Return how the image is turned upright by its EXIF orientation; None if it is, or none can be read."""
+    try:
+        return TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except BROKEN_EXIF:
+        return None
 
 
 def turned(image: Image.Image) -> Image.Image:
     """Turn an image by its EXIF orientation, if one can be read; a turned image has no EXIF left."""
-    try:
-        turn = TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
-    except BROKEN_EXIF:
-        turn = None
+    turn = _turn(image)
     if turn is None:
         return image
     result = image.transpose(turn)
