@@ -250,6 +250,7 @@ def test_several_folders_of_queries_are_splits(tmp_path, layout):
         load_places(tmp_path)
 
 
+@pytest.mark.filterwarnings("ignore:4 of 40 photographs lie within 50 m of a border")
 @pytest.mark.parametrize("rule", ["time", "every:5", "area"])
 def test_a_folder_is_split_without_a_photograph_serving_twice(tmp_path, rule):
     for i in range(40):
@@ -283,6 +284,13 @@ def test_a_folder_that_cannot_be_split_says_why(tmp_path):
         load_places(tmp_path)
     with pytest.raises(UserError, match="--hold-out is 'half'; expected time, area, or every:N"):
         load_places(tmp_path, hold_out="half")
+
+
+def test_distances_between_continents_are_those_on_earth(tmp_path):
+    for role, where in (("database", BERLIN), ("queries", TOKYO)):
+        photo(tmp_path / role / "a.jpg", where)
+    places = load_places(tmp_path / "database", queries=str(tmp_path / "queries"))
+    assert places.zone == "33N+54N" and places.metres(0, 0) == pytest.approx(8.94e6, rel=0.01)
 
 
 def test_frames_are_right_by_their_number(tmp_path):

@@ -257,6 +257,8 @@ def _evaluate_saved(
     from sfrs.data.places.rows import read_rows
     from sfrs.retrieval.saved import evaluate_saved, load_descriptors
 
+    if output.save_contact_sheet and on.data is None and on.database is None:
+        raise UserError("--save-contact-sheet shows images; say which with --data.")
     database, queries = map(load_descriptors, files)
     if on.data is None and on.database is None:
         places = read_rows(positions, (len(database), len(queries)), reading)

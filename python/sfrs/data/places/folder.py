@@ -70,7 +70,8 @@ def read_two_folders(database: Path, queries: Path, name: str, split: str, readi
             raise PlacesError(f"{folder}: no images in it. Expected {', '.join(IMAGE_SUFFIXES)} files.")
     if reading.frames:
         return make_places(name, split, frame_shots(files, reading.frames), unit="frames")
-    return make_places(name, split, read_shots(files, reading))
+    shots, zone = read_shots(files, reading)
+    return make_places(name, split, shots, zone=zone)
 
 
 def holds_photos(path: Path) -> bool:
@@ -89,7 +90,8 @@ def read_photo_folder(path: Path, split: str, reading: Reading) -> Places:
             f"--hold-out time, area or every:5 ({EXPECTED}), or give two folders: --database {path} "
             "--queries FOLDER."
         )
-    shots = read_shots({DATABASE: image_files(path)}, reading)[DATABASE]
+    found, zone = read_shots({DATABASE: image_files(path)}, reading)
+    shots = found[DATABASE]
     rows, queries = np.arange(len(shots)), np.arange(0)
     if reading.hold_out:
         positions = np.array([shot[1:3] for shot in shots]).reshape(-1, 2)
@@ -97,7 +99,7 @@ def read_photo_folder(path: Path, split: str, reading: Reading) -> Places:
         rows, queries = held_out([shots[i].file for i in known], positions[known], reading.hold_out, split)
         rows, queries = known[rows], known[queries]
     chosen = {DATABASE: [shots[i] for i in rows], QUERIES: [shots[i] for i in queries]}
-    return make_places(path.resolve().name, split, chosen)
+    return make_places(path.resolve().name, split, chosen, zone=zone)
 
 
 def _databases(path: Path) -> list[Path]:

@@ -1,7 +1,8 @@
 """Data sets whose images are the frames of two videos along one way: Gardens Point, Nordland, SPED, ...
 
 What is right is said by frame instead of by position: the easting of a database image is its number, that of
-a query the number of the frame of the database that shows the same place, and "metres" are frames.
+a query the number of the frame of the database that shows the same place, and "metres" are frames. Queries
+of which no frame is known lie aside, farther than any radius that tells frames apart.
 """
 
 from collections.abc import Mapping, Sequence
@@ -39,10 +40,11 @@ def frame_shots(files: Mapping[str, Sequence[Path]], frames: str) -> Shots:
     else:
         pairs = _table_pairs(Path(frames), queries, database)
     of_query = [pairs.get(i, -1) for i in range(len(queries))]
+    aside = -10.0 * max(1_000, len(database))
     return {
         "database": [Shot(file, float(i), 0.0) for i, file in enumerate(database)],
         "queries": [
-            Shot(file, float(i), 0.0) if i >= 0 else Shot(file, np.nan, np.nan)
+            Shot(file, float(i), 0.0) if i >= 0 else Shot(file, 0.0, aside)
             for file, i in zip(queries, of_query, strict=True)
         ],
     }

@@ -38,4 +38,5 @@ def read_manifest(path: Path, split: str, reading: Reading) -> Places:
     for role, found in photos.items():
         if not found:
             raise PlacesError(f"{path}: no {role} in the split {split}.{others}")
-    return make_places(path.stem, split, shots_of(photos, reading))
+    shots, zone = shots_of(photos, reading)
+    return make_places(path.stem, split, shots, zone=zone)

@@ -67,7 +67,7 @@ class Reading:
         return cls(**as_record(given, TypedDict("Given", kinds, total=False), where))  # type: ignore[misc]
 
 
-def read_shots(files: Mapping[str, Sequence[Path]], reading: Reading) -> Shots:
+def read_shots(files: Mapping[str, Sequence[Path]], reading: Reading) -> tuple[Shots, str]:
     """Locate the images of the roles "database" and "queries", see :func:`shots_of`."""
     locator = reading.locator()
     return shots_of({role: [located(from_name(f), locator) for f in files[role]] for role in files}, reading)
@@ -81,8 +81,8 @@ def located(photo: Photo, locator: Locator) -> Photo:
         return replace(photo, unreadable=str(error))
 
 
-def shots_of(photos: dict[str, list[Photo]], reading: Reading) -> Shots:
-    """Bring the photographs of all roles into one coordinate system.
+def shots_of(photos: dict[str, list[Photo]], reading: Reading) -> tuple[Shots, str]:
+    """Bring the photographs of all roles into one coordinate system, and return it too.
 
     Raises:
         PlacesError: it is not known where a photograph was taken, or it cannot be where it says.
@@ -93,7 +93,7 @@ def shots_of(photos: dict[str, list[Photo]], reading: Reading) -> Shots:
         raise _unplaced(unplaced, len(every))
     if unplaced:
         warnings.warn(_left_out(unplaced, len(every), reading.lenient), LeftOutWarning, stacklevel=3)
-    positions, _ = project(every, reading.zone or first_zone(every))
+    positions, system = project(every, reading.zone or first_zone(every))
     rows = iter(positions.tolist())
     shots: Shots = {}
     for role, of_role in photos.items():
@@ -102,7 +102,7 @@ def shots_of(photos: dict[str, list[Photo]], reading: Reading) -> Shots:
             for photo, (easting, northing) in zip(of_role, rows, strict=False)
             if photo.placed or reading.lenient
         ]
-    return shots
+    return shots, system
 
 
 def _left_out(files: Sequence[Path], count: int, kept: bool) -> str:

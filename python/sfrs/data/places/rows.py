@@ -40,7 +40,8 @@ def read_rows(files: Sequence[Path], counts: Sequence[int], reading: Reading) ->
         photos[role] = _photos(path, reading)
         if len(photos[role]) != count:
             raise PlacesError(f"{path}: {len(photos[role])} positions for {count} descriptors of the {role}.")
-    return make_places("descriptors", "test", shots_of(photos, reading))
+    shots, zone = shots_of(photos, reading)
+    return make_places("descriptors", "test", shots, zone=zone)
 
 
 def _photos(path: Path, reading: Reading) -> list[Photo]:

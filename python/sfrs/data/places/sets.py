@@ -4,11 +4,11 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from sfrs.data.coordinates import eastward_shifts, nearest
+from sfrs.data.coordinates import eastward_shifts, metres_between, nearest
 
 
 class CoordinatesWarning(UserWarning):
@@ -68,6 +68,7 @@ class Places:
 
     Attributes:
         unit: of positions and distances between them: "m", or "frames" of sets that are aligned by frame.
+        zone: system of the positions (:mod:`sfrs.data.coordinates`); "" where it is not known.
     """
 
     name: str
@@ -75,6 +76,11 @@ class Places:
     database: ImageSet
     queries: ImageSet
     unit: str = "m"
+    zone: str = ""
+
+    def metres(self, queries: Any, database: Any) -> np.ndarray:
+        """Return how far queries are from database images (rows, broadcast)."""
+        return metres_between(self.queries.positions[queries], self.database.positions[database], self.zone)
 
 
 class Shot(NamedTuple):
@@ -92,7 +98,7 @@ Shots = dict[str, list[Shot]]
 """The images of the roles "database" and "queries"."""
 
 
-def make_places(name: str, split: str, shots: Shots, unit: str = "m") -> Places:
+def make_places(name: str, split: str, shots: Shots, unit: str = "m", zone: str = "") -> Places:
     """Build :class:`Places` in the order of the rows; warns (`CoordinatesWarning`) of degrees."""
     panoramas: dict[tuple, int] = {}
     stamps: dict[str, int] = {}
@@ -109,7 +115,7 @@ def make_places(name: str, split: str, shots: Shots, unit: str = "m") -> Places:
             np.array(numbers, dtype=np.int64) if any(shot.time_stamp for shot in rows) else None,
         )
     _warn_if_degrees(name, sets["database"].positions)
-    return Places(name, split, **sets, unit=unit)
+    return Places(name, split, **sets, unit=unit, zone=zone)
 
 
 def number_places(role: str, shots: Sequence[Shot], numbers: dict[tuple, int]) -> np.ndarray:

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 import numpy as np
 from markupsafe import Markup
 
-from sfrs.data.coordinates import metres_between
 from sfrs.data.places import Places
 from sfrs.retrieval.evaluation import Evaluation
 from sfrs.web.report.charts import (
@@ -36,8 +35,8 @@ def recall_figure(result: Evaluation, compared: dict[str, dict[int, float]]) -> 
 
 def error_figure(places: Places, result: Evaluation) -> Markup:
     """Share of queries located within x metres by the first image, and by the best of the first five."""
-    found = places.database.positions[np.maximum(result.predictions[:, :5], 0)]  # [m, 5, 2]
-    metres = metres_between(found, places.queries.positions[:, None])
+    found = np.maximum(result.predictions[:, :5], 0)
+    metres = places.metres(np.arange(len(found))[:, None], found)  # [m, 5]
     metres[result.predictions[:, :5] < 0] = np.inf
     metres = metres[result.answerable]
     axis = metres_axis("metres to the query", float(metres[:, 0].max()))
