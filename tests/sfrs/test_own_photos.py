@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from pictures import picture
 from PIL import ExifTags, Image
+from tiny_town import OPTIONS
 
 from sfrs.data.coordinates import in_own_zone, metres_between, to_degrees, to_metres, to_system, within
 from sfrs.data.exif import taken
@@ -381,3 +382,36 @@ def test_descriptors_that_do_not_fit_are_named(run, tmp_path):
         "evaluate", *given, "--positions", tmp_path / "db.csv", "--positions", tmp_path / "q.csv"
     )
     assert code == 2 and "1 descriptors of the database are not finite, the first in row 3" in err
+
+
+def test_a_folder_of_photographs_is_trained_on_and_reported(run, tmp_path):
+    photos = tmp_path / "photos"
+    for i in range(40):
+        latitude = BERLIN[0] + (i % 20) / 1000 + (i // 20) / 50_000
+        photo(
+            photos / f"{i:02d}.jpg",
+            (latitude, BERLIN[1]),
+            time=f"2024:05:{1 + i // 20:02d} 12:{i % 20:02d}:00",
+            scene=i % 20,
+        )
+    folder = ("--data", photos, "--hold-out", "time")
+    code, _, err = run(
+        "train", *folder, *OPTIONS, "--generations", "1", "--epochs", "1", "--out", tmp_path / "run"
+    )
+    assert code == 0, err
+    code, out, err = run("evaluate", *folder, "--weights", tmp_path / "run", "--json")
+    result = json.loads(out)
+    assert code == 0 and result["queries"] == 8 and result["reading"] == {"hold_out": "time"}, err
+    code, _, err = run("report", tmp_path / "run", "--out", tmp_path / "report")
+    assert code == 0 and (tmp_path / "report/index.html").is_file(), err
+
+
+def test_a_run_says_what_it_lacks(run, tmp_path):
+    town(tmp_path / "photos", "database")
+    code, _, err = run("evaluate", "--data", tmp_path / "photos", "--backbone", "tiny", "--random-weights")
+    assert code == 2 and "of which none is a query" in err
+    code, _, err = run("evaluate", "--backbone", "tiny", "--random-weights")
+    assert code == 2 and "Give --data PATH, or two folders" in err
+    code, out, err = run("data", "check", tmp_path / "photos")
+    assert code == 0 and "Serves sfrs index." in out and "Does not serve sfrs train" in out
+    assert "training would stop" not in out.replace("\n", " ")

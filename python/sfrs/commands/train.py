@@ -15,7 +15,7 @@ from sfrs.runtime.errors import UserError
 from sfrs.training.config import PRESETS, TrainConfig, flag_text, parse_flag
 
 if TYPE_CHECKING:
-    from sfrs.data.places import Places, Reading
+    from sfrs.data.places import Places
     from sfrs.training.run_folder import RunResult
 
 EXAMPLES = """
@@ -149,7 +149,7 @@ def train(
     try:
         with running_together() as processes, ExitStack() as watching:
             watchers = _watchers(config, folder, tensorboard) if processes.is_main else []
-            places = load_places(config.data, "train", _reading(config)), _validation(config)
+            places = load_places(config.data, "train", config.reading()), _validation(config)
             if config.skip_bad_images:
                 places = _without_bad_images(places, show=processes.is_main)
             result = sfrs.train(
@@ -169,18 +169,11 @@ def train(
         raise typer.Exit(130) from None
 
 
-def _reading(config: TrainConfig) -> "Reading":
-    from sfrs.data.places import Reading
-
-    said = ("hold_out", "positions", "track", "clock", "zone", "skip_unplaced")
-    return Reading(**{name: getattr(config, name) for name in said})
-
-
 def _validation(config: TrainConfig) -> "Places":
     """Read the validation images; --hold-out is for a folder of photographs, not for another data set."""
     from sfrs.data.places import format_of, load_places
 
-    path, reading = config.val_data or config.data, _reading(config)
+    path, reading = config.val_data or config.data, config.reading()
     if config.val_data and format_of(path).name != "photo folder":
         reading = replace(reading, hold_out="")
     return load_places(path, "val", reading)

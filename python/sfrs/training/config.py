@@ -3,9 +3,12 @@
 import json
 import re
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, NamedTuple, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args, get_type_hints
 
 from sfrs.runtime.errors import UserError
+
+if TYPE_CHECKING:
+    from sfrs.data.places import Reading
 
 
 class ConfigError(UserError, ValueError):
@@ -200,6 +203,13 @@ class TrainConfig:
     def to_dict(self) -> dict[str, Any]:
         """Return field values as JSON knows them (tuples become lists)."""
         return json.loads(json.dumps({f.name: getattr(self, f.name) for f in fields(self)}))
+
+    def reading(self) -> "Reading":
+        """Return what the data set does not say itself, for its reader."""
+        from sfrs.data.places import Reading  # takes half a second, which --help has not
+
+        said = ("hold_out", "positions", "track", "clock", "zone", "skip_unplaced")
+        return Reading(**{name: getattr(self, name) for name in said})
 
     def changed(self, **changes: Any) -> "TrainConfig":
         """Return a copy with some fields changed."""

@@ -84,7 +84,8 @@ def train(
         WriteError: the disk is full; the run can be resumed from its last checkpoint.
     """
     if isinstance(places, str | Path):
-        places = load_places(places, "train"), load_places(places, "val")
+        reading = config.reading()
+        places = load_places(places, "train", reading), load_places(places, "val", reading)
     joined, directory = processes(), RunDirectory(out)
     check_answerable(places[1], config.negative_radius)
     data = {role: fingerprint(split) for role, split in zip(("train", "val"), places, strict=True)}

@@ -5,7 +5,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypedDict
 
-from sfrs.data.places import load_places
+from sfrs.data.places import Reading, load_places
+from sfrs.data.places.formats import PLAIN
 from sfrs.models.model import Model
 from sfrs.models.weights_file import network_file
 from sfrs.retrieval.evaluation import evaluate
@@ -65,8 +66,9 @@ def read_subject(source: Path, out: Path, overrides: Overrides, running: Running
     if (source / "config.json").is_file():
         run = RunDirectory(source)
         weights = overrides.weights or network_file(source)
-        data = overrides.data or find_path(run.read()[0].data, source, "--data")
-        subject = _evaluate_run(weights, data, out, overrides, running)
+        config = run.read()[0]
+        data = overrides.data or find_path(config.data, source, "--data")
+        subject = _evaluate_run(weights, data, out, overrides, running, config.reading())
         return replace(subject, histories={source.name: read_metrics(run.metrics)})
     if (source / "best.safetensors").is_file() and (source / "city").is_dir():
         return _demonstration(source, out, overrides, running)
@@ -85,19 +87,27 @@ def _demonstration(source: Path, out: Path, overrides: Overrides, running: Runni
     return replace(subject, histories=histories, compared=compared)
 
 
-def _evaluate_run(weights: Path, data: Path, out: Path, overrides: Overrides, running: Running) -> Subject:
+def _evaluate_run(
+    weights: Path,
+    data: Path,
+    out: Path,
+    overrides: Overrides,
+    running: Running,
+    reading: Reading = PLAIN,
+) -> Subject:
     """Evaluate ``weights``, unless ``out`` holds this evaluation already."""
     model = Model.load(weights, device=running.device)
     folder = out / "evaluation"  # its own, so that out may be the folder of the run
     known = {
         "data": str(data.resolve()),
         "split": overrides.split or "test",
+        "reading": reading.given(),
         "weights": str(weights.resolve()),
         "weights_sha256": hashlib.sha256(weights.read_bytes()).hexdigest(),
     }
     kept = folder / RESULTS
     if not kept.is_file() or not known.items() <= read_record(kept, dict[str, Any]).items():
-        places = load_places(data, known["split"])
+        places = load_places(data, overrides.split or "test", reading)
         result = evaluate(
             model, places, batch_size=running.batch_size, workers=running.workers, tasks=running.tasks
         )
