@@ -27,8 +27,9 @@ libraries: build  ## timm's and torchvision's networks as backbones, where $(LIB
 
 MINUTES ?= 10
 SEED ?= $(shell date +%s)000
-fuzz: build  ## random calls of every operator with every set of kernels, for MINUTES=10; one minute of it in `.ci/run`
-	$(BIN)/python tests/fuzz/fuzz.py --minutes $(MINUTES) --seed $(SEED)
+fuzz: build  ## for MINUTES=10 random calls of every operator, and damaged files of every format; one minute in `.ci/run`
+	$(BIN)/python tests/fuzz/fuzz_files.py --minutes $(MINUTES) --seed $(SEED) & files=$$!; \
+	  $(BIN)/python tests/fuzz/fuzz.py --minutes $(MINUTES) --seed $(SEED); calls=$$?; wait $$files && exit $$calls
 
 build: $(STAMP)
 	@$(BIN)/python setup.py --quiet build_ext --inplace

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 PATIENCE = 300  # seconds that a child may take for its last calls on a busy machine
 SLICE = 600  # seconds of one child
-MOST_FAILED = int(__import__("os").environ.get("MF", 20))  # seeds, after which no more are tried
+MOST_FAILED = 20  # seeds, after which no more are tried
 
 
 def run_child(

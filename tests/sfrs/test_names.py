@@ -29,7 +29,7 @@ def folder(tmp_path, tiny_network, monkeypatch):
 
 def test_every_command_shows_names_as_they_are(folder, run):
     town, network, index = folder / "town", folder / "tiny.safetensors", folder / "i"
-    photos = town / "images/test/database"
+    photos, whitening = town / "images/test/database", folder / "w.safetensors"
     for arguments in (
         ("data", "check", town),
         ("index", photos, "--weights", network, "--out", index),
@@ -41,19 +41,7 @@ def test_every_command_shows_names_as_they_are(folder, run):
         ("runs", folder / "runs"),
         ("runs", folder / "runs", "--plot", folder / "x.png"),
         ("export", network, "--out", folder / "y.safetensors"),
-        (
-            "whiten",
-            "--data",
-            town,
-            "--split",
-            "test",
-            "--weights",
-            network,
-            "--dim",
-            "4",
-            "--out",
-            folder / "w.safetensors",
-        ),
+        ("whiten", "--data", town, "--split", "test", "--weights", network, "--dim", 4, "--out", whitening),
         # Commands that refuse it name it, too.
         ("city", "--out", folder),
         ("train", "--data", town, "--preset", "demo", "--out", folder / "r"),
@@ -67,10 +55,8 @@ def test_every_command_shows_names_as_they_are(folder, run):
 
 
 def test_results_are_one_line_each(folder, run):
-    lines = run("locate", folder / "town/images/test/queries", "--index", make_index(folder, run))[
-        1
-    ].splitlines()
-    assert sum(line.startswith(plain(folder)) for line in lines) == 12
+    out = run("locate", folder / "town/images/test/queries", "--index", make_index(folder, run))[1]
+    assert sum(line.startswith(plain(folder)) for line in out.splitlines()) == 12
 
 
 def make_index(folder, run):

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, NamedTuple, get_args, get_type_hints
 
@@ -15,12 +16,16 @@ class ConfigError(UserError, ValueError):
     """A configuration field has a value it cannot have; the message names the field."""
 
 
+MOST = 10**9
+"""No number that is given is larger, so that a wrong one takes no terabytes."""
+
+
 def _option(default: Any, text: str, **changes: Any) -> Any:
     """Make a field with its help text. ``compare=False``: it may differ when a run is resumed.
 
-    Numbers are at least ``least`` (0 if not given), and more with ``positive``.
+    Numbers are at least ``least`` (0 if not given), more with ``positive``, and at most ``most``.
     """
-    usual = {"help": text, "choices": (), "compare": True, "least": 0, "positive": False}
+    usual = {"help": text, "choices": (), "compare": True, "least": 0, "positive": False, "most": MOST}
     return field(default=default, metadata={**usual, **changes})
 
 
@@ -57,7 +62,7 @@ class TrainConfig:
     backbone: str = _option("vgg16", "name of the backbone, as efficientnet-lite0 or timm:NAME")
     weights: str = _option("", "file with weights; empty: those published for the backbone, else random ones")
     ignore_keys: tuple[str, ...] = _option((), "patterns of tensors of --weights to leave out")
-    clusters: int = _option(64, "NetVLAD clusters K", least=1)
+    clusters: int = _option(64, "NetVLAD clusters K", least=1, most=65_536)
     height: int = _option(480, "height of training images, pixels", least=1)
     width: int = _option(640, "width of training images, pixels", least=1)
     jitter: tuple[float, ...] = _option(
@@ -100,7 +105,7 @@ class TrainConfig:
     workers: int = _option(4, "threads that decode images", compare=False, least=1)
     device: str = _option("auto", "cpu, cuda, ...; auto: cuda where there is one")
 
-    generations: int = _option(4, "generations; 1 trains the baseline", least=1)
+    generations: int = _option(4, "generations; 1 trains the baseline", least=1, most=1000)
     epochs: tuple[int, ...] = _option((1, 5, 5, 5), "epochs of each generation", least=1)
     queries_per_epoch: int = _option(0, "queries of an epoch, drawn again for each; 0: all")
     tuples_per_step: int = _option(4, "tuples per optimisation step", least=1)
@@ -184,7 +189,7 @@ class TrainConfig:
                     f"{f.name} is {value!r}, expected one of {', '.join(f.metadata['choices'])}"
                 )
             if hints[f.name] not in (str, bool):
-                _check_range(f.name, value, f.metadata["least"], f.metadata["positive"])
+                _check_range(f.name, value, f.metadata)
         _check_together(self)
 
     @classmethod
@@ -327,11 +332,17 @@ def _coerced(name: str, value: Any, hint: Any) -> Any:
     raise ConfigError(f"{name} is {value!r}, expected {hint.__name__}")
 
 
-def _check_range(name: str, value: Any, least: int, positive: bool) -> None:
-    """Raise `ConfigError` for a number (or one of a list) that is not finite or not large enough."""
-    many = isinstance(value, tuple)
-    if not all(least <= x < float("inf") and (x or not positive) for x in (value if many else (value,))):
+def _check_range(name: str, value: Any, limits: Mapping[str, Any]) -> None:
+    """Raise `ConfigError` for a number (or one of a list) that is no number, too small or too large."""
+    least, most, positive, many = (
+        limits["least"],
+        limits["most"],
+        limits["positive"],
+        isinstance(value, tuple),
+    )
+    if not all(least <= x <= most and (x or not positive) for x in (value if many else (value,))):
         expected = "a positive number" if positive else f"at least {least}" if least else "0 or more"
+        expected += "" if all(x <= most for x in (value if many else (value,))) else f", at most {most}"
         raise ConfigError(f"{name} is {value}, expected {'for each ' if many else ''}{expected}")
 
 

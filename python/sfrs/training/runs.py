@@ -175,9 +175,9 @@ def read_lines(text: bytes, file: Path) -> list[dict[str, Any]]:
         except RecordError as error:
             bad += [str(error)] if line and line is not rest else []
     if bad:
-        warnings.warn(
-            f"{file}: {len(bad)} damaged lines are left out, the first is line {bad[0]}", stacklevel=2
-        )
+        are = "line is" if len(bad) == 1 else "lines are"
+        text = f"{file}: {len(bad)} damaged {are} left out, the first is line {bad[0]}"
+        warnings.warn(text, stacklevel=2)
     return lines
 
 
