@@ -87,6 +87,7 @@ def _demonstration(source: Path, out: Path, overrides: Overrides, running: Runni
 
 def _evaluate_run(weights: Path, data: Path, out: Path, overrides: Overrides, running: Running) -> Subject:
     """Evaluate ``weights``, unless ``out`` holds this evaluation already."""
+    weights = network_file(weights)
     model = Model.load(weights, device=running.device)
     folder = out / "evaluation"  # its own, so that out may be the folder of the run
     known = {
