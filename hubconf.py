@@ -36,7 +36,7 @@ def vgg16_netvlad(pretrained=False, *, weights=None, whitening=None, whiten=True
     if pretrained is True:
         raise ValueError(
             "vgg16_netvlad: no weights are published under this project's name, so pretrained=True has "
-            "nothing to load. Give weights='sfrs/pitts30k', the network of the paper's authors, or another in "
+            "nothing to load. Give weights='sfrs/pitts30k', the network of the paper's authors, another in "
             "docs/drop-in.md, or weights=FILE, as of sfrs train."
         )
     if pretrained and weights is not None:
