@@ -279,8 +279,11 @@ def _evaluate_saved(
 
 
 def _source(weights: options.Weights, model: Model) -> str:
+    from sfrs.models.published import downloaded, published
+
     if weights.weights is not None:
-        return str(weights.weights.resolve())
+        network = published(weights.weights)
+        return str(weights.weights.resolve() if network is None else downloaded(network))
     return "random" if weights.random_weights else model.network.meta["source"]
 
 

@@ -101,7 +101,8 @@ class Weights:
         Path | None,
         option(
             "--weights",
-            "Weights: a run of sfrs train or a file of one, a network of the paper, or torchvision's VGG16.",
+            "Weights: a run of sfrs train or a file of one, the network of another project, or the name of a "
+            "published one, as sfrs/pitts30k.",
             "Network",
         ),
     ] = None

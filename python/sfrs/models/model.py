@@ -105,10 +105,11 @@ class Model(nn.Module):
         ignore_keys: Sequence[str] = (),
         device: str | torch.device = "cpu",
     ) -> "Model":
-        """Load a model from a file of weights, or a backbone with its published weights.
+        """Load a model from a file of weights, by a published name, or a backbone with its published weights.
 
         Args:
-            source: a file (see :func:`sfrs.models.network.load_network`), or the name of a backbone (see
+            source: a file (see :func:`sfrs.models.network.load_network`), a published network such as
+                "sfrs/pitts30k" (:data:`sfrs.models.published.PUBLISHED`), or the name of a backbone (see
                 :func:`sfrs.models.backbones.build_backbone`), whose clusters :meth:`fit_clusters` makes.
             whitening: a file with the PCA whitening; by default the one in ``source``, if any.
             whiten: False leaves out any whitening.
@@ -117,6 +118,7 @@ class Model(nn.Module):
 
         Raises:
             WeightsError: a file cannot be read, or the whitening does not fit the network.
+            DownloadError: a published network cannot be downloaded.
         """
         found = None
         if isinstance(source, str) and is_backbone(source):

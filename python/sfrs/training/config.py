@@ -60,7 +60,9 @@ class TrainConfig:
         False, "leave out images that say nowhere where they were taken, and list them", compare=False
     )
     backbone: str = _option("vgg16", "name of the backbone, as efficientnet-lite0 or timm:NAME")
-    weights: str = _option("", "file with weights; empty: those published for the backbone, else random ones")
+    weights: str = _option(
+        "", "file with weights, or a published network; empty: those of the backbone, else random ones"
+    )
     ignore_keys: tuple[str, ...] = _option((), "patterns of tensors of --weights to leave out")
     clusters: int = _option(64, "NetVLAD clusters K", least=1, most=65_536)
     height: int = _option(480, "height of training images, pixels", least=1)

@@ -96,6 +96,7 @@ def _evaluate_run(
     reading: Reading = PLAIN,
 ) -> Subject:
     """Evaluate ``weights``, unless ``out`` holds this evaluation already."""
+    weights = network_file(weights)
     model = Model.load(weights, device=running.device)
     folder = out / "evaluation"  # its own, so that out may be the folder of the run
     known = {
