@@ -1,4 +1,4 @@
-"""``python -m benchmarks.fine_tuning [--places DIR] [--out runs/fine_tuning]``: SFRS on real photographs.
+"""``python -m benchmarks.fine_tuning [--places DIR] [--seeds 0,1,2]``: SFRS on real photographs.
 
 Trains the last blocks of EfficientNet-Lite0 from ImageNet's weights on floors of the building ``tower``,
 SARE-ind and SFRS with equal passes, validates them on floors that they do not see and tests them on others;
@@ -144,12 +144,12 @@ def choose_rate(out: Path, places: Places, done: dict, tasks) -> float:
     return float(max(rates, key=lambda rate: rates[rate][-1]))
 
 
-def measure(out: Path, places: dict[str, Places], done: dict, tasks) -> None:
+def measure(out: Path, places: dict[str, Places], seeds: list[int], done: dict, tasks) -> None:
     """Fill ``done["seeds"]``: seed -> rows, writing as it goes."""
     building = places[TRAINED_ON]
     unseen = {name: places[name] for name in UNSEEN}
     rate = done["rate"] = choose_rate(out, building, done, tasks)
-    for seed in SEEDS:
+    for seed in seeds:
         rows = done.setdefault("seeds", {}).setdefault(str(seed), [])
         trial = Trial(out, building, seed, rate, tasks)
 
@@ -209,12 +209,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.fine_tuning", description=__doc__)
     parser.add_argument("--places", type=Path, default=ROOT.parent / "shared/places")
     parser.add_argument("--out", type=Path, default=ROOT / "runs/fine_tuning")
+    parser.add_argument("--seeds", default=",".join(map(str, SEEDS)))
     given = parser.parse_args()
+    seeds = [int(seed) for seed in given.seeds.split(",")]
     places = {name: load_places(given.places / name, "test") for name in SETS}
     done = json.loads(_unfinished().read_text("utf-8")) if _unfinished().exists() else {}
     with progress_tasks() as tasks:
-        measure(given.out, places, done, tasks)
-    about = {"command": command("benchmarks.fine_tuning"), "machine": machine(torch.get_num_threads())}
+        measure(given.out, places, seeds, done, tasks)
+    said = command("benchmarks.fine_tuning", ["--seeds", given.seeds])
+    about = {"command": said, "machine": machine(torch.get_num_threads())}
     settings = asdict(Trial(given.out, places[TRAINED_ON], SEEDS[0], done["rate"], None).config((EPOCHS,)))
     write_json(FILE, about | {"settings": settings} | done)
     _unfinished().unlink()
