@@ -39,7 +39,6 @@ def test_every_command_shows_names_as_they_are(folder, run):
         ("evaluate", "--data", town, "--weights", network, "--out", folder / "e"),
         ("report", folder / "evaluation", "--out", folder / "page", "--cases", "1"),
         ("runs", folder / "runs"),
-        ("runs", folder / "runs", "--plot", folder / "x.png"),
         ("export", network, "--out", folder / "y.safetensors"),
         ("whiten", "--data", town, "--split", "test", "--weights", network, "--dim", 4, "--out", whitening),
         # Commands that refuse it name it, too.
