@@ -97,6 +97,9 @@ def attempt(subject, folder: Path, file: Path, *, refusals: bool = True) -> str:
 
 def fuzz(seed: int, step: int, seconds: float) -> None:
     """What a child does. Announces each seed with the calls before it, and what is wrong with one."""
+    from subjects import array_files, convert_in_fork
+
+    array_files.run_child = convert_in_fork
     with tempfile.TemporaryDirectory(dir=IN_MEMORY if IN_MEMORY.is_dir() else None) as folder:
         readers, calls, failed = Readers(Path(folder)), 0, 0
         end = time.monotonic() + seconds

@@ -8,6 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -106,9 +107,6 @@ def convert_in_fork(*arguments: str) -> str:
     return why or (f"signal {-code}" if code else "")
 
 
-array_files.run_child = convert_in_fork
-
-
 def write_photos(folder: Path, count: int = 4, first: int = 0) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     for scene in range(first, first + count):
@@ -134,7 +132,6 @@ def change_index(folder: Path, file: Path) -> None:
 
 
 def make_compressed(folder: Path) -> None:
-    quantised.FEWEST = 100
     rows = torch.randn(ROWS, 24, generator=torch.Generator().manual_seed(0))
     for kind in ("float16", *quantised.KINDS):
         path = folder / kind
@@ -144,7 +141,8 @@ def make_compressed(folder: Path) -> None:
         target.append(torch.nn.functional.normalize(rows).numpy())
         target.close()
         store.add(0, [Entry(b"/made/up/%d.jpg" % i, 9.0 * i, 0.0, 0, 0) for i in range(ROWS)])
-        derive(store, None)
+        with patch.object(quantised, "FEWEST", 100):
+            derive(store, None)
         store.close()
 
 
@@ -248,13 +246,10 @@ def read_run(folder: Path, file: Path) -> None:
     Model.load(folder / "run")
 
 
-def plot_run(folder: Path, file: Path) -> None:
-    sfrs("runs", folder, "--plot", folder / "x.png")
-
-
 def resume_run(folder: Path, file: Path) -> None:
-    trainer.recall_curves = lambda *curves, **options: None  # takes longer than all else, and reads nothing
-    sfrs("train", "--resume", folder / "run", "--workers", "1")
+    # The figure takes longer than all else, and reads nothing.
+    with patch.object(trainer, "recall_curves", lambda *curves, **options: None):
+        sfrs("train", "--resume", folder / "run", "--workers", "1")
 
 
 def make_evaluation(folder: Path) -> None:
@@ -281,7 +276,6 @@ SUBJECTS = (
     Subject("images", make_images, read_images, share=16),
     Subject("images indexed", make_images, index_images),
     Subject("run", make_run, read_run, RUN, share=8),
-    Subject("run plotted", make_run, plot_run, RUN),
     Subject("run resumed", make_run, resume_run, RUN, share=2),
     Subject("evaluation", make_evaluation, read_evaluation, (".json", ".csv", ".safetensors"), share=4),
     Subject("report of a run", make_evaluation, report_run, RUN, share=2),

@@ -1,5 +1,6 @@
 """The fuzzer of files notices what is wrong, and every subject can be read undamaged."""
 
+import tempfile
 from pathlib import Path
 from random import Random
 
@@ -30,7 +31,8 @@ def fault_of(tmp_path, monkeypatch):
     def call(read) -> str:
         subject = Subject("lines", lambda folder: (folder / "a.txt").write_text("some text"), read)
         readers = Readers.__new__(Readers)
-        readers.folder, readers.ready, readers.subjects, readers.shares = tmp_path, set(), [subject], [1]
+        readers.folder = Path(tempfile.mkdtemp(dir=tmp_path))
+        readers.ready, readers.subjects, readers.shares = set(), [subject], [1]
         monkeypatch.setattr(fuzz_files.resource, "setrlimit", lambda *_: None)
         return readers.fault(1)
 

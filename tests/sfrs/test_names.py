@@ -8,6 +8,7 @@ import pytest
 from report_data import evaluated
 from test_runs import whole_run, write_run
 
+from sfrs.runtime.errors import counted
 from sfrs.runtime.terminal import plain, progress_tasks, say, show, show_error
 
 NAME = "x][bold]b[1]\n\x1b[31m\udcff"
@@ -39,7 +40,6 @@ def test_every_command_shows_names_as_they_are(folder, run):
         ("evaluate", "--data", town, "--weights", network, "--out", folder / "e"),
         ("report", folder / "evaluation", "--out", folder / "page", "--cases", "1"),
         ("runs", folder / "runs"),
-        ("runs", folder / "runs", "--plot", folder / "x.png"),
         ("export", network, "--out", folder / "y.safetensors"),
         ("whiten", "--data", town, "--split", "test", "--weights", network, "--dim", 4, "--out", whitening),
         # Commands that refuse it name it, too.
@@ -93,3 +93,18 @@ def test_names_that_the_output_cannot_encode_are_escaped(tmp_path):
     environment = os.environ | {"PYTHONIOENCODING": "ascii", "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, "\\xf8[b]\n")
+
+
+def test_counts_are_singular_or_plural():
+    assert [counted(n, "query", "queries") for n in (0, 1, 2000)] == ["0 queries", "1 query", "2,000 queries"]
+    assert [counted(n, "image") for n in (1, 2)] == ["1 image", "2 images"]
+
+
+def test_progress_shows_one_time(capsys):
+    with progress_tasks() as tasks:
+        report = tasks("describing")
+        report(1, 2)
+        report(2, 2)
+    err = capsys.readouterr().err
+    assert err.startswith("describing") and "2 of 2" in err
+    assert err.count(":") == 1 and err.split()[-1] == "0:00"

@@ -43,6 +43,7 @@ def city(
 
     import torch
 
+    from sfrs.runtime.errors import counted
     from sfrs.runtime.terminal import progress_tasks, show
     from sfrs.synthetic.city.write import city_config, write_city
 
@@ -56,4 +57,4 @@ def city(
         show(f"{out} already holds this city")
         return
     count = sum(1 for _ in (out / "images").rglob("*.jpg"))
-    show(f"{count} images of seed {seed} in {out}, {time.perf_counter() - started:.1f} s")
+    show(f"{counted(count, 'image')} of seed {seed} in {out}, {time.perf_counter() - started:.1f} s")

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from sfrs.commands import options
-from sfrs.runtime.errors import UserError
+from sfrs.runtime.errors import UserError, counted
 
 EXAMPLES = """
 [b]Examples[/b]
@@ -74,4 +74,4 @@ def describe(
             rows.flush()
     listing = out.with_suffix(".txt")
     write_text(listing, "".join(one_line(file) + "\n" for file in files))
-    show(f"{len(files)} descriptors of {model.dim} numbers in {out}, their files in {listing}")
+    show(f"{counted(len(files), 'descriptor')} of {model.dim} numbers in {out}, their files in {listing}")

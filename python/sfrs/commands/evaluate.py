@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from sfrs.commands import options
-from sfrs.runtime.errors import UserError
+from sfrs.runtime.errors import UserError, counted
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -411,10 +411,12 @@ def _show(summary: dict, skipped: list[tuple], out: Path | None, as_json: bool) 
         by = f"{summary['backbone']} at {summary['image_size']}"
     else:
         by = f"saved descriptors of {summary['dim']} numbers"
+    without = counted(left, "query counts", "queries count")
     console.print(
-        f"{summary['queries']} queries, {summary['database']} database images, "
+        f"{counted(summary['queries'], 'query', 'queries')}, "
+        f"{counted(summary['database'], 'database image')}, "
         f"right within {summary['radius_m']:g} {summary['unit']}; {by}"
-        + (f"; {left} queries without a right image count in the row of all queries alone" if left else ""),
+        + (f"; {without} without a right image in the row of all queries alone" if left else ""),
         highlight=False,
     )
     if out is not None:

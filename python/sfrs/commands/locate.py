@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sfrs.commands import options
-from sfrs.runtime.errors import UserError
+from sfrs.runtime.errors import UserError, counted
 
 if TYPE_CHECKING:
     from sfrs.retrieval.found import Found
@@ -101,8 +101,8 @@ def _warn_of_slow_reranking(index: Index, reranking: Reranking | None, top: int)
 
         depth = min(reranked_depth(reranking, top), len(index))
         say(
-            f"This index keeps no regions: the first {depth} images of every photograph are described "
-            "again. sfrs index --regions keeps them."
+            f"This index keeps no regions: the first {counted(depth, 'image')} of every photograph must be "
+            "described again. sfrs index --regions keeps them."
         )
 
 
@@ -137,13 +137,14 @@ def _print_text(founds: list[Found], index: Index, geojson: Path | None) -> None
         show()
     spent = {name: sum(f.milliseconds[name] for f in founds) for name in founds[0].milliseconds}
     each = ", ".join(f"{name} {total / len(founds):.1f}" for name, total in spent.items())
-    show(f"{len(founds)} located among {len(index):,} images; ms per photograph: {each}")
+    show(f"{len(founds):,} located among {counted(len(index), 'image')}; ms per photograph: {each}")
     errors = summary(founds) if len(founds) > 1 else None
     if errors:
         within = ", ".join(f"{100 * share:.1f} % within {d}" for d, share in errors["within"].items())
         median = "unknown" if errors["median_error"] is None else f"{errors['median_error']:.1f} m"
+        say = "says" if errors["queries"] == 1 else "say"
         show(
-            f"{errors['queries']} say where they were taken: {within}; median error {median}; "
+            f"{errors['queries']:,} {say} where they were taken: {within}; median error {median}; "
             f"mean confidence {errors['mean_confidence']:.2f}"
         )
     if geojson is not None:

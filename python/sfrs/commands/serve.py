@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from sfrs.commands import options
-from sfrs.runtime.errors import UserError
+from sfrs.runtime.errors import UserError, counted
 
 EXAMPLES = """
 [b]Examples[/b]
@@ -122,7 +122,7 @@ def serve(
             f" everybody who reaches this machine at {address.host} can "
             "locate photos and see the index's images; there is no password and no encryption.",
         )
-    show(f"{len(opened):,} images of {index} at {url}")
+    show(f"{counted(len(opened), 'image')} of {index} at {url}")
     say("Ctrl-C stops.")
     if address.open_page:
         server.open_browser(url)

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from sfrs.commands import options
-from sfrs.runtime.errors import UserError
+from sfrs.runtime.errors import UserError, counted
 
 EXAMPLES = """
 [b]Examples[/b]
@@ -59,6 +59,8 @@ def whiten(
         )
     fitted = Whitening.fit(descriptors, dim, max_images=images)
     if fitted.dim < dim:
-        say(f"{len(chosen)} images vary in {fitted.dim} directions only; keeping those instead of {dim}.")
+        say(
+            f"The descriptors vary in {counted(fitted.dim, 'direction')} only, which are kept instead of {dim}."
+        )
     fitted.save(out)
     show(f"Whitening from {fitted.input_dim} to {fitted.dim} numbers in {out}")

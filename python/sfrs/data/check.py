@@ -16,7 +16,7 @@ from sfrs.data.places import CoordinatesWarning, Places, PlacesError, Reading, f
 from sfrs.data.places.formats import PLAIN
 from sfrs.data.places.hold_out import SPLITS as HELD_OUT
 from sfrs.data.ragged import Ragged
-from sfrs.runtime.errors import UserError
+from sfrs.runtime.errors import UserError, counted
 from sfrs.runtime.progress import Tasks
 
 TRAINING, VALIDATION, ANY = "train", "val", "any"
@@ -257,4 +257,4 @@ def _shared_findings(places: Places, training: Places | None, radius: float) -> 
 
 
 def _are(count: int, one: str, many: str) -> str:
-    return f"{count:,} {many} are" if count > 1 else f"1 {one} is"
+    return counted(count, f"{one} is", f"{many} are")

@@ -1,4 +1,4 @@
-"""Mistakes in what the user gave."""
+"""Mistakes in what the user gave, and the words that messages count with."""
 
 
 class UserError(Exception):
@@ -11,3 +11,8 @@ class UserError(Exception):
     """
 
     skip = ""
+
+
+def counted(number: int, one: str, many: str = "") -> str:
+    """Write ``1 image``, ``2,000 images`` or, with ``many``, ``2 queries``."""
+    return f"{number:,} {one if number == 1 else many or f'{one}s'}"

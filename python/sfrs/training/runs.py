@@ -7,7 +7,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypedDict
 
-from sfrs.runtime.errors import UserError
+from sfrs.runtime.errors import UserError, counted
 from sfrs.runtime.records import Natural, Positive, RecordError, as_record, parse_json
 from sfrs.training.config import TrainConfig
 from sfrs.training.run_folder import GenerationResult, RunDirectory
@@ -175,8 +175,8 @@ def read_lines(text: bytes, file: Path) -> list[dict[str, Any]]:
         except RecordError as error:
             bad += [str(error)] if line and line is not rest else []
     if bad:
-        are = "line is" if len(bad) == 1 else "lines are"
-        text = f"{file}: {len(bad)} damaged {are} left out, the first is line {bad[0]}"
+        lost = counted(len(bad), "damaged line is", "damaged lines are")
+        text = f"{file}: {lost} left out, the first is line {bad[0]}"
         warnings.warn(text, stacklevel=2)
     return lines
 

@@ -14,7 +14,7 @@ import numpy as np
 from sfrs.data.coordinates import parse_zone
 from sfrs.data.images import BadImageError, check_images
 from sfrs.data.photos import NO_SOURCES, Photo, Sources, check_inside, project
-from sfrs.models.model import Model, read_architecture
+from sfrs.models.model import Digests, Model, read_architecture
 from sfrs.retrieval.index.derive import derive
 from sfrs.retrieval.index.rows import RowFile
 from sfrs.retrieval.index.store import LOCK, NETWORK, TABLE, WHITENING, Entry, Settings, Store, locked
@@ -352,18 +352,23 @@ def _check_placed(photos: Sequence[Photo], positions: np.ndarray) -> None:
 def _check_same(path: Path, model: Model, settings: Settings) -> None:
     """Raise :class:`UserError` that names the first part in which the model is not the index's."""
     ours, theirs = model.digests(), settings["digests"]
-    names = {
-        "architecture": lambda digest: "K = {2}, {0} {1}".format(*read_architecture(digest, path)),
-        "weights": lambda digest: digest[:12],
-        "whitening": lambda digest: digest[:12] or "none",
-        "size": lambda digest: "own size" if digest == "null" else digest.strip("[]").replace(", ", "x"),
-    }
-    if not model.has_clusters:
-        del names["weights"]
-    for part, name in names.items():
+    here, there = _in_words(ours, model.fingerprint()), _in_words(theirs, settings["fingerprint"])
+    for part in here if model.has_clusters else here.keys() - {"weights"}:
         if ours[part] != theirs[part]:
             raise UserError(
-                f"{path}: the {part} of this index: {name(theirs[part])}; of these options: "
-                f"{name(ours[part])}. Their descriptors could not be compared. Leave the options out to go "
-                "on with the index's own network, or choose another --out."
+                f"{path}: the {part} of this index: {there[part]}; of these options: {here[part]}. Their "
+                "descriptors could not be compared. Leave the options out to go on with the index's own "
+                "network, or choose another --out."
             )
+
+
+def _in_words(digests: Digests, fingerprint: str) -> dict[str, str]:
+    """Say what a model is by its parts; weights by the fingerprint of the whole, which --info shows too."""
+    backbone, options, clusters = read_architecture(digests["architecture"], "the index")
+    size, whole = digests["size"], f"those of fingerprint {fingerprint[:12]}"
+    return {
+        "architecture": f"K = {clusters}, {backbone} {options}",
+        "weights": whole,
+        "whitening": whole if digests["whitening"] else "none",
+        "size": "own size" if size == "null" else size.strip("[]").replace(", ", "x"),
+    }

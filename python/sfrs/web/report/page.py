@@ -11,6 +11,7 @@ from markupsafe import Markup
 
 import sfrs_ext
 from sfrs.runtime.atomic_io import write_text
+from sfrs.runtime.errors import counted
 from sfrs.runtime.progress import Tasks
 from sfrs.web.report.cases import choose_cases, conditions, difficulty, errors
 from sfrs.web.report.figures import condition_rows, error_figure, recall_figure, training_figures
@@ -154,7 +155,7 @@ def _template() -> Template:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"metres": show_metres, "percent": show_percent}
+    environment.filters |= {"metres": show_metres, "percent": show_percent, "counted": counted}
     return environment.get_template("page.html.j2")
 
 
