@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sfrs.commands import options
+from sfrs.commands import data_options, options
 from sfrs.commands.options import Workers, decoding_workers, option
 
 if TYPE_CHECKING:
@@ -59,8 +59,8 @@ class Rules:
 def check(
     path: Annotated[Path, typer.Argument(help=DATA, show_default=False)],
     rules: Rules,
-    said: options.DataSaid,
-    coordinates: options.Coordinates,
+    said: data_options.DataSaid,
+    coordinates: data_options.Coordinates,
     split: Annotated[
         list[str] | None, option("--split", "A split to check; may be repeated. All by default.")
     ] = None,

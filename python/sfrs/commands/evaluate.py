@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from sfrs.commands import options
+from sfrs.commands.data_options import DataSet
 from sfrs.runtime.errors import UserError, counted
 
 if TYPE_CHECKING:
@@ -37,87 +38,6 @@ EXAMPLES = """
   sfrs evaluate --data places/lund --json
 """
 SHEET_ROWS = 12
-
-
-@dataclass(frozen=True)
-class DataSet:
-    """What to evaluate on."""
-
-    data: Annotated[
-        Path | None,
-        options.option(
-            "--data",
-            "Folder with images/SPLIT/{database,queries}/@easting@northing@...jpg, a .mat file of "
-            "Pittsburgh or Tokyo, the root of MSLS, a CSV manifest, or with --hold-out a folder of "
-            "photographs.",
-        ),
-    ] = None
-    database: Annotated[
-        Path | None,
-        options.option("--database", "Folder of the database, beside --queries.", "Data", metavar="DIR"),
-    ] = None
-    split: Annotated[str, typer.Option("--split", help="Which split of it.")] = "test"
-    query_shorter_side: Annotated[
-        int | None,
-        options.option(
-            "--query-shorter-side",
-            "Resize queries otherwise than the database (Tokyo 24/7: 640).",
-            "Images",
-            metavar="N",
-            min=16,
-        ),
-    ] = None
-    skip_bad_images: options.SkipBadImages = False
-
-    def path(self, reading: Reading) -> Path:
-        """The data set, or the database where it is given as two folders."""
-        if (self.database is None) == (self.data is None):
-            raise UserError(
-                "Which images? Give --data PATH, or two folders, --database DIR and --queries DIR."
-            )
-        if (self.database is None) == bool(reading.queries):
-            raise UserError("--database and --queries are two folders of one data set; give both, or --data.")
-        return self.data or self.database or Path()
-
-    @property
-    def query_size(self) -> int | Literal["same"]:
-        return "same" if self.query_shorter_side is None else self.query_shorter_side
-
-
-@dataclass(frozen=True)
-class Saved:
-    """Descriptors that were saved, and what says where images were taken."""
-
-    descriptors: Annotated[
-        tuple[Path, Path] | None,
-        options.option(
-            "--descriptors",
-            "Score saved descriptors instead of a network's: .npy files [n, dim] of database and queries, "
-            "in the order of the files of --data or of the two --positions.",
-            "Data",
-            metavar="DB.npy QUERIES.npy",
-        ),
-    ] = None
-    positions: Annotated[
-        list[Path] | None,
-        options.option(
-            "--positions",
-            "CSV file with the columns file and easting, northing (zone) or latitude, longitude. With "
-            "--descriptors twice, for database and queries, a row each: CSV, .txt of names, or .npy of "
-            "metres.",
-            "Coordinates",
-            metavar="FILE",
-        ),
-    ] = None
-    track: options.Track = None
-    clock: options.Clock = ""
-
-    def coordinates(self) -> options.Coordinates:
-        """What says where images were taken, as other commands take it."""
-        if self.positions and len(self.positions) > 1 and self.descriptors is None:
-            raise UserError("--positions is given twice; that is for --descriptors, whose rows it places.")
-        table = self.positions[0] if self.positions and self.descriptors is None else None
-        return options.Coordinates(table, self.track, self.clock)
 
 
 @dataclass(frozen=True)
@@ -167,8 +87,6 @@ def register(app: typer.Typer) -> None:
 
 def evaluate(
     on: DataSet,
-    said: options.DataSaid,
-    saved: Saved,
     weights: options.Weights,
     whitening: options.Whitening,
     images: options.Images,
@@ -185,13 +103,13 @@ def evaluate(
     reranking = rerank.parse()
     if output.save_contact_sheet and output.out is None:
         raise UserError("--save-contact-sheet needs --out DIR to write to.")
-    reading = said.reading(saved.coordinates())
-    if saved.descriptors is not None:
+    reading = on.reading(on.coordinates())
+    if on.descriptors is not None:
         if weights.given or reranking or whitening.whitening:
             raise UserError(
                 "--descriptors are scored as they are; leave out --weights, --whitening and --rerank."
             )
-        _evaluate_saved(saved.descriptors, saved.positions or [], on, reading, scored, output)
+        _evaluate_saved(on, reading, scored, output)
         return
     data = on.path(reading)
     model = options.open_model(weights, whitening, images, running)
@@ -244,14 +162,7 @@ def evaluate(
     _show(summary, skipped, output.out, output.as_json)
 
 
-def _evaluate_saved(
-    files: tuple[Path, Path],
-    positions: list[Path],
-    on: DataSet,
-    reading: Reading,
-    scored: Score,
-    output: Output,
-) -> None:
+def _evaluate_saved(on: DataSet, reading: Reading, scored: Score, output: Output) -> None:
     """Score descriptors that another program wrote."""
     from sfrs.data.places import load_places
     from sfrs.data.places.rows import read_rows
@@ -259,16 +170,16 @@ def _evaluate_saved(
 
     if output.save_contact_sheet and on.data is None and on.database is None:
         raise UserError("--save-contact-sheet shows images; say which with --data.")
-    database, queries = map(load_descriptors, files)
+    database, queries = map(load_descriptors, on.descriptors or ())
     if on.data is None and on.database is None:
-        places = read_rows(positions, (len(database), len(queries)), reading)
-    elif positions:
+        places = read_rows(on.positions or (), (len(database), len(queries)), reading)
+    elif on.positions:
         raise UserError("--positions places the rows of --descriptors; leave it out, or --data.")
     else:
         places = load_places(on.path(reading), on.split, reading)
     result = evaluate_saved(database, queries, places, scored.parse())
     summary = _facts(result, places) | {
-        "descriptors": [str(file.resolve()) for file in files],
+        "descriptors": [str(file.resolve()) for file in on.descriptors or ()],
         "dim": database.shape[1],
         "split": places.split,
         "nms": scored.nms,

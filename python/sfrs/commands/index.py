@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from sfrs.commands import options
+from sfrs.commands import data_options, options
 from sfrs.commands.options import option
 from sfrs.runtime.errors import UserError
 
@@ -97,7 +97,7 @@ class Form:
     split: Annotated[str, SPLIT] = "test"
     zone: Annotated[str, ZONE] = ""
     allow_unplaced: Annotated[bool, UNPLACED] = False
-    skip_unplaced: options.SkipUnplaced = False
+    skip_unplaced: data_options.SkipUnplaced = False
 
 
 def register(app: typer.Typer) -> None:
@@ -108,7 +108,7 @@ def index(
     out: Annotated[Path, option("--out", "Directory of the index.", metavar="X.index")],
     contents: Contents,
     form: Form,
-    coordinates: options.Coordinates,
+    coordinates: data_options.Coordinates,
     weights: options.Weights,
     whitening: options.Whitening,
     images: options.Images,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sfrs.commands import options
+from sfrs.commands import data_options, options
 from sfrs.runtime.errors import UserError, counted
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def locate(
     index: Annotated[Path, options.option("--index", "An index that sfrs index made.")],
     rerank: options.Rerank,
     output: Output,
-    coordinates: options.Coordinates,
+    coordinates: data_options.Coordinates,
     running: options.Running,
     skip_bad_images: options.SkipBadImages = False,
 ) -> None:

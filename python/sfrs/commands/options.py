@@ -13,8 +13,6 @@ from sfrs.runtime.errors import UserError
 
 if TYPE_CHECKING:
     from sfrs.data.images import Size
-    from sfrs.data.photos import Sources
-    from sfrs.data.places import Reading
     from sfrs.models.model import Model
     from sfrs.models.network import DescriptorNetwork
     from sfrs.retrieval.region_rerank import Reranking
@@ -301,122 +299,6 @@ class Rerank:
         from sfrs.retrieval.region_rerank import DEFAULT_SCORE, DEPTH, Reranking
 
         return Reranking(self.rerank_depth or DEPTH, self.rerank_score or DEFAULT_SCORE)
-
-
-Positions = Annotated[
-    Path | None,
-    option(
-        "--positions",
-        "CSV file with the columns file and easting, northing (zone) or latitude, longitude. It goes before "
-        "names and EXIF.",
-        "Coordinates",
-        metavar="FILE.csv",
-    ),
-]
-Track = Annotated[
-    Path | None,
-    option(
-        "--track",
-        "GPX track, to place photographs by the time in their EXIF where nothing else places them.",
-        "Coordinates",
-        metavar="FILE.gpx",
-    ),
-]
-Clock = Annotated[
-    str,
-    option(
-        "--clock",
-        "What the camera's clock was ahead of UTC, as +02:00 or +02:00:37, or its time zone, as "
-        "Europe/Berlin. Default: as the EXIF says.",
-        "Coordinates",
-        metavar="+HH:MM",
-    ),
-]
-Zone = Annotated[
-    str,
-    option(
-        "--zone",
-        "UTM zone of easting and northing that do not say theirs. Default: that of the first image that has "
-        "one.",
-        "Coordinates",
-        metavar="33N",
-    ),
-]
-SkipUnplaced = Annotated[
-    bool,
-    option(
-        "--skip-unplaced",
-        "Leave out images that say nowhere where they were taken, and list them.",
-        "Coordinates",
-    ),
-]
-HoldOut = Annotated[
-    str,
-    option(
-        "--hold-out",
-        "Split a folder of photographs into queries and database: the newest are queries, every 5th is, or "
-        "areas are kept apart for training and testing.",
-        "Data",
-        metavar="time|area|every:5",
-    ),
-]
-
-
-@dataclass(frozen=True)
-class Coordinates:
-    """What says where photographs were taken, besides names and EXIF."""
-
-    positions: Positions = None
-    track: Track = None
-    clock: Clock = ""
-
-    def sources(self) -> "Sources":
-        """The same for the reader of photographs."""
-        from sfrs.data.photos import Sources
-
-        return Sources(str(self.positions or ""), str(self.track or ""), self.clock)
-
-
-Queries = Annotated[
-    Path | None,
-    option(
-        "--queries", "Folder of the queries, where the other folder is the database.", "Data", metavar="DIR"
-    ),
-]
-Frames = Annotated[
-    str,
-    option(
-        "--frames",
-        "Which frame of the database is right for each query, of two videos along one way: same, a CSV file "
-        "with the columns query and database, or a .npy of whole numbers. Radii are frames then.",
-        "Data",
-        metavar="same|FILE",
-    ),
-]
-
-
-@dataclass(frozen=True)
-class DataSaid:
-    """What a data set does not say itself."""
-
-    queries: Queries = None
-    hold_out: HoldOut = ""
-    frames: Frames = ""
-    zone: Zone = ""
-    skip_unplaced: SkipUnplaced = False
-
-    def reading(self, coordinates: Coordinates) -> "Reading":
-        """The same for the readers of data sets."""
-        from sfrs.data.places import Reading
-
-        return Reading(
-            str(self.queries or ""),
-            self.hold_out,
-            self.frames,
-            **vars(coordinates.sources()),
-            zone=self.zone,
-            skip_unplaced=self.skip_unplaced,
-        )
 
 
 SkipBadImages = Annotated[

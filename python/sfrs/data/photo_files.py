@@ -73,6 +73,11 @@ def images_at(path: Path) -> list[Path]:
     return files
 
 
+def holds_photos(path: Path) -> bool:
+    """Whether ``path`` is a folder with photographs in it, at any depth."""
+    return path.is_dir() and bool(_walk(path)[0])
+
+
 def _warn(folder: Path, left_out: dict[Kind, list[Path]]) -> None:
     if left_out:
         warnings.warn(f"{folder}: left out {_in_words(left_out)}.", LeftOutWarning, stacklevel=3)

@@ -57,7 +57,7 @@ class TrainConfig:
     clock: str = _option("", "what the camera's clock was ahead of UTC, as +02:00", compare=False)
     zone: str = _option("", "UTM zone of metres that do not say theirs, as 33N", compare=False)
     skip_unplaced: bool = _option(
-        False, "leave out images that say nowhere where they were taken, and list them", compare=False
+        False, "leave out images that say nowhere where they were taken", compare=False
     )
     backbone: str = _option("vgg16", "name of the backbone, as efficientnet-lite0 or timm:NAME")
     weights: str = _option(

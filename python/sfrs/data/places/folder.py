@@ -74,11 +74,6 @@ def read_two_folders(database: Path, queries: Path, name: str, split: str, readi
     return make_places(name, split, shots, zone=zone)
 
 
-def holds_photos(path: Path) -> bool:
-    """Whether ``path`` is a folder with photographs in it, at any depth."""
-    return path.is_dir() and any(file.suffix.lower() in IMAGE_SUFFIXES for file in path.rglob("*"))
-
-
 def read_photo_folder(path: Path, split: str, reading: Reading) -> Places:
     """Read a folder of photographs and hold out queries as ``reading.hold_out`` says.
 

@@ -4,9 +4,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from sfrs.data.photo_files import holds_photos
 from sfrs.data.places.folder import (
     folder_splits,
-    holds_photos,
     is_place_folder,
     read_folder,
     read_photo_folder,
