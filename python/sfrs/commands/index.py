@@ -221,7 +221,10 @@ def _print_facts(facts: dict) -> None:
         position = "of no image"
     else:
         west, south, east, north = facts["west_south_east_north"]
-        position += f", {east - west:,.0f} m from west to east, {north - south:,.0f} m from south to north"
+        if "+" in facts["zone"]:
+            position = f"UTM zones {facts['zone'].replace('+', ', ')}"
+        else:
+            position += f", {east - west:,.0f} m from west to east, {north - south:,.0f} m from south to north"
         if facts["without_position"]:
             position += f"; {facts['without_position']:,} images without"
     lines = {
