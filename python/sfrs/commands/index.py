@@ -224,7 +224,8 @@ def _print_facts(facts: dict) -> None:
         if "+" in facts["zone"]:
             position = f"UTM zones {facts['zone'].replace('+', ', ')}"
         else:
-            position += f", {east - west:,.0f} m from west to east, {north - south:,.0f} m from south to north"
+            extent = f"{east - west:,.0f} m from west to east, {north - south:,.0f} m from south to north"
+            position = f"{position}, {extent}"
         if facts["without_position"]:
             position += f"; {facts['without_position']:,} images without"
     lines = {
