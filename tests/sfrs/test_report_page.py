@@ -1,5 +1,7 @@
 """The report in a browser: it loads, its pictures show, its buttons do what they say."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from report_data import evaluated
@@ -20,7 +22,8 @@ def address(tmp_path_factory) -> str:
         torch.manual_seed(0)
         network = DescriptorNetwork(build_backbone("tiny"), 4).eval()
         subject = read_subject(evaluated(folder, network), folder / "r", Overrides(), Running(workers=0))
-        return write_report(subject, folder / "r").as_uri()
+        compared = {name: subject.result.recalls for name in ("SARE-ind, 8 passes", "SFRS generation 2")}
+        return write_report(replace(subject, compared=compared), folder / "r").as_uri()
 
 
 @pytest.fixture(scope="module")
@@ -198,6 +201,11 @@ def test_text_stands_out_from_its_ground(open_page, address, dark):
 
 def test_nothing_is_cut_off_on_a_phone(open_page, address):
     opened = open_page(address, width=390, height=844)
+    cut = opened.page.evaluate("""[...document.querySelectorAll("svg.chart text")].filter(text => {
+      const {left, right} = text.getBoundingClientRect(), chart = text.closest("svg").getBoundingClientRect();
+      return left < chart.left - 1 || right > chart.right + 1;
+    }).map(text => text.textContent)""")
+    assert cut == []
     assert opened.page.evaluate("document.documentElement.scrollWidth") == 390
     assert opened.problems == []
     opened.page.close()

@@ -186,6 +186,10 @@ def test_mistakes_are_told_and_the_next_photo_works(visit, data, kind, words):
     opened.page.wait_for_selector("#status.error:not([hidden])")
     assert words in opened.page.inner_text("#status")
     assert opened.page.locator("#status b").count() == 0
+    zone, switch = (opened.page.locator(name).bounding_box() for name in ("#drop", "label:has(#rerank)"))
+    assert zone["height"] > 190 and zone["y"] + zone["height"] <= switch["y"]
+    button = opened.page.locator("#another").bounding_box()
+    assert button is None or button["y"] + button["height"] <= switch["y"]
     upload(opened.page, 2)
     assert "@391200.00" in first_match(opened.page)
     assert all("Failed to load resource" in problem or "ERR_" in problem for problem in opened.problems)

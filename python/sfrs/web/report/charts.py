@@ -9,7 +9,7 @@ from markupsafe import Markup, escape
 WIDTH, HEIGHT = 480, 300
 LEFT, TOP, BOTTOM = 52, 14, 46
 LINE = 17  # least distance of the labels at the ends of lines
-LETTER = 7.2  # width of a letter of such a label, about
+LETTER = 8.8  # width of a letter of such a label, about, in the larger type of narrow screens
 
 
 @dataclass(frozen=True)

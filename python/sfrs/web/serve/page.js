@@ -50,13 +50,19 @@ function take(file) {
   page.photo = file;
   page.url = URL.createObjectURL(file);
   const image = make("img", { src: page.url, alt: `Your photo, ${file.name || "pasted"}` });
-  image.addEventListener("error", () => image.remove());
-  byId("drop").classList.add("filled");
-  byId("drop").querySelector(".invitation").hidden = true;
-  byId("drop").querySelector("img")?.remove();
-  byId("drop").append(image);
-  byId("another").hidden = false;
+  image.addEventListener("error", () => image.isConnected && fill(null));
+  fill(image);
   locate();
+}
+
+/* Put a photo into the drop zone; null, where the browser cannot show it, brings the invitation back. */
+function fill(image) {
+  const drop = byId("drop");
+  drop.querySelector("img")?.remove();
+  drop.classList.toggle("filled", image !== null);
+  drop.querySelector(".invitation").hidden = image !== null;
+  byId("another").hidden = image === null;
+  if (image) drop.append(image);
 }
 
 async function locate() {
