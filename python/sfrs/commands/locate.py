@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -57,8 +57,9 @@ def locate(
     """Say where photographs were taken: easting and northing, and latitude and longitude.
 
     The position is a weighted mean of where similar images of the index were taken; the confidence says how
-    likely it is within 25 m. Photographs that carry their position, in their name (@easting@northing@...) or
-    as EXIF, are not helped by it: it only shows the error.
+    likely it is within 25 m, by the self-test of sfrs index. A place that the index does not hold is refused.
+    Photographs that carry their position, in their name (@easting@northing@...) or as EXIF, are not helped by
+    it: it only shows the error.
     """
     reranking, geojson = rerank.parse(), output.geojson
     if geojson is not None and not geojson.parent.is_dir():
@@ -80,7 +81,7 @@ def locate(
     with progress_tasks() as tasks:
         if skip_bad_images:
             files = options.readable(files, path, settings["workers"], tasks)
-        _warn_of_slow_reranking(opened, reranking, output.top)
+        reranking = _chosen(opened, reranking, output.top)
         founds = opened.locate(files, top=output.top, rerank=reranking, tasks=tasks, **settings)
     _show_left_out(founds, opened)
     if geojson is not None:
@@ -91,18 +92,28 @@ def locate(
         _print_text(founds, opened, geojson)
 
 
-def _warn_of_slow_reranking(index: Index, reranking: Reranking | None, top: int) -> None:
-    if reranking is not None and not index.has_regions:
-        from sfrs.retrieval.locate import reranked_depth
-        from sfrs.runtime.terminal import messages
+def _chosen(index: Index, asked: Reranking | Literal["none"] | None, top: int) -> Reranking | Literal["none"]:
+    """The re-ranking to do, and a word about it where it was not asked for or will take its time."""
+    from sfrs.retrieval.locate import chosen_reranking, reranked_depth
+    from sfrs.runtime.terminal import messages
 
-        depth = min(reranked_depth(reranking, top), len(index))
-        messages.print(
-            f"This index keeps no regions: the first {depth} images of every photograph are described "
-            "again. sfrs index --regions keeps them.",
-            highlight=False,
-            soft_wrap=True,
+    reranking = chosen_reranking(index, asked)
+    if reranking is None:
+        return "none"
+    said = ""
+    if asked is None:
+        said = (
+            "Re-ranked by regions, which finds more of this index's own photos; --rerank none leaves it out."
         )
+    elif not index.has_regions:
+        depth = min(reranked_depth(reranking, top), len(index))
+        said = (
+            f"This index keeps no regions: the first {depth} images of every photograph are described "
+            "again. sfrs index --regions keeps them."
+        )
+    if said:
+        messages.print(said, highlight=False, soft_wrap=True)
+    return reranking
 
 
 def _show_left_out(founds: list[Found], index: Index) -> None:
@@ -135,6 +146,9 @@ def _print_text(founds: list[Found], index: Index, geojson: Path | None) -> None
     spent = {name: sum(f.milliseconds[name] for f in founds) for name in founds[0].milliseconds}
     each = ", ".join(f"{name} {total / len(founds):.1f}" for name, total in spent.items())
     print(f"{len(founds)} located among {len(index):,} images; ms per photograph: {each}")
+    elsewhere = sum(found.in_index is False for found in founds)
+    if elsewhere and len(founds) > 1:
+        print(f"{elsewhere} are not in this index, by all that it knows")
     errors = summary(founds) if len(founds) > 1 else None
     if errors:
         within = ", ".join(f"{100 * share:.1f} % within {d}" for d, share in errors["within"].items())

@@ -289,6 +289,7 @@ def summarise(path: str | Path) -> dict[str, Any]:
     return {
         "path": str(path),
         "finished": finished,
+        "generation": settings["generation"],
         "images": len(table.files),
         "without_position": len(table.files) - len(placed),
         "removed_rows": slots - len(table.files),

@@ -80,7 +80,7 @@ async function locate() {
 
 async function ask(signal) {
   const parameters = new URLSearchParams({ top: byId("top").value });
-  if (byId("rerank").checked) parameters.set("rerank", "regions");
+  parameters.set("rerank", byId("rerank").checked ? "regions" : "none");
   const headers = { "Content-Type": page.photo.type || "application/octet-stream" };
   for (let attempt = 0; ; attempt++) {
     const answer = await reach(`/locate?${parameters}`, { method: "POST", body: page.photo, headers, signal });
