@@ -1,20 +1,19 @@
 """``python -m benchmarks.confidence [--places DIR] [--work DIR]``: can the confidence of ``sfrs locate`` be
 believed, and is a photograph of another place refused?
 
-Indexes as ``sfrs index`` makes them are built of real photographs and of a rendered city: of all
-photographs, of a fifth, and with one photograph per place. What speaks for their answers is collected, to
+Real photographs and a rendered city are described as ``sfrs index`` does it, and searched in indexes of all
+photographs, of a fifth, and of one photograph per place. What speaks for their answers is collected, to
 queries, to their own photographs and to pictures of other places and of none. The constants of
 `sfrs.retrieval.confidence` are fitted to it. Every set is judged by constants fitted to the others.
 
-Indexes and evidence stay in ``--work``, so that an interrupted run goes on. Figures go to
+Evidence stays in ``--work``, so that an interrupted run goes on. Figures go to
 benchmarks/results/confidence.json; `make report` puts them into docs/locate.md.
 """
 
 import argparse
-import csv
 import json
 from collections.abc import Sequence
-from dataclasses import astuple
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -26,12 +25,17 @@ from benchmarks.pages import show
 from benchmarks.record import machine, write_json
 from sfrs.data.coordinates import metres_between
 from sfrs.data.places import load_places
+from sfrs.models.model import Model
+from sfrs.models.whitening import Whitening
 from sfrs.retrieval import confidence
-from sfrs.retrieval.index import Adding, Index
+from sfrs.retrieval.confidence import sameness
+from sfrs.retrieval.index import derive
 from sfrs.retrieval.location import RADIUS, locate_weighed
-from sfrs.retrieval.matches import Matches, weigh_matches
+from sfrs.retrieval.matches import Matches, WeighedMatches
 from sfrs.retrieval.region_rerank import DEPTH
-from sfrs.retrieval.self_test import leave_one_out, own_sameness
+from sfrs.retrieval.search import search
+from sfrs.retrieval.self_test import Asked, Shown, examine, leave_one_out, own_sameness
+from sfrs.retrieval.strangers import strangers
 from sfrs.runtime.progress import quiet
 from sfrs.runtime.terminal import messages
 from sfrs.synthetic.city.write import city_config, write_city
@@ -79,49 +83,86 @@ def parts(positions: np.ndarray) -> dict[str, np.ndarray]:
     return rows
 
 
-def build(files: Sequence[Path], positions: np.ndarray, out: Path) -> Index:
-    """Index photographs, as ``sfrs index`` does."""
-    manifest = out.with_suffix(".csv")
-    with manifest.open("w", newline="") as file:
-        lines = csv.writer(file)
-        lines.writerow(("file", "easting", "northing"))
-        lines.writerows((str(f), *xy) for f, xy in zip(files, positions.tolist(), strict=True))
-    return Index.build(manifest, out=out, adding=Adding(workers=1))
+@dataclass(frozen=True)
+class Described:
+    """Pictures as a set's network describes them."""
+
+    descriptors: np.ndarray
+    quarters: np.ndarray
+
+    @classmethod
+    def of(cls, model: Model, pictures: Sequence) -> "Described":
+        quarters = np.empty((len(pictures), *model.quarters_shape), np.float16)
+        return cls(model.encode(pictures, workers=1, quarters=quarters), quarters)
+
+    def shown_to(self, index: "Part") -> Shown:
+        found = zip(*index.search(self.descriptors, DEPTH), strict=True)
+        return Shown([Matches.searched(*one) for one in found], sameness(torch.from_numpy(self.quarters)))
 
 
-def collect(index: Index, queries, truth: np.ndarray, foreign: dict[str, list]) -> dict[str, np.ndarray]:
-    """Evidence of all answers, by way and by what was asked: rows of evidence, and metres off."""
-    test = index.self_test
-    assert test is not None and test.ways
-    result = {}
-    own_rows = np.flatnonzero(np.isfinite(index.positions).all(axis=1))
-    own_rows = own_rows[_spread(len(own_rows), OWN)]
-    matches, answerable = leave_one_out(index, own_rows, quiet("own"))
-    asked = {"query": (queries, truth), "own": (None, index.positions[own_rows])}
-    asked |= {name: (pictures, None) for name, pictures in foreign.items()}
-    for name, (pictures, where) in asked.items():
-        if pictures is None:
-            found, same = matches, own_sameness(index, own_rows)
-            quarters = index.quarters(own_rows)
-        else:
-            quarters = index.model.quarters(pictures)
-            same = confidence.sameness(quarters)
-            described = index.model.encode(pictures, workers=1)
-            found = [Matches.searched(*one) for one in zip(*index.search(described, DEPTH), strict=True)]
-        for way, calibration in ((way, test.ways[way].calibration) for way in test.ways):
-            ordered = found
-            if way == "regions":
-                ordered = [m.reranked(index, q[None].float()) for m, q in zip(found, quarters, strict=True)]
-            lines = []
-            for i, one in enumerate(ordered):
-                relative = confidence.relative_sameness(float(same[i]), calibration.usual_sameness)
-                weighed = weigh_matches(index, one, calibration.temperature, relative)
-                place = locate_weighed(weighed.weighed, weighed.positions, "")
-                at = (place.easting, place.northing)
-                off = np.inf if where is None else float(metres_between(at, where[i]))
-                lines.append((*astuple(weighed.evidence), off))
-            result[f"{way}/{name}"] = np.array(lines)
-    return result | {"answerable": answerable}
+class Part:
+    """An index of some photographs of a set; its clusters are those of the whole set."""
+
+    has_regions = True
+
+    def __init__(self, files: Sequence[Path], positions: np.ndarray, described: Described) -> None:
+        self.files, self.positions, self._described = files, positions, described
+
+    def descriptors(self, rows: np.ndarray) -> np.ndarray:
+        return self._described.descriptors[rows]
+
+    def quarters(self, rows: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(self._described.quarters[rows]).float()
+
+    def search(self, descriptors: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        return search(self._described.descriptors, descriptors, k)
+
+
+def whitened_by(descriptors: np.ndarray, shown: dict[str, Described]) -> dict[str, Described]:
+    """Whiten what an index is made of and shown, as ``sfrs index`` does."""
+    dim = min(derive.WHITENED_DIM, descriptors.shape[1])
+    whitening = Whitening.fit(descriptors, dim, shrinkage=derive.SHRINKAGE)
+    return {
+        name: replace(one, descriptors=whitening.apply(torch.from_numpy(one.descriptors)).numpy())
+        for name, one in shown.items()
+    }
+
+
+def collect(index: Part, pictures: dict[str, Described], truth: np.ndarray) -> dict[str, np.ndarray]:
+    """Evidence of all answers, by way and by what was asked: rows of evidence, and metres off.
+
+    Args:
+        pictures: "query", "strangers", and pictures of elsewhere.
+        truth: positions of the queries.
+    """
+    rows = _spread(len(index.files), OWN)
+    matches, answerable = leave_one_out(index, rows, quiet("own"))
+    own = Asked(rows, answerable, Shown(matches, own_sameness(index, rows)))
+    asked = {name: (described.shown_to(index), described.quarters) for name, described in pictures.items()}
+    result = {"answerable": answerable}
+    for way in confidence.RIGHT:
+        if way == "regions":
+            own = replace(own, shown=own.shown.reranked(index, index.quarters(rows)))
+            asked = {k: (s.reranked(index, torch.from_numpy(q)), q) for k, (s, q) in asked.items()}
+        calibration = examine(index, way, own, asked["strangers"][0])[0].calibration
+        every = {"own": own.shown} | {
+            name: found for name, (found, _) in asked.items() if name != "strangers"
+        }
+        places = {"own": index.positions[rows], "query": truth}
+        for name, found in every.items():
+            weighed = found.weighed(index, calibration.temperature, calibration.usual_sameness)
+            result[f"{way}/{name}"] = np.array(
+                [(*astuple(one.evidence), _off(one, places, name, i)) for i, one in enumerate(weighed)]
+            )
+    return result
+
+
+def _off(found: WeighedMatches, places: dict[str, np.ndarray], name: str, i: int) -> float:
+    """Metres from where a picture was taken; none of elsewhere is right."""
+    if name not in places:
+        return np.inf
+    at = locate_weighed(found.weighed, found.positions, "")
+    return float(metres_between((at.easting, at.northing), places[name][i]))
 
 
 class Answers:
@@ -305,16 +346,24 @@ def record(places: Path, work: Path) -> None:
     indexes = []
     for name, (files, positions, queries, truth) in sets.items():
         others = {other: found[2] for other, found in sets.items() if other != name}
-        walls = [file for asked in others.values() for file in asked]
-        for part, rows in parts(positions).items():
-            kept = work / f"{name}-{part.replace(' ', '-')}.npz"
-            if not kept.is_file():
-                messages.print(f"{name}, {part}: {len(rows)} photographs")
-                foreign = {o: [f[i] for i in _spread(len(f), ELSEWHERE)] for o, f in others.items()}
-                foreign |= nowhere.pictures(walls, NOWHERE)
-                index = build([files[i] for i in rows], positions[rows], kept.with_suffix(".index"))
-                np.savez(kept, **collect(index, queries, truth, foreign))
-            with np.load(kept) as stored:
+        chosen = parts(positions)
+        kept = {part: work / f"{name}-{part.replace(' ', '-')}.npz" for part in chosen}
+        if not all(file.is_file() for file in kept.values()):
+            messages.print(f"{name}: {len(files)} photographs")
+            model = Model.load()
+            model.fit_clusters(files)
+            foreign = {o: [f[i] for i in _spread(len(f), ELSEWHERE)] for o, f in others.items()}
+            foreign |= nowhere.pictures([file for asked in others.values() for file in asked], NOWHERE)
+            described = {k: Described.of(model, pictures) for k, pictures in foreign.items()}
+            database, asked, strange = (Described.of(model, p) for p in (files, queries, strangers()))
+            for part, rows in chosen.items():
+                few = Described(database.descriptors[rows], database.quarters[rows])
+                shown = {"database": few, "query": asked, "strangers": strange, **described}
+                shown = whitened_by(few.descriptors, shown) if len(rows) >= derive.WHITENED_FROM else shown
+                index = Part([files[i] for i in rows], positions[rows], shown.pop("database"))
+                np.savez(kept[part], **collect(index, shown, truth))
+        for part, rows in chosen.items():
+            with np.load(kept[part]) as stored:
                 indexes.append(Answers(name, part, dict(stored), len(rows)))
     judged = []
     for answers in indexes:

@@ -68,6 +68,11 @@ CHECK = option(
     "Repeat the self-test: locate the index's own photographs, and pictures of nowhere, and keep the result.",
     "Index",
 )
+WHITEN = option(
+    "--whiten/--no-whiten",
+    "Learn a whitening from the photographs of a new index. Default: without --weights, from 200 on.",
+    "Index",
+)
 SPLIT = option(
     "--split", "Whose database to index, of a place folder or manifest.", "Coordinates", show_default=True
 )
@@ -100,6 +105,7 @@ class Form:
 
     kind: Annotated[str | None, KIND] = None
     regions: Annotated[bool | None, REGIONS] = None
+    whiten: Annotated[bool | None, WHITEN] = None
     split: Annotated[str, SPLIT] = "test"
     zone: Annotated[str, ZONE] = ""
     allow_unplaced: Annotated[bool, UNPLACED] = False
@@ -159,6 +165,7 @@ def index(
         contents.skip_bad_images,
         **running.begin(),
         device=device,
+        whiten=form.whiten,
         clusters=options.cluster_options(model, weights.seed) if model is not None else {},
     )
     how: dict[str, Any] = dict(kind=form.kind, regions=form.regions, zone=form.zone)

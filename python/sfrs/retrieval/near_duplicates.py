@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 SECONDS = 30.0
 """Photographs taken within so long of each other are of one moment."""
 
-COPY = 0.98
+COPY = 0.999
 """Similarity from which on two photographs are copies of one."""
 
 TIME_FIELD, FULL_FORM_FIELDS = 13, 16

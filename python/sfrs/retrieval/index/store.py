@@ -100,9 +100,20 @@ class Store:
 
     @classmethod
     def create(
-        cls, path: Path, model: Model, kind: str = "exact", *, zone: str = "", regions: bool = False
+        cls,
+        path: Path,
+        model: Model,
+        kind: str = "exact",
+        *,
+        zone: str = "",
+        regions: bool = False,
+        whiten_from: int | None = None,
     ) -> "Store":
-        """Begin an index in the directory ``path``: write its model, then its table, which is empty."""
+        """Begin an index in the directory ``path``: write its model, then its table, which is empty.
+
+        Args:
+            whiten_from: images from which on the first generation is whitened; None: never.
+        """
         save_network(path / NETWORK, model.network)
         if model.whitening is not None:
             model.whitening.save(path / WHITENING)
@@ -122,6 +133,7 @@ class Store:
             "quarters": "quarters-0.float16" if regions else None,
             "compressed": None,
             "trained": 0,
+            "whiten_from": whiten_from,
         }
         with replaced(path / TABLE) as partial:
             partial.with_name(partial.name + "-journal").unlink(missing_ok=True)
