@@ -6,7 +6,7 @@ photographs, of a fifth, and of one photograph per place. What speaks for their 
 queries, to their own photographs and to pictures of other places and of none. The constants of
 `sfrs.retrieval.confidence` are fitted to it. Every set is judged by constants fitted to the others.
 
-Evidence stays in ``--work``, so that an interrupted run goes on. Figures go to
+Descriptors and evidence stay in ``--work``, so that an interrupted run goes on. Figures go to
 benchmarks/results/confidence.json; `make report` puts them into docs/locate.md.
 """
 
@@ -44,8 +44,6 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks/results/confidence.json"
 PAGE = ROOT / "docs/locate.md"
 SETS = ("corridor", "lund", "tower", "city")
-CITY_EVERY = 6
-"""Of the rendered city's 2,272 images each sixth is taken."""
 QUERIES, OWN, ELSEWHERE, NOWHERE = 100, 100, 12, 6
 """Pictures shown to each index: queries, its own, of each other set, and of each kind of no place."""
 BINS = (0.0, 0.2, 0.4, 0.6, 0.8, 0.9, 1.0)
@@ -62,11 +60,14 @@ def photographs(name: str, places: Path, work: Path) -> tuple[list[Path], np.nda
     if name == "city":
         write_city(work / "city", city_config("demo", 0), quiet)
     found = load_places(work / "city" if name == "city" else places / name, "test")
-    every = CITY_EVERY if name == "city" else 1
     database, queries = found.database, found.queries
-    files = [database.files[i] for i in range(0, len(database.files), every)]
     chosen = _spread(len(queries.files), QUERIES)
-    return files, database.positions[::every], [queries.files[i] for i in chosen], queries.positions[chosen]
+    return (
+        list(database.files),
+        database.positions,
+        [queries.files[i] for i in chosen],
+        queries.positions[chosen],
+    )
 
 
 def parts(positions: np.ndarray) -> dict[str, np.ndarray]:
@@ -98,6 +99,19 @@ class Described:
     def shown_to(self, index: "Part") -> Shown:
         found = zip(*index.search(self.descriptors, DEPTH), strict=True)
         return Shown([Matches.searched(*one) for one in found], sameness(torch.from_numpy(self.quarters)))
+
+
+def describe(pictures: dict[str, Sequence], kept: Path) -> dict[str, Described]:
+    """Describe pictures by a network whose clusters are made from the database, once."""
+    if not kept.is_file():
+        model = Model.load()
+        model.fit_clusters(pictures["database"])
+        made = {name: Described.of(model, those) for name, those in pictures.items()}
+        np.savez(kept, **{f"{key}/{name}": v for name, one in made.items() for key, v in vars(one).items()})
+    with np.load(kept) as stored:
+        return {
+            name: Described(stored[f"descriptors/{name}"], stored[f"quarters/{name}"]) for name in pictures
+        }
 
 
 class Part:
@@ -350,15 +364,14 @@ def record(places: Path, work: Path) -> None:
         kept = {part: work / f"{name}-{part.replace(' ', '-')}.npz" for part in chosen}
         if not all(file.is_file() for file in kept.values()):
             messages.print(f"{name}: {len(files)} photographs")
-            model = Model.load()
-            model.fit_clusters(files)
             foreign = {o: [f[i] for i in _spread(len(f), ELSEWHERE)] for o, f in others.items()}
             foreign |= nowhere.pictures([file for asked in others.values() for file in asked], NOWHERE)
-            described = {k: Described.of(model, pictures) for k, pictures in foreign.items()}
-            database, asked, strange = (Described.of(model, p) for p in (files, queries, strangers()))
+            pictures = {"database": files, "query": queries, "strangers": strangers(), **foreign}
+            described = describe(pictures, work / f"{name}-described.npz")
+            database = described.pop("database")
             for part, rows in chosen.items():
                 few = Described(database.descriptors[rows], database.quarters[rows])
-                shown = {"database": few, "query": asked, "strangers": strange, **described}
+                shown = {"database": few, **described}
                 shown = whitened_by(few.descriptors, shown) if len(rows) >= derive.WHITENED_FROM else shown
                 index = Part([files[i] for i in rows], positions[rows], shown.pop("database"))
                 np.savez(kept[part], **collect(index, shown, truth))

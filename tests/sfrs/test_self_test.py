@@ -165,7 +165,7 @@ def test_moments_are_read_from_names_and_exif(make_image, tmp_path):
     class Files:
         files = paths
 
-    near = NearDuplicates(Files()).of(0, np.array([1, 2]), np.array([0.3, 0.99]))
+    near = NearDuplicates(Files()).of(0, np.array([1, 2]), np.array([0.3, 0.9995]))
     assert near.tolist() == [False, True]  # 50 s apart; a copy
 
 

@@ -25,6 +25,7 @@ from sfrs.retrieval.confidence import (
     relative_sameness,
     sameness,
 )
+from sfrs.retrieval.coverage import FAR, gaps
 from sfrs.retrieval.location import RADIUS, locate_weighed
 from sfrs.retrieval.matches import Matches, WeighedMatches, weigh_matches
 from sfrs.retrieval.mcnemar import mcnemar
@@ -55,8 +56,8 @@ COMPARED = 64
 FEWEST = 10
 """Photographs with a position below which there is nothing to test."""
 
-SURE, AGREEING, FAR = 0.8, 5, 4 * RADIUS
-"""Confidence, matches and metres from which on an answer doubts what a photograph says of its position."""
+SURE, AGREEING = 0.8, 5
+"""Confidence and matches from which on an answer far off doubts what a photograph says of its position."""
 
 SIGNIFICANT = 0.05
 """p of the gain by re-ranking below which it is recommended."""
@@ -94,7 +95,8 @@ def self_test(index: "Index", *, sample: int = SAMPLE, seed: int = 0, tasks: Tas
         for a in answers
         if a.agreeing >= AGREEING and a.confidence >= SURE and a.off > FAR
     ]
-    return replace(test, tested=len(rows), ways=ways, answers=answers, disagreeing=doubted)
+    weak = gaps(index, answers)
+    return replace(test, tested=len(rows), ways=ways, answers=answers, disagreeing=doubted, gaps=weak)
 
 
 @dataclass(frozen=True)

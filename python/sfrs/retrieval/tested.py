@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from sfrs.retrieval.confidence import Calibration
+from sfrs.retrieval.coverage import Gap
 from sfrs.runtime.atomic_io import write_json
 from sfrs.runtime.errors import UserError
 
@@ -74,6 +75,7 @@ class SelfTest:
         ways: by "search", and by "regions" where the index keeps them; empty if too few are placed.
         answers: of the search, one per photograph that was located.
         disagreeing: files of photographs that others, which look the same, place far away.
+        gaps: places that want photographs, the worst first.
     """
 
     generation: int
@@ -84,6 +86,7 @@ class SelfTest:
     ways: dict[str, Way] = field(default_factory=dict)
     answers: list[Answer] = field(default_factory=list)
     disagreeing: list[str] = field(default_factory=list)
+    gaps: list[Gap] = field(default_factory=list)
 
     @property
     def recommends_regions(self) -> bool:
@@ -129,7 +132,9 @@ class SelfTest:
             name: Way(**{**way, "calibration": Calibration(**way["calibration"])})
             for name, way in kept.pop("ways").items()
         }
-        return cls(**{**kept, "ways": ways, "answers": [Answer(**answer) for answer in kept["answers"]]})
+        answers = [Answer(**answer) for answer in kept.pop("answers")]
+        weak = [Gap(**gap) for gap in kept.pop("gaps")]
+        return cls(**kept, ways=ways, answers=answers, gaps=weak)
 
     def summary(self) -> dict[str, Any]:
         """Sum it up for JSON; the answers stay in the file."""
@@ -137,7 +142,8 @@ class SelfTest:
             name: {**asdict(way), "calibration": asdict(way.calibration)} for name, way in self.ways.items()
         }
         said = {"tested": self.tested, "ways": ways, "unsure_below": self.unsure_below()}
-        return {**said, "disagreeing": self.disagreeing, "says": self.lines()}
+        weak = [asdict(gap) for gap in self.gaps]
+        return {**said, "disagreeing": self.disagreeing, "gaps": weak, "says": self.lines()}
 
     def unsure_below(self) -> float | None:
         """The highest confidence, in tenths, below which less than half of the answers are right, or None."""
@@ -169,6 +175,8 @@ class SelfTest:
             )
         if "regions" in self.ways:
             lines.append(self._reranked(self.ways["regions"]))
+        if self.gaps:
+            lines.append(f"photograph here next: {', '.join(map(_named, self.gaps[:SAID]))}")
         return lines
 
     def _found(self, search: Way) -> str:
@@ -188,3 +196,10 @@ class SelfTest:
         if regions.recommended:
             return f"re-ranking by regions helps here ({points}): sfrs locate does it"
         return f"re-ranking by regions does not help here ({points}): sfrs locate leaves it out"
+
+
+def _named(gap: Gap) -> str:
+    """A place, and how many photographs want another there."""
+    if gap.latitude is None:
+        return f"{gap.easting:.0f} E {gap.northing:.0f} N ({gap.photos})"
+    return f"{gap.latitude:.5f}, {gap.longitude:.5f} ({gap.photos})"

@@ -112,6 +112,7 @@ function showMap({ location, matches, truth, error }) {
   );
   // The best match is drawn last, on top.
   page.marks = marks.reverse();
+  byId("alike").hidden = true; // only the lines of this answer are drawn
   if (!page.map) return; // start() shows it as soon as there is one
   page.map.update({ points: [...page.points, ...estimate, ...own, ...page.marks], lines });
   const near = [...estimate, ...(error < FURTHEST ? own : []), ...page.marks];

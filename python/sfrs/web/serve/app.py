@@ -135,7 +135,8 @@ def _add_page(app: FastAPI, index: Index, limits: Limits, queue: LocatingQueue) 
 
     @app.get("/map")
     async def map_points() -> Response:
-        """Where the index's images were taken, (row, easting, northing); thinned out if there are many."""
+        """Where the index's images were taken, (row, easting, northing), thinned out if there are many; where
+        places look alike, and where more photographs are wanted, by the self-test."""
         return Response(points, media_type="application/json")
 
     @app.get("/health")
