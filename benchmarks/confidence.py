@@ -164,7 +164,7 @@ def collect(index: Part, pictures: dict[str, Described], truth: np.ndarray) -> d
         }
         places = {"own": index.positions[rows], "query": truth}
         for name, found in every.items():
-            weighed = found.weighed(index, calibration.temperature, calibration.usual_sameness)
+            weighed = found.weighed(index, calibration)
             result[f"{way}/{name}"] = np.array(
                 [(*astuple(one.evidence), _off(one, places, name, i)) for i, one in enumerate(weighed)]
             )

@@ -8,7 +8,9 @@ import torch
 from pictures import picture
 
 from sfrs.models.model import Model
+from sfrs.retrieval import near_duplicates
 from sfrs.retrieval.confidence import Calibration, Evidence, fit, prior_log_odds, sameness
+from sfrs.retrieval.coverage import look_alikes
 from sfrs.retrieval.index import Builder, Index
 from sfrs.retrieval.near_duplicates import NearDuplicates, consecutive, time_of
 from sfrs.retrieval.tested import FILE, SelfTest, Way
@@ -27,7 +29,8 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture
-def index(folder, tiny_network, tmp_path):
+def index(folder, tiny_network, tmp_path, monkeypatch):
+    monkeypatch.setattr(near_duplicates, "COPY", 2.0)  # so small a network finds all pictures alike
     return Index.build(folder, Model(tiny_network, size=(48, 64)), out=tmp_path / "town.index", regions=True)
 
 
@@ -39,6 +42,18 @@ def test_own_photographs_are_found_among_the_others(index):
     assert all(answer.row != answer.match for answer in test.answers)
     assert set(test.ways) == {"search", "regions"}
     assert f"{100 * len(right) / 36:.0f} % of 36 photos are found within 25 m" in test.lines()[0]
+
+
+def test_gaps_are_where_photographs_are_not_found_and_look_alikes_are_far_apart(index, make_image):
+    lonely = [make_image(f"more/@{510000 + n}@4000000@{'x' * n}@.png", scene=0, noise=0.05) for n in (0, 40)]
+    index = Index.build(lonely[0].parent, out=index.path)
+    gap = index.self_test.gaps[0]
+    assert (gap.easting, gap.northing, gap.photos) == (510020.0, 4000000.0, 2)
+    assert "photograph here next: 510020 E 4000000 N (2)" in index.self_test.lines()[-1]
+    pairs = look_alikes(index, index.self_test.answers)
+    assert pairs and all(np.ptp(index.positions[list(pair)], axis=0).max() > 100 for pair in pairs)
+    taken_for = {index.positions[match, 0] for row, match in pairs if index.files[row] in lonely}
+    assert taken_for and max(taken_for) < 500005  # the place that shows the same
 
 
 def test_photographs_of_one_moment_do_not_find_each_other(folder, tiny_network, tmp_path):

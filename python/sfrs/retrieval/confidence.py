@@ -17,8 +17,8 @@ from sfrs.data.coordinates import metres_between
 from sfrs.retrieval.location import RADIUS, Weighed
 from sfrs_ext.reference import region_descriptors
 
-SOFTNESS = {"search": 0.15, "regions": 0.06}
-"""Temperature of the weights, in similarities of pictures of nowhere."""
+SOFTNESS = {"search": 0.18, "regions": 0.07}
+"""Temperature of the weights, of the similarity of pictures of nowhere beyond that of any two images."""
 
 RIGHT = {
     "search": (-1.505, 0.918, 0.776, 0.837),
@@ -69,12 +69,14 @@ class Calibration:
 
     Attributes:
         temperature: of the weights of matches.
+        background: similarity of any two of the index's images.
         slope, intercept: of the log odds by :data:`RIGHT`.
         least_known: probability of a place in the index below which it is refused.
         usual_sameness: median :func:`sameness` of the index's own photographs; None where it is not known.
     """
 
     temperature: float
+    background: float = 0.0
     slope: float = 1.0
     intercept: float = 0.0
     least_known: float = LEAST_KNOWN
@@ -107,8 +109,8 @@ def evidence(
     Args:
         weighed: the matches, at least one of them.
         positions: of all matches, ``[k, 2]``.
-        similarities: of their descriptors with the photograph's, ``[k]``.
-        alike: similarities of the weighed matches with each other, ``[c, c]``.
+        similarities: of their descriptors with the photograph's, ``[k]``, beyond the background's.
+        alike: of the weighed matches with each other, the same, ``[c, c]``.
     """
     chosen, near = weighed.chosen, weighed.near
     best = int(np.argmax(near))

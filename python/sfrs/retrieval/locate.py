@@ -16,7 +16,7 @@ from sfrs.data.exif import gps
 from sfrs.data.images import BadImageError, check_images
 from sfrs.data.photos import Photo, photo_of, project
 from sfrs.models.model import Photograph
-from sfrs.retrieval.confidence import relative_sameness, sameness
+from sfrs.retrieval.confidence import sameness
 from sfrs.retrieval.found import Found, Match
 from sfrs.retrieval.location import (
     CONSIDERED,
@@ -135,8 +135,7 @@ class Judge:
         if calibration is None:
             positions = np.asarray(self.index.positions[matches.rows], dtype=np.float64)
             return estimate(positions, matches.scores, self.index.zone, temperature=self.temperature), None
-        relative = relative_sameness(sameness, calibration.usual_sameness)
-        found = weigh_matches(self.index, matches, calibration.temperature, relative)
+        found = weigh_matches(self.index, matches, calibration, sameness)
         if found is None:
             return Location(math.nan, math.nan, None, None, 0.0, math.nan), None
         location = locate_weighed(found.weighed, found.positions, self.index.zone)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from torch import Tensor
 
-from sfrs.retrieval.confidence import Evidence, evidence
+from sfrs.retrieval.confidence import Calibration, Evidence, evidence, relative_sameness
 from sfrs.retrieval.location import Weighed, weigh
 from sfrs.retrieval.region_rerank import DEPTH, rerank
 
@@ -61,15 +61,17 @@ class WeighedMatches:
 
 
 def weigh_matches(
-    index: "Index", matches: Matches, temperature: float, sameness: float = 0.0
+    index: "Index", matches: Matches, calibration: Calibration, sameness: float = float("nan")
 ) -> WeighedMatches | None:
-    """Weigh matches; None where none has a position."""
+    """Weigh matches of a photograph whose quarters are so alike; None where no match has a position."""
     positions = np.asarray(index.positions[matches.rows], dtype=np.float64)
-    weighed = weigh(positions, matches.scores, temperature)
+    weighed = weigh(positions, matches.scores, calibration.temperature)
     if not len(weighed.chosen):
         return None
     descriptors = index.descriptors(matches.rows[weighed.chosen])
-    alike = descriptors @ descriptors.T
-    found = evidence(weighed, positions, matches.similarities, alike, sameness)
+    alike = descriptors @ descriptors.T - calibration.background
+    similarities = matches.similarities - calibration.background
+    relative = relative_sameness(sameness, calibration.usual_sameness)
+    found = evidence(weighed, positions, similarities, alike, relative)
     best = matches.rows[weighed.chosen[np.argmax(weighed.near)]]
     return WeighedMatches(weighed, positions, found, int(best))

@@ -22,7 +22,6 @@ from sfrs.retrieval.confidence import (
     fit,
     prior_log_odds,
     probability_known,
-    relative_sameness,
     sameness,
 )
 from sfrs.retrieval.coverage import FAR, gaps
@@ -113,9 +112,13 @@ class Shown:
         ordered = [m.reranked(index, q[None].float()) for m, q in zip(self.matches, quarters, strict=True)]
         return replace(self, matches=ordered)
 
-    def weighed(self, index: "Index", temperature: float, usual: float | None) -> list[WeighedMatches | None]:
-        relative = [relative_sameness(float(value), usual) for value in self.sameness]
-        return [weigh_matches(index, m, temperature, s) for m, s in zip(self.matches, relative, strict=True)]
+    def weighed(self, index: "Index", calibration: Calibration) -> list[WeighedMatches | None]:
+        shown = zip(self.matches, self.sameness.tolist(), strict=True)
+        return [weigh_matches(index, matches, calibration, same) for matches, same in shown]
+
+    def level(self) -> float:
+        """Median score of the best match."""
+        return float(np.median([matches.scores[0] for matches in self.matches]))
 
 
 @dataclass(frozen=True)
@@ -168,17 +171,28 @@ def own_sameness(index: "Index", rows: np.ndarray) -> np.ndarray:
     return values
 
 
+def own_background(index: "Index", rows: np.ndarray) -> float:
+    """Mean similarity of any two of an index's photographs."""
+    descriptors = index.descriptors(rows[:COMPARED])
+    count = len(descriptors)
+    total = float(np.square(descriptors.sum(axis=0)).sum())
+    return (total - count) / (count * (count - 1))
+
+
 def examine(index: "Index", way: str, asked: Asked, foreign: Shown) -> tuple[Way, list[Answer]]:
     """Calibrate one way of searching, "search" or "regions", by its answers to the index's photographs.
 
     Returns:
         (how good the way is; the answers, but for photographs whose matches all have no position).
     """
-    level = float(np.median([matches.scores[0] for matches in foreign.matches]))
-    temperature = SOFTNESS[way] * max(level, LEAST_SIMILAR)
+    background = own_background(index, asked.rows)
+    similar = np.median([matches.similarities.max() for matches in foreign.matches])
+    beyond = max(1 - background / float(similar), LEAST_SIMILAR)  # of a similarity, what any two have not
+    temperature = SOFTNESS[way] * max(foreign.level() * beyond, LEAST_SIMILAR)
     known = np.isfinite(asked.shown.sameness)
     usual = float(np.median(asked.shown.sameness[known])) if known.any() else None
-    weighed = asked.shown.weighed(index, temperature, usual)
+    calibration = Calibration(temperature, background, usual_sameness=usual)
+    weighed = asked.shown.weighed(index, calibration)
     tried = [
         Tried.of(index, row, answerable, certain, found)
         for row, answerable, certain, found in zip(asked.rows, asked.answerable, known, weighed, strict=True)
@@ -187,12 +201,12 @@ def examine(index: "Index", way: str, asked: Asked, foreign: Shown) -> tuple[Way
     counted = [one for one in tried if one.answerable]
     odds = np.array([prior_log_odds(one.found.evidence, way) for one in counted])
     slope, intercept = fit(odds, np.array([one.off <= RADIUS for one in counted]))
-    calibration = Calibration(temperature, slope, intercept, usual_sameness=usual)
+    calibration = replace(calibration, slope=slope, intercept=intercept)
     own = [probability_known(one.found.evidence) for one in tried if one.known or usual is None]
     calibration = calibration.lowered(float(np.quantile(own, REFUSED_OWN))) if own else calibration
     answers = [one.answer(calibration.confidence(one.found.evidence, way)) for one in tried]
     hits = [answer.right for answer in answers if answer.answerable]
-    strange = foreign.weighed(index, temperature, usual)
+    strange = foreign.weighed(index, calibration)
     refused = sum(one is None or not calibration.knows(one.evidence) for one in strange)
     found = sum(hits) / len(hits) if hits else None
     return Way(calibration, found, len(hits), refused, len(strange)), answers

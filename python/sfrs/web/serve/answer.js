@@ -44,7 +44,7 @@ function showPlace({ location, milliseconds, error, left_out: leftOut, in_index:
     make("h2", {}, make("span", { id: "where" }, head), copies),
     known ? make("p", { class: "metres" }, zone + metres) : "",
     make("div", { class: doubtful ? "meter doubtful" : "meter" }, bar),
-    make("span", {}, `Within ${RADIUS} m of this: ${share} % likely`, doubtful ? ". Several places look alike." : ""),
+    make("span", {}, `Within ${RADIUS} m of this: ${share} % likely`, doubtful && inIndex !== false ? ". Several places look alike." : ""),
     make("dl", {}, ...facts(location, milliseconds, error, leftOut.length)),
   );
 }
