@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 # The GPU library takes minutes to compile: without a GPU, only `make cuda` and pip do it.
 export SFRS_CUDA ?= $(if $(wildcard /dev/nvidiactl /dev/dxg),AUTO,OFF)
 
-.PHONY: demo test fuzz lint docs aarch64 format emulated cuda gpu gpu-package bench report build clean
+.PHONY: demo test libraries fuzz lint docs aarch64 format emulated cuda gpu gpu-package bench report build clean
 .DELETE_ON_ERROR:
 
 demo: build  ## render the city, train SFRS beside its baseline, evaluate: runs/demo
@@ -19,10 +19,17 @@ test fuzz: export OMP_WAIT_POLICY = PASSIVE
 test: build  ## all tests, on all cores
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
+LIBRARIES_PYTHON ?= python3
+libraries: build  ## timm's and torchvision's networks as backbones, where $(LIBRARIES_PYTHON) imports both with sfrs
+	@if PYTHONPATH=.:python $(LIBRARIES_PYTHON) -c 'import timm, torchvision, pytest, sfrs.models.model' 2> /dev/null; then \
+	  PYTHONPATH=.:python $(LIBRARIES_PYTHON) -m pytest tests/sfrs/test_libraries.py tests/sfrs/test_backbones.py; \
+	else echo "libraries: $(LIBRARIES_PYTHON) does not import timm, torchvision and sfrs, their networks are not tested"; fi
+
 MINUTES ?= 10
 SEED ?= $(shell date +%s)000
-fuzz: build  ## random calls of every operator with every set of kernels, for MINUTES=10; one minute of it in `.ci/run`
-	$(BIN)/python tests/fuzz/fuzz.py --minutes $(MINUTES) --seed $(SEED)
+fuzz: build  ## for MINUTES=10 random calls of every operator, and damaged files of every format; one minute in `.ci/run`
+	$(BIN)/python tests/fuzz/fuzz_files.py --minutes $(MINUTES) --seed $(SEED) & files=$$!; \
+	  $(BIN)/python tests/fuzz/fuzz.py --minutes $(MINUTES) --seed $(SEED); calls=$$?; wait $$files && exit $$calls
 
 build: $(STAMP)
 	@$(BIN)/python setup.py --quiet build_ext --inplace

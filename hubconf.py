@@ -1,7 +1,8 @@
 """Models for ``torch.hub.load``, from this folder or from a checkout of it.
 
-Nothing is downloaded: no weights are published under this project's name. Weights come from a file of yours
-in any format that ``sfrs`` reads: its own, or that of another project listed in docs/drop-in.md.
+No weights are published under this project's name. They come from a file in any format that ``sfrs`` reads,
+its own or that of another project, or from a published network by its name, which is downloaded: both are
+listed in docs/drop-in.md.
 """
 
 import sys
@@ -18,9 +19,9 @@ def vgg16_netvlad(pretrained=False, *, weights=None, whitening=None, whiten=True
     as the whitening keeps.
 
     Args:
-        pretrained: a file of weights, the same as ``weights``. True is an error that says where weights
-            come from.
-        weights: a file of weights; without one VGG16 and NetVLAD are random.
+        pretrained: the same as ``weights``. True is an error that says where weights come from.
+        weights: a file of weights, or the name of a published network, as "sfrs/pitts30k"; without one VGG16
+            and NetVLAD are random.
         whitening: a file with the whitening; by default the one in ``weights`` is applied if there is one.
         whiten: False leaves out any whitening.
         clusters: K of a network without weights; a file brings its own.
@@ -35,7 +36,8 @@ def vgg16_netvlad(pretrained=False, *, weights=None, whitening=None, whiten=True
     if pretrained is True:
         raise ValueError(
             "vgg16_netvlad: no weights are published under this project's name, so pretrained=True has "
-            "nothing to load. Give weights=FILE: a network of sfrs train, or one of those in docs/drop-in.md."
+            "nothing to load. Give weights='sfrs/pitts30k', the network of the paper's authors, another in "
+            "docs/drop-in.md, or weights=FILE, as of sfrs train."
         )
     if pretrained and weights is not None:
         raise ValueError("vgg16_netvlad: pretrained and weights both name a file; give one of them")

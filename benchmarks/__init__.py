@@ -1,1 +1,1 @@
-"""Speed and memory of the operators beside their peers, behind a correctness gate."""
+"""Speed and memory of the operators and their peers, after a correctness gate."""

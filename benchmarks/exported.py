@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sfrs.data.images import image_files
+from sfrs.data.photo_files import image_files
 from sfrs.models.backbones import build_backbone
 from sfrs.models.export import FORMATS, ImageShape, export
 from sfrs.models.export.shapes import made_up_images

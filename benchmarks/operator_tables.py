@@ -72,9 +72,9 @@ def peers(recorded: dict) -> str:
     """One row per case and peer."""
     lines = [
         f"{head(recorded)} {UNITS}; how many times longer than `{OURS}`; how far resident memory grows "
-        "during a call, with what a peer keeps between calls; largest error beside float64.",
+        "during a call, with what a peer keeps between calls; largest error against float64.",
         "",
-        f"![Time of every peer beside ours](plots/{processor(recorded['machine'])}/peers.png)",
+        f"![Time of every peer and ours](plots/{processor(recorded['machine'])}/peers.png)",
         "",
         "| computation | | time | | memory | error |",
         "|---|---|---|---|---|---|",

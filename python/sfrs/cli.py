@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from sfrs.runtime.errors import UserError
-from sfrs.runtime.terminal import show_error, shown_warnings
+from sfrs.runtime.terminal import encode_anything, show_error, shown_warnings
 
 COMMANDS = (
     "demo", "city", "data", "train", "runs", "evaluate", "report", "index",
@@ -27,6 +27,7 @@ class App(typer.Typer):
     """A typer application that prints user errors without a traceback and leaves with exit code 2."""
 
     def __call__(self, *args, **kwargs):
+        encode_anything()
         try:
             with shown_warnings():
                 return super().__call__(*args, **kwargs)

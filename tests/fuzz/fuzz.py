@@ -7,14 +7,11 @@ seeds.txt, which the tests replay.
 
 import argparse
 import os
-import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-PATIENCE = 300  # seconds that a child may take for its last calls on a busy machine
-SLICE = 600  # seconds of one child
-MOST_FAILED = 20  # seeds, of a set of kernels that is then given up
+from children import MOST_FAILED, run_children
 
 
 def make_calls(seed: int, step: int, seconds: float) -> None:
@@ -37,43 +34,6 @@ def make_calls(seed: int, step: int, seconds: float) -> None:
             return
 
 
-def run_child(kernels: str, seed: int, step: int, seconds: float) -> tuple[int, int, list[tuple[int, str]]]:
-    """The seed to go on with, the number of calls, and the failed seeds with a fault."""
-    command = [sys.executable, "-X", "faulthandler", __file__, "--child", *map(str, (seed, step, seconds))]
-    environment = os.environ | {"SFRS_CPU": kernels, "OMP_WAIT_POLICY": "PASSIVE"}
-    options = dict(env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    try:
-        done = subprocess.run(command, timeout=seconds + PATIENCE, **options)
-        output, ended = done.stdout, f"ended with {done.returncode}" if done.returncode else ""
-    except subprocess.TimeoutExpired as error:
-        output, ended = error.stdout or b"", f"did not return within {PATIENCE} seconds"
-    calls, faults, rest = 0, [], []
-    for line in output.decode(errors="replace").splitlines():
-        word, _, text = line.partition(" ")
-        if word == "AT":
-            (seed, calls), rest = map(int, text.split()), []
-        elif word == "FAULT":
-            faults.append((seed, text))
-        else:
-            rest.append(line)
-    if ended:
-        faults.append((seed, f"{ended}: {' '.join(rest)[:600]}"))
-    return seed + step * bool(ended), calls, faults
-
-
-def run_kernels(kernels: str, seed: int, step: int, seconds: float) -> tuple[int, int]:
-    """Calls, and how many seeds failed."""
-    end, made, found = time.monotonic() + seconds, 0, 0
-    while True:
-        left = end - time.monotonic()
-        seed, calls, faults = run_child(kernels, seed, step, max(0.0, min(SLICE, left)))
-        for at, what in faults:
-            print(f"python tests/fuzz/fuzz.py --kernels {kernels} --seed {at}\n    {what}", flush=True)
-        made, found = made + calls, found + len(faults)
-        if time.monotonic() >= end or found >= MOST_FAILED:
-            return made, found
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--minutes", type=float, default=0.0, help="how long; the calls of one seed without")
@@ -91,8 +51,14 @@ def main() -> int:
         [options.kernels] if options.kernels else [n for n in sfrs_ext.available_kernels() if n != "emulated"]
     )
     firsts = [options.seed + i * bool(options.minutes) for i in range(len(sets))]
+
+    def run(kernels: str, seed: int) -> tuple[int, int]:
+        command = [__file__, "--kernels", kernels]
+        environment = os.environ | {"SFRS_CPU": kernels, "OMP_WAIT_POLICY": "PASSIVE"}
+        return run_children(command, seed, len(sets), 60 * options.minutes, environment)
+
     with ThreadPoolExecutor(len(sets)) as pool:
-        counts = pool.map(lambda n, s: run_kernels(n, s, len(sets), 60 * options.minutes), sets, firsts)
+        counts = pool.map(run, sets, firsts)
         totals = dict(zip(sets, counts, strict=True))
     print(
         ", ".join(f"{name}: {calls} calls, {faults} failed seeds" for name, (calls, faults) in totals.items())

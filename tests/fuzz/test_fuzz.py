@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-import fuzz
+import children
 import pytest
 import torch
 from cases import OPERATORS, make
@@ -66,7 +66,7 @@ def test_a_crash_and_a_hang_are_noticed(does, patience, what, monkeypatch, tmp_p
     child = tmp_path / "child"
     child.write_text(f"#!/bin/sh\necho AT 8 11\necho broken\nexec sh -c '{does}'\n")
     child.chmod(0o755)
-    monkeypatch.setattr(fuzz.sys, "executable", str(child))
-    monkeypatch.setattr(fuzz, "PATIENCE", patience)
-    seed, calls, ((failed, fault),) = fuzz.run_child("portable", seed=5, step=3, seconds=0)
+    monkeypatch.setattr(children.sys, "executable", str(child))
+    monkeypatch.setattr(children, "PATIENCE", patience)
+    seed, calls, ((failed, fault),) = children.run_child(["fuzz.py"], seed=5, step=3, seconds=0)
     assert (seed, calls, failed) == (11, 11, 8) and what in fault

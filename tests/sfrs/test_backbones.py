@@ -1,12 +1,35 @@
+import sys
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
+from tiny_training import SIZE, tiny_config, tiny_places
 from torch import nn
 
 import sfrs_ext
 from sfrs.models.backbones import REGISTRY, VGG16, BackboneError, build_backbone
+from sfrs.models.export import ImageShape, export
+from sfrs.models.model import Model
 from sfrs.models.network import DescriptorNetwork, load_network, save_network
+from sfrs.models.whitening import Whitening
+from sfrs.training.preparation import build_features
+from sfrs.training.trainer import train
 
 pytestmark = pytest.mark.slow
+
+try:
+    import timm  # noqa: F401 - also fails where torchvision belongs to another torch
+
+    LIBRARY_NETWORKS = [
+        "timm:resnet18",
+        "timm:vit_tiny_patch16_224,trained=1",
+        "torchvision:mobilenet_v3_small",
+    ]
+except Exception:
+    LIBRARY_NETWORKS = []
+
+PAGE = Path(__file__).resolve().parents[2] / "docs/backbones.md"
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +73,7 @@ def test_only_the_head_of_vgg16_asks_for_gradients(vgg16):
     assert all(p.requires_grad for p in vgg16.head.parameters())
 
 
-@pytest.mark.parametrize("name", REGISTRY)
+@pytest.mark.parametrize("name", [*REGISTRY, *LIBRARY_NETWORKS])
 def test_every_backbone_is_trained_described_with_and_saved(name, tmp_path):
     torch.manual_seed(0)
     network = DescriptorNetwork(build_backbone(name), 4)
@@ -70,9 +93,79 @@ def test_every_backbone_is_trained_described_with_and_saved(name, tmp_path):
         torch.testing.assert_close(again(images), network.eval()(images), rtol=0, atol=0)
 
 
+@pytest.fixture(scope="module")
+def places(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("places")
+    return tuple(tiny_places(folder, split, spots=3, seed=i) for i, split in enumerate(("train", "val")))
+
+
+@pytest.mark.parametrize("name", [*REGISTRY, *LIBRARY_NETWORKS])
+def test_generations_whitening_regions_and_export_work_with_every_backbone(name, places, tmp_path):
+    """Two generations from frozen features on the disk, which are used again."""
+    torch.manual_seed(0)
+    config = tiny_config(
+        backbone=name,
+        clusters=2,
+        epochs=(1, 1),
+        trunk_cache="disk",
+        cache_dir=str(tmp_path / "cache"),
+        init_images=6,
+        init_features=40,
+        learning_rate=1e-4,
+    )
+    network = DescriptorNetwork(build_backbone(name), 2)
+    result = train(places, config, tmp_path / "run", network=network)
+    kept = {file: file.stat().st_mtime_ns for file in (tmp_path / "cache").rglob("*") if file.is_file()}
+    build_features(config, network, places)
+    assert kept and kept == {file: file.stat().st_mtime_ns for file in kept}
+
+    trained = result.network(1).state_dict()
+    moved = {key for key, value in result.network(0).state_dict().items() if not value.equal(trained[key])}
+    assert moved and not any(key.startswith("backbone.trunk.") for key in moved)
+    assert any(key.startswith("backbone.head.") for key in moved)
+
+    files = places[0].queries.files + places[0].database.files
+    model = Model(result.network(2))
+    descriptors = model.encode(files)
+    whitened = Model(model.network, Whitening.fit(descriptors, 3), size=model.size)
+    assert whitened.encode(files[:2]).shape == (2, 3)
+    quarters = model.quarters(files[:2])
+    assert quarters.shape == (2, *model.quarters_shape) and quarters.isfinite().all()
+    assert not sfrs_ext.accelerate(model).replaced
+    assert np.array_equal(model.encode(files), descriptors)
+    shape = ImageShape(*SIZE, model.network.backbone.stride)
+    assert export(model, tmp_path / "model.pt2", "torch", shape).cosine > 0.9999
+
+
+@pytest.mark.parametrize("name", [name for name in REGISTRY if name != "tiny"])
+def test_the_page_says_what_a_backbone_is(name):
+    backbone = build_backbone(name)
+    stages = [
+        f"{part[0]} … {part[-1]}" if len(part) > 1 else part[0]
+        for part in (backbone.frozen_stages, backbone.trained_stages)
+    ]
+    normalisation = [
+        ", ".join(f"{255 * value:.4g}" for value in dict.fromkeys(values))
+        for values in (backbone.mean, backbone.std)
+    ]
+    published = backbone.published
+    source = [published.source, published.licence] if published else ["none", ""]
+    facts = [f"`{name}`", *stages, str(backbone.channels), str(backbone.stride), *normalisation, *source]
+    assert f"| {' | '.join(facts)} |".replace("|  |", "| |") in PAGE.read_text("utf-8")
+
+
 def test_options_are_remembered():
     backbone = build_backbone("tiny", channels=5)
     assert backbone.channels == 5 and backbone.options == {"channels": 5}
+
+
+@pytest.mark.parametrize("library", ["timm", "torchvision"])
+def test_a_library_that_does_not_import_is_named(monkeypatch, library):
+    monkeypatch.setitem(sys.modules, library, None)
+    with pytest.raises(
+        BackboneError, match=f"{library} does not import beside torch .*; a pair that does is"
+    ):
+        build_backbone(f"{library}:resnet18")
 
 
 def test_an_unknown_backbone_lists_the_known():

@@ -25,6 +25,19 @@ def test_a_changed_weight_is_noticed():
         torch.testing.assert_close(layer(x), plain(layer, x), rtol=1e-5, atol=1e-5)
 
 
+def test_a_step_of_a_fused_optimizer_is_noticed():
+    torch.manual_seed(0)
+    layer, x = Convolution3x3(32, 40), torch.randn(2, 32, 6, 7)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=1e-3, fused=True)
+    for _ in range(2):
+        with torch.no_grad():
+            torch.testing.assert_close(layer(x), plain(layer, x), rtol=1e-5, atol=1e-5)
+        layer(x).square().sum().backward()
+        optimizer.step()
+    with torch.no_grad():
+        torch.testing.assert_close(layer(x), plain(layer, x), rtol=1e-5, atol=1e-5)
+
+
 def test_they_are_neither_saved_nor_copied():
     layer, x = Convolution3x3(32, 40), torch.randn(2, 32, 6, 7)
     with torch.inference_mode():

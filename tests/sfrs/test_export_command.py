@@ -62,7 +62,7 @@ def test_of_a_run_the_last_generation_is_taken(run, tmp_path):
         (("--out", "x.pt2", "--size", "48"), "--size is '48'; expected dynamic, or HEIGHTxWIDTH"),
         (("--out", "x.pt2", "--size", "8x64"), "of at least 16x16"),
         (("--out", "x.pt2", "--check", "absent.jpg"), "absent.jpg: there is no such image file"),
-        (("--out", "x.pt2", "--check", "."), "no .jpg, .jpeg, .png"),
+        (("--out", "x.pt2", "--check", "."), "no .jpg, .jpeg"),
         (("--out", "x.pt2", "--whitening", "w", "--no-whitening"), "exclude each other"),
         (("--out", "x.pt2", "--device", "nonsense"), "which torch cannot use"),
     ],

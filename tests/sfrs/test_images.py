@@ -3,9 +3,19 @@ import struct
 import numpy as np
 import pytest
 import torch
+from pictures import picture
 from PIL import Image
 
-from sfrs.data.images import BadImageError, ImageFiles, batches, check_images, load_image, upright
+from sfrs.data.images import (
+    BadImageError,
+    ImageFiles,
+    batches,
+    check_images,
+    decode_reduced,
+    image_tensor,
+    load_image,
+    upright,
+)
 
 
 def cut_off(path) -> None:
@@ -153,3 +163,36 @@ def test_batches_read_only_a_little_ahead(make_image):
     images = Counting([make_image("a.png")] * 50)
     next(batches(images, 2, workers=2))
     assert len(loaded) <= 2 + 2 * 2 + 1
+
+
+def photograph(path, factor, orientation=1):
+    """Write a JPEG of the size 48x64 times ``factor``."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    image = picture(0).resize((64 * factor, 48 * factor), Image.Resampling.BICUBIC)
+    image.save(path, quality=95, exif=exif)
+    return path
+
+
+def whole(path, size):
+    """Decode an image whole, then resize it."""
+    with Image.open(path) as image:
+        image.load()
+        return image_tensor(image, size)
+
+
+@pytest.mark.parametrize(("orientation", "size"), [(1, (48, 64)), (6, (64, 48)), (1, 48)])
+def test_a_much_larger_jpeg_is_decoded_reduced_and_looks_the_same(tmp_path, orientation, size):
+    file = photograph(tmp_path / "large.jpg", 16, orientation)
+    with Image.open(file) as image:
+        decode_reduced(image, size)
+        assert image.size == (128, 96), "twice what is wanted"
+    found = load_image(file, size)
+    assert found.shape[1:] == ((48, 64) if orientation == 1 else (64, 48))
+    assert (found - whole(file, size)).abs().mean() < 1.5 / 255
+
+
+def test_jpegs_of_ordinary_sizes_are_decoded_as_they_are(tmp_path):
+    file = photograph(tmp_path / "ordinary.jpg", 3)
+    assert torch.equal(load_image(file, (48, 64)), whole(file, (48, 64)))
+    assert load_image(file).shape == (3, 144, 192)

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
+from sfrs.data.collection import read_photos
 from sfrs.data.images import BadImageError
-from sfrs.data.photos import read_photos
 from sfrs.models.model import Model
 from sfrs.models.network import save_network
 from sfrs.models.whitening import Whitening

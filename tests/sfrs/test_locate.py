@@ -323,7 +323,7 @@ def test_names_of_skipped_images_are_printed_as_they_are(run, places, name):
     ("arguments", "message"),
     [
         (["nowhere"], "nowhere: there is no such file or folder"),
-        (["{empty}"], "no .jpg, .jpeg, .png in this folder"),
+        (["{empty}"], "no .jpg, .jpeg"),
         (["{query}", "--rerank", "magic"], "--rerank is 'magic'"),
         (["{query}", "--rerank-depth", "5"], "--rerank-depth needs --rerank regions"),
         (["{query}", "--geojson", "no/folder/x.geojson"], "there is no folder no/folder"),

@@ -31,9 +31,14 @@ def test_folder_reads_fields_1_and_2_as_metres(tmp_path):
 
 
 def test_folder_takes_subfolders_and_suffixes_in_any_case(tmp_path):
-    names = ["@0@0@.JPG", "a/@30@0@.jpeg", "a/b/@60@0@.Png", "notes.txt", "@90@0@.tif"]
+    names = ["@0@0@.JPG", "a/@30@0@.jpeg", "a/b/@60@0@.Png", "notes.txt", "@90@0@.tif", "._@9@0@.jpg"]
     places = load_places(folder_of(tmp_path, names, ["@0@0@.jpg"]))
-    assert sorted(file.name for file in places.database.files) == ["@0@0@.JPG", "@30@0@.jpeg", "@60@0@.Png"]
+    assert sorted(file.name for file in places.database.files) == [
+        "@0@0@.JPG",
+        "@30@0@.jpeg",
+        "@60@0@.Png",
+        "@90@0@.tif",
+    ]
 
 
 def test_folder_order_does_not_depend_on_the_file_system(tmp_path):
@@ -122,7 +127,7 @@ def test_a_manifest_without_splits_serves_any_and_reads_conditions(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("file,role,easting\na.jpg,database,1\n", "no column northing"),
+        ("file,role,easting\na.jpg,database,1\n", "easting is '1' and northing None"),
         ("", "no column file, role"),
         ("file,role,easting,northing\na.jpg,gallary,1,2\n", "line 2: role is 'gallary'"),
         ("file,role,easting,northing\na.jpg,query,1,two\n", "line 2: easting is '1' and northing 'two'"),

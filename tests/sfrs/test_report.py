@@ -210,8 +210,8 @@ def history() -> list[dict]:
                 {"kind": "step", "generation": generation, "epoch": epoch, "done": done, "of": 40}
                 | {"total": 3.0 / epoch, "hard": 1.0, "soft": 2.0}
             )
-        recalls = {"1": 0.3 * epoch, "5": 0.4 * epoch, "10": 0.45 * epoch}
-        lines.append({"kind": "epoch", "generation": generation, "epoch": epoch, "recalls": recalls})
+        recalls = {1: 0.3 * epoch, 5: 0.4 * epoch, 10: 0.45 * epoch}
+        lines.append({**lines[-1], "kind": "epoch", "recalls": recalls})
     return lines
 
 
@@ -253,7 +253,10 @@ def test_a_demonstration_compares_its_networks(run, tmp_path, tiny_network):
         (lambda folder: folder.mkdir(), "nothing to report on"),
         (lambda folder: (folder.mkdir(), *written(folder, "{}")), "no data, split, recalls"),
         (lambda folder: (folder.mkdir(), *written(folder, "no json")), "this is not JSON"),
-        (lambda folder: (folder.mkdir(), (folder / "config.json").write_text("{}")), "no generation_N"),
+        (
+            lambda folder: (folder.mkdir(), (folder / "config.json").write_text("{}")),
+            "expected generation_N/best.safetensors",
+        ),
     ],
 )
 def test_what_is_no_run_is_told_without_a_traceback(run, tmp_path, make, message):

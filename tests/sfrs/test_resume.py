@@ -172,7 +172,8 @@ def test_a_run_that_stopped_before_its_first_checkpoint_can_be_started_again(pla
 
 def test_the_previous_checkpoint_survives_a_failure_while_writing(tmp_path, monkeypatch):
     path = tmp_path / "c.safetensors"
-    save_checkpoint(path, {"x": torch.ones(2)}, {"epoch": 1})
+    facts = {"generation": 1, "epoch": 1, "best": None, "metrics_size": 0}
+    save_checkpoint(path, {"x": torch.ones(2)}, facts)
 
     def torn(tensors, file, metadata):
         file.write_bytes(b"half")
@@ -180,7 +181,7 @@ def test_the_previous_checkpoint_survives_a_failure_while_writing(tmp_path, monk
 
     monkeypatch.setattr("sfrs.runtime.tensor_files.save_file", torn)
     with pytest.raises(OSError, match="disk full"):
-        save_checkpoint(path, {"x": torch.zeros(2)}, {"epoch": 2})
+        save_checkpoint(path, {"x": torch.zeros(2)}, facts | {"epoch": 2})
     tensors, facts = load_checkpoint(path)
     assert facts["epoch"] == 1
     assert tensors["x"].tolist() == [1, 1]

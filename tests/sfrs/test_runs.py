@@ -2,13 +2,9 @@
 
 import json
 
-import numpy as np
 import pytest
-from PIL import Image
 from tiny_training import network_of_seed, tiny_config, tiny_places
 
-from sfrs.commands.runs import run_curves
-from sfrs.retrieval.plots import RunCurves, training_curves
 from sfrs.runtime.errors import UserError
 from sfrs.training.run_folder import RunDirectory
 from sfrs.training.runs import FINISHED, INTERRUPTED, RUNNING, Run, differences, find_runs, labels
@@ -64,16 +60,6 @@ def test_a_finished_run_tells_its_bests_and_how_long_it_took_without_pauses(fini
     found = [(best.number, best.epoch, best.recalls[5]) for best in finished.best]
     assert found == [(0, 0, 0.5), (1, 1, 0.6), (2, 2, 0.75)]
     assert finished.seconds == pytest.approx(4 + 12)
-
-
-def test_losses_and_recalls_lie_on_one_axis_of_epochs(finished):
-    curves = run_curves(finished, 5)
-    assert curves.steps == {"hard": [[(0.4, 0.5)]], "soft": []}
-    assert curves.epochs["hard"] == [[(0.5, 0.5), (1.5, 0.5)], [(2.5, 0.5), (3.5, 0.5)]]
-    assert curves.epochs["soft"] == [[(2.5, 0.25), (3.5, 0.25)]]
-    assert curves.recalls == [[(0, 0.5), (1, 0.6), (2, 0.55)], [(2, 0.5), (3, 0.7), (4, 0.75)]]
-    assert curves.best == [(1, 0.6), (4, 0.75)]
-    assert run_curves(finished, 3).recalls == []
 
 
 @pytest.mark.parametrize("tail", ['{"kind": "step", "gener', "\x00\x00\x00", "[1, 2]\n", '{"kind"\n'])
@@ -161,42 +147,13 @@ def test_json_holds_what_the_tables_show(tmp_path, run):
     assert facts["config"]["learning_rate"] == 0.01
 
 
-def test_the_plot_has_a_line_per_run(tmp_path, run):
-    for name in "ab":
-        write_run(tmp_path / "runs" / name, whole_run(), seed=ord(name))
-    assert run("runs", tmp_path / "runs/a", "--plot", tmp_path / "one.png")[0] == 0
-    code, _, err = run("runs", tmp_path / "runs", "--plot", tmp_path / "both.png")
-    assert code == 0
-    assert "both.png" in err
-
-    def pixels(name, colour):
-        image = np.asarray(Image.open(tmp_path / name).convert("RGB"))
-        return int((image == colour).all(axis=2).sum())
-
-    first, second = (0x00, 0x72, 0xB2), (0xD5, 0x5E, 0x00)
-    assert pixels("one.png", first) > 200
-    assert pixels("one.png", second) == 0
-    assert pixels("both.png", second) > 200
-    assert not list(tmp_path.glob("*.partial"))
-
-
-def test_losses_of_a_first_epoch_are_drawn_before_it_has_ended(tmp_path):
-    values = [(0.1, 0.9), (0.2, 0.8), (0.3, 0.7)]
-    heights = []
-    for steps in ([], [values]):
-        curves = RunCurves({"hard": steps, "soft": []}, {"hard": [], "soft": []}, [], [])
-        training_curves({"run": curves}, tmp_path / "run.png")
-        heights.append(Image.open(tmp_path / "run.png").height)
-    assert heights[1] > heights[0]  # the losses have a panel of their own
-
-
 def test_names_of_runs_are_shown_as_they_are(tmp_path, run):
     write_run(tmp_path / "a [red] :smile:", whole_run())
     code, out, _ = run("runs", tmp_path)
     assert code == 0 and "a [red] :smile:" in out
 
 
-def test_a_real_run_is_finished_and_drawn(tmp_path, run):
+def test_a_real_run_is_finished(tmp_path, run):
     places = tiny_places(tmp_path, "train", spots=8, seed=0), tiny_places(tmp_path, "val", spots=6, seed=1)
     config = tiny_config(epochs=(1, 1))
     result = train(places, config, tmp_path / "run", network=network_of_seed())
@@ -207,7 +164,7 @@ def test_a_real_run_is_finished_and_drawn(tmp_path, run):
     ]
     assert read.seconds > 0
     assert read.of_kind("start")[0]["versions"]["torch"]
-    assert run("runs", tmp_path / "run", "--plot", tmp_path / "run.png")[0] == 0
+    assert run("runs", tmp_path / "run")[0] == 0
 
 
 @pytest.mark.parametrize(
@@ -215,18 +172,13 @@ def test_a_real_run_is_finished_and_drawn(tmp_path, run):
     [
         (["nowhere"], "nowhere: there is no such directory"),
         (["."], "there is no run here or up to 3 folders below"),
-        (["damaged"], "damaged/config.json: this is not the configuration of a run"),
-        (["new", "--plot", "x.pdf"], "--plot is x.pdf, expected a name that ends in .png"),
-        (["new", "--plot", "x.png"], "--plot: none of the runs has trained yet"),
-        (["old", "--plot", "x/x.png"], "x/x.png: cannot be written, a file stands where a folder is needed"),
+        (["damaged"], "damaged/config.json: this is not JSON"),
     ],
 )
 def test_mistakes_are_told_in_words(tmp_path, run, monkeypatch, arguments, message):
     monkeypatch.chdir(tmp_path)
     if arguments != ["."]:
         write_run(tmp_path / "new", [])
-        write_run(tmp_path / "old", whole_run())
-        (tmp_path / "x").write_text("")
         (tmp_path / "damaged").mkdir()
         (tmp_path / "damaged/config.json").write_text('{"config": ')
     code, _, err = run("runs", *arguments)

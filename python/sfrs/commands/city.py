@@ -43,7 +43,7 @@ def city(
 
     import torch
 
-    from sfrs.runtime.terminal import progress_tasks
+    from sfrs.runtime.terminal import progress_tasks, show
     from sfrs.synthetic.city.write import city_config, write_city
 
     if threads is not None:
@@ -53,7 +53,7 @@ def city(
     with progress_tasks() as tasks:
         fresh = write_city(out, config, tasks)
     if not fresh:
-        print(f"{out} already holds this city")
+        show(f"{out} already holds this city")
         return
     count = sum(1 for _ in (out / "images").rglob("*.jpg"))
-    print(f"{count} images of seed {seed} in {out}, {time.perf_counter() - started:.1f} s")
+    show(f"{count} images of seed {seed} in {out}, {time.perf_counter() - started:.1f} s")

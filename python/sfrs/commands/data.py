@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from sfrs.commands import options
 from sfrs.commands.options import Workers, decoding_workers, option
 
 if TYPE_CHECKING:
+    from rich.text import Text
+
     from sfrs.data.check import SplitCheck
 
 EXAMPLES = """
@@ -20,10 +24,14 @@ EXAMPLES = """
   sfrs data check datasets/pitts30k_val.mat --decode
 
   sfrs data check MSLS --split val --json
+
+  sfrs data check photos/ --hold-out time
+
+  sfrs data check walks/2023 --queries walks/2024
 """
 DATA = (
     "A folder with images/SPLIT/{database,queries}, .mat files of Pittsburgh or Tokyo, the root of MSLS or "
-    "GSV-Cities, or a CSV manifest."
+    "GSV-Cities, a CSV manifest, or photographs of your own."
 )
 POSITIVE = "Metres within which training takes positives."
 NEGATIVE = "Metres beyond which training takes negatives, and within which an answer is right."
@@ -33,23 +41,32 @@ RADIUS = {"min": 0, "show_default": True}
 def register(app: typer.Typer) -> None:
     data = typer.Typer(no_args_is_help=True, help="Look at data sets.", rich_markup_mode="rich")
     data.callback()(lambda: None)  # keeps `check` a command of its own while it is the only one
-    data.command("check", epilog=EXAMPLES)(check)
+    data.command("check", epilog=EXAMPLES)(options.grouped(check))
     app.add_typer(data, name="data")
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What a split is held to."""
+
+    positive_radius: Annotated[float, option("--positive-radius", POSITIVE, "Rules", **RADIUS)] = 10.0
+    negative_radius: Annotated[float, option("--negative-radius", NEGATIVE, "Rules", **RADIUS)] = 25.0
+    tuple_negatives: Annotated[
+        int, option("--tuple-negatives", "Negatives in a tuple.", "Rules", min=1, show_default=True)
+    ] = 10
 
 
 def check(
     path: Annotated[Path, typer.Argument(help=DATA, show_default=False)],
+    rules: Rules,
+    said: options.DataSaid,
+    coordinates: options.Coordinates,
     split: Annotated[
         list[str] | None, option("--split", "A split to check; may be repeated. All by default.")
     ] = None,
     decode: Annotated[
         bool, option("--decode", "Read every image whole, not only the beginning of its file.")
     ] = False,
-    positive_radius: Annotated[float, option("--positive-radius", POSITIVE, "Rules", **RADIUS)] = 10.0,
-    negative_radius: Annotated[float, option("--negative-radius", NEGATIVE, "Rules", **RADIUS)] = 25.0,
-    tuple_negatives: Annotated[
-        int, option("--tuple-negatives", "Negatives in a tuple.", "Rules", min=1, show_default=True)
-    ] = 10,
     as_json: Annotated[bool, option("--json", "Print JSON instead of a table.", "Output")] = False,
     workers: Workers = None,
 ) -> None:
@@ -59,17 +76,19 @@ def check(
     """  # fmt: skip
     import json
 
-    from sfrs.data.check import Rules, check_data
+    from sfrs.data.check import Rules as Checked
+    from sfrs.data.check import check_data, serves
     from sfrs.runtime.terminal import progress_tasks
 
-    rules = Rules(positive_radius, negative_radius, tuple_negatives)
-    workers = decoding_workers(workers)
+    held_to = Checked(**vars(rules))
+    settings: dict = dict(decode=decode, workers=decoding_workers(workers), reading=said.reading(coordinates))
     with progress_tasks() as tasks:
-        kind, checks = check_data(path, split or (), rules, decode=decode, workers=workers, tasks=tasks)
+        kind, checks = check_data(path, split or (), held_to, tasks=tasks, **settings)
     ok = all(found.ok for found in checks)
     if as_json:
         splits = [found.to_dict() for found in checks]
-        print(json.dumps({"path": str(path), "format": kind, "ok": ok, "splits": splits}, indent=2))
+        facts = {"path": str(path), "format": kind, "ok": ok, "splits": splits, "serves": serves(checks)}
+        print(json.dumps(facts, indent=2))
     else:
         _show(f"{path}: {kind}", checks)
     raise typer.Exit(0 if ok else 1)
@@ -80,10 +99,12 @@ def _show(title: str, checks: list[SplitCheck]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=Text(title), title_style="bold", title_justify="left")
+    from sfrs.runtime.terminal import plain, show
+
+    table = Table()
     table.add_column("split")
     for found in checks:
-        table.add_column(Text(found.split), justify="right")
+        table.add_column(Text(plain(found.split)), justify="right")
     facts = {
         "database images": lambda found: f"{found.database:,}",
         "places": lambda found: f"{found.places:,}",
@@ -91,16 +112,45 @@ def _show(title: str, checks: list[SplitCheck]) -> None:
         "positives within": lambda found: f"{found.radius:g} m",
         "queries without a positive": lambda found: f"{found.without_positive:,}",
         "positives of the others, median": lambda found: f"{found.median_positives:g}",
+        "images without a position": lambda found: f"{found.unplaced:,}",
         "missing files": lambda found: f"{found.missing:,}",
         "unreadable files": lambda found: f"{found.unreadable:,}",
     }
     for name, text in facts.items():
         table.add_row(name, *(text(found) if found.database else "-" for found in checks))
     console = Console()
+    show(title)
     console.print(table)
     for found in checks:
         for finding in found.findings:
             mark = ("Stops", "bold red") if finding.stops else ("Note", "yellow")
-            console.print(Text.assemble(mark, f" {found.split}: {finding.text}"), soft_wrap=True)
-    if all(found.ok for found in checks):
-        console.print(Text("Nothing found at which training or evaluation would stop.", "green"))
+            console.print(Text.assemble(mark, plain(f" {found.split}: {finding.text}")), soft_wrap=True)
+    for line in _serves(checks):
+        console.print(line, soft_wrap=True)
+
+
+def _serves(checks: list[SplitCheck]) -> list[Text]:
+    """Say what the data set is good for."""
+    from rich.text import Text
+
+    from sfrs.data.check import ANY, serves
+
+    able = serves(checks)
+    purposes = {
+        "sfrs evaluate": able["evaluate"],
+        "sfrs train": able["train"] if able["validate"] else [],
+        "sfrs train, with --val-data of another": [] if able["validate"] else able["train"],
+        "sfrs index": able["index"],
+    }
+    lines = []
+    for name, splits in purposes.items():
+        if splits:
+            named = "" if splits == [ANY] else f": {', '.join(splits)}"
+            lines.append(Text(f"Serves {name}{named}.", "green"))
+    if not able["train"]:
+        lines.append(Text("Does not serve sfrs train: that needs the splits train and val.", "yellow"))
+    stops = [found.split for found in checks if not found.ok]
+    if not stops:
+        what = "training or evaluation" if able["train"] else "evaluation" if able["evaluate"] else "indexing"
+        lines.append(Text(f"Nothing found at which {what} would stop.", "green"))
+    return lines

@@ -47,7 +47,7 @@ def demo(
     import torch
 
     from sfrs.runtime.errors import UserError
-    from sfrs.runtime.terminal import messages, progress_tasks
+    from sfrs.runtime.terminal import progress_tasks, say
     from sfrs.synthetic.demo import run_demo
     from sfrs.synthetic.experiment import SCALES
 
@@ -61,7 +61,7 @@ def demo(
             scale=size,
             seed=seed,
             tasks=tasks,
-            say=lambda line: messages.print(line, highlight=False, markup=False, soft_wrap=True),
+            say=say,
         )
     _show(result, time.perf_counter() - began)
 
@@ -70,6 +70,8 @@ def _show(result: DemoResult, total: float) -> None:
     from rich import box
     from rich.console import Console
     from rich.table import Table
+
+    from sfrs.runtime.terminal import show
 
     console = Console()
     title = f"Recall@N on {result.queries:,} test queries, in %"
@@ -104,4 +106,4 @@ def _show(result: DemoResult, total: float) -> None:
     stages.add_row("total", f"{total:.1f}")
     console.print(stages)
     for what, file in result.files.items():
-        console.print(f"{what}: {file}", highlight=False, markup=False, soft_wrap=True)
+        show(f"{what}: {file}")

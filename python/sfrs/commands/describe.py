@@ -47,7 +47,7 @@ def describe(
     """
     if out.suffix != ".npy":
         raise UserError(f"--out is {out}; expected a name that ends in .npy.")
-    from sfrs.data.images import images_at
+    from sfrs.data.photo_files import images_at
 
     files = images_at(path)
     model = options.open_model(weights, whitening, images, running)
@@ -55,10 +55,10 @@ def describe(
     import numpy as np
 
     from sfrs.runtime.atomic_io import replaced, write_text
-    from sfrs.runtime.terminal import messages, progress_tasks
+    from sfrs.runtime.terminal import progress_tasks, say, show
 
     if model.network.meta.get("source") == options.RANDOM_WEIGHTS:
-        messages.print("[yellow]Random weights:[/yellow] these descriptors only serve to try the path.")
+        say(("Random weights:", "yellow"), " these descriptors only serve to try the path.")
         model.network.meta.pop("untrained_vlad")
     else:
         options.require_trained(model.network, "describe")
@@ -74,4 +74,4 @@ def describe(
             rows.flush()
     listing = out.with_suffix(".txt")
     write_text(listing, "".join(one_line(file) + "\n" for file in files))
-    print(f"{len(files)} descriptors of {model.dim} numbers in {out}, their files in {listing}")
+    show(f"{len(files)} descriptors of {model.dim} numbers in {out}, their files in {listing}")

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
-    from sfrs.data.places import Places
+    from sfrs.data.places import Places, Reading
     from sfrs.models.model import Model
     from sfrs.retrieval.evaluation import Evaluation, Scoring
 
@@ -28,6 +28,12 @@ EXAMPLES = """
 
   sfrs evaluate --data data/city --weights runs/demo/best.safetensors --rerank regions
 
+  sfrs evaluate --database walks/2023 --queries walks/2024 --out runs/walks
+
+  sfrs evaluate --data photos/ --hold-out time
+
+  sfrs evaluate --descriptors database.npy queries.npy --positions database.csv --positions queries.csv
+
   sfrs evaluate --data places/lund --json
 """
 SHEET_ROWS = 12
@@ -38,13 +44,18 @@ class DataSet:
     """What to evaluate on."""
 
     data: Annotated[
-        Path,
+        Path | None,
         options.option(
             "--data",
             "Folder with images/SPLIT/{database,queries}/@easting@northing@...jpg, a .mat file of "
-            "Pittsburgh or Tokyo, the root of MSLS, or a CSV manifest.",
+            "Pittsburgh or Tokyo, the root of MSLS, a CSV manifest, or with --hold-out a folder of "
+            "photographs.",
         ),
-    ]
+    ] = None
+    database: Annotated[
+        Path | None,
+        options.option("--database", "Folder of the database, beside --queries.", "Data", metavar="DIR"),
+    ] = None
     split: Annotated[str, typer.Option("--split", help="Which split of it.")] = "test"
     query_shorter_side: Annotated[
         int | None,
@@ -58,9 +69,55 @@ class DataSet:
     ] = None
     skip_bad_images: options.SkipBadImages = False
 
+    def path(self, reading: Reading) -> Path:
+        """The data set, or the database where it is given as two folders."""
+        if (self.database is None) == (self.data is None):
+            raise UserError(
+                "Which images? Give --data PATH, or two folders, --database DIR and --queries DIR."
+            )
+        if (self.database is None) == bool(reading.queries):
+            raise UserError("--database and --queries are two folders of one data set; give both, or --data.")
+        return self.data or self.database or Path()
+
     @property
     def query_size(self) -> int | Literal["same"]:
         return "same" if self.query_shorter_side is None else self.query_shorter_side
+
+
+@dataclass(frozen=True)
+class Saved:
+    """Descriptors that were saved, and what says where images were taken."""
+
+    descriptors: Annotated[
+        tuple[Path, Path] | None,
+        options.option(
+            "--descriptors",
+            "Score saved descriptors instead of a network's: .npy files [n, dim] of database and queries, "
+            "in the order of the files of --data or of the two --positions.",
+            "Data",
+            metavar="DB.npy QUERIES.npy",
+        ),
+    ] = None
+    positions: Annotated[
+        list[Path] | None,
+        options.option(
+            "--positions",
+            "CSV file with the columns file and easting, northing (zone) or latitude, longitude. With "
+            "--descriptors twice, for database and queries, a row each: CSV, .txt of names, or .npy of "
+            "metres.",
+            "Coordinates",
+            metavar="FILE",
+        ),
+    ] = None
+    track: options.Track = None
+    clock: options.Clock = ""
+
+    def coordinates(self) -> options.Coordinates:
+        """What says where images were taken, as other commands take it."""
+        if self.positions and len(self.positions) > 1 and self.descriptors is None:
+            raise UserError("--positions is given twice; that is for --descriptors, whose rows it places.")
+        table = self.positions[0] if self.positions and self.descriptors is None else None
+        return options.Coordinates(table, self.track, self.clock)
 
 
 @dataclass(frozen=True)
@@ -110,6 +167,8 @@ def register(app: typer.Typer) -> None:
 
 def evaluate(
     on: DataSet,
+    said: options.DataSaid,
+    saved: Saved,
     weights: options.Weights,
     whitening: options.Whitening,
     images: options.Images,
@@ -127,13 +186,22 @@ def evaluate(
     reranking = None if reranking == "none" else reranking
     if output.save_contact_sheet and output.out is None:
         raise UserError("--save-contact-sheet needs --out DIR to write to.")
+    reading = said.reading(saved.coordinates())
+    if saved.descriptors is not None:
+        if weights.given or reranking or whitening.whitening:
+            raise UserError(
+                "--descriptors are scored as they are; leave out --weights, --whitening and --rerank."
+            )
+        _evaluate_saved(saved.descriptors, saved.positions or [], on, reading, scored, output)
+        return
+    data = on.path(reading)
     model = options.open_model(weights, whitening, images, running)
 
     from sfrs.data.places import load_places
     from sfrs.retrieval import evaluation
     from sfrs.runtime.terminal import progress_tasks
 
-    places = load_places(on.data, on.split)
+    places = load_places(data, on.split, reading)
     evaluation.check_answerable(places, scored.radius)
     skipped: list[tuple] = []
     settings = running.begin()
@@ -162,8 +230,9 @@ def evaluate(
         summary["rerank"] = {"by": rerank.rerank, **asdict(reranking), **_gain(result.before, result)}
     applied = whitening.file(weights.weights, model.network)
     summary |= {
-        "data": str(on.data.resolve()),
+        "data": str(data.resolve()),
         "split": on.split,
+        "reading": reading.given(),
         "nms": scored.nms,
         "weights": _source(weights, model),
         "whitening": str(applied.resolve()) if applied else None,
@@ -176,9 +245,46 @@ def evaluate(
     _show(summary, skipped, output.out, output.as_json)
 
 
+def _evaluate_saved(
+    files: tuple[Path, Path],
+    positions: list[Path],
+    on: DataSet,
+    reading: Reading,
+    scored: Score,
+    output: Output,
+) -> None:
+    """Score descriptors that another program wrote."""
+    from sfrs.data.places import load_places
+    from sfrs.data.places.rows import read_rows
+    from sfrs.retrieval.saved import evaluate_saved, load_descriptors
+
+    if output.save_contact_sheet and on.data is None and on.database is None:
+        raise UserError("--save-contact-sheet shows images; say which with --data.")
+    database, queries = map(load_descriptors, files)
+    if on.data is None and on.database is None:
+        places = read_rows(positions, (len(database), len(queries)), reading)
+    elif positions:
+        raise UserError("--positions places the rows of --descriptors; leave it out, or --data.")
+    else:
+        places = load_places(on.path(reading), on.split, reading)
+    result = evaluate_saved(database, queries, places, scored.parse())
+    summary = _facts(result, places) | {
+        "descriptors": [str(file.resolve()) for file in files],
+        "dim": database.shape[1],
+        "split": places.split,
+        "nms": scored.nms,
+    }
+    if output.out is not None:
+        _write(output.out, summary, result, places, output.save_contact_sheet)
+    _show(summary, [], output.out, output.as_json)
+
+
 def _source(weights: options.Weights, model: Model) -> str:
+    from sfrs.models.published import downloaded, published
+
     if weights.weights is not None:
-        return str(weights.weights.resolve())
+        network = published(weights.weights)
+        return str(weights.weights.resolve() if network is None else downloaded(network))
     return "random" if weights.random_weights else model.network.meta["source"]
 
 
@@ -193,19 +299,27 @@ def _parse_depths(text: str) -> tuple[int, ...]:
 
 
 def _summary(result: Evaluation, places: Places, model: Model, skipped: list[tuple]) -> dict:
+    return _facts(result, places) | {
+        "backbone": model.network.backbone.name,
+        "network": model.network.meta,
+        "image_size": options.describe_size(model.size),
+        "skipped": [{"file": str(file), "reason": why} for file, why in skipped],
+    }
+
+
+def _facts(result: Evaluation, places: Places) -> dict:
+    """What an evaluation says, whatever made the descriptors."""
     return {
         "name": places.name,
         "database": len(places.database),
         "queries": len(places.queries),
         "queries_without_positive": int((~result.answerable).sum()),
         "radius_m": result.radius,
-        "backbone": model.network.backbone.name,
-        "network": model.network.meta,
-        "image_size": options.describe_size(model.size),
+        "unit": places.unit,
         "recalls": {str(n): recall for n, recall in result.recalls.items()},
+        "recalls_of_all": {str(n): recall for n, recall in result.recalls_of_all().items()},
         "recalls_by_condition": _by_condition(result, places),
         "seconds": result.seconds,
-        "skipped": [{"file": str(file), "reason": why} for file, why in skipped],
     }
 
 
@@ -265,12 +379,14 @@ def _show(summary: dict, skipped: list[tuple], out: Path | None, as_json: bool) 
     from rich.table import Table
     from rich.text import Text
 
+    from sfrs.runtime.terminal import plain, show
+
     console = Console()
     options.show_skipped(skipped)
     if as_json:
         print(json.dumps(summary, indent=2))
         return
-    title = Text(f"{summary['name']}, {summary['split']}")
+    title = Text(plain(f"{summary['name']}, {summary['split']}"))
     table = Table(title=title, title_style="bold", title_justify="left")
     table.add_column("recall@")
     for n in summary["recalls"]:
@@ -279,8 +395,11 @@ def _show(summary: dict, skipped: list[tuple], out: Path | None, as_json: bool) 
     if reranked:
         _add_recalls(table, "searched", reranked["recalls_before"])
     _add_recalls(table, "re-ranked" if reranked else "%", summary["recalls"])
+    left = summary["queries_without_positive"]
+    if left:
+        _add_recalls(table, "% of all queries", summary["recalls_of_all"])
     for condition, recalls in summary["recalls_by_condition"].items():
-        _add_recalls(table, Text(condition), recalls)
+        _add_recalls(table, Text(plain(condition)), recalls)
     console.print(table)
     if reranked:
         gain = f"{100 * reranked['recall_1_difference']:+.1f}, p = {reranked['p_value']:.1g}"
@@ -289,15 +408,18 @@ def _show(summary: dict, skipped: list[tuple], out: Path | None, as_json: bool) 
             f"{reranked['ms_per_query']:.1f} ms per query; recall@1 {gain} (exact McNemar test)",
             highlight=False,
         )
-    left = summary["queries_without_positive"]
+    if "backbone" in summary:
+        by = f"{summary['backbone']} at {summary['image_size']}"
+    else:
+        by = f"saved descriptors of {summary['dim']} numbers"
     console.print(
         f"{summary['queries']} queries, {summary['database']} database images, "
-        f"right within {summary['radius_m']:g} m; {summary['backbone']} at {summary['image_size']}"
-        + (f"; {left} queries without a right image are not counted" if left else ""),
+        f"right within {summary['radius_m']:g} {summary['unit']}; {by}"
+        + (f"; {left} queries without a right image count in the row of all queries alone" if left else ""),
         highlight=False,
     )
     if out is not None:
-        console.print(Text(f"Written to {out}"))
+        show(f"Written to {out}")
 
 
 def _add_recalls(table: Table, name: str | Text, recalls: dict[str, float]) -> None:

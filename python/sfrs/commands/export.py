@@ -88,7 +88,7 @@ def export(
     from sfrs.models.model import Model
     from sfrs.models.weights_file import network_file
     from sfrs.runtime.host import usable_device
-    from sfrs.runtime.terminal import messages, progress_tasks
+    from sfrs.runtime.terminal import progress_tasks, say, show
 
     if whitening.whitening is not None and whitening.no_whitening:
         raise UserError("--whitening and --no-whitening exclude each other.")
@@ -102,7 +102,7 @@ def export(
     model.check_clusters()
     shape = parse_shape(size, model)
     text = f"Writing {out} ({exports.FORMATS[name].title}) from {weights}"
-    messages.print(text, highlight=False, markup=False, soft_wrap=True)
+    say(text)
     with progress_tasks() as tasks:
         agreement = exports.export(
             model,
@@ -117,7 +117,8 @@ def export(
     network = f"{model.network.backbone.name}, K = {model.network.vlad.num_clusters}"
     white = "no whitening" if model.whitening is None else "whitened"
     file = f"{out}: {exports.FORMATS[name].title}, {out.stat().st_size / 1e6:.1f} MB"
-    print(f"{file}, {network}, {white}, images {shape}, {model.dim} numbers\ncompared: {agreement}")
+    show(f"{file}, {network}, {white}, images {shape}, {model.dim} numbers")
+    show(f"compared: {agreement}")
 
 
 def parse_shape(size: str | None, model: Model) -> ImageShape:
@@ -139,7 +140,7 @@ def parse_shape(size: str | None, model: Model) -> ImageShape:
 
 def check_files(paths: list[Path]) -> list[Path]:
     """Images to compare on: the files given, and up to MOST_PHOTOS of each folder, evenly spread."""
-    from sfrs.data.images import images_at
+    from sfrs.data.photo_files import images_at
 
     files: list[Path] = []
     for path in paths:

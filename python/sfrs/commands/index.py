@@ -109,6 +109,7 @@ class Form:
     split: Annotated[str, SPLIT] = "test"
     zone: Annotated[str, ZONE] = ""
     allow_unplaced: Annotated[bool, UNPLACED] = False
+    skip_unplaced: options.SkipUnplaced = False
 
 
 def register(app: typer.Typer) -> None:
@@ -119,6 +120,7 @@ def index(
     out: Annotated[Path, option("--out", "Directory of the index.", metavar="X.index")],
     contents: Contents,
     form: Form,
+    coordinates: options.Coordinates,
     weights: options.Weights,
     whitening: options.Whitening,
     images: options.Images,
@@ -126,11 +128,11 @@ def index(
 ) -> None:
     """Index photographs: what they look like and where they were taken, for sfrs locate and sfrs serve.
 
-    Coordinates come from @easting@northing@... names, EXIF GPS or the manifest's columns. Without --weights
-    the network is EfficientNet-Lite0 as ImageNet trained it, with clusters made from these photographs. The
-    directory keeps a copy of the network, so later commands need no weights. Run it again to add new images
-    and to describe changed ones again; interrupted at any moment, it goes on where it stopped. It ends with a
-    self-test, which says how many of the photographs are found among the others.
+    Coordinates come from @easting@northing@... names, EXIF, a manifest's columns, --positions or --track.
+    Without --weights the network is EfficientNet-Lite0 as ImageNet trained it, with clusters made from these
+    photographs. The directory keeps a copy of the network, so later commands need no weights. Run it again to
+    add new images and to describe changed ones again; interrupted at any moment, it goes on where it stopped.
+    It ends with a self-test, which says how many of the photographs are found among the others.
     """
     photos = contents.photos
     if contents.info:
@@ -162,6 +164,8 @@ def index(
     adding = Adding(
         form.split,
         form.allow_unplaced,
+        form.skip_unplaced,
+        coordinates.sources(),
         contents.skip_bad_images,
         **running.begin(),
         device=device,
@@ -233,6 +237,8 @@ def _show(out: Path, as_json: bool, change: Change | None = None) -> None:
 
 
 def _print_facts(facts: dict) -> None:
+    from sfrs.runtime.terminal import show
+
     kind, size = facts["kind"], facts["size"]
     if kind in ("pq", "ivf", "disk") and not facts["compressed"]:
         kind += " (few images yet: every row is compared)"
@@ -257,6 +263,8 @@ def _print_facts(facts: dict) -> None:
     if facts["removed_rows"]:
         lines["removed"] = f"{facts['removed_rows']:,} still on the disk, until a quarter of all is"
     lines["on disk"] = f"{sum(facts['bytes'].values()) / 1e6:,.1f} MB"
-    tested = facts["self_test"]
-    lines |= {} if tested is None else {"self-test": "\n               ".join(tested["says"])}
-    print(facts["path"], *(f"  {name:<12} {text}" for name, text in lines.items()), sep="\n")
+    says = facts["self_test"]["says"] if facts["self_test"] else []
+    names = [*lines, "self-test", *[""] * len(says)]
+    texts = [*lines.values(), *says]
+    for line in (facts["path"], *(f"  {name:<12} {text}" for name, text in zip(names, texts, strict=False))):
+        show(line)

@@ -51,6 +51,7 @@ def locate(
     index: Annotated[Path, options.option("--index", "An index that sfrs index made.")],
     rerank: options.Rerank,
     output: Output,
+    coordinates: options.Coordinates,
     running: options.Running,
     skip_bad_images: options.SkipBadImages = False,
 ) -> None:
@@ -58,14 +59,14 @@ def locate(
 
     The position is a weighted mean of where similar images of the index were taken; the confidence says how
     likely it is within 25 m, by the self-test of sfrs index. A place that the index does not hold is refused.
-    Photographs that carry their position, in their name (@easting@northing@...) or as EXIF, are not helped by
-    it: it only shows the error.
+    Photographs that carry their position, in their name (@easting@northing@...) or as EXIF (or by --positions
+    or --track), are not helped by it: it only shows the error.
     """
     reranking, geojson = rerank.parse(), output.geojson
     if geojson is not None and not geojson.parent.is_dir():
         raise UserError(f"--geojson is {geojson}, but there is no folder {geojson.parent}.")
 
-    from sfrs.data.images import images_at
+    from sfrs.data.photo_files import images_at
     from sfrs.retrieval.found import as_geojson
     from sfrs.retrieval.index import Index
     from sfrs.runtime.atomic_io import write_json
@@ -82,7 +83,9 @@ def locate(
         if skip_bad_images:
             files = options.readable(files, path, settings["workers"], tasks)
         reranking = _chosen(opened, reranking, output.top)
-        founds = opened.locate(files, top=output.top, rerank=reranking, tasks=tasks, **settings)
+        founds = opened.locate(
+            files, top=output.top, rerank=reranking, sources=coordinates.sources(), tasks=tasks, **settings
+        )
     _show_left_out(founds, opened)
     if geojson is not None:
         write_json(geojson, as_geojson(founds))
@@ -95,38 +98,31 @@ def locate(
 def _chosen(index: Index, asked: Reranking | Literal["none"] | None, top: int) -> Reranking | Literal["none"]:
     """The re-ranking to do, and a word about it where it was not asked for or will take its time."""
     from sfrs.retrieval.locate import chosen_reranking, reranked_depth
-    from sfrs.runtime.terminal import messages
+    from sfrs.runtime.terminal import say
 
     reranking = chosen_reranking(index, asked)
     if reranking is None:
         return "none"
-    said = ""
     if asked is None:
-        said = (
-            "Re-ranked by regions, which finds more of this index's own photos; --rerank none leaves it out."
-        )
+        say("Re-ranked by regions, which finds more of this index's own photos; --rerank none leaves it out.")
     elif not index.has_regions:
         depth = min(reranked_depth(reranking, top), len(index))
-        said = (
+        say(
             f"This index keeps no regions: the first {depth} images of every photograph are described "
             "again. sfrs index --regions keeps them."
         )
-    if said:
-        messages.print(said, highlight=False, soft_wrap=True)
     return reranking
 
 
 def _show_left_out(founds: list[Found], index: Index) -> None:
     rows = sorted({row for found in founds for row in found.left_out})
     if rows:
-        from rich.text import Text
-
-        from sfrs.runtime.terminal import messages
+        from sfrs.runtime.terminal import say
 
         more = f" and {len(rows) - 1} more" if len(rows) > 1 else ""
         why = f", because the file cannot be read any more: {index.files[rows[0]]}{more}. "
         help = "An index built with --regions re-ranks without the files."
-        messages.print(Text.assemble(("Left out of re-ranking", "yellow"), why, help), soft_wrap=True)
+        say(("Left out of re-ranking", "yellow"), why, help)
 
 
 def _print_json(founds: list[Found]) -> None:
@@ -140,25 +136,29 @@ def _print_json(founds: list[Found]) -> None:
 
 def _print_text(founds: list[Found], index: Index, geojson: Path | None) -> None:
     from sfrs.retrieval.found import summary
+    from sfrs.runtime.terminal import show
 
     for found in founds:
-        print("\n  ".join([found.query, *found.lines(), *_match_lines(found)]), end="\n\n")
+        show(found.query)
+        for line in (*found.lines(), *_match_lines(found)):
+            show(f"  {line}")
+        show()
     spent = {name: sum(f.milliseconds[name] for f in founds) for name in founds[0].milliseconds}
     each = ", ".join(f"{name} {total / len(founds):.1f}" for name, total in spent.items())
-    print(f"{len(founds)} located among {len(index):,} images; ms per photograph: {each}")
+    show(f"{len(founds)} located among {len(index):,} images; ms per photograph: {each}")
     elsewhere = sum(found.in_index is False for found in founds)
     if elsewhere and len(founds) > 1:
-        print(f"{elsewhere} are not in this index, by all that it knows")
+        show(f"{elsewhere} are not in this index, by all that it knows")
     errors = summary(founds) if len(founds) > 1 else None
     if errors:
         within = ", ".join(f"{100 * share:.1f} % within {d}" for d, share in errors["within"].items())
         median = "unknown" if errors["median_error"] is None else f"{errors['median_error']:.1f} m"
-        print(
+        show(
             f"{errors['queries']} say where they were taken: {within}; median error {median}; "
             f"mean confidence {errors['mean_confidence']:.2f}"
         )
     if geojson is not None:
-        print(f"Written to {geojson}")
+        show(f"Written to {geojson}")
 
 
 def _match_lines(found: Found) -> list[str]:

@@ -13,6 +13,8 @@ from sfrs.runtime.errors import UserError
 
 if TYPE_CHECKING:
     from sfrs.data.images import Size
+    from sfrs.data.photos import Sources
+    from sfrs.data.places import Reading
     from sfrs.models.model import Model
     from sfrs.models.network import DescriptorNetwork
     from sfrs.retrieval.region_rerank import Reranking
@@ -60,11 +62,24 @@ def grouped(command: Callable[..., None]) -> Callable[..., None]:
 def with_parameters(
     run: Callable[..., None], command: Callable[..., None], parameters: Sequence[inspect.Parameter]
 ) -> Callable[..., None]:
-    """Let typer see ``run`` as ``command`` with other parameters."""
-    run.__doc__ = command.__doc__
-    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # of every function
-    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    return run
+    """Let typer see ``run`` as ``command`` with other parameters.
+
+    An error that one of them would have gone on from (:attr:`UserError.skip`) names it.
+    """
+    names = {parameter.name for parameter in parameters}
+
+    def advising(**values: Any) -> None:
+        try:
+            run(**values)
+        except UserError as error:
+            if error.skip in names and not values[error.skip]:
+                error.args = (f"{error} --{error.skip.replace('_', '-')} leaves such images out.",)
+            raise
+
+    advising.__doc__ = command.__doc__
+    advising.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # of every function
+    advising.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return advising
 
 
 IgnoreKeys = Annotated[
@@ -86,7 +101,8 @@ class Weights:
         Path | None,
         option(
             "--weights",
-            "Weights: a run of sfrs train or a file of one, a network of the paper, or torchvision's VGG16.",
+            "Weights: a run of sfrs train or a file of one, the network of another project, or the name of a "
+            "published one, as sfrs/pitts30k.",
             "Network",
         ),
     ] = None
@@ -94,8 +110,8 @@ class Weights:
         str | None,
         option(
             "--backbone",
-            "Backbone to take with the weights published for it: efficientnet-lite0, -lite1 or -lite2; any "
-            "with --random-weights.",
+            "Backbone to take with the weights published for it: efficientnet-lite0, -lite1, -lite2, "
+            "timm:NAME or torchvision:NAME; any with --random-weights.",
             "Network",
         ),
     ] = None
@@ -288,6 +304,122 @@ class Rerank:
         return Reranking(self.rerank_depth or DEPTH, self.rerank_score or DEFAULT_SCORE)
 
 
+Positions = Annotated[
+    Path | None,
+    option(
+        "--positions",
+        "CSV file with the columns file and easting, northing (zone) or latitude, longitude. It goes before "
+        "names and EXIF.",
+        "Coordinates",
+        metavar="FILE.csv",
+    ),
+]
+Track = Annotated[
+    Path | None,
+    option(
+        "--track",
+        "GPX track, to place photographs by the time in their EXIF where nothing else places them.",
+        "Coordinates",
+        metavar="FILE.gpx",
+    ),
+]
+Clock = Annotated[
+    str,
+    option(
+        "--clock",
+        "What the camera's clock was ahead of UTC, as +02:00 or +02:00:37, or its time zone, as "
+        "Europe/Berlin. Default: as the EXIF says.",
+        "Coordinates",
+        metavar="+HH:MM",
+    ),
+]
+Zone = Annotated[
+    str,
+    option(
+        "--zone",
+        "UTM zone of easting and northing that do not say theirs. Default: that of the first image that has "
+        "one.",
+        "Coordinates",
+        metavar="33N",
+    ),
+]
+SkipUnplaced = Annotated[
+    bool,
+    option(
+        "--skip-unplaced",
+        "Leave out images that say nowhere where they were taken, and list them.",
+        "Coordinates",
+    ),
+]
+HoldOut = Annotated[
+    str,
+    option(
+        "--hold-out",
+        "Split a folder of photographs into queries and database: the newest are queries, every 5th is, or "
+        "areas are kept apart for training and testing.",
+        "Data",
+        metavar="time|area|every:5",
+    ),
+]
+
+
+@dataclass(frozen=True)
+class Coordinates:
+    """What says where photographs were taken, besides names and EXIF."""
+
+    positions: Positions = None
+    track: Track = None
+    clock: Clock = ""
+
+    def sources(self) -> "Sources":
+        """The same for the reader of photographs."""
+        from sfrs.data.photos import Sources
+
+        return Sources(str(self.positions or ""), str(self.track or ""), self.clock)
+
+
+Queries = Annotated[
+    Path | None,
+    option(
+        "--queries", "Folder of the queries, where the other folder is the database.", "Data", metavar="DIR"
+    ),
+]
+Frames = Annotated[
+    str,
+    option(
+        "--frames",
+        "Which frame of the database is right for each query, of two videos along one way: same, a CSV file "
+        "with the columns query and database, or a .npy of whole numbers. Radii are frames then.",
+        "Data",
+        metavar="same|FILE",
+    ),
+]
+
+
+@dataclass(frozen=True)
+class DataSaid:
+    """What a data set does not say itself."""
+
+    queries: Queries = None
+    hold_out: HoldOut = ""
+    frames: Frames = ""
+    zone: Zone = ""
+    skip_unplaced: SkipUnplaced = False
+
+    def reading(self, coordinates: Coordinates) -> "Reading":
+        """The same for the readers of data sets."""
+        from sfrs.data.places import Reading
+
+        return Reading(
+            str(self.queries or ""),
+            self.hold_out,
+            self.frames,
+            **vars(coordinates.sources()),
+            zone=self.zone,
+            skip_unplaced=self.skip_unplaced,
+        )
+
+
 SkipBadImages = Annotated[
     bool, option("--skip-bad-images", "Leave out images that cannot be read, and list them.", "Images")
 ]
@@ -367,9 +499,7 @@ def readable(files: list[Path], path: Path, workers: int, tasks: "Tasks") -> lis
 
 def show_skipped(skipped: Iterable[tuple[Path, str]]) -> None:
     """Name images that were left out, and why."""
-    from rich.text import Text
-
-    from sfrs.runtime.terminal import messages
+    from sfrs.runtime.terminal import say
 
     for file, why in skipped:
-        messages.print(Text.assemble(("Skipped", "yellow"), f" {file}: {why}"), soft_wrap=True)
+        say(("Skipped", "yellow"), f" {file}: {why}")

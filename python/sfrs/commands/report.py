@@ -80,9 +80,7 @@ def report(
         )
     device = running.on_device()
 
-    from rich.text import Text
-
-    from sfrs.runtime.terminal import messages, progress_tasks
+    from sfrs.runtime.terminal import progress_tasks, say, show
     from sfrs.web.report import Overrides, Running, read_subject, write_report
 
     with progress_tasks() as tasks:
@@ -90,8 +88,5 @@ def report(
         subject = read_subject(source, out, Overrides(moved.data, moved.weights, moved.split), how)
         page = write_report(subject, out, cases=cases, device=device, tasks=tasks)
     if subject.unexplained:
-        messages.print(
-            Text.assemble(("Without regions and clusters:", "yellow"), f" {subject.unexplained}"),
-            soft_wrap=True,
-        )
-    print(f"{page}: {page.stat().st_size / 1e6:.1f} MB, nothing outside it is needed")
+        say(("Without regions and clusters:", "yellow"), f" {subject.unexplained}")
+    show(f"{page}: {page.stat().st_size / 1e6:.1f} MB, nothing outside it is needed")

@@ -12,7 +12,6 @@ if TYPE_CHECKING:
 
     from rich.table import Table
 
-    from sfrs.retrieval.plots import RunCurves
     from sfrs.training.runs import Run
 
 EXAMPLES = """
@@ -20,7 +19,7 @@ EXAMPLES = """
 
   sfrs runs runs/sfrs
 
-  sfrs runs runs/study --plot runs.png
+  sfrs runs runs/study
 
   sfrs runs runs/a runs/b --json
 """
@@ -35,36 +34,24 @@ def runs(
     paths: Annotated[
         list[Path], typer.Argument(metavar="RUN...", help="Directories of sfrs train, or folders of them.")
     ],
-    plot: Annotated[
-        Path | None,
-        typer.Option(
-            "--plot", metavar="X.png", help="Draw losses and validation recalls.", show_default=False
-        ),
-    ] = None,
-    recall_at: Annotated[int, typer.Option("--recall-at", min=1, help="N of the recall that is drawn.")] = 5,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
     """Show training runs together: how far they are, losses, best recalls, and in what they differ.
 
-    Runs may be going on meanwhile. The time does not count pauses between a stop and --resume.
+    Runs may be going on meanwhile. The time does not count pauses between a stop and --resume. Curves are
+    drawn by TensorBoard (sfrs train --tensorboard), and by sfrs report on the page about a run.
     """
     import json
 
-    from sfrs.runtime.errors import UserError
-    from sfrs.runtime.terminal import messages
+    from sfrs.runtime.terminal import plain
     from sfrs.training.runs import Run, find_runs, labels
 
-    if plot is not None and plot.suffix != ".png":
-        raise UserError(f"--plot is {plot}, expected a name that ends in .png")
     read = [Run.read(path) for path in find_runs(paths)]
-    names = labels(read)
+    names = list(map(plain, labels(read)))
     if as_json:
         print(json.dumps([_facts(run) for run in read], indent=2))
     else:
         _show(read, names)
-    if plot is not None:
-        _draw(read, names, plot, recall_at)
-        messages.print(f"Plot: {plot}", highlight=False, soft_wrap=True, markup=False)
 
 
 def _facts(run: Run) -> dict[str, Any]:
@@ -149,8 +136,10 @@ def _differences(runs: Sequence[Run], names: Sequence[str]) -> Table | str:
 
 
 def _value(value: Any) -> str:
+    from sfrs.runtime.terminal import plain
+
     text = ",".join(map(str, value)) if isinstance(value, list) else f"{value}"
-    return text or "none"
+    return plain(text) or "none"
 
 
 def _table(title: str, *headings: str) -> Table:
@@ -162,43 +151,3 @@ def _table(title: str, *headings: str) -> Table:
     for heading in headings:
         table.add_column(heading, overflow="fold", no_wrap=heading == "state")
     return table
-
-
-def _draw(runs: Sequence[Run], names: Sequence[str], path: Path, recall_at: int) -> None:
-    from sfrs.retrieval.plots import training_curves
-    from sfrs.runtime.errors import UserError
-
-    if not any(run.of_kind("epoch", "step") for run in runs):
-        raise UserError("--plot: none of the runs has trained yet, there is nothing to draw")
-    curves = {name: run_curves(run, recall_at) for run, name in zip(runs, names, strict=True)}
-    starts = {tuple(run.starts_at(g) for g in range(2, run.generations + 1)) for run in runs}
-    training_curves(curves, path, n=recall_at, generations=starts.pop() if len(starts) == 1 else ())
-
-
-def run_curves(run: Run, n: int) -> RunCurves:
-    """Collect what `training_curves` draws: losses of steps, means of epochs in their middle, recalls@n."""
-    from sfrs.retrieval.plots import RunCurves
-
-    steps, means, recalls = ({g: [] for g in range(1, run.generations + 1)} for _ in range(3))
-    for line in run.of_kind("step", "epoch"):
-        generation, before = line["generation"], run.starts_at(line["generation"]) + line["epoch"] - 1
-        if line["kind"] == "step":
-            steps[generation].append((before + line["done"] / line["of"], line))
-            continue
-        means[generation].append((before + 0.5, line))
-        if str(n) in line["recalls"]:
-            recalls[generation].append((before + 1.0, line["recalls"][str(n)]))
-    bests = {best.number: best for best in run.best if n in best.recalls}
-    for generation, points in recalls.items():
-        if points and 0 in bests:  # every student starts from the initial network
-            points.insert(0, (float(run.starts_at(generation)), bests[0].recalls[n]))
-    rings = [(run.starts_at(g) + best.epoch, best.recalls[n]) for g, best in bests.items() if best.epoch]
-    return RunCurves(_losses(steps), _losses(means), list(filter(None, recalls.values())), rings)
-
-
-def _losses(generations: dict[int, list]) -> dict[str, list[list[tuple[float, float]]]]:
-    curves = {}
-    for part in ("hard", "soft"):
-        found = ([(x, line[part]) for x, line in points] for points in generations.values())
-        curves[part] = [curve for curve in found if any(y for _, y in curve)]  # generation 1 has no soft loss
-    return curves

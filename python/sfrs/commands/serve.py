@@ -103,7 +103,7 @@ def serve(
     running.begin()
 
     from sfrs.retrieval.index import Index
-    from sfrs.runtime.terminal import messages
+    from sfrs.runtime.terminal import say, show
     from sfrs.web.serve import server, uploads
     from sfrs.web.serve.app import create_app
 
@@ -117,15 +117,14 @@ def serve(
     listener = server.listen(address.host, address.port)
     url = server.url(listener)
     if not server.is_loopback(listener.getsockname()[0]):
-        messages.print(
-            f"[bold yellow]Warning:[/bold yellow] everybody who reaches this machine at {address.host} can "
+        say(
+            ("Warning:", "bold yellow"),
+            f" everybody who reaches this machine at {address.host} can "
             "locate photos and see the index's images; there is no password and no encryption.",
-            soft_wrap=True,
-            highlight=False,
         )
-    print(f"{len(opened):,} images of {index} at {url}", flush=True)
-    messages.print("Ctrl-C stops.")
+    show(f"{len(opened):,} images of {index} at {url}")
+    say("Ctrl-C stops.")
     if address.open_page:
         server.open_browser(url)
     server.run(app, listener)
-    messages.print("Stopped.")
+    say("Stopped.")

@@ -39,7 +39,7 @@ def study(
     import torch
 
     from sfrs.runtime.errors import UserError
-    from sfrs.runtime.terminal import messages, progress_tasks
+    from sfrs.runtime.terminal import progress_tasks, say, show
     from sfrs.synthetic.experiment import SCALES
     from sfrs.synthetic.study import run_study
 
@@ -59,7 +59,8 @@ def study(
             numbers,
             scale=size,
             tasks=tasks,
-            say=lambda line: messages.print(line, highlight=False, markup=False, soft_wrap=True),
+            say=say,
         )
     print((out / "study.md").read_text(), end="")
-    print(f"\n{out / 'study.json'} holds the counts")
+    show()
+    show(f"{out / 'study.json'} holds the counts")

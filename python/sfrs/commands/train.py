@@ -4,7 +4,7 @@ import inspect
 import shlex
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, nullcontext
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional, get_type_hints
 
@@ -143,13 +143,13 @@ def train(
     import sfrs
     from sfrs.data.places import load_places
     from sfrs.runtime.distributed import running_together
-    from sfrs.runtime.terminal import messages
+    from sfrs.runtime.terminal import say
     from sfrs.training.progress import Several
 
     try:
         with running_together() as processes, ExitStack() as watching:
             watchers = _watchers(config, folder, tensorboard) if processes.is_main else []
-            places = load_places(config.data, "train"), load_places(config.val_data or config.data, "val")
+            places = load_places(config.data, "train", config.reading()), _validation(config)
             if config.skip_bad_images:
                 places = _without_bad_images(places, show=processes.is_main)
             result = sfrs.train(
@@ -165,8 +165,18 @@ def train(
                 _show(result)
     except KeyboardInterrupt:
         text = f"Stopped. To go on after the last checkpoint: sfrs train --resume {shlex.quote(str(folder))}"
-        messages.print(text, markup=False, highlight=False, soft_wrap=True)
+        say(text)
         raise typer.Exit(130) from None
+
+
+def _validation(config: TrainConfig) -> "Places":
+    """Read the validation images; --hold-out is for a folder of photographs, not for another data set."""
+    from sfrs.data.places import format_of, load_places
+
+    path, reading = config.val_data or config.data, config.reading()
+    if config.val_data and format_of(path).name != "photo folder":
+        reading = replace(reading, hold_out="")
+    return load_places(path, "val", reading)
 
 
 def _watchers(config: TrainConfig, folder: Path, tensorboard: bool) -> list[Any]:
@@ -199,6 +209,8 @@ def _show(result: "RunResult") -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from sfrs.runtime.terminal import show
+
     table = Table(title="Validation recall, %", title_style="bold", title_justify="left")
     table.add_column("network")
     for n in result.initial.recalls:
@@ -207,5 +219,4 @@ def _show(result: "RunResult") -> None:
         table.add_row(best.title, *(f"{100 * recall:.1f}" for recall in best.recalls.values()))
     console = Console()
     console.print(table)
-    last = f"The network of the last generation is {result.final.weights}"
-    console.print(last, highlight=False, markup=False, soft_wrap=True)
+    show(f"The network of the last generation is {result.final.weights}")

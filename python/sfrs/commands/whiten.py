@@ -48,9 +48,9 @@ def whiten(
 
     from sfrs.data.places import load_places
     from sfrs.models.whitening import Whitening
-    from sfrs.runtime.terminal import messages, progress_tasks
+    from sfrs.runtime.terminal import progress_tasks, say, show
 
-    places = load_places(data, split)
+    places = load_places(data, split, lenient=True)
     files = places.database.files + places.queries.files
     chosen = np.sort(np.random.default_rng(weights.seed).permutation(len(files))[:images])
     with progress_tasks() as tasks:
@@ -59,8 +59,6 @@ def whiten(
         )
     fitted = Whitening.fit(descriptors, dim, max_images=images)
     if fitted.dim < dim:
-        messages.print(
-            f"{len(chosen)} images vary in {fitted.dim} directions only; keeping those instead of {dim}."
-        )
+        say(f"{len(chosen)} images vary in {fitted.dim} directions only; keeping those instead of {dim}.")
     fitted.save(out)
-    print(f"Whitening from {fitted.input_dim} to {fitted.dim} numbers in {out}")
+    show(f"Whitening from {fitted.input_dim} to {fitted.dim} numbers in {out}")

@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +11,16 @@ import numpy as np
 from sfrs.data.coordinates import nearest
 from sfrs.data.images import check_images
 from sfrs.data.neighbourhood import Neighbourhood, right_images
-from sfrs.data.places import CoordinatesWarning, Places, PlacesError, format_of
+from sfrs.data.photo_files import LeftOutWarning
+from sfrs.data.places import CoordinatesWarning, Places, PlacesError, Reading, format_of
+from sfrs.data.places.formats import PLAIN
+from sfrs.data.places.hold_out import SPLITS as HELD_OUT
 from sfrs.data.ragged import Ragged
 from sfrs.runtime.errors import UserError
 from sfrs.runtime.progress import Tasks
 
-TRAINING, ANY = "train", "any"
-"""The split that is held to the rules of training; and how a manifest without a split column is shown."""
+TRAINING, VALIDATION, ANY = "train", "val", "any"
+"""The splits of training and of validation, and how a data set without splits is shown."""
 IMAGES, QUERIES = ("image", "images"), ("query", "queries")
 FAR = 1_000.0
 """Metres to the nearest database image from which on a query hardly belongs to the data set."""
@@ -56,6 +59,8 @@ class SplitCheck:
         radius: metres within which a database image is a positive.
         without_positive: queries that have none.
         median_positives: of the queries that have one; 0 if none has.
+        unplaced: images that say nowhere where they were taken.
+        serves: "evaluate", "train" and "index", as far as nothing stands in the way.
         findings: what is wrong or noteworthy, what stops first.
     """
 
@@ -68,6 +73,8 @@ class SplitCheck:
     median_positives: float = 0.0
     missing: int = 0
     unreadable: int = 0
+    unplaced: int = 0
+    serves: tuple[str, ...] = ()
     findings: tuple[Finding, ...] = ()
 
     @property
@@ -85,6 +92,7 @@ def check_data(
     splits: Sequence[str] = (),
     rules: Rules = Rules(),
     *,
+    reading: Reading = PLAIN,
     decode: bool = False,
     workers: int = 2,
     tasks: Tasks | None = None,
@@ -93,6 +101,7 @@ def check_data(
 
     Args:
         splits: names; none: all that are there.
+        reading: what the path does not say; photographs without a position are counted all the same.
         decode: read every image whole, not only the beginning of its file.
         workers: threads that read images.
 
@@ -102,22 +111,28 @@ def check_data(
     Raises:
         PlacesError: ``path`` is no data set.
     """
-    kind = format_of(path)
+    reading = replace(reading, lenient=not reading.skip_unplaced)
+    kind = format_of(path, reading)
     checks, training = [], None
     # The training split first: the others are compared with it.
-    for split in sorted(splits or kind.splits(path) or [ANY], key=lambda name: name != TRAINING):
+    found = HELD_OUT if reading.hold_out else kind.splits(path)
+    for split in sorted(splits or found or [ANY], key=lambda name: name != TRAINING):
         with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always", CoordinatesWarning)
+            warnings.simplefilter("always")
             try:
-                places = kind.read(path, split)
+                places = kind.read(path, split, reading)
             except PlacesError as error:
                 checks.append(SplitCheck(split, findings=(Finding(str(error), stops=True),)))
                 continue
-        degrees = [Finding(str(w.message), stops=True) for w in caught if w.category is CoordinatesWarning]
+        known = [
+            Finding(str(w.message), stops=w.category is CoordinatesWarning)
+            for w in caught
+            if w.category in (CoordinatesWarning, LeftOutWarning)
+        ]
         files = list(dict.fromkeys((*places.database.files, *places.queries.files)))
         show = tasks(f"images of {split}") if tasks else None
         bad = check_images(files, decode=decode, workers=workers, progress=show)
-        checks.append(_check_split(places, rules, bad, training, degrees))
+        checks.append(_check_split(places, rules, bad, training, known))
         training = places if split == TRAINING else training
     return kind.name, checks
 
@@ -137,10 +152,15 @@ def _check_split(
     missing = {file: why for file, why in bad if not file.is_file()}
     unreadable = {file: why for file, why in bad if file not in missing}
     findings += _file_findings(missing, unreadable)
-    findings += _position_findings(places, positives, radius)
+    if len(places.queries):
+        findings += _position_findings(places, positives, radius)
     findings += _listing_findings(places)
     findings += _shared_findings(places, training, rules.negative_radius)
     counts = positives.counts()
+    unplaced = sum(
+        int(np.isnan(images.positions).any(axis=1).sum()) for images in (places.database, places.queries)
+    )
+    stops = any(finding.stops for finding in findings)
     return SplitCheck(
         places.split,
         database=len(places.database),
@@ -151,8 +171,31 @@ def _check_split(
         median_positives=float(np.median(counts[counts > 0])) if counts.any() else 0.0,
         missing=len(missing),
         unreadable=len(unreadable),
+        unplaced=unplaced,
+        serves=tuple(_serves(places, positives, rules, stops, bool(bad))),
         findings=tuple(sorted(findings, key=lambda finding: not finding.stops)),
     )
+
+
+def serves(checks: Sequence[SplitCheck]) -> dict[str, list[str]]:
+    """Return the splits that can be evaluated on, trained on, validated on, and indexed."""
+
+    def of(purpose: str) -> list[str]:
+        return [found.split for found in checks if purpose in found.serves]
+
+    validated = [split for split in of("evaluate") if split in (VALIDATION, ANY)]
+    return {"evaluate": of("evaluate"), "train": of("train"), "validate": validated, "index": of("index")}
+
+
+def _serves(places: Places, positives: Ragged, rules: Rules, stops: bool, bad: bool) -> Iterator[str]:
+    if positives.values.size and not stops:
+        yield "evaluate"
+    if places.split in (TRAINING, ANY) and not stops:
+        near = Neighbourhood.of_places(places, rules.positive_radius, rules.negative_radius)
+        if near.positives.values.size and not [*_training_findings(near, rules)]:
+            yield "train"
+    if np.isfinite(places.database.positions).all(axis=1).any() and not bad:
+        yield "index"
 
 
 def _training_findings(near: Neighbourhood, rules: Rules) -> Iterator[Finding]:
@@ -180,7 +223,7 @@ def _position_findings(places: Places, positives: Ragged, radius: float) -> Iter
         text = f"none of the {len(positives)} queries has a positive within {radius:g} m"
         yield Finding(text, stops=True)
     metres = nearest(places.queries.positions, places.database.positions)
-    far = tuple(places.queries.files[i] for i in np.flatnonzero(metres > FAR))
+    far = tuple(places.queries.files[i] for i in np.flatnonzero((metres > FAR) & np.isfinite(metres)))
     if far:
         yield Finding(
             f"{_are(len(far), *QUERIES)} more than {FAR / 1000:g} km from every database image, the first: "

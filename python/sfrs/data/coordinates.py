@@ -1,15 +1,19 @@
 """Positions on earth: UTM metres and degrees, both on WGS 84 (pyproj), and distances between them.
 
+A system is a UTM zone, "33N", or several, "33N+54N", for photographs of several parts of the world: metres of
+the k-th zone (from 0) have k times :data:`SHIFT` added to their easting, so that they lie beside each other.
 What is no zone, or cannot be where it says, raises `UserError`.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import cache
 
 import numpy as np
 from numpy.typing import ArrayLike
 from pyproj import Geod, Transformer
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 from scipy.spatial import KDTree
 
 from sfrs.data.ragged import Ragged
@@ -20,9 +24,10 @@ FURTHEST = 1_000_000.0
 """Metres from a zone's central meridian beyond which its metres are more than 1 % off."""
 _ELLIPSOID = Geod(ellps="WGS84")
 APART = 1_000.0
-"""Metres that cities have to lie apart."""
-SHIFT = 2_000_000.0
-"""Metres a city is moved eastwards; a UTM zone is less than half as wide."""
+"""Metres that cities have to lie apart, and photographs to be no neighbours."""
+SHIFT = 2 * FURTHEST
+"""Metres between the zones of a system, and that a city is moved eastwards."""
+EARTH_RADIUS = 6_371_000.0
 
 
 def parse_zone(text: str) -> str:
@@ -74,9 +79,33 @@ def zone_at(latitude: float, longitude: float) -> str:
 def to_degrees(positions: ArrayLike, zone: str) -> np.ndarray:
     """Convert easting and northing in metres ``[n, 2]`` to latitude and longitude in degrees ``[n, 2]``.
 
-    Rows that are not finite become nan; a position that cannot lie in ``zone`` raises `UserError`.
+    Rows that are not finite become nan; a position that cannot lie in ``zone``, a zone or a system, raises
+    `UserError`.
     """
-    return _transformed(positions, parse_zone(zone), "INVERSE", "easting and then northing, in metres")
+    expected = "easting and then northing, in metres"
+    zones = [parse_zone(name) for name in zone.split("+")]
+    if len(zones) == 1:
+        return _transformed(positions, zones[0], "INVERSE", expected)
+    positions = np.asarray(positions, dtype=np.float64).reshape(-1, 2)
+    numbers = _numbers(positions, zone)
+    degrees = np.full_like(positions, np.nan)
+    for number in np.unique(numbers).tolist():
+        rows = numbers == number
+        own = positions[rows] - [number * SHIFT, 0.0]
+        degrees[rows] = _transformed(own, zones[number], "INVERSE", expected)
+    return degrees
+
+
+def in_own_zone(position: tuple[float, float], system: str) -> tuple[float, float, str]:
+    """Return easting and northing of a position of a system in its own zone, and that zone; nan stays nan."""
+    number = int(_numbers(np.array([position]), system)[0])
+    return position[0] - number * SHIFT, position[1], system.split("+")[number]
+
+
+def _numbers(positions: np.ndarray, system: str) -> np.ndarray:
+    """Return which zone of a system positions ``[n, 2]`` lie in, int64 ``[n]``; 0 where it is not known."""
+    number = np.floor((positions[:, 0] - 500_000.0 + FURTHEST) / SHIFT)
+    return np.nan_to_num(number).clip(0, system.count("+")).astype(np.int64)
 
 
 def to_metres(degrees: ArrayLike, zone: str | None = None) -> tuple[np.ndarray, str]:
@@ -89,22 +118,76 @@ def to_metres(degrees: ArrayLike, zone: str | None = None) -> tuple[np.ndarray, 
         UserError: no point is known and no zone given; a point is none on earth, or lies so far outside of
             the zone (:data:`FURTHEST`) that its metres would be wrong.
     """
-    known = np.asarray(degrees, dtype=np.float64).reshape(-1, 2)
-    known = known[np.isfinite(known).all(axis=1)]
+    known = _known(degrees)
     if zone is None:
         if not len(known):
             raise UserError("None of the points is known, so there is no UTM zone to take; give one, as 33N.")
         zone = zone_at(*known[0])
     zone = parse_zone(zone)
-    latitude, longitude = known.T
-    for row in known[(np.abs(latitude) > 90) | (longitude < -180) | (longitude > 360)]:
-        zone_at(*row)  # raises: it has the one message for this
     return _transformed(degrees, zone, "FORWARD", "points of one region"), zone
 
 
-def metres_between(one: ArrayLike, other: ArrayLike) -> np.ndarray:
-    """Return the distances between positions ``[..., 2]`` in metres of one zone, broadcast, ``[...]``."""
-    return np.hypot(*np.moveaxis(np.subtract(one, other), -1, 0))
+def _known(degrees: ArrayLike) -> np.ndarray:
+    """Return the finite rows of degrees ``[n, 2]``; raises `UserError` of one that is no point on earth."""
+    known = np.asarray(degrees, dtype=np.float64).reshape(-1, 2)
+    known = known[np.isfinite(known).all(axis=1)]
+    latitude, longitude = known.T
+    for row in known[(np.abs(latitude) > 90) | (longitude < -180) | (longitude > 360)]:
+        zone_at(*row)  # raises: it has the one message for this
+    return known
+
+
+def to_system(degrees: ArrayLike, system: str = "") -> tuple[np.ndarray, str]:
+    """Convert latitude and longitude ``[n, 2]`` to (metres ``[n, 2]`` of a system, the system).
+
+    Points go into the first zone of ``system`` that reaches them (:data:`FURTHEST`); for the others, the zone
+    of the first of them is appended. Points that are linked by steps of less than :data:`APART` stay together
+    as far as one zone reaches, so that no border cuts through a place. Rows that are not finite become nan.
+
+    Raises:
+        UserError: a point is none on earth, or beyond the latitudes of UTM.
+    """
+    degrees = np.asarray(degrees, dtype=np.float64).reshape(-1, 2)
+    groups = _neighbourhoods(_known(degrees))
+    left = np.flatnonzero(np.isfinite(degrees).all(axis=1))
+    zones, result = system.split("+") if system else [], np.full_like(degrees, np.nan)
+    number = 0
+    while len(left):
+        own = np.zeros(len(left), dtype=bool)
+        if number == len(zones):
+            zones.append(zone_at(*degrees[left[0]]))
+            own = groups == groups[0]
+        metres = np.column_stack(_projection(zones[number]).transform(*degrees[left].T))
+        reached = np.abs(metres[:, 0] - 500_000.0) <= FURTHEST
+        taken = reached & (own | ~np.isin(groups, groups[~reached]))
+        result[left[taken]] = metres[taken] + [number * SHIFT, 0.0]
+        left, groups, number = left[~taken], groups[~taken], number + 1
+    return result, "+".join(zones)
+
+
+def _neighbourhoods(degrees: np.ndarray) -> np.ndarray:
+    """Number the groups of points ``[n, 2]`` that lie at least :data:`APART` from all other groups."""
+    latitude, longitude = np.radians(degrees).T
+    axes = np.cos(latitude) * np.cos(longitude), np.cos(latitude) * np.sin(longitude), np.sin(latitude)
+    cells = np.floor(np.column_stack(axes) * (EARTH_RADIUS / APART))
+    cells, cell_of = np.unique(cells, axis=0, return_inverse=True)
+    pairs = (
+        KDTree(cells).query_pairs(1.0, p=np.inf, output_type="ndarray") if len(cells) else np.empty((0, 2))
+    )
+    linked = coo_array((np.ones(len(pairs)), pairs.T.astype(np.int64)), shape=(len(cells),) * 2)
+    return connected_components(linked, directed=False)[1][cell_of.ravel()]
+
+
+def metres_between(one: ArrayLike, other: ArrayLike, system: str = "") -> np.ndarray:
+    """Return the distances between positions ``[..., 2]`` in metres, broadcast, ``[...]``.
+
+    In metres of one zone they are those of the plane; between the zones of a ``system``, on the earth.
+    """
+    if "+" not in system:
+        return np.hypot(*np.moveaxis(np.subtract(one, other), -1, 0))
+    pair = np.broadcast_arrays(np.asarray(one, np.float64), np.asarray(other, np.float64))
+    (latitude, longitude), (to_latitude, to_longitude) = (to_degrees(part, system).T for part in pair)
+    return _ELLIPSOID.inv(longitude, latitude, to_longitude, to_latitude)[2].reshape(pair[0].shape[:-1])
 
 
 def geodesic(one: ArrayLike, other: ArrayLike) -> float:
@@ -113,42 +196,28 @@ def geodesic(one: ArrayLike, other: ArrayLike) -> float:
     return float(_ELLIPSOID.inv(longitude, latitude, to_longitude, to_latitude)[2])
 
 
-def one_system(positions: np.ndarray, zones: Sequence[str]) -> np.ndarray:
-    """Bring UTM metres ``[n, 2]`` of several zones into one system, in which distances are distances.
-
-    Metres of the first zone, and of no zone (""), stay as they are. Zones within reach of it are projected
-    into it; those farther away, which are no neighbours of it, are moved aside by :data:`SHIFT` and more.
-    """
-    named = [zone for zone in dict.fromkeys(zones) if zone]
-    result, systems = positions.copy(), named[:1]
-    for zone in named[1:]:
-        rows = np.array([own == zone for own in zones])
-        degrees = to_degrees(positions[rows], zone)
-        near = [number for number, system in enumerate(systems) if _reaches(system, degrees)]
-        if not near:
-            near, systems = [len(systems)], [*systems, zone]
-        result[rows] = to_metres(degrees, systems[near[0]])[0] + [near[0] * SHIFT, 0.0]
-    return result
-
-
-def _reaches(zone: str, degrees: np.ndarray) -> bool:
-    try:
-        to_metres(degrees, zone)
-    except UserError:
-        return False
-    return True
-
-
 def nearest(positions: np.ndarray, others: np.ndarray, rank: int = 1) -> np.ndarray:
-    """Return the metres from each of ``positions`` ``[m, 2]`` to its ``rank``-th nearest other."""
-    return KDTree(others).query(positions, k=[rank])[0][:, 0]  # type: ignore[arg-type]
+    """Return the metres from each of ``positions`` ``[m, 2]`` to its ``rank``-th nearest other.
+
+    inf where there is none, or where a position is nan.
+    """
+    metres, known = np.full(len(positions), np.inf), np.isfinite(positions).all(axis=1)
+    others = others[np.isfinite(others).all(axis=1)]
+    if len(others) and known.any():
+        metres[known] = KDTree(others).query(positions[known], k=[rank])[0][:, 0]  # type: ignore[arg-type]
+    return metres
 
 
 def within(queries: np.ndarray, database: np.ndarray, radius: float) -> Ragged:
-    """List for each of m queries the database positions within ``radius`` metres, ascending."""
-    if len(queries) == 0 or len(database) == 0:
-        return Ragged(np.zeros(0, np.int64), np.zeros(len(queries) + 1, np.int64))
-    return Ragged.from_lists(KDTree(database).query_ball_point(queries, radius, return_sorted=True))
+    """List for each of m queries the database positions within ``radius`` metres, ascending; none if nan."""
+    lists: list[list[int]] = [[] for _ in queries]
+    asked = np.flatnonzero(np.isfinite(queries).all(axis=1))
+    known = np.flatnonzero(np.isfinite(database).all(axis=1))
+    if len(asked) and len(known):
+        found = KDTree(database[known]).query_ball_point(queries[asked], radius, return_sorted=True)
+        for query, near in zip(asked.tolist(), found, strict=True):
+            lists[query] = known[near].tolist()
+    return Ragged.from_lists(lists)
 
 
 def eastward_shifts(positions: Mapping[str, np.ndarray]) -> dict[str, float]:

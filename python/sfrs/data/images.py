@@ -12,13 +12,13 @@ import torch
 from PIL import ExifTags, Image
 from torch import Tensor
 
+from sfrs.data.photo_files import HEIF, HEIF_SUFFIXES, NOT_READ
 from sfrs.runtime.errors import UserError
 from sfrs.runtime.progress import Progress
 from sfrs.runtime.threads import single_threads
 
 Size = tuple[int, int] | int | None
 """(height, width), the length of the shorter side, or None to keep each image's own size; in pixels."""
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 """Pillow's errors about files that are no images, or damaged ones."""
 BROKEN_EXIF = (*UNREADABLE[:3], EOFError, TypeError, AttributeError, LookupError, struct.error)
@@ -33,10 +33,14 @@ TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 """How to turn an image upright, by its EXIF orientation."""
+ACROSS = tuple(TURNS[orientation] for orientation in (5, 6, 7, 8))
+"""Turns that make of a wide image a tall one."""
 METADATA = ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif")
 """Where Pillow keeps blocks that hold an orientation."""
-LARGE, MOST_PIXELS = 64_000_000, 32_000_000
-"""Pixels from which a JPEG is decoded reduced, and that resizing may make of an image."""
+MOST_PIXELS = 32_000_000
+"""Pixels that resizing may make of an image."""
+REDUCED = 2
+"""A JPEG is decoded at 1/2, 1/4 or 1/8 of its size where it stays this many times larger than wanted."""
 
 Image.MAX_IMAGE_PIXELS = (
     1_000_000_000  # panoramas of one's own disk; whoever takes others' files has own limits
@@ -46,22 +50,7 @@ Image.MAX_IMAGE_PIXELS = (
 class BadImageError(UserError, RuntimeError):
     """An image cannot be read; the message names the file and says why (one string, which workers pickle)."""
 
-
-def image_files(folder: Path) -> list[Path]:
-    """List all images below ``folder`` by suffix in any case, sorted by their path."""
-    return sorted(p for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
-
-
-def images_at(path: Path) -> list[Path]:
-    """List ``path`` if it is a file, else the images below it. Raises `UserError` if there are none."""
-    if path.is_file():
-        return [path]
-    if not path.is_dir():
-        raise UserError(f"{path}: there is no such file or folder.")
-    files = image_files(path)
-    if not files:
-        raise UserError(f"{path}: no {', '.join(IMAGE_SUFFIXES)} in this folder.")
-    return files
+    skip = "skip_bad_images"
 
 
 @contextmanager
@@ -73,7 +62,13 @@ def opened(path: str | Path) -> Iterator[Image.Image]:
     except FileNotFoundError:
         raise BadImageError(f"{path}: there is no such image file.") from None
     except UNREADABLE as error:
-        raise BadImageError(f"{path}: this image cannot be read ({error}).") from error
+        raise BadImageError(f"{path}: this image cannot be read ({_why(Path(path), error)}).") from error
+
+
+def _why(file: Path, error: Exception) -> str:
+    if file.suffix.lower() in HEIF_SUFFIXES and not HEIF:
+        return NOT_READ[HEIF_SUFFIXES][-1]
+    return str(error)
 
 
 def load_image(path: str | Path, size: Size = None) -> Tensor:
@@ -83,18 +78,36 @@ def load_image(path: str | Path, size: Size = None) -> Tensor:
     `BadImageError` if the file is missing, no image, or cut off.
     """
     with opened(path) as image:
-        if size is not None and image.width * image.height > LARGE:
-            height, width = target_size((image.height, image.width), size)
-            image.draft("RGB", (2 * max(height, width), 2 * max(height, width)))
+        decode_reduced(image, size)
         return image_tensor(image, size)
+
+
+def decode_reduced(image: Image.Image, size: Size) -> None:
+    """Let an opened JPEG that is much larger than ``size`` be decoded reduced, which takes less time.
+
+    The decoder leaves out the finest waves of each block of 8x8, and what it decodes is still resized by at
+    least :data:`REDUCED`. Smaller images, and other formats, are decoded as they are.
+    """
+    if size is None:
+        return
+    across = _turn(image) in ACROSS
+    shape = (image.width, image.height) if across else (image.height, image.width)
+    height, width = target_size(shape, size)
+    wanted = (height, width) if across else (width, height)
+    image.draft(None, (REDUCED * wanted[0], REDUCED * wanted[1]))
+
+
+def _turn(image: Image.Image) -> Image.Transpose | None:
+    """Return how the image is turned upright by its EXIF orientation; None if it is, or none can be read."""
+    try:
+        return TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except BROKEN_EXIF:
+        return None
 
 
 def turned(image: Image.Image) -> Image.Image:
     """Turn an image by its EXIF orientation, if one can be read; a turned image has no EXIF left."""
-    try:
-        turn = TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
-    except BROKEN_EXIF:
-        turn = None
+    turn = _turn(image)
     if turn is None:
         return image
     result = image.transpose(turn)
@@ -105,9 +118,11 @@ def turned(image: Image.Image) -> Image.Image:
 def upright(image: Image.Image) -> Image.Image:
     """Turn an image by its EXIF orientation and make it RGB of 8 bits."""
     image = turned(image)
-    if image.mode.startswith("I;16"):
+    if image.mode == "F":
+        raise ValueError("mode F, floating-point numbers of an unknown scale; save it with 8 or 16 bits")
+    if image.mode.startswith("I"):
         # convert() would clip 16 bits to white instead of scaling them.
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+        image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
     return image.convert("RGB")
 
 
@@ -198,7 +213,7 @@ def _why_unreadable(file: Path, decode: bool) -> str | None:
     except FileNotFoundError:
         return "there is no such file"
     except UNREADABLE as error:
-        return str(error)
+        return _why(file, error)
     return None
 
 

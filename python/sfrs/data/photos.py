@@ -1,7 +1,8 @@
-"""Photographs, where they were taken, and one coordinate system for all of them."""
+"""Where photographs were taken, by everything that may say it, and one coordinate system for all of them."""
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -9,25 +10,28 @@ from pathlib import Path
 
 import numpy as np
 
-from sfrs.data.coordinates import parse_zone, to_degrees, to_metres
-from sfrs.data.exif import gps
-from sfrs.data.images import IMAGE_SUFFIXES, BadImageError, images_at
-from sfrs.data.places.folder import folder_splits, zone_of_name
-from sfrs.data.places.tables import METRES, coordinates, file_of, finite_pair, lines_of_split, role_of
+from sfrs.data.coordinates import parse_zone, to_degrees, to_metres, to_system, zone_of_band
+from sfrs.data.exif import gps, taken
+from sfrs.data.images import BadImageError
+from sfrs.data.tables import DEGREES, METRES, PlacesError, coordinates, file_of, finite_pair, table_rows
+from sfrs.data.track import Track, clock_of
 from sfrs.runtime.errors import UserError
 from sfrs.runtime.progress import Progress
 
-DEGREES = ("latitude", "longitude")
-OPTIONAL = ("easting, northing (or latitude, longitude)", "zone", "role", "split")
+ZONE_FIELD, BAND_FIELD, DEGREE_FIELDS, PANORAMA_FIELD = 3, 4, slice(5, 7), 7
+FULL_FORM_FIELDS = 16
+OPTIONAL = ("easting, northing (or latitude, longitude)", "zone")
 
 
 @dataclass(frozen=True)
 class Photo:
-    """An image (absolute path) and where it was taken: UTM metres, or else degrees, or neither is known.
+    """An image and where it was taken: UTM metres, or else degrees, or neither is known.
 
     Attributes:
         zone: UTM zone of ``metres``, such as "33N"; "" where it is not said.
         unreadable: why the file cannot be read; "" where it can, as far as anybody looked.
+        panorama: the panorama it was cut from, by its name; "" where it is not said.
+        condition: what it was taken under, such as "night"; "" where it is not said.
     """
 
     file: Path
@@ -35,6 +39,132 @@ class Photo:
     zone: str = ""
     degrees: tuple[float, float] | None = None
     unreadable: str = ""
+    panorama: str = ""
+    condition: str = ""
+
+    @property
+    def placed(self) -> bool:
+        """Whether it is known where it was taken."""
+        return self.metres is not None or self.degrees is not None
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What says where photographs were taken, besides their names and their EXIF.
+
+    Attributes:
+        positions: a CSV file with the columns file and easting, northing (zone), or latitude, longitude; it
+            goes before names and EXIF.
+        track: a GPX file, for photographs of which nothing else says it; by the time in their EXIF.
+        clock: what the camera's clock was ahead of UTC, see :func:`sfrs.data.track.clock_of`; "": as the
+            photographs say.
+    """
+
+    positions: str = ""
+    track: str = ""
+    clock: str = ""
+
+    def __post_init__(self):
+        if self.clock and not self.track:
+            raise UserError("--clock says how to find photographs on a track; give --track FILE.gpx too.")
+
+
+NO_SOURCES = Sources()
+
+
+class Locator:
+    """Says where photographs were taken: by a table, their name, their EXIF, and a track, in this order.
+
+    Raises `UserError` if a source cannot be read.
+    """
+
+    def __init__(self, sources: Sources = NO_SOURCES) -> None:
+        self.sources = sources
+        self._table = read_positions(Path(sources.positions)) if sources.positions else {}
+        self._track = Track(Path(sources.track)) if sources.track else None
+        self._utc = clock_of(sources.clock)
+        self._found = 0
+
+    def __call__(self, file: str | Path) -> Photo:
+        """Locate a photograph.
+
+        Raises:
+            UserError: its name says a zone that does not exist, or its EXIF says a time without an offset
+                from UTC, and the clock is not known.
+            BadImageError: its EXIF is needed, but it is no image.
+        """
+        return self.locate(from_name(Path(file)))
+
+    def locate(self, photo: Photo) -> Photo:
+        """Return the photo with its position from the table, else its own, else from EXIF or the track."""
+        if listed := self._listed(photo.file):
+            self._found += 1
+            return replace(photo, metres=listed.metres, zone=listed.zone, degrees=listed.degrees)
+        if photo.placed:
+            return photo
+        degrees = gps(photo.file)
+        if degrees is None and self._track is not None:
+            degrees = self._on_track(photo.file, self._track)
+        return replace(photo, degrees=degrees)
+
+    def all(
+        self, files: Sequence[Path], *, skip_bad_images: bool = False, progress: Progress | None = None
+    ) -> list[Photo]:
+        """Locate several photographs; with ``skip_bad_images`` one may be :attr:`Photo.unreadable`.
+
+        Raises also `UserError` if the table names none of them.
+        """
+        photos = []
+        for i, file in enumerate(files):
+            try:
+                photos.append(self(file))
+            except BadImageError as error:
+                if not skip_bad_images:
+                    raise
+                photos.append(Photo(file, unreadable=why_unreadable(file, error)))
+            if progress is not None:
+                progress(i + 1, len(files))
+        if files and self._table and not self._found:
+            first = next(iter(self._table.values()))[0].file
+            raise UserError(
+                f"{self.sources.positions}: it names none of the {len(files):,} photographs, as {files[0]}; "
+                f"its first line names {first}."
+            )
+        return photos
+
+    def _listed(self, file: Path) -> Photo | None:
+        """Return the line whose path the file's ends with, the longest."""
+        path = Path(os.path.abspath(file))
+        lines = [line for line in self._table.get(file.name, ()) if _ends_with(path, line.file)]
+        return max(lines, key=lambda line: len(line.file.parts), default=None)
+
+    def _on_track(self, file: Path, track: Track) -> tuple[float, float] | None:
+        when = taken(file)
+        if when is None:
+            return None
+        if self.sources.clock or when.tzinfo is None:
+            when = self._utc(when)
+        if when.tzinfo is None:
+            raise UserError(
+                f"{file}: its EXIF says {when:%Y-%m-%d %H:%M:%S} without an offset from UTC, which the "
+                f"times of {track.path} are in. Say what the camera's clock is ahead of UTC, as --clock "
+                "+02:00."
+            )
+        return track.at(when)
+
+
+def read_positions(path: Path) -> Mapping[str, list[Photo]]:
+    """Read a table of photographs and where they were taken: name of the file -> its lines.
+
+    Raises `PlacesError` if a line is wrong.
+    """
+    table: dict[str, list[Photo]] = defaultdict(list)
+    for where, line in table_rows(path, ("file",), OPTIONAL):
+        photo = from_line(where, line, Path(file_of(where, line)))
+        if not photo.placed:
+            raise PlacesError(f"{where}: neither easting, northing nor latitude, longitude are given.")
+        table[photo.file.name].append(photo)
+    return table
 
 
 def photo_of(file: str | Path) -> Photo:
@@ -42,50 +172,7 @@ def photo_of(file: str | Path) -> Photo:
 
     Raises `UserError` if its name says a zone that does not exist, or its EXIF is needed, but it is no image.
     """
-    return _with_exif(_from_name(Path(os.path.abspath(file))))
-
-
-def read_photos(
-    path: str | Path,
-    split: str = "test",
-    *,
-    skip_bad_images: bool = False,
-    progress: Progress | None = None,
-) -> list[Photo]:
-    """Read the images of a folder (any depth), of a place folder's database, or of a CSV manifest.
-
-    Positions come from ``@easting@northing@...`` names, of which the full form also says the zone, else from
-    EXIF; in a manifest from the columns easting and northing (optionally zone) or latitude and longitude,
-    where these are empty as in a folder. Lines of a manifest whose role is query or whose split is another
-    are passed over.
-
-    Args:
-        split: of a place folder (``images/SPLIT/database``), or of a manifest with a split column.
-        skip_bad_images: keep a photo whose EXIF is needed and cannot be read, as :attr:`Photo.unreadable`.
-
-    Raises:
-        UserError: nothing is there, or it holds no image; a line of the manifest is wrong, or a name says a
-            UTM zone that does not exist; a file whose EXIF is needed is no image.
-    """
-    path = Path(path)
-    if path.is_file() and path.suffix.lower() not in IMAGE_SUFFIXES:
-        photos = _read_manifest(path, split)
-    else:
-        splits = folder_splits(path)
-        folder = path / "images" / split / "database" if splits else path
-        if splits and split not in splits:
-            raise UserError(f"{folder}: there is no such folder. {path} has the splits {', '.join(splits)}.")
-        photos = [_from_name(Path(os.path.abspath(file))) for file in images_at(folder)]
-    for i, photo in enumerate(photos):
-        try:
-            photos[i] = _with_exif(photo)
-        except BadImageError as error:
-            if not skip_bad_images:
-                raise
-            photos[i] = replace(photo, unreadable=why_unreadable(photo.file, error))
-        if progress is not None:
-            progress(i + 1, len(photos))
-    return photos
+    return Locator()(file)
 
 
 def why_unreadable(file: Path, error: BadImageError) -> str:
@@ -93,48 +180,95 @@ def why_unreadable(file: Path, error: BadImageError) -> str:
     return str(error).removeprefix(f"{file}: ")
 
 
-def project(photos: Sequence[Photo], zone: str = "") -> tuple[np.ndarray, str]:
-    """Bring all photos into one coordinate system: float64 ``[n, 2]`` metres, and its UTM zone.
+def from_name(file: Path) -> Photo:
+    """Read a name of the field's format, ``@easting@northing@...``, of which longer forms also say the zone.
 
-    Positions are nan where nothing is known of a photo; the zone is "" for plain metres.
+    The full form is ``@east@north@zone@band@lat@lon@pano@tile@heading@pitch@roll@height@time@note@.jpg``.
+    Raises `PlacesError` if it says a zone that there is not.
+    """
+    fields = file.name.split("@")
+    metres = finite_pair(*fields[1:3]) if len(fields) > 2 else None
+    if metres is None:
+        return Photo(file)
+    full = len(fields) == FULL_FORM_FIELDS
+    zone, band = (fields + [""] * 2)[ZONE_FIELD : BAND_FIELD + 1]
+    said = zone.strip() and band.strip() and (full or finite_pair(*(fields + ["", ""])[DEGREE_FIELDS]))
+    with _naming(file):
+        return Photo(
+            file,
+            metres,
+            zone_of_band(zone, band) if said else "",
+            panorama=fields[PANORAMA_FIELD] if full else "",
+        )
+
+
+def from_line(where: str, line: dict[str, str], file: Path) -> Photo:
+    """Read the position in a line of a table; where its columns are empty, the name of the file."""
+
+    def given(names: Sequence[str]) -> bool:
+        return any((line.get(name) or "").strip() for name in names)
+
+    if not given(METRES) and given(DEGREES):
+        return Photo(file, degrees=coordinates(where, line, DEGREES))
+    metres, zone = coordinates(where, line) if given(METRES) else None, (line.get("zone") or "").strip()
+    with _naming(where):
+        if metres is None:
+            return from_name(file)
+        return Photo(file, metres, parse_zone(zone) if zone else "")
+
+
+def project(photos: Sequence[Photo], system: str = "") -> tuple[np.ndarray, str]:
+    """Bring all photos into one coordinate system: float64 ``[n, 2]`` metres, and the system.
+
+    Positions are nan where nothing is known of a photo; the system is "" for plain metres. Photographs that
+    the zone does not reach get a zone of their own in the system (:func:`sfrs.data.coordinates.to_system`).
 
     Args:
-        zone: the system to use, and the zone of metres that do not say theirs; "": the zone of the first
-            photo that has one, or plain metres of nobody knows which zone if none has.
+        system: to begin with; its first zone is that of metres that do not say theirs. "": the zone of the
+            first photo that has one, or plain metres of nobody knows which zone if none has.
 
     Raises:
-        UserError: there are plain metres and positions that do have a zone, and ``zone`` is ""; or a photo,
+        UserError: there are plain metres and positions that do have a zone, and ``system`` is ""; or a photo,
             which is named, cannot be where it says.
     """
     plain = [photo for photo in photos if photo.metres is not None and not photo.zone]
     located = [photo for photo in photos if photo.zone or photo.degrees is not None]
-    if not zone and plain and located:
+    if not system and plain and located:
         raise UserError(
             f"{plain[0].file} has metres without a UTM zone, but {located[0].file} has a position on earth. "
             "Say which zone the metres are in: --zone 33N."
         )
-    if not zone and located:
-        first = located[0]
-        zone = first.zone or _naming_photo(
-            lambda point: to_metres(point)[1], [first.file], [first.degrees or ()]
-        )
-    rows_of: dict[str | None, list[int]] = {}  # zone of the metres, or None for degrees -> photos
+    system = system or first_zone(photos)
+    main, files = system.split("+")[0], [photo.file for photo in photos]
+    positions = np.full((len(photos), 2), np.nan)
+    if not main:
+        for i, photo in enumerate(photos):
+            positions[i] = photo.metres or positions[i]
+        return positions, ""
+    degrees = np.array([photo.degrees or (np.nan, np.nan) for photo in photos]).reshape(-1, 2)
+    rows_of: dict[str, list[int]] = defaultdict(list)
     for i, photo in enumerate(photos):
         if photo.metres is not None:
-            rows_of.setdefault(photo.zone or zone, []).append(i)
-        elif photo.degrees is not None:
-            rows_of.setdefault(None, []).append(i)
-    positions = np.full((len(photos), 2), np.nan)
-    for source, rows in rows_of.items():
-        files = [photos[i].file for i in rows]
-        points = np.array([photos[i].metres or photos[i].degrees for i in rows])
-        degrees = points
-        if source:
-            degrees = _naming_photo(partial(to_degrees, zone=source), files, points)
-        if source != zone:
-            points = _naming_photo(lambda points: to_metres(points, zone)[0], files, degrees)
-        positions[rows] = points
-    return positions, zone
+            rows_of[photo.zone or main].append(i)
+            positions[i] = photo.metres
+    for zone, rows in rows_of.items():
+        named = [files[i] for i in rows]
+        degrees[rows] = _naming_photo(partial(to_degrees, zone=zone), named, positions[rows])
+    projected, system = _naming_photo(partial(to_system, system=system), files, degrees)
+    kept = np.zeros(len(photos), dtype=bool)
+    kept[rows_of.get(main, [])] = True  # their own metres, without the rounding of two projections
+    kept &= np.abs(projected - positions).max(axis=1, initial=0) < 1e-3
+    return np.where(kept[:, None], positions, projected), system
+
+
+def first_zone(photos: Sequence[Photo]) -> str:
+    """Return the zone of the first photo that says where on earth it was taken; "" if none does."""
+    for photo in photos:
+        if photo.zone:
+            return photo.zone
+        if photo.degrees is not None:
+            return _naming_photo(lambda point: to_metres(point)[1], [photo.file], [photo.degrees])
+    return ""
 
 
 def check_inside(files: Sequence[Path], positions: np.ndarray, zone: str) -> None:
@@ -158,46 +292,8 @@ def _naming(where: object) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        raise UserError(f"{where}: {error}") from error
+        raise PlacesError(f"{where}: {error}") from error
 
 
-def _from_name(file: Path) -> Photo:
-    fields = file.name.split("@")
-    metres = finite_pair(*fields[1:3]) if len(fields) > 2 and not fields[0] else None
-    if metres is None:
-        return Photo(file)
-    return Photo(file, metres, zone_of_name(file))
-
-
-def _with_exif(photo: Photo) -> Photo:
-    known = photo.metres is not None or photo.degrees is not None
-    return photo if known else replace(photo, degrees=gps(photo.file))
-
-
-def _read_manifest(path: Path, split: str) -> list[Photo]:
-    photos: dict[Path, Photo] = {}
-    lines_of: dict[Path, str] = {}
-    lines, others = lines_of_split(path, split, ("file",), OPTIONAL)
-    for where, line in lines:
-        if role_of(where, line, default="database") == "queries":
-            continue
-        file = Path(os.path.abspath(path.parent / file_of(where, line)))
-        if file in photos:
-            raise UserError(f"{where}: {file} is on {lines_of[file]} too.")
-        photos[file], lines_of[file] = _from_line(where, line, file), where.rpartition(", ")[2]
-    if not photos:
-        raise UserError(f"{path}: no image to index in the split {split}.{others}")
-    return list(photos.values())
-
-
-def _from_line(where: str, line: dict[str, str], file: Path) -> Photo:
-    def given(names: Sequence[str]) -> bool:
-        return any((line.get(name) or "").strip() for name in names)
-
-    if not given(METRES) and given(DEGREES):
-        return Photo(file, degrees=coordinates(where, line, DEGREES))
-    metres, zone = coordinates(where, line) if given(METRES) else None, (line.get("zone") or "").strip()
-    with _naming(where):
-        if metres is None:
-            return _from_name(file)
-        return Photo(file, metres, parse_zone(zone) if zone else "")
+def _ends_with(file: Path, end: Path) -> bool:
+    return file.parts[-len(end.parts) :] == end.parts

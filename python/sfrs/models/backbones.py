@@ -1,6 +1,7 @@
 """Backbones: a frozen trunk and a trained head that turn images into local features."""
 
 from collections import OrderedDict
+from dataclasses import dataclass
 from importlib import import_module
 
 import torch
@@ -18,6 +19,9 @@ REGISTRY = {
     "efficientnet-lite2": "sfrs.models.efficientnet_lite:lite2",
 }
 """Name -> module:class or function, imported when asked for."""
+
+LIBRARIES = ("timm:", "torchvision:")
+"""Prefixes of the names of other libraries' networks."""
 
 NEEDS_WEIGHTS = ("vgg16",)
 """Backbones that do not train from random weights and have no published ones."""
@@ -38,6 +42,19 @@ VGG16_INPUTS = {
 VGG16_HEAD = (("conv5_1", 512), ("conv5_2", 512), ("conv5_3", 512))
 
 
+@dataclass(frozen=True)
+class Published:
+    """Weights that are published with a backbone.
+
+    Attributes:
+        source: where :meth:`Backbone.load_pretrained` takes them from.
+        licence: theirs, as their publisher names it.
+    """
+
+    source: str
+    licence: str
+
+
 class BackboneError(UserError, ValueError):
     """There is no such backbone."""
 
@@ -51,16 +68,18 @@ class Backbone(nn.Module):
 
     Attributes:
         trunk: images ``[B, 3, H, W]`` -> ``[B, Ct, Ht, Wt]``; frozen, always in evaluation mode.
-        head: trunk output -> local features ``[B, channels, h, w]``.
+        head: trunk output -> local features ``[B, channels, h, w]``; its parameters are trained.
         channels: D, channels of the local features.
         stride: pixels per position of the local features.
         mean, std: normalisation of RGB in 0..1.
         name, options: what :func:`build_backbone` needs to build it again.
         default_size: image size where nothing says another, see :data:`sfrs.data.images.Size`.
-        has_published_weights: whether :meth:`load_pretrained` knows weights for it.
+        published: the weights that :meth:`load_pretrained` takes, or None.
+        exports_any_size: whether it can be traced for images of any size.
     """
 
-    has_published_weights = False
+    published: Published | None = None
+    exports_any_size = True
     default_size: Size = None
 
     def __init__(
@@ -81,6 +100,16 @@ class Backbone(nn.Module):
         self.channels, self.stride = channels, stride
         self.mean, self.std = mean, std
 
+    @property
+    def frozen_stages(self) -> tuple[str, ...]:
+        """Names of the trunk's stages, in order."""
+        return _stages(self.trunk)
+
+    @property
+    def trained_stages(self) -> tuple[str, ...]:
+        """Names of the head's stages, in order."""
+        return _stages(self.head)
+
     def train(self, mode: bool = True) -> "Backbone":
         super().train(mode)
         self.trunk.eval()
@@ -96,6 +125,10 @@ class Backbone(nn.Module):
             f"{self.name}: no weights come with this backbone; give --weights FILE, or --random-weights to "
             "try the path."
         )
+
+
+def _stages(part: nn.Module) -> tuple[str, ...]:
+    return tuple(name for name, _ in part.named_children()) or (type(part).__name__,)
 
 
 class VGG16(Backbone):
@@ -157,14 +190,25 @@ def vgg16_layers() -> dict[str, int]:
     return found
 
 
+def is_backbone(name: str) -> bool:
+    """Whether :func:`build_backbone` takes the name; of a library's network, whether it names a library."""
+    return name in REGISTRY or name.startswith(LIBRARIES)
+
+
 def build_backbone(name: str, **options) -> Backbone:
-    """Build a backbone by its name in :data:`REGISTRY`; ``options`` go to its constructor.
+    """Build a backbone, with random weights, by its name in :data:`REGISTRY`, or a network of timm or
+    torchvision (:mod:`sfrs.models.libraries`); ``options`` go to its constructor.
 
     Raises:
-        BackboneError: no such name.
+        BackboneError: no such name, or the library does not import.
     """
+    if name.startswith(LIBRARIES):
+        from sfrs.models.libraries import LibraryBackbone
+
+        return LibraryBackbone(name, **options)
     if name not in REGISTRY:
-        raise BackboneError(f"backbone: {name!r} is not known; expected one of {', '.join(REGISTRY)}")
+        known = ", ".join([*REGISTRY, *(f"{library}NAME" for library in LIBRARIES)])
+        raise BackboneError(f"backbone: {name!r} is not known; expected one of {known}")
     module, _, cls = REGISTRY[name].partition(":")
     backbone = getattr(import_module(module), cls)(**options)
     backbone.options = dict(options)

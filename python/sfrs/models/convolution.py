@@ -14,7 +14,8 @@ class Convolution3x3(nn.Conv2d):
 
     In float32 on a CPU it is `sfrs_ext.conv3x3`, half the time of the convolution that PyTorch runs, where
     the layer is wide enough. Everywhere else, and while a program is traced, it is the plain convolution.
-    Without gradients the transformed weights, 16 / 9 of their size, are kept until the weight changes;
+    Without gradients the transformed weights, 16 / 9 of their size, are kept until the weight changes, or
+    until a pass with gradients, since torch's fused optimizers leave no mark on the weights they change;
     writing through ``weight.data`` is not noticed.
     """
 
@@ -44,6 +45,7 @@ class Convolution3x3(nn.Conv2d):
 
     def _packed_weight(self) -> Tensor | None:
         if torch.is_grad_enabled() or self.weight.is_inference():  # the latter do not tell when they change
+            self._packed = None
             return None
         now = (self.weight.data_ptr(), self.weight._version, sfrs_ext.kernels())
         kept = self._packed

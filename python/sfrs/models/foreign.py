@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from sfrs.models.backbones import VGG16_HEAD, VGG16_INPUTS, VGG16_TRUNK, vgg16_layers
+from sfrs.models.published import downloaded, published
 from sfrs.models.weights_file import WeightsError, checked, listed, read_tensors
 
 WHITENING = "whitening."
@@ -94,16 +95,21 @@ def read_weights(path: str | Path, ignore_keys: Sequence[str] = ()) -> Weights:
     """Read a file of weights; every tensor in it is used, known to change nothing (UNUSED), or refused.
 
     Args:
+        path: a file, the folder of a run, or a name in :data:`sfrs.models.published.PUBLISHED`.
         ignore_keys: tensors to leave out, see :func:`sfrs.models.weights_file.read_tensors`.
 
     Raises:
+        DownloadError: a published network cannot be downloaded.
         WeightsError: it cannot be read, or a tensor is missing, has another shape, is not finite, or has
             no place in the network; the message names it.
     """
-    path = Path(path)
+    network = published(path)
+    path = Path(path) if network is None else downloaded(network)
     tensors, description = read_tensors(path, ignore_keys)
     if description is None:
         found = _Foreign(path, tensors).read()
+        if network is not None and network.inputs and found.description is not None:
+            found.description["options"]["inputs"] = network.inputs
     else:
         found = Weights(path, description, {name: checked(path, name, t) for name, t in tensors.items()})
     return replace(found, ignored=tuple(ignore_keys))

@@ -5,7 +5,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, TypedDict
 
 import numpy as np
 import torch
@@ -14,13 +14,14 @@ from PIL import Image
 from torch import Tensor, nn
 
 from sfrs.data.images import BadImageError, Size, batches, image_tensor, load_image
-from sfrs.models.backbones import REGISTRY
+from sfrs.models.backbones import is_backbone
 from sfrs.models.foreign import read_weights
 from sfrs.models.network import DescriptorNetwork, network_of, pretrained_network, save_network
 from sfrs.models.weights_file import WeightsError
 from sfrs.models.whitening import Whitening
 from sfrs.runtime.errors import UserError
 from sfrs.runtime.progress import Progress
+from sfrs.runtime.records import Positive, as_record, parse_json
 
 DEFAULT = "efficientnet-lite0"
 """Backbone of a model that nobody trained."""
@@ -30,6 +31,21 @@ Photograph = str | Path | Image.Image | Tensor
 
 TRAINED: Literal["trained"] = "trained"
 EPS = 1e-12
+
+
+class Digests(TypedDict):
+    """What a descriptor depends on: the architecture and the size in JSON, else SHA-256, "" for none."""
+
+    architecture: str
+    weights: str
+    whitening: str
+    size: str
+
+
+def read_architecture(text: str, where: object) -> tuple[str, dict, int]:
+    """Return backbone, its options and K. Raises `RecordError`, which begins with ``where``."""
+    where = f"{where}, architecture"
+    return as_record(parse_json(text, where), tuple[str, dict[str, Any], Positive], where)
 
 
 class Model(nn.Module):
@@ -89,11 +105,12 @@ class Model(nn.Module):
         ignore_keys: Sequence[str] = (),
         device: str | torch.device = "cpu",
     ) -> "Model":
-        """Load a model from a file of weights, or a backbone with its published weights.
+        """Load a model from a file of weights, by a published name, or a backbone with its published weights.
 
         Args:
-            source: a file (see :func:`sfrs.models.network.load_network`), or a name in
-                :data:`sfrs.models.backbones.REGISTRY`, whose clusters :meth:`fit_clusters` makes.
+            source: a file (see :func:`sfrs.models.network.load_network`), a published network such as
+                "sfrs/pitts30k" (:data:`sfrs.models.published.PUBLISHED`), or the name of a backbone (see
+                :func:`sfrs.models.backbones.build_backbone`), whose clusters :meth:`fit_clusters` makes.
             whitening: a file with the PCA whitening; by default the one in ``source``, if any.
             whiten: False leaves out any whitening.
             size: see :class:`Model`.
@@ -101,9 +118,10 @@ class Model(nn.Module):
 
         Raises:
             WeightsError: a file cannot be read, or the whitening does not fit the network.
+            DownloadError: a published network cannot be downloaded.
         """
         found = None
-        if isinstance(source, str) and source in REGISTRY:
+        if isinstance(source, str) and is_backbone(source):
             network = pretrained_network(source)
         else:
             weights = read_weights(source, ignore_keys)
@@ -253,8 +271,8 @@ class Model(nn.Module):
         self.network.meta.pop("untrained_vlad", None)
         self.network.meta["clusters_from"] = len(files)
 
-    def digests(self) -> dict[str, str]:
-        """Compute digests of what a descriptor depends on: architecture, weights, whitening, size."""
+    def digests(self) -> Digests:
+        """Compute digests of what a descriptor depends on."""
         backbone = self.network.backbone
         architecture = [backbone.name, backbone.options, self.network.vlad.num_clusters]
         parts = {} if self.projection is None else {"projection": self.projection, "bias": self.bias}

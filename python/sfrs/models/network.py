@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any, TypedDict
 
 import torch
 from torch import Tensor, nn
@@ -12,10 +13,37 @@ from sfrs.models.backbones import Backbone, build_backbone
 from sfrs.models.foreign import WHITENING, Weights, read_weights
 from sfrs.models.weights_file import METADATA_KEY, WeightsError, listed, reason
 from sfrs.models.whitening import Whitening
+from sfrs.runtime.records import Positive, RecordError, as_record
 from sfrs.runtime.tensor_files import write_tensors
 from sfrs_ext.nn import RegionNetVLAD
 
 FORMAT = 1
+
+
+class Meta(TypedDict, total=False):
+    """Further facts about a network that are read; a file may hold more."""
+
+    image_size: tuple[Positive, Positive] | Positive | None
+    untrained_vlad: bool
+    source: str
+    clusters_from: int
+    ignore_keys: list[str]
+
+
+class LaterDescription(TypedDict, total=False):
+    """Fields that the first files lack."""
+
+    bias: bool
+    whitening: int
+
+
+class Description(LaterDescription):
+    """Metadata of a network's file: the backbone's name and options, K, further facts."""
+
+    backbone: str
+    options: dict[str, Any]
+    num_clusters: Positive
+    meta: Meta
 
 
 class DescriptorNetwork(nn.Module):
@@ -167,16 +195,11 @@ def network_of(weights: Weights) -> DescriptorNetwork:
 
 
 def _checked_description(weights: Weights) -> dict:
-    """Return the description, with every field of the type it has to have."""
+    """Return the description as it is, once every field is of the type it has to have."""
     if weights.description is None:
         raise WeightsError(f"{weights.path}: no VGG16 in it, but a whitening alone; give it as --whitening.")
-    described = weights.description if isinstance(weights.description, dict) else {}
-    kinds = {"backbone": str, "options": dict, "num_clusters": int, "meta": dict}
-    wrong = [name for name, kind in kinds.items() if not isinstance(described.get(name), kind)]
-    size = None if "meta" in wrong else described["meta"].get("image_size")
-    sides = size if isinstance(size, list) and len(size) == 2 else [size]
-    if size is not None and not all(isinstance(side, int) and side > 0 for side in sides):
-        wrong.append("image_size")
-    if wrong:
-        raise WeightsError(f"{weights.path}: the description in it is damaged: {', '.join(wrong)}.")
-    return described
+    try:
+        as_record(weights.description, Description, f"{weights.path}: the description in it is damaged")
+    except RecordError as error:
+        raise WeightsError(str(error)) from error
+    return weights.description

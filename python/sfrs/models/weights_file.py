@@ -5,7 +5,6 @@ MATLAB's and HDF5's arrays.
 """
 
 import fnmatch
-import json
 import pickle
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -14,12 +13,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from sfrs.models.matconvnet import read_matconvnet
+from sfrs.models.published import PUBLISHED, downloaded, published
 from sfrs.runtime.array_files import HDF5, read_arrays
 from sfrs.runtime.errors import UserError
+from sfrs.runtime.tensor_files import read_safetensors
 
 METADATA_KEY = "sfrs"
 """Of the description in the metadata of our own safetensors files."""
@@ -36,7 +36,7 @@ def read_tensors(path: Path, ignore_keys: Sequence[str] = ()) -> tuple[dict[str,
     ``module`` and ``_orig_mod``, which DataParallel and torch.compile put around parts of a model.
 
     Args:
-        path: a file, or the folder of a run (:func:`network_file`).
+        path: a file, the folder of a run, or the name of a published network (:func:`network_file`).
         ignore_keys: tensors whose names match one of these patterns (as ``fc.*``) are left out.
 
     Raises:
@@ -66,15 +66,20 @@ def read_tensors(path: Path, ignore_keys: Sequence[str] = ()) -> tuple[dict[str,
 
 
 def network_file(path: Path) -> Path:
-    """Return a file of weights: the file itself, or the last generation's best network of a run's folder.
+    """Return a file of weights: the file itself, the last generation's best network of a run's folder, or
+    the downloaded file of a name in :data:`sfrs.models.published.PUBLISHED`.
 
     Raises:
         WeightsError: there is no such file, or no network in the folder.
+        DownloadError: see :func:`sfrs.models.published.downloaded`.
     """
     if path.is_file():
         return path
+    if (network := published(path)) is not None:
+        return downloaded(network)
     if not path.is_dir():
-        raise WeightsError(f"{path}: there is no such weights file.")
+        names = "" if path.suffix else f" Published networks are {', '.join(PUBLISHED)}."
+        raise WeightsError(f"{path}: there is no such weights file.{names}")
     found = [file for file in path.glob("generation_*/best.safetensors") if _generation(file) is not None]
     if found:
         return max(found, key=lambda file: _generation(file) or 0)
@@ -115,9 +120,7 @@ def _read(path: Path) -> tuple[Any, Any]:
     if path.suffix in HDF5:
         return _read_pca(path), None
     if path.suffix == ".safetensors":
-        with safe_open(path, "pt") as file:
-            description = json.loads((file.metadata() or {}).get(METADATA_KEY, "null"))
-            return {name: file.get_tensor(name) for name in file.keys()}, description  # noqa: SIM118
+        return read_safetensors(path, METADATA_KEY)
     with warnings.catch_warnings(), torch.serialization.safe_globals(_numpy_values()):
         warnings.simplefilter("ignore", UserWarning)  # torch's advice on files that are refused
         return torch.load(path, map_location="cpu", weights_only=True), None

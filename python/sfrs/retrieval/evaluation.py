@@ -66,6 +66,10 @@ class Evaluation:
         found = self.correct[self.answerable].cumsum(axis=1) > 0
         return {n + 1: float(recall) for n, recall in enumerate(found.mean(axis=0))}
 
+    def recalls_of_all(self) -> dict[int, float]:
+        """Compute recall@N over all queries: one that has no positive counts as not found."""
+        return {n: float(self.hits(n).mean()) for n in self.recalls}
+
     def recalls_of(self, queries: np.ndarray) -> dict[int, float]:
         """Compute recall@N of some of the queries (bool ``[m]``) that have a positive; NaN if none has."""
         counted = self.answerable & queries
@@ -182,8 +186,8 @@ def check_answerable(places: Places, radius: float) -> None:
     if right_images(places, radius).values.size == 0:
         raise UserError(
             f"{places.name}/{places.split}: none of the {len(places.queries)} queries has a database image "
-            f"within {radius:g} m, so there is no recall to compute. Are both in one coordinate system, "
-            "in metres?"
+            f"within {radius:g} {places.unit}, so there is no recall to compute. Are both in one coordinate "
+            "system, in metres?"
         )
 
 
@@ -206,4 +210,4 @@ def without_bad_images(
             )
         kept.append(left)
         bad += found.items()
-    return Places(places.name, places.split, *kept), bad
+    return replace(places, database=kept[0], queries=kept[1]), bad

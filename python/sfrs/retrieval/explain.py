@@ -122,7 +122,9 @@ def draw_region(image: Image.Image, region: int, *, boxes: tuple[Box, ...] = REG
     dimmed = Image.blend(photograph, Image.new("RGB", photograph.size), 0.5)
     dimmed.paste(photograph.crop((left, top, right, bottom)), (left, top))
     line = max(2, round(min(width, height) / 80))
-    ImageDraw.Draw(dimmed).rectangle((left, top, right - 1, bottom - 1), outline=FRAME, width=line)
+    ImageDraw.Draw(dimmed).rectangle(
+        (left, top, max(left, right - 1), max(top, bottom - 1)), outline=FRAME, width=line
+    )
     return dimmed
 
 

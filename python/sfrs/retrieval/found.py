@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sfrs.data.coordinates import geodesic, metres_between
+from sfrs.data.coordinates import geodesic, in_own_zone, metres_between
 from sfrs.data.images import BadImageError
 from sfrs.models.model import Photograph
 from sfrs.retrieval.explain import REGION_NAMES, draw_region, jpeg_uri, open_photograph
@@ -46,7 +46,7 @@ class Found:
         matches: the best ones, best first.
         milliseconds: of describing, searching and re-ranking; for all photographs at once, divided by them.
         photo: the photograph, as it was given.
-        zone: UTM zone of all metres; "" where it is not known.
+        zone: UTM zone, or system of several, of all metres; "" where it is not known.
         truth: where the photograph itself says it was taken, if it does.
         left_out: rows that re-ranking could not compare, because their files cannot be read any more.
         in_index: whether the place may be in the index; None where that is not known.
@@ -69,16 +69,22 @@ class Found:
         if there is None or not math.isfinite(here.easting):
             return None
         if math.isfinite(there.easting):
-            return _metres(there, here)
+            return self._metres(there, here)
         return geodesic(*(np.array([place.latitude, place.longitude], np.float64) for place in (there, here)))
+
+    @property
+    def own_zone(self) -> str:
+        """UTM zone of the location; "" where it is not known."""
+        return in_own_zone((self.location.easting, self.location.northing), self.zone)[2]
 
     def lines(self) -> list[str]:
         """Say the location in words: coordinates, then how far they can be trusted."""
         place = self.location
         if not math.isfinite(place.easting):
             return ["no position: none of the images found has one"]
-        unit = f"UTM {self.zone}" if self.zone else "metres"
-        where = f"{place.easting:.1f} E  {place.northing:.1f} N  ({unit})"
+        unit = f"UTM {self.own_zone}" if self.zone else "metres"
+        easting = in_own_zone((place.easting, place.northing), self.zone)[0]
+        where = f"{easting:.1f} E  {place.northing:.1f} N  ({unit})"
         if place.latitude is not None:
             where += f"   {place.latitude:.6f}, {place.longitude:.6f}"
         trust = f"confidence {min(place.confidence, 0.99):.2f}, spread {place.spread:.1f} m"
@@ -87,16 +93,22 @@ class Found:
 
     def metres(self, match: Match) -> str:
         """Distance of a match from the location, in words."""
-        away = _metres(match, self.location)
+        away = self._metres(match, self.location)
         return f"{away:,.0f} m" if math.isfinite(away) else "-"
+
+    def _metres(self, one: Place, other: Place) -> float:
+        if not math.isfinite(one.easting + other.easting):
+            return math.nan
+        pair = (one.easting, one.northing), (other.easting, other.northing)
+        return float(metres_between(*pair, self.zone))
 
     def as_json(self) -> dict:
         """Return the form of ``--json`` and of the server. What is not known is null."""
         location = self.location
         return {
             "query": self.query,
-            "zone": self.zone or None,
-            "location": location.coordinates()
+            "zone": self.own_zone or None,
+            "location": location.coordinates(self.zone)
             | {"confidence": round(location.confidence, 4), "spread": rounded(location.spread, 2)},
             "matches": [
                 {
@@ -104,13 +116,14 @@ class Found:
                     "file": str(match.file),
                     "row": match.row,
                     "similarity": round(match.similarity, 6),
-                    **match.coordinates(),
+                    **match.coordinates(self.zone),
+                    "away": rounded(self._metres(match, location), 2),
                     "regions": match.region_names,
                 }
                 for rank, match in enumerate(self.matches, start=1)
             ],
             "milliseconds": {name: round(spent, 2) for name, spent in self.milliseconds.items()},
-            "truth": self.truth and self.truth.coordinates(),
+            "truth": self.truth and self.truth.coordinates(self.zone),
             "error": rounded(self.error, 2),
             "left_out": list(self.left_out),
             "in_index": self.in_index,
@@ -165,10 +178,6 @@ def summary(founds: Sequence[Found]) -> dict | None:
         "median_error": rounded(float(np.median(errors)), 2),
         "mean_confidence": round(float(np.mean([found.location.confidence for found in own])), 4),
     }
-
-
-def _metres(one: Place, other: Place) -> float:
-    return float(metres_between((one.easting, one.northing), (other.easting, other.northing)))
 
 
 def _figure(pictures: Sequence[tuple[Photograph, int | None]], text: Sequence[str]) -> str:

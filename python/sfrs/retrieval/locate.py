@@ -14,7 +14,8 @@ from torch import Tensor
 from sfrs.data.coordinates import to_degrees
 from sfrs.data.exif import gps
 from sfrs.data.images import BadImageError, check_images
-from sfrs.data.photos import Photo, photo_of, project
+from sfrs.data.photos import NO_SOURCES, Locator, Photo, Sources, project
+from sfrs.data.tables import PlacesError
 from sfrs.models.model import Photograph
 from sfrs.retrieval.confidence import sameness
 from sfrs.retrieval.found import Found, Match
@@ -45,6 +46,7 @@ def locate(
     *,
     top: int = 5,
     rerank: Reranking | Literal["regions", "none"] | None = None,
+    sources: Sources = NO_SOURCES,
     batch_size: int = 8,
     workers: int = 2,
     tasks: Tasks | None = None,
@@ -55,6 +57,7 @@ def locate(
         top: how many matches to return; the estimate weighs `CONSIDERED` in any case.
         rerank: order the first images found by their regions; "regions" is ``Reranking()``. At least ``top``
             and `CONSIDERED` images are ordered. None does so where the index's self-test recommends it.
+        sources: what says where they were taken, besides their names and EXIF; it only shows the error.
         workers: threads that decode files.
         tasks: opens a progress display per stage.
 
@@ -66,7 +69,7 @@ def locate(
     if len(index) == 0:
         raise UserError(f"{index.path}: this index holds no image to compare with.")
     rerank = chosen_reranking(index, rerank)
-    depth = reranked_depth(rerank, top)
+    depth, locator = reranked_depth(rerank, top), Locator(sources)
     order = RegionOrder(index, depth, rerank.score) if rerank else None
     clock = [time.perf_counter()]
     progress = tasks("describing") if tasks else None
@@ -89,7 +92,7 @@ def locate(
         location, known = judge(matches, alike[i])
         named = str(photo) if isinstance(photo, (str, Path)) else f"photo {i + 1}"
         shown = _shown(index, matches, pairs, top)
-        truth = _truth(photo, index.zone)
+        truth = _truth(photo, index.zone, locator)
         founds.append(Found(named, location, shown, spent, photo, index.zone, truth, left_out, known))
         if progress is not None:
             progress(i + 1, len(photos))
@@ -218,17 +221,22 @@ def _shown(index: "Index", matches: Matches, pairs: np.ndarray | None, top: int)
     ]
 
 
-def _truth(photo: Photograph, zone: str) -> Place | None:
+def _truth(photo: Photograph, zone: str, locator: Locator) -> Place | None:
     if isinstance(photo, Tensor):
         return None
     try:
-        said = Photo(Path(), degrees=gps(photo)) if isinstance(photo, Image.Image) else photo_of(photo)
-    except UserError:  # its name says no zone there is: where the photograph was taken is not known
+        said = Photo(Path(), degrees=gps(photo)) if isinstance(photo, Image.Image) else locator(photo)
+    except PlacesError:  # its name says no zone there is: where the photograph was taken is not known
         return None
-    if said.metres is None and (said.degrees is None or not zone):
+    if not zone:
+        return places(np.array([said.metres]), "")[0] if said.metres else None
+    if not said.placed:
         return None
     try:
-        return places(project([said], zone)[0], zone)[0]
-    except UserError:  # in another part of the world, where the index's zone does not reach
-        degrees = said.degrees or to_degrees(np.array([said.metres]), said.zone)[0].tolist()
-        return Place(math.nan, math.nan, *degrees)
+        positions, system = project([said], zone)
+    except UserError:  # the metres of its name lie in no zone
+        return None
+    if system == zone:
+        return places(positions, zone)[0]
+    # In another part of the world, which the index's zones do not reach.
+    return Place(math.nan, math.nan, *to_degrees(positions, system)[0].tolist())

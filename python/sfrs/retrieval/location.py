@@ -2,10 +2,11 @@
 
 import math
 from dataclasses import astuple, dataclass
+from typing import Any
 
 import numpy as np
 
-from sfrs.data.coordinates import metres_between, to_degrees
+from sfrs.data.coordinates import in_own_zone, metres_between, to_degrees
 
 RADIUS = 25.0
 """Metres around an image within which others show the same place."""
@@ -26,17 +27,35 @@ right answers; see docs/locate.md.
 
 @dataclass(frozen=True)
 class Place:
-    """A place: easting and northing in metres, nan if unknown, and degrees, None if unknown."""
+    """A place: easting and northing in metres, nan if unknown, and degrees, None if unknown.
+
+    Metres are those of the index's system, see :mod:`sfrs.data.coordinates`.
+    """
 
     easting: float
     northing: float
     latitude: float | None
     longitude: float | None
 
-    def coordinates(self) -> dict[str, float | None]:
-        """All four to the centimetre, None where they are not known."""
+    def coordinates(self, system: str = "") -> dict[str, Any]:
+        """All four to the centimetre, None where they are not known.
+
+        Of a system of several zones, easting and northing are those of the place's own ``zone``, and ``x``,
+        ``y`` those of the system, in which all places can be drawn.
+        """
         decimals = {"easting": 2, "northing": 2, "latitude": 7, "longitude": 7}
-        return {name: rounded(getattr(self, name), digits) for name, digits in decimals.items()}
+        found: dict[str, Any] = {
+            name: rounded(getattr(self, name), digits) for name, digits in decimals.items()
+        }
+        if "+" not in system or found["easting"] is None:
+            return found
+        easting, _, zone = in_own_zone((self.easting, self.northing), system)
+        return found | {
+            "easting": rounded(easting, 2),
+            "zone": zone,
+            "x": found["easting"],
+            "y": found["northing"],
+        }
 
 
 @dataclass(frozen=True)

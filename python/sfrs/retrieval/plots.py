@@ -1,6 +1,6 @@
-"""Recall curves, curves of training runs and contact sheets as PNG."""
+"""Recall curves and contact sheets as PNG."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +9,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import PercentFormatter
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from sfrs.retrieval.explain import open_photograph
@@ -37,8 +37,6 @@ BORDER, GAP, MARGIN = 7, 14, 36
 CAPTION = 64  # height of the column titles
 BADGE = 34
 
-Points = Sequence[tuple[float, float]]
-
 
 @dataclass(frozen=True)
 class SheetRow:
@@ -47,16 +45,6 @@ class SheetRow:
     query: Path
     found: Sequence[Path]
     correct: Sequence[bool]
-
-
-@dataclass(frozen=True)
-class RunCurves:
-    """The course of a training run; positions are epochs over all generations, generations are apart."""
-
-    steps: Mapping[str, Sequence[Points]]  # "hard" and "soft" -> that loss of single steps
-    epochs: Mapping[str, Sequence[Points]]  # the same -> its means over epochs
-    recalls: Sequence[Points]  # validation recall in 0..1, from the network a generation starts from on
-    best: Points  # where each generation's best network stands
 
 
 def recall_curves(curves: Mapping[str, Mapping[int, float]], path: str | Path, *, title: str = "") -> None:
@@ -69,7 +57,8 @@ def recall_curves(curves: Mapping[str, Mapping[int, float]], path: str | Path, *
         axes = figure.add_subplot()
         for i, (label, recalls) in enumerate(curves.items()):
             look = {**_look(i), "linestyle": "-", "markersize": 5, "linewidth": 2}
-            axes.plot(*_xy(sorted(recalls.items())), **look, label=label, clip_on=False, zorder=3)
+            points = zip(*sorted(recalls.items()), strict=True)
+            axes.plot(*points, **look, label=label, clip_on=False, zorder=3)
         deepest = max(max(recalls) for recalls in curves.values())
         lowest = min(min(recalls.values()) for recalls in curves.values())
         axes.set_xlim(0.5, deepest + 0.5)
@@ -85,43 +74,6 @@ def recall_curves(curves: Mapping[str, Mapping[int, float]], path: str | Path, *
             axes.legend(handles=lines, loc="lower right", framealpha=0.9)
         if title:
             axes.set_title(title, loc="left", fontsize=13, fontweight="bold", pad=12)
-
-
-def training_curves(
-    runs: Mapping[str, RunCurves], path: str | Path, *, n: int = 5, generations: Sequence[int] = ()
-) -> None:
-    """Draw hard and soft losses over validation recall@n, one colour per label.
-
-    Args:
-        generations: first epochs of generations 2, 3, ..., where they are the same in all runs; marked.
-    """
-    parts = [
-        part for part in ("hard", "soft") if any(run.epochs[part] or run.steps[part] for run in runs.values())
-    ]
-    heights = [2.0] * len(parts) + [3.2]
-    rows = -(-len(runs) // 3)  # of the legend
-    with _drawn(path, (8.4, sum(heights) + 0.7 + 0.24 * rows)) as figure:
-        panels = figure.subplots(len(heights), 1, sharex=True, height_ratios=heights, squeeze=False)[:, 0]
-        for part, axes in zip(parts, panels, strict=False):
-            _draw_losses(axes, part, list(runs.values()))
-        recalls = panels[-1]
-        for i, (label, run) in enumerate(runs.items()):
-            for points in run.recalls:
-                recalls.plot(*_xy(points), **_look(i), zorder=3, clip_on=False)
-            ring = {"marker": "o", "markersize": 12, "fillstyle": "none", "linestyle": "", "clip_on": False}
-            recalls.plot(*_xy(run.best), color=_look(i)["color"], **ring)
-            recalls.plot([], [], **_look(i), label=label)  # one entry of the legend, whatever is drawn
-        recalls.set_ylabel(f"validation recall@{n}")
-        recalls.yaxis.set_major_formatter(PercentFormatter(xmax=1))
-        recalls.set_xlabel("epochs, all generations; a ring is a generation's best network")
-        recalls.xaxis.set_major_locator(MaxNLocator(integer=True))
-        for number, first in enumerate(generations, start=2):
-            for axes in panels:
-                axes.axvline(first, color=FAINT, linewidth=0.8, linestyle=(0, (4, 3)), zorder=1)
-            at = panels[0].get_xaxis_transform()
-            panels[0].text(first, 1.01, f"generation {number}", transform=at, color=FAINT, fontsize=9)
-        legend = recalls.get_legend_handles_labels()
-        figure.legend(*legend, loc="outside lower center", ncols=3, frameon=False)
 
 
 @contextmanager
@@ -142,27 +94,6 @@ def _look(i: int) -> dict:
         "markersize": 4.5,
         "linewidth": 1.8,
     }
-
-
-def _draw_losses(axes, part: str, runs: Sequence[RunCurves]) -> None:
-    for i, run in enumerate(runs):
-        for points in run.steps[part]:
-            axes.plot(*_xy(points), color=_look(i)["color"], linewidth=0.7, alpha=0.3, zorder=2)
-        for points in run.epochs[part]:
-            axes.plot(*_xy(points), **_look(i), zorder=3)
-    # Around the means of the epochs (single steps may lie beyond), or, before there are any, the steps.
-    curves = [curve for run in runs for curve in run.epochs[part]]
-    curves = curves or [curve for run in runs for curve in run.steps[part]]
-    values = [y for curve in curves for _, y in curve]
-    low, high = min(values), max(values)
-    room = 0.5 * (high - low) or 0.1 * abs(high) or 1.0
-    axes.set_ylim(max(0.0, low - room), high + room)
-    axes.set_ylabel(f"{part} loss")
-
-
-def _xy(points: Iterable[tuple[float, float]]) -> tuple[list[float], list[float]]:
-    points = list(points)
-    return [x for x, _ in points], [y for _, y in points]
 
 
 def contact_sheet(

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 
-from sfrs.data.coordinates import metres_between
 from sfrs.data.places import Places
 from sfrs.retrieval.evaluation import Evaluation
 from sfrs.retrieval.plots import SheetRow
@@ -22,7 +21,7 @@ def write_predictions(path: Path, result: Evaluation, places: Places) -> None:
         writer.writerow(("query", "rank", "file", "metres", "correct"))
         for query, found in enumerate(result.predictions):
             for rank, index in enumerate(found[found >= 0]):
-                metres = metres_between(places.queries.positions[query], places.database.positions[index])
+                metres = places.metres(query, index)
                 files = places.queries.files[query], places.database.files[index]
                 right = int(result.correct[query, rank])
                 writer.writerow((files[0], rank + 1, files[1], f"{metres:.2f}", right))

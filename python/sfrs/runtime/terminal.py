@@ -1,17 +1,55 @@
-"""Messages of commands on standard error, so that results can be piped: progress, warnings, errors."""
+"""What commands print: results on standard output; progress, warnings and errors on standard error.
 
+Names of files hold anything: what looks like markup, line breaks, escape sequences of a terminal, bytes that
+are no text. Whatever is printed goes through :func:`plain`, and has no markup.
+"""
+
+import sys
+import unicodedata
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, ProgressColumn, Task, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, ProgressColumn, Task, TextColumn
 from rich.progress import Progress as Bars
 from rich.text import Text
 
 from sfrs.runtime.progress import Progress, Tasks
 
 messages = Console(stderr=True)
+LINE_BREAK = "\n  "
+"""The only break that messages have themselves: the following lines are indented."""
+
+
+def plain(text: object) -> str:
+    """Return a text as one line that every terminal shows, with control characters and lone bytes escaped."""
+    return "".join(map(_visible, str(text)))
+
+
+def show(text: object = "") -> None:
+    """Print a line of a result."""
+    print(plain(text), flush=True)
+
+
+def say(*parts: str | tuple[str, str]) -> None:
+    """Print a line on standard error; a part may be a pair of a text and its style."""
+    shown = [plain(part) if isinstance(part, str) else (plain(part[0]), part[1]) for part in parts]
+    messages.print(Text.assemble(*shown), soft_wrap=True)
+
+
+def encode_anything() -> None:
+    """Let names be printed that the encoding of the output lacks."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _visible(character: str) -> str:
+    if "\udc80" <= character <= "\udcff":
+        return f"\\x{ord(character) - 0xDC00:02x}"
+    hidden = unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp")
+    return character.encode("unicode_escape").decode() if hidden else character
 
 
 class RateColumn(ProgressColumn):
@@ -23,6 +61,16 @@ class RateColumn(ProgressColumn):
         return Text(fast, style="progress.data.speed")
 
 
+class TimeColumn(ProgressColumn):
+    """Show the time left, and of what is done the time it took."""
+
+    def render(self, task: Task) -> Text:
+        if task.finished_time is not None:
+            return Text(duration(task.finished_time), style="progress.elapsed")
+        left = task.time_remaining
+        return Text("" if left is None else f"{duration(left)} left", style="progress.remaining")
+
+
 @contextmanager
 def progress_tasks() -> Iterator[Tasks]:
     """Open a display of progress bars; yields a function that opens one bar by its name::
@@ -31,18 +79,16 @@ def progress_tasks() -> Iterator[Tasks]:
         describe(network, files, progress=tasks("database"))
     """
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=32),
         TextColumn("{task.completed:.0f} of {task.total:.0f}"),
         RateColumn(),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(compact=True),
+        TimeColumn(),
     )
     with Bars(*columns, console=messages) as bars:
 
         def open_bar(name: str) -> Progress:
-            bar = bars.add_task(name, total=1, visible=False)
+            bar = bars.add_task(plain(name), total=1, visible=False)
             return lambda done, total: bars.update(bar, completed=done, total=total, visible=True)
 
         yield open_bar
@@ -71,4 +117,5 @@ def shown_warnings() -> Iterator[None]:
 
 
 def _show(kind: str, style: str, message: object) -> None:
-    messages.print(Text(kind, style=style) + Text(str(message), style="default"), soft_wrap=True)
+    text = LINE_BREAK.join(map(plain, str(message).split(LINE_BREAK)))
+    messages.print(Text(kind, style=style) + Text(text, style="default"), soft_wrap=True)

@@ -4,22 +4,45 @@ The file is replaced in one step. Nothing is pickled. Facts are JSON in the file
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from sfrs.models.network import DescriptorNetwork
 from sfrs.runtime.errors import UserError
-from sfrs.runtime.tensor_files import write_tensors
+from sfrs.runtime.records import Natural, Positive, RecordError, as_record
+from sfrs.runtime.tensor_files import TensorFileError, read_safetensors, write_tensors
 from sfrs.training.epoch import EpochState
-from sfrs.training.mining import Tuples
+from sfrs.training.mining import Miner, Tuples
 from sfrs.training.step import StudentTeacher
 
 KEY = "sfrs_checkpoint"
 FORMAT = 2
+GROUPS = ("student", "momentum", "miner", "random", "epoch", "tuples")
+
+
+class Best(TypedDict):
+    """The best epoch of a generation, and its validation recalls: N -> recall@N in 0..1."""
+
+    epoch: Natural
+    recalls: dict[int, float]
+
+
+class WithinEpoch(TypedDict, total=False):
+    done: Natural  # queries of the epoch in progress
+
+
+class Facts(WithinEpoch):
+    """Where a run stands."""
+
+    format: Natural
+    generation: Positive
+    epoch: Natural  # epochs of it that are done
+    best: Best | None
+    metrics_size: Natural  # bytes of metrics.jsonl that count
 
 
 class CheckpointError(UserError, RuntimeError):
@@ -45,24 +68,77 @@ def save_state(path: Path, pair: StudentTeacher, state: EpochState | None, facts
     save_checkpoint(path, tensors, facts)
 
 
-def load_state(pair: StudentTeacher, tensors: dict[str, Tensor], facts: dict[str, Any]) -> EpochState | None:
+def load_state(
+    path: Path, pair: StudentTeacher, tensors: dict[str, Tensor], facts: Facts
+) -> EpochState | None:
     """Put a checkpoint's tensors into ``pair``; return the epoch that was in progress, if there was one.
 
     Raises:
-        CheckpointError: the tensors are of other networks.
+        CheckpointError: the tensors are not those of such a pair; the message names the file and the tensor.
     """
-    groups: dict[str, dict[str, Tensor]] = {"momentum": {}, "tuples": {}}
+    groups: dict[str, dict[str, Tensor]] = {group: {} for group in GROUPS}
     for name, value in tensors.items():
         group, _, own = name.partition(".")
         groups.setdefault(group, {})[own] = value
-    load_trained(pair.student, groups["student"])
+    parameters = {str(i): p for i, p in enumerate(pair.optimizer.param_groups[0]["params"])}
+    expected = {
+        "student": trained_state(pair.student),
+        "momentum": {name: p for name, p in parameters.items() if name in groups["momentum"]},
+        "miner": pair.miner.state(),
+        "random": {"torch": torch.get_rng_state()},
+    }
+    for group, of_group in expected.items():
+        _check_group(path, group, groups[group], of_group)
+    _check_rows(path, "miner.previous_hardest", groups["miner"]["previous_hardest"], -1, pair.miner.database)
+    epoch = _epoch(path, pair.miner, groups, facts["done"]) if "done" in facts else None
+    try:
+        pair.miner.load_state(groups["miner"])
+        torch.set_rng_state(groups["random"]["torch"])
+    except RuntimeError as error:
+        raise CheckpointError(f"{path}: the state of a random generator is damaged ({error}).") from error
+    pair.student.load_state_dict(groups["student"], strict=False)
     load_momentum(pair.optimizer, groups["momentum"])
-    pair.miner.load_state(groups["miner"])
-    torch.set_rng_state(groups["random"]["torch"])
-    if "done" not in facts:
-        return None
-    mined = Tuples(**groups["tuples"]) if groups["tuples"] else None
-    return EpochState(groups["epoch"]["queries"], facts["done"], mined, groups["epoch"]["sums"])
+    return epoch
+
+
+def _epoch(path: Path, miner: Miner, groups: dict[str, dict[str, Tensor]], done: int) -> EpochState:
+    """Return the epoch that was in progress."""
+    config, found, mined = miner.config, groups["epoch"], groups["tuples"]
+    count = found["queries"].numel() if "queries" in found else 0
+    like = {"queries": torch.empty(count, dtype=torch.int64), "sums": torch.empty(2, dtype=torch.float64)}
+    _check_group(path, "epoch", found, like)
+    _check_rows(path, "epoch.queries", found["queries"], 0, len(miner.previous_hardest))
+    if done > count:
+        raise CheckpointError(f"{path}: {done} of {count} queries are done, expected at most all.")
+    if not mined:
+        return EpochState(found["queries"], done, None, found["sums"])
+    left = min(config.refresh_every, count - done + done % config.refresh_every)
+    width = mined["difficult"].numel() // max(left, 1) if "difficult" in mined else 0
+    shapes = {"queries": (), "positives": (), "negatives": (config.tuple_negatives,), "difficult": (width,)}
+    like = {name: torch.empty(left, *shape, dtype=torch.int64) for name, shape in shapes.items()}
+    _check_group(path, "tuples", mined, like)
+    for name, rows in mined.items():
+        of = len(miner.previous_hardest) if name == "queries" else miner.database
+        _check_rows(path, f"tuples.{name}", rows, -1 if name == "difficult" else 0, of)
+    return EpochState(found["queries"], done, Tuples(**mined), found["sums"])
+
+
+def _check_group(path: Path, group: str, found: dict[str, Tensor], like: Mapping[str, Tensor]) -> None:
+    """Raise `CheckpointError` unless the tensors have the names, shapes and types of ``like``."""
+    if different := sorted(found.keys() ^ like.keys()):
+        what = "is missing" if different[0] in like else "has no place in this run"
+        raise CheckpointError(f"{path}: {group}.{different[0]} {what}.")
+    for name, value in like.items():
+        shapes = [f"{str(t.dtype)[6:]} {list(t.shape)}" for t in (found[name], value)]
+        if shapes[0] != shapes[1]:
+            raise CheckpointError(f"{path}: {group}.{name} is {shapes[0]}, expected {shapes[1]}.")
+        if value.is_floating_point() and not found[name].isfinite().all():
+            raise CheckpointError(f"{path}: {group}.{name} holds values that are NaN or infinite.")
+
+
+def _check_rows(path: Path, name: str, rows: Tensor, least: int, most: int) -> None:
+    if rows.numel() and not least <= int(rows.min()) <= int(rows.max()) < most:
+        raise CheckpointError(f"{path}: {name} holds {int(rows.max())}, expected less than {most} rows.")
 
 
 def save_checkpoint(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
@@ -70,19 +146,15 @@ def save_checkpoint(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any
     write_tensors(path, tensors, {KEY: json.dumps({"format": FORMAT, **facts})})
 
 
-def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], Facts]:
     """Read tensors and facts of `save_checkpoint`. Raises `CheckpointError` naming the file."""
     if not path.is_file():
         raise CheckpointError(f"{path}: there is no checkpoint to resume from")
     try:
-        with safe_open(path, "pt") as file:
-            facts = json.loads((file.metadata() or {}).get(KEY, "null"))
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, ValueError) as error:
+        tensors, facts = read_safetensors(path, KEY)
+        return tensors, as_record(facts, Facts, path)
+    except (TensorFileError, RecordError) as error:
         raise CheckpointError(f"{path}: this is not a checkpoint or it is damaged ({error})") from error
-    if not isinstance(facts, dict) or facts.get("format") != FORMAT:
-        raise CheckpointError(f"{path}: this is not a checkpoint of format {FORMAT}")
-    return tensors, facts
 
 
 def trained_state(network: DescriptorNetwork) -> dict[str, Tensor]:
@@ -90,16 +162,6 @@ def trained_state(network: DescriptorNetwork) -> dict[str, Tensor]:
     return {
         name: value for name, value in network.state_dict().items() if not name.startswith("backbone.trunk.")
     }
-
-
-def load_trained(network: DescriptorNetwork, state: dict[str, Tensor]) -> None:
-    """Invert `trained_state`. Raises `CheckpointError` for another network's."""
-    own = trained_state(network)
-    if own.keys() != state.keys():
-        raise CheckpointError(
-            f"the checkpoint's networks have other parameters: {sorted(own.keys() ^ state.keys())}"
-        )
-    network.load_state_dict(state, strict=False)
 
 
 def momentum_state(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

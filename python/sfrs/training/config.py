@@ -2,22 +2,30 @@
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, NamedTuple, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args, get_type_hints
 
 from sfrs.runtime.errors import UserError
+
+if TYPE_CHECKING:
+    from sfrs.data.places import Reading
 
 
 class ConfigError(UserError, ValueError):
     """A configuration field has a value it cannot have; the message names the field."""
 
 
+MOST = 10**9
+"""No number that is given is larger, so that a wrong one takes no terabytes."""
+
+
 def _option(default: Any, text: str, **changes: Any) -> Any:
     """Make a field with its help text. ``compare=False``: it may differ when a run is resumed.
 
-    Numbers are at least ``least`` (0 if not given), and more with ``positive``.
+    Numbers are at least ``least`` (0 if not given), more with ``positive``, and at most ``most``.
     """
-    usual = {"help": text, "choices": (), "compare": True, "least": 0, "positive": False}
+    usual = {"help": text, "choices": (), "compare": True, "least": 0, "positive": False, "most": MOST}
     return field(default=default, metadata={**usual, **changes})
 
 
@@ -41,10 +49,22 @@ class TrainConfig:
     skip_bad_images: bool = _option(
         False, "leave out images that cannot be read, and list them", compare=False
     )
-    backbone: str = _option("vgg16", "name of the backbone")
-    weights: str = _option("", "file with weights; empty: those published for the backbone, else random ones")
+    hold_out: str = _option(
+        "", "split a folder of photographs into train and val: time, area or every:5", compare=False
+    )
+    positions: str = _option("", "CSV file that says where images were taken, see sfrs index", compare=False)
+    track: str = _option("", "GPX track, to place images by the time in their EXIF", compare=False)
+    clock: str = _option("", "what the camera's clock was ahead of UTC, as +02:00", compare=False)
+    zone: str = _option("", "UTM zone of metres that do not say theirs, as 33N", compare=False)
+    skip_unplaced: bool = _option(
+        False, "leave out images that say nowhere where they were taken, and list them", compare=False
+    )
+    backbone: str = _option("vgg16", "name of the backbone, as efficientnet-lite0 or timm:NAME")
+    weights: str = _option(
+        "", "file with weights, or a published network; empty: those of the backbone, else random ones"
+    )
     ignore_keys: tuple[str, ...] = _option((), "patterns of tensors of --weights to leave out")
-    clusters: int = _option(64, "NetVLAD clusters K", least=1)
+    clusters: int = _option(64, "NetVLAD clusters K", least=1, most=65_536)
     height: int = _option(480, "height of training images, pixels", least=1)
     width: int = _option(640, "width of training images, pixels", least=1)
     jitter: tuple[float, ...] = _option(
@@ -87,7 +107,7 @@ class TrainConfig:
     workers: int = _option(4, "threads that decode images", compare=False, least=1)
     device: str = _option("auto", "cpu, cuda, ...; auto: cuda where there is one")
 
-    generations: int = _option(4, "generations; 1 trains the baseline", least=1)
+    generations: int = _option(4, "generations; 1 trains the baseline", least=1, most=1000)
     epochs: tuple[int, ...] = _option((1, 5, 5, 5), "epochs of each generation", least=1)
     queries_per_epoch: int = _option(0, "queries of an epoch, drawn again for each; 0: all")
     tuples_per_step: int = _option(4, "tuples per optimisation step", least=1)
@@ -171,7 +191,7 @@ class TrainConfig:
                     f"{f.name} is {value!r}, expected one of {', '.join(f.metadata['choices'])}"
                 )
             if hints[f.name] not in (str, bool):
-                _check_range(f.name, value, f.metadata["least"], f.metadata["positive"])
+                _check_range(f.name, value, f.metadata)
         _check_together(self)
 
     @classmethod
@@ -190,6 +210,13 @@ class TrainConfig:
     def to_dict(self) -> dict[str, Any]:
         """Return field values as JSON knows them (tuples become lists)."""
         return json.loads(json.dumps({f.name: getattr(self, f.name) for f in fields(self)}))
+
+    def reading(self) -> "Reading":
+        """Return what the data set does not say itself, for its reader."""
+        from sfrs.data.places import Reading  # takes half a second, which --help has not
+
+        said = ("hold_out", "positions", "track", "clock", "zone", "skip_unplaced")
+        return Reading(**{name: getattr(self, name) for name in said})
 
     def changed(self, **changes: Any) -> "TrainConfig":
         """Return a copy with some fields changed."""
@@ -307,11 +334,17 @@ def _coerced(name: str, value: Any, hint: Any) -> Any:
     raise ConfigError(f"{name} is {value!r}, expected {hint.__name__}")
 
 
-def _check_range(name: str, value: Any, least: int, positive: bool) -> None:
-    """Raise `ConfigError` for a number (or one of a list) that is not finite or not large enough."""
-    many = isinstance(value, tuple)
-    if not all(least <= x < float("inf") and (x or not positive) for x in (value if many else (value,))):
+def _check_range(name: str, value: Any, limits: Mapping[str, Any]) -> None:
+    """Raise `ConfigError` for a number (or one of a list) that is no number, too small or too large."""
+    least, most, positive, many = (
+        limits["least"],
+        limits["most"],
+        limits["positive"],
+        isinstance(value, tuple),
+    )
+    if not all(least <= x <= most and (x or not positive) for x in (value if many else (value,))):
         expected = "a positive number" if positive else f"at least {least}" if least else "0 or more"
+        expected += "" if all(x <= most for x in (value if many else (value,))) else f", at most {most}"
         raise ConfigError(f"{name} is {value}, expected {'for each ' if many else ''}{expected}")
 
 

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from sfrs.runtime.host import resident_bytes
 from sfrs.runtime.progress import Progress as Report
-from sfrs.runtime.terminal import duration, messages
+from sfrs.runtime.terminal import duration, messages, plain
 from sfrs.training.config import TrainConfig
 from sfrs.training.progress import StepReport, TrainingProgress
 from sfrs.training.run_estimate import Remaining, RunEstimate
@@ -61,7 +61,7 @@ class TrainingDisplay(TrainingProgress):
         return show
 
     def message(self, text: str) -> None:
-        self.console.print(text, soft_wrap=True, highlight=False, markup=False)
+        self.console.print(plain(text), soft_wrap=True, highlight=False, markup=False)
 
     def step(self, generation: int, epoch: int, report: StepReport) -> None:
         self.estimate.step(generation, epoch, report.done, report.of)

@@ -47,10 +47,10 @@ class Miner:
     """
 
     def __init__(self, neighbourhood: Neighbourhood, config: TrainConfig, *, seed: int = 0) -> None:
-        self.config = config
+        self.config, self.database = config, neighbourhood.database
         self.positives, self.excluded = neighbourhood.positives, neighbourhood.excluded
         positives = torch.from_numpy(self.positives.counts())
-        self.allowed = neighbourhood.database - torch.from_numpy(self.excluded.counts())  # as negatives
+        self.allowed = self.database - torch.from_numpy(self.excluded.counts())  # as negatives
         self.generator = torch.Generator().manual_seed(seed)
         self.queries = positives.nonzero().flatten()  # those that have a positive
         self.previous_hardest = torch.full((len(positives), config.tuple_negatives), -1)

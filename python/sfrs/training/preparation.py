@@ -39,7 +39,7 @@ def build_network(config: TrainConfig) -> DescriptorNetwork:
     """
     if not config.weights:
         backbone = build_backbone(config.backbone)
-        if backbone.has_published_weights:
+        if backbone.published is not None:
             backbone.load_pretrained()
         return DescriptorNetwork(backbone, config.clusters)
     network = load_network(config.weights, ignore_keys=config.ignore_keys)

@@ -18,21 +18,55 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 import torch
-from safetensors import safe_open
 
 import sfrs_ext
 from sfrs.data.places import Places
-from sfrs.models.network import METADATA_KEY, DescriptorNetwork, load_network
+from sfrs.models.network import DescriptorNetwork, load_network
+from sfrs.models.weights_file import METADATA_KEY
 from sfrs.runtime.atomic_io import explained, lock_taken, write_json
 from sfrs.runtime.errors import UserError
-from sfrs.training.checkpoint import load_checkpoint
-from sfrs.training.config import TrainConfig
+from sfrs.runtime.records import Natural, as_record, read_record
+from sfrs.runtime.tensor_files import read_description
+from sfrs.training.checkpoint import Best, load_checkpoint
+from sfrs.training.config import ConfigError, TrainConfig
 
 LOCK_SECONDS = 1.0
 """How long to try for the lock, since a look at who holds it takes it for a moment."""
+
+
+class BestMeta(Best):
+    """What of a network's description a run adds."""
+
+    generation: Natural
+
+
+class Described(TypedDict):
+    meta: BestMeta
+
+
+class Start(TypedDict, total=False):
+    """What a run needs that begins, see `run_start`."""
+
+    resume: bool
+    first_generation: str | None
+    network_given: bool
+
+
+class LaterStored(TypedDict, total=False):
+    """Entries that the first runs lack."""
+
+    start: Start
+    versions: dict[str, str]
+
+
+class Stored(LaterStored):
+    """The content of config.json: the configuration, and of each split the fingerprint of its images."""
+
+    config: dict[str, Any]
+    data: dict[str, dict[str, Any]]
 
 
 class GenerationResult(NamedTuple):
@@ -49,12 +83,10 @@ class GenerationResult(NamedTuple):
 
     @classmethod
     def read(cls, weights: Path) -> "GenerationResult":
-        """Read a file the run wrote. Raises `UserError` if another program wrote it."""
-        with safe_open(weights, "pt") as file:
-            meta = json.loads((file.metadata() or {}).get(METADATA_KEY, "{}")).get("meta", {})
-        if "generation" not in meta or "recalls" not in meta:
-            raise UserError(f"{weights}: this network was not written by a training run")
-        return cls(meta["generation"], meta["epoch"], by_depth(meta["recalls"]), weights)
+        """Read a file the run wrote. Raises `UserError` if it is missing, or another program wrote it."""
+        where = f"{weights}: this network was not written by a training run"
+        meta = as_record(read_description(weights, METADATA_KEY), Described, where)["meta"]
+        return cls(meta["generation"], meta["epoch"], meta["recalls"], weights)
 
 
 class RunResult(NamedTuple):
@@ -129,23 +161,23 @@ class RunDirectory:
         with explained(self.metrics):
             self.metrics.write_text("")
 
-    def read_config(self) -> dict[str, Any]:
+    def read_config(self) -> Stored:
         """Read what `create` wrote. Raises `UserError` if there is none."""
-        try:
-            stored = json.loads(self.config.read_text("utf-8"))
-            return stored | {"config": dict(stored["config"])}
-        except (FileNotFoundError, NotADirectoryError):
-            raise UserError(f"{self.path}: there is no run here (no config.json)") from None
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{self.config}: this is not the configuration of a run ({error})") from error
+        if not self.config.is_file():
+            raise UserError(f"{self.path}: there is no run here (no config.json)")
+        return read_record(self.config, Stored)
 
-    def read(self) -> tuple[TrainConfig, dict[str, Any]]:
+    def read(self) -> tuple[TrainConfig, dict[str, dict]]:
         """Read configuration and data of the run. Raises `UserError` if there is none it can read."""
         stored = self.read_config()
+        return self.checked(stored["config"]), stored["data"]
+
+    def checked(self, values: dict[str, Any]) -> TrainConfig:
+        """Return field values as a configuration. Raises `ConfigError` that names this run's file."""
         try:
-            return TrainConfig.from_dict(stored["config"]), stored["data"]
-        except (ValueError, KeyError) as error:
-            raise UserError(f"{self.config}: this is not the configuration of a run ({error})") from error
+            return TrainConfig.from_dict(values)
+        except ConfigError as error:
+            raise ConfigError(f"{self.config}: {error}") from error
 
     def log(self, kind: str, **line: Any) -> None:
         """Append a line to the metrics. Raises `WriteError` and leaves no part of it, if it does not fit."""
@@ -171,11 +203,6 @@ class RunDirectory:
             file.seek(0)
             kept = file.read(size)
             file.truncate(kept.rfind(b"\n") + 1)
-
-
-def by_depth(recalls: dict[str, float]) -> dict[int, float]:
-    """Give recalls read from JSON their N as numbers."""
-    return {int(n): recall for n, recall in recalls.items()}
 
 
 def run_start(

@@ -1,15 +1,16 @@
 """Reading training runs from their directories, while they go on or later."""
 
-import json
 import re
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from sfrs.runtime.errors import UserError
+from sfrs.runtime.records import Natural, Positive, RecordError, as_record, parse_json
 from sfrs.training.config import TrainConfig
-from sfrs.training.run_folder import GenerationResult, RunDirectory, by_depth
+from sfrs.training.run_folder import GenerationResult, RunDirectory
 
 DEPTH = 3
 """How many levels below a folder its runs are looked for."""
@@ -17,25 +18,85 @@ DEPTH = 3
 FINISHED, RUNNING, INTERRUPTED = "finished", "running", "interrupted"
 
 
+class LoggedAny(TypedDict, total=False):
+    """What lines of ``metrics.jsonl`` may hold."""
+
+    time: float  # in seconds since 1970
+    began: float
+    processes: Positive
+    host: str
+    versions: dict[str, str]
+    best: bool
+    step: Natural
+    learning_rate: float
+    tuples_per_second: float
+    images_per_second: float
+    peak_bytes: Natural
+
+
+class Kind(TypedDict):
+    kind: str
+
+
+class LoggedLoss(LoggedAny):
+    generation: Positive
+    epoch: Positive
+    hard: float
+    soft: float
+    total: float
+
+
+class LoggedStep(LoggedLoss):
+    done: Natural
+    of: Positive
+
+
+class LoggedRecalls(LoggedAny):
+    recalls: dict[int, float]
+
+
+class LoggedEpoch(LoggedLoss, LoggedRecalls):
+    pass
+
+
+LOGGED = {
+    "start": LoggedAny,
+    "initial": LoggedRecalls,
+    "first_generation": LoggedRecalls,
+    "step": LoggedStep,
+    "epoch": LoggedEpoch,
+}
+"""Kind of a line -> what it must hold."""
+
+
 class Run:
     """A run's configuration and what it has logged.
 
     Args:
-        config: field values; those that an older version did not know have today's defaults.
+        config: field values; those that an older version did not know have today's defaults, and those that
+            this one does not know are as they were written.
         lines: of ``metrics.jsonl``.
         held: a process is training it now.
     """
 
     def __init__(self, path: Path, config: dict[str, Any], lines: list[dict], *, held: bool) -> None:
-        self.path, self.config, self.held = path, {**TrainConfig().to_dict(), **config}, held
+        self.path, self.config, self.held = path, config, held
         self.lines, self.generations = lines, self.config["generations"]
 
     @classmethod
     def read(cls, path: Path) -> "Run":
         """Read a run. Raises `UserError` if ``path`` is not the directory of one."""
         directory = RunDirectory(path)
-        config = directory.read_config()["config"]
-        return cls(Path(path), config, read_metrics(directory.metrics), held=directory.is_held())
+        config, lines = directory.read_config()["config"], read_metrics(directory.metrics)
+        known = {f.name: config[f.name] for f in fields(TrainConfig) if f.name in config}
+        config = {**config, **directory.checked(known).to_dict()}
+        for line in lines:
+            if line.get("generation", 1) > config["generations"]:
+                raise UserError(
+                    f"{directory.metrics}: a line is of generation {line['generation']}, but the run has "
+                    f"{config['generations']}."
+                )
+        return cls(Path(path), config, lines, held=directory.is_held())
 
     def of_kind(self, *kinds: str) -> list[dict[str, Any]]:
         """Return the lines of some kinds."""
@@ -45,10 +106,6 @@ class Run:
         """Return the epochs of ``generation`` (counted from 1)."""
         epochs = self.config["epochs"]
         return epochs[min(generation, len(epochs)) - 1]
-
-    def starts_at(self, generation: int) -> int:
-        """Return the epochs of all generations before ``generation``."""
-        return sum(map(self.epochs_of, range(1, generation)))
 
     @property
     def state(self) -> str:
@@ -79,9 +136,10 @@ class Run:
         for line in self.of_kind("initial", "first_generation", "epoch"):
             if line.get("best", True):
                 generation = line.get("generation", int(line["kind"] == "first_generation"))
-                epoch, recalls = line.get("epoch", 0), by_depth(line["recalls"])
                 weights = RunDirectory(self.path).best(generation)
-                found[generation] = GenerationResult(generation, epoch, recalls, weights)
+                found[generation] = GenerationResult(
+                    generation, line.get("epoch", 0), line["recalls"], weights
+                )
         return [found[generation] for generation in sorted(found)]
 
     @property
@@ -99,15 +157,27 @@ class Run:
 
 
 def read_metrics(file: Path) -> list[dict[str, Any]]:
-    """Read ``metrics.jsonl`` without lines that are half written, or none of ours."""
-    lines = []
-    for text in file.read_text("utf-8", errors="replace").splitlines() if file.exists() else ():
+    """Read ``metrics.jsonl``, or nothing if it is not there; see :func:`read_lines`."""
+    return read_lines(file.read_bytes(), file) if file.is_file() else []
+
+
+def read_lines(text: bytes, file: Path) -> list[dict[str, Any]]:
+    """Read lines of ``metrics.jsonl``, each a dict of LOGGED with its ``kind``.
+
+    The last one may be half written. A warning counts other lines that are damaged, which are left out.
+    """
+    lines, bad = [], []
+    whole, _, rest = text.rpartition(b"\n")
+    for number, line in enumerate([*whole.split(b"\n"), rest], start=1):
         try:
-            line = json.loads(text)
-        except ValueError:
-            continue
-        if isinstance(line, dict) and "kind" in line:
-            lines.append(line)
+            found = as_record(parse_json(line, number), Kind, number)
+            lines.append(as_record(found, LOGGED.get(found["kind"], LoggedAny), number))
+        except RecordError as error:
+            bad += [str(error)] if line and line is not rest else []
+    if bad:
+        are = "line is" if len(bad) == 1 else "lines are"
+        text = f"{file}: {len(bad)} damaged {are} left out, the first is line {bad[0]}"
+        warnings.warn(text, stacklevel=2)
     return lines
 
 

@@ -17,7 +17,7 @@ from sfrs.training.mining import Miner, Tuples
 
 
 class DivergedError(UserError, RuntimeError):
-    """A loss is not finite; the message names the tuple."""
+    """A loss or a descriptor is not finite; the message names the tuple of a loss."""
 
 
 @dataclass(frozen=True)

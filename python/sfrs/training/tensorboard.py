@@ -4,12 +4,12 @@
 after a stop has its event files written again, so that no point is there twice.
 """
 
-import json
 from typing import Any
 
 from sfrs.runtime.errors import UserError
 from sfrs.training.progress import TrainingProgress
 from sfrs.training.run_folder import RunDirectory
+from sfrs.training.runs import read_lines
 
 FIGURES = {
     "hard": "loss/hard",
@@ -64,7 +64,7 @@ class TensorBoard(TrainingProgress):
             file.seek(self._read)
             whole, newline, _ = file.read().rpartition(b"\n")
         self._read += len(whole + newline)
-        for line in map(json.loads, whole.splitlines()):
+        for line in read_lines(whole + newline, self.directory.metrics):
             self._write(line)
 
     def _begin(self) -> None:

@@ -8,6 +8,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from sfrs.data.neighbourhood import Neighbourhood
@@ -39,11 +40,10 @@ from sfrs.training.run_folder import (
     GenerationResult,
     RunDirectory,
     RunResult,
-    by_depth,
     fingerprint,
     run_start,
 )
-from sfrs.training.step import StudentTeacher, sgd
+from sfrs.training.step import DivergedError, StudentTeacher, sgd
 
 
 def train(
@@ -84,7 +84,8 @@ def train(
         WriteError: the disk is full; the run can be resumed from its last checkpoint.
     """
     if isinstance(places, str | Path):
-        places = load_places(places, "train"), load_places(places, "val")
+        reading = config.reading()
+        places = load_places(places, "train", reading), load_places(places, "val", reading)
     joined, directory = processes(), RunDirectory(out)
     check_answerable(places[1], config.negative_radius)
     data = {role: fingerprint(split) for role, split in zip(("train", "val"), places, strict=True)}
@@ -179,6 +180,14 @@ class _Run:
         """Bring the run to where its checkpoint stands."""
         tensors, facts = load_checkpoint(self.directory.checkpoint)
         number, self.epoch, best = facts["generation"], facts["epoch"], facts["best"]
+        most = self.config.epochs_of(number)
+        if number > self.config.generations or self.epoch > most:
+            raise UserError(
+                f"{self.directory.checkpoint}: it is of generation {number}, epoch {self.epoch}, but the run "
+                f"has {self.config.generations} generations, this one of {most} epochs."
+            )
+        for earlier in range(number):  # before anything is computed
+            GenerationResult.read(self.directory.best(earlier))
         if self.processes.is_main:
             self.directory.cut_metrics(facts["metrics_size"])
         if (number, self.epoch) != (self.config.generations, self.config.epochs_of(number)):
@@ -187,8 +196,9 @@ class _Run:
         if best is not None:
             # The file may be of a later epoch that was not checkpointed; that epoch is trained again.
             file = self.directory.best(number)
-            self.best = GenerationResult(number, best["epoch"], by_depth(best["recalls"]), file)
-        self.unfinished = load_state(self.pair, tensors, facts)
+            GenerationResult.read(file)
+            self.best = GenerationResult(number, best["epoch"], best["recalls"], file)
+        self.unfinished = load_state(self.directory.checkpoint, self.pair, tensors, facts)
 
     def finish(self) -> RunResult:
         """Train what is left."""
@@ -293,6 +303,8 @@ class _Run:
         if described is None:
             return None
         described = described.cpu().numpy()
+        if not np.isfinite(described).all():
+            raise DivergedError("validation: a descriptor is not finite; the network or a cache is damaged.")
         ns = sorted({*RECALL_AT, self.config.select_recall})
         _, predictions = search(described[count:], described[:count], search_depth(places, max(ns)))
         return score(places, predictions, Scoring(ns, self.config.negative_radius)).recalls

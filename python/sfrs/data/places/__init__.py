@@ -5,13 +5,16 @@ and the queries to be located in it.
 """
 
 from sfrs.data.places.formats import format_of, is_data_set, load_places
-from sfrs.data.places.sets import CoordinatesWarning, ImageSet, Places, PlacesError
+from sfrs.data.places.reading import Reading
+from sfrs.data.places.sets import CoordinatesWarning, ImageSet, Places
+from sfrs.data.tables import PlacesError
 
 __all__ = [
     "CoordinatesWarning",
     "ImageSet",
     "Places",
     "PlacesError",
+    "Reading",
     "format_of",
     "is_data_set",
     "load_places",

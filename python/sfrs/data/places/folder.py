@@ -1,84 +1,124 @@
-"""Reader of the field's folder format.
+"""Readers of folders of photographs: the field's format, two folders, and one that is split.
 
-``ROOT/images/{train,val,test}/{database,queries}/@easting@northing@...@.jpg``: fields 1 and 2 of
-``name.split("@")`` are UTM easting and northing in metres, and only these two are required. The full form is
-``@east@north@zone@letter@lat@lon@pano@tile@heading@pitch@roll@height@YYYYMMDD_hhmmss@note@.jpg``.
+``ROOT/images/SPLIT/{database,queries}`` or ``ROOT/SPLIT/{database,queries,queries_v1,...}`` with names
+``@easting@northing@...`` (:func:`sfrs.data.photos.from_name`), or with positions in EXIF, in a table or on a
+track.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
-from sfrs.data.coordinates import one_system, zone_of_band
-from sfrs.data.images import IMAGE_SUFFIXES, image_files
-from sfrs.data.places.sets import Places, PlacesError, Shot, make_places, positions_of
-from sfrs.data.places.tables import finite_pair
-from sfrs.runtime.errors import UserError
+import numpy as np
 
-ROLES = ("database", "queries")
-PANORAMA_FIELD = 7
-ZONE_FIELD, BAND_FIELD = 3, 4
-FULL_FORM_FIELDS = 16
+from sfrs.data.photo_files import IMAGE_SUFFIXES, image_files
+from sfrs.data.places.frames import frame_shots
+from sfrs.data.places.hold_out import EXPECTED, held_out
+from sfrs.data.places.reading import Reading, read_shots
+from sfrs.data.places.sets import Places, make_places
+from sfrs.data.tables import PlacesError
+
+DATABASE, QUERIES = "database", "queries"
 
 
 def is_place_folder(path: Path) -> bool:
-    """Whether ``path`` holds ``images/SPLIT/database`` for some split."""
+    """Whether ``path`` holds ``images/SPLIT/database`` or ``SPLIT/database`` for some split."""
     return bool(folder_splits(path))
 
 
 def folder_splits(path: Path) -> list[str]:
-    """List the splits ``path`` holds, sorted."""
-    return sorted(p.parent.name for p in (path / "images").glob("*/database") if p.is_dir())
+    """List the splits ``path`` holds, sorted; of several folders of queries, as "test/queries_v1"."""
+    splits = []
+    for folder in _databases(path):
+        queries = _query_folders(folder.parent)
+        split = folder.parent.name
+        several = len(queries) > 1 or (queries and queries[0].name != QUERIES)
+        splits += [f"{split}/{found.name}" for found in queries] if several else [split]
+    return splits
 
 
-def read_folder(path: Path, split: str) -> Places:
-    """Read ``path/images/split/{database,queries}``, subfolders included, files in sorted order."""
-    root = path / "images" / split
-    if not root.is_dir():
-        raise PlacesError(
-            f"{root}: there is no such folder. {path} has the splits {', '.join(folder_splits(path))}."
-        )
-    shots = {}
-    for role in ROLES:
-        folder = root / role
-        if not folder.is_dir():
-            raise PlacesError(f"{folder}: there is no such folder. {root} has to hold {' and '.join(ROLES)}.")
-        shots[role] = [_shot(file) for file in image_files(folder)]
-        if not shots[role]:
-            raise PlacesError(f"{folder}: no images in it. Expected {', '.join(IMAGE_SUFFIXES)} files.")
-    return make_places(path.resolve().name, split, _in_one_system(shots))
+def database_folder(path: Path, split: str) -> Path | None:
+    """Return the folder of the database of a split; None if ``path`` is no place folder."""
+    if not is_place_folder(path):
+        return None
+    return _split_folder(path, split) / DATABASE
 
 
-def _shot(file: Path) -> Shot:
-    fields = file.name.split("@")
-    position = finite_pair(fields[1], fields[2]) if len(fields) > 2 else None
-    if position is None:
-        raise PlacesError(
-            f"{file}: fields 1 and 2 between the @ signs are not easting and northing in metres. "
-            "Expected a name such as @0386531.34@6174119.45@.jpg"
-        )
-    return Shot(file, *position, fields[PANORAMA_FIELD] if len(fields) == FULL_FORM_FIELDS else "")
+def read_folder(path: Path, split: str, reading: Reading) -> Places:
+    """Read a split's database and queries, subfolders included, files in sorted order.
 
-
-def zone_of_name(file: Path) -> str:
-    """Read the UTM zone of a name in the full form; "" where it does not say one.
-
-    Raises `UserError` if there is no such zone.
+    ``split`` may name a folder of queries, "test/queries_v1"; else it is ``queries``, or the only one there.
     """
-    fields = file.name.split("@")
-    if len(fields) != FULL_FORM_FIELDS or not fields[ZONE_FIELD].strip() or not fields[BAND_FIELD].strip():
-        return ""
-    try:
-        return zone_of_band(fields[ZONE_FIELD], fields[BAND_FIELD])
-    except UserError as error:
-        raise PlacesError(f"{file}: {error}") from None
+    root = _split_folder(path, split)
+    named = split.partition("/")[2]
+    found = [folder.name for folder in _query_folders(root)]
+    if not named and QUERIES not in found and len(found) > 1:
+        choices = " or ".join(f"{split}/{name}" for name in found)
+        raise PlacesError(f"{root}: several folders of queries. Say which: --split {choices}.")
+    asked = named or (found[0] if found and QUERIES not in found else QUERIES)
+    return read_two_folders(root / DATABASE, root / asked, path.resolve().name, split, reading)
 
 
-def _in_one_system(shots: dict[str, list[Shot]]) -> dict[str, list[Shot]]:
-    """Project the positions of names in several UTM zones into one."""
-    every = [shot for role in ROLES for shot in shots[role]]
-    zones = [zone_of_name(shot.file) for shot in every]
-    if len(set(zones) - {""}) < 2:
-        return shots
-    moved = one_system(positions_of(every), zones).tolist()
-    every = [shot._replace(easting=e, northing=n) for shot, (e, n) in zip(every, moved, strict=True)]
-    first = len(shots[ROLES[0]])
-    return {ROLES[0]: every[:first], ROLES[1]: every[first:]}
+def read_two_folders(database: Path, queries: Path, name: str, split: str, reading: Reading) -> Places:
+    """Read the images of two folders."""
+    files: dict[str, Sequence[Path]] = {}
+    for role, folder in ((DATABASE, database), (QUERIES, queries)):
+        if not folder.is_dir():
+            here = f" {folder.parent} has to hold {DATABASE} and {QUERIES}." if folder.name == role else ""
+            raise PlacesError(f"{folder}: there is no such folder.{here}")
+        files[role] = image_files(folder)
+        if not files[role]:
+            raise PlacesError(f"{folder}: no images in it. Expected {', '.join(IMAGE_SUFFIXES)} files.")
+    if reading.frames:
+        return make_places(name, split, frame_shots(files, reading.frames), unit="frames")
+    shots, zone = read_shots(files, reading)
+    return make_places(name, split, shots, zone=zone)
+
+
+def holds_photos(path: Path) -> bool:
+    """Whether ``path`` is a folder with photographs in it, at any depth."""
+    return path.is_dir() and any(file.suffix.lower() in IMAGE_SUFFIXES for file in path.rglob("*"))
+
+
+def read_photo_folder(path: Path, split: str, reading: Reading) -> Places:
+    """Read a folder of photographs and hold out queries as ``reading.hold_out`` says.
+
+    Raises `PlacesError` if it does not say, unless it is lenient: then all photographs are the database.
+    """
+    if not (reading.hold_out or reading.lenient):
+        raise PlacesError(
+            f"{path}: a folder of photographs, of which none is a query. Say how to choose queries, "
+            f"--hold-out time, area or every:5 ({EXPECTED}), or give two folders: --database {path} "
+            "--queries FOLDER."
+        )
+    found, zone = read_shots({DATABASE: image_files(path)}, reading)
+    shots = found[DATABASE]
+    rows, queries = np.arange(len(shots)), np.arange(0)
+    if reading.hold_out:
+        positions = np.array([shot[1:3] for shot in shots]).reshape(-1, 2)
+        known = np.flatnonzero(np.isfinite(positions).all(axis=1))
+        rows, queries = held_out([shots[i].file for i in known], positions[known], reading.hold_out, split)
+        rows, queries = known[rows], known[queries]
+    chosen = {DATABASE: [shots[i] for i in rows], QUERIES: [shots[i] for i in queries]}
+    return make_places(path.resolve().name, split, chosen, zone=zone)
+
+
+def _databases(path: Path) -> list[Path]:
+    found = [folder for folder in path.glob(f"images/*/{DATABASE}") if folder.is_dir()]
+    # Without "images" a folder "database" says little by itself.
+    found += [folder for folder in path.glob(f"*/{DATABASE}") if _query_folders(folder.parent)]
+    return sorted(found, key=lambda folder: folder.parent.name)
+
+
+def _query_folders(root: Path) -> list[Path]:
+    return sorted(folder for folder in root.glob(f"{QUERIES}*") if folder.is_dir())
+
+
+def _split_folder(path: Path, split: str) -> Path:
+    name = split.partition("/")[0]
+    for folder in (path / "images" / name, path / name):
+        if (folder / DATABASE).is_dir() or (folder / QUERIES).is_dir():
+            return folder
+    raise PlacesError(
+        f"{path / 'images' / name}: there is no such folder. {path} has the splits "
+        f"{', '.join(folder_splits(path))}."
+    )

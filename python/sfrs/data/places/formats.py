@@ -2,50 +2,99 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from sfrs.data.places.folder import folder_splits, is_place_folder, read_folder
+from sfrs.data.places.folder import (
+    folder_splits,
+    holds_photos,
+    is_place_folder,
+    read_folder,
+    read_photo_folder,
+    read_two_folders,
+)
 from sfrs.data.places.gsv_cities import SPLITS, is_gsv_cities, read_gsv_cities
 from sfrs.data.places.manifest import manifest_splits, read_manifest
 from sfrs.data.places.msls import is_msls, msls_splits, read_msls
 from sfrs.data.places.netvlad_mat import mat_files, read_mat
-from sfrs.data.places.sets import Places, PlacesError
+from sfrs.data.places.reading import Reading
+from sfrs.data.places.sets import Places
+from sfrs.data.tables import PlacesError
 
 
 class Format(NamedTuple):
-    """One way data sets of places lie on a disk; ``expected`` says in messages how it is recognised."""
+    """One way data sets of places lie on a disk; ``expected`` says in messages how it is recognised.
+
+    ``read`` takes path, split and what the user says besides; ``fixed`` formats say everything themselves.
+    """
 
     name: str
     expected: str
     recognises: Callable[[Path], bool]
     splits: Callable[[Path], list[str]]
-    read: Callable[[Path, str], Places]
+    read: Callable[[Path, str, Reading], Places]
+    fixed: bool = False
 
 
-AT_FOLDER = "images/SPLIT/{database,queries}/@easting@northing@...jpg"
+AT_FOLDER = "images/SPLIT/{database,queries}/@easting@northing@...jpg, or the same without images"
 MAT_FILES = "SET_SPLIT.mat, or such files in it, in datasets or in raw (Pittsburgh, Tokyo)"
 MSLS = "train_val/CITY/{query,database} (MSLS)"
 GSV_CITIES = "Dataframes/CITY.csv and Images/CITY (GSV-Cities)"
 MANIFEST = "a CSV file with the columns file, role, easting, northing"
+PHOTOS = "a folder of photographs, with --hold-out"
+TWO_FOLDERS = "two folders, --database and --queries"
+
+
+def _fixed(read: Callable[[Path, str], Places]) -> Callable[[Path, str, Reading], Places]:
+    return lambda path, split, _: read(path, split)
+
+
+def _two_folders(path: Path, split: str, reading: Reading) -> Places:
+    return read_two_folders(path, Path(reading.queries), path.resolve().name, split, reading)
+
 
 FORMATS = (
     Format("@ folder", AT_FOLDER, is_place_folder, folder_splits, read_folder),
-    Format("NetVLAD .mat", MAT_FILES, lambda p: bool(mat_files(p)), lambda p: [*mat_files(p)], read_mat),
-    Format("MSLS", MSLS, is_msls, msls_splits, read_msls),
-    Format("GSV-Cities", GSV_CITIES, is_gsv_cities, lambda _: [*SPLITS], read_gsv_cities),
+    Format(
+        "NetVLAD .mat",
+        MAT_FILES,
+        lambda p: bool(mat_files(p)),
+        lambda p: [*mat_files(p)],
+        _fixed(read_mat),
+        True,
+    ),
+    Format("MSLS", MSLS, is_msls, msls_splits, _fixed(read_msls), True),
+    Format("GSV-Cities", GSV_CITIES, is_gsv_cities, lambda _: [*SPLITS], _fixed(read_gsv_cities), True),
     Format("CSV manifest", MANIFEST, Path.is_file, manifest_splits, read_manifest),
+    Format("photo folder", PHOTOS, holds_photos, lambda _: [], read_photo_folder),
 )
 """The first that recognises a path reads it."""
+PAIR = Format("two folders", TWO_FOLDERS, Path.is_dir, lambda _: ["test"], _two_folders)
+PLAIN = Reading()
 
 
-def format_of(path: str | Path) -> Format:
-    """Return the format of a data set; raises `PlacesError` that says what was looked for if it has none."""
+def format_of(path: str | Path, reading: Reading = PLAIN) -> Format:
+    """Return the format of a data set.
+
+    Raises:
+        PlacesError: it has none, and the message says what was looked for; or ``reading`` says what this
+            format says itself.
+    """
     path = Path(path)
+    if reading.queries:
+        return PAIR
     for known in FORMATS:
         if known.recognises(path):
+            if reading.hold_out and known.name != "photo folder":
+                raise PlacesError(f"{path}: {known.name} has queries of its own; leave out --hold-out.")
+            said = set(reading.given()) - {"lenient", "skip_unplaced"}
+            if said and known.fixed:
+                flags = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(said))
+                raise PlacesError(
+                    f"{path}: {known.name} says itself where its images were taken; leave out {flags}."
+                )
             return known
     what = "no data set in this folder" if path.is_dir() else "there is no such file or folder"
-    expected = "\n  ".join(known.expected for known in FORMATS)
+    expected = "\n  ".join(known.expected for known in (*FORMATS, PAIR))
     raise PlacesError(f"{path}: {what}. Looked for:\n  {expected}")
 
 
@@ -54,17 +103,21 @@ def is_data_set(path: str | Path) -> bool:
     return any(known.recognises(Path(path)) for known in FORMATS)
 
 
-def load_places(path: str | Path, split: str = "test") -> Places:
+def load_places(path: str | Path, split: str = "test", reading: Reading | None = None, **said: Any) -> Places:
     """Read one split of a data set.
 
     Args:
         path: a folder in the field's format (``images/SPLIT/{database,queries}/@easting@northing@...``), a
             ``.mat`` file of Pittsburgh or Tokyo, its folder, or the beginning of its name
-            (``datasets/pitts30k``), the root of MSLS or GSV-Cities, or a CSV manifest.
+            (``datasets/pitts30k``), the root of MSLS or GSV-Cities, a CSV manifest, or a folder of
+            photographs.
         split: usually ``train``, ``val`` or ``test``.
+        reading: what the path does not say; its fields can be given one by one instead, as
+            ``hold_out="time"``, ``queries="walks/2024"``.
 
     Raises:
         PlacesError: nothing known at ``path``, no such split, no images, or a coordinate that is no number;
             images or tables are missing or wrong.
     """
-    return format_of(path).read(Path(path), split)
+    reading = reading or Reading(**said)
+    return format_of(path, reading).read(Path(path), split, reading)

@@ -15,8 +15,8 @@ from typing import NamedTuple
 
 from sfrs.data.coordinates import to_metres
 from sfrs.data.places.image_folders import find_images
-from sfrs.data.places.sets import Places, PlacesError, Shot, Shots, join_cities, make_places
-from sfrs.data.places.tables import table_rows
+from sfrs.data.places.sets import Places, Shot, Shots, join_cities, make_places
+from sfrs.data.tables import PlacesError, table_rows
 from sfrs.runtime.errors import UserError
 
 COLUMNS = ("place_id", "year", "month", "northdeg", "city_id", "lat", "lon", "panoid")

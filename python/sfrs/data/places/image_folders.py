@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from sfrs.data.places.sets import PlacesError
+from sfrs.data.tables import PlacesError
 
 SUFFIXES = (".jpg", ".png", ".jpeg", ".JPG", ".PNG", ".JPEG")
 SAMPLE = 24

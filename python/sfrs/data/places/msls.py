@@ -9,8 +9,8 @@ positions.
 
 from pathlib import Path
 
-from sfrs.data.places.sets import Places, PlacesError, Shot, join_cities, make_places
-from sfrs.data.places.tables import coordinates, table_rows
+from sfrs.data.places.sets import Places, Shot, join_cities, make_places
+from sfrs.data.tables import PlacesError, coordinates, table_rows
 
 VALIDATION = ("cph", "sf")
 ROLES = {"database": "database", "queries": "query"}

@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sfrs.data.places.image_folders import find_images
-from sfrs.data.places.sets import Places, PlacesError, Shot, make_places
+from sfrs.data.places.sets import Places, Shot, make_places
+from sfrs.data.tables import PlacesError
 from sfrs.runtime.array_files import ArrayFileError, read_arrays
 
 SPLITS = ("train", "val", "test")

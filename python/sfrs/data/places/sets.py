@@ -4,16 +4,11 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from sfrs.data.coordinates import eastward_shifts, nearest
-from sfrs.runtime.errors import UserError
-
-
-class PlacesError(UserError, ValueError):
-    """A data set cannot be read as it stands; the message names the file or column."""
+from sfrs.data.coordinates import eastward_shifts, metres_between, nearest
 
 
 class CoordinatesWarning(UserWarning):
@@ -26,7 +21,7 @@ class ImageSet:
 
     Attributes:
         files: n paths.
-        positions: float64 ``[n, 2]``, easting and northing in metres.
+        positions: float64 ``[n, 2]``, easting and northing in metres; nan where nothing is known.
         place_ids: int64 ``[n]``; images of one panorama share one id (see :func:`number_places`).
         conditions: n names of what they were taken under, such as "night", or none where it is not known.
         time_stamps: int64 ``[n]``, or None. Images of equal time stamps are no answer to each other: where a
@@ -69,12 +64,23 @@ class ImageSet:
 
 @dataclass(frozen=True)
 class Places:
-    """One split of a data set: queries to be located among the images of a database."""
+    """One split of a data set: queries to be located among the images of a database.
+
+    Attributes:
+        unit: of positions and distances between them: "m", or "frames" of sets that are aligned by frame.
+        zone: system of the positions (:mod:`sfrs.data.coordinates`); "" where it is not known.
+    """
 
     name: str
     split: str
     database: ImageSet
     queries: ImageSet
+    unit: str = "m"
+    zone: str = ""
+
+    def metres(self, queries: Any, database: Any) -> np.ndarray:
+        """Return how far queries are from database images (rows, broadcast)."""
+        return metres_between(self.queries.positions[queries], self.database.positions[database], self.zone)
 
 
 class Shot(NamedTuple):
@@ -92,7 +98,7 @@ Shots = dict[str, list[Shot]]
 """The images of the roles "database" and "queries"."""
 
 
-def make_places(name: str, split: str, shots: Shots) -> Places:
+def make_places(name: str, split: str, shots: Shots, unit: str = "m", zone: str = "") -> Places:
     """Build :class:`Places` in the order of the rows; warns (`CoordinatesWarning`) of degrees."""
     panoramas: dict[tuple, int] = {}
     stamps: dict[str, int] = {}
@@ -109,7 +115,7 @@ def make_places(name: str, split: str, shots: Shots) -> Places:
             np.array(numbers, dtype=np.int64) if any(shot.time_stamp for shot in rows) else None,
         )
     _warn_if_degrees(name, sets["database"].positions)
-    return Places(name, split, **sets)
+    return Places(name, split, **sets, unit=unit, zone=zone)
 
 
 def number_places(role: str, shots: Sequence[Shot], numbers: dict[tuple, int]) -> np.ndarray:
@@ -142,7 +148,7 @@ def positions_of(shots: Sequence[Shot]) -> np.ndarray:
 def _warn_if_degrees(name: str, positions: np.ndarray) -> None:
     # Neighbouring photographs lie metres apart, which is 1e-5 to 1e-3 in degrees: with those every image
     # would be within 25 "metres" of every query and every recall 100 %.
-    distinct = np.unique(positions, axis=0)
+    distinct = np.unique(positions[np.isfinite(positions).all(axis=1)], axis=0)
     if len(distinct) < 2 or np.abs(distinct).max() > 180:
         return
     apart = np.median(nearest(distinct, distinct, rank=2))

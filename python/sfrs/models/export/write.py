@@ -140,13 +140,19 @@ def export(
 
     Raises:
         ExportError: the file's descriptors are farther from the original's than the format's tolerance.
-        UserError: the format needs what is not installed, or ``path`` is a folder.
+        UserError: the format needs what is not installed, or the backbone one size, or ``path`` is a folder.
         WriteError: the disk is full, or another fault of it.
         BadImageError: a photo cannot be read.
     """
     path, kind = Path(path), FORMATS[format]
     if path.is_dir():
         raise UserError(f"{path}: this is a folder; expected the name of a file to write")
+    backbone = model.network.backbone
+    if shape.dynamic and format != "safetensors" and not backbone.exports_any_size:
+        raise UserError(
+            f"--size is dynamic, but {backbone.name} is written as {kind.title} for one size; give "
+            "--size HxW."
+        )
     device = device if kind.on_device else "cpu"
     with replaced(path, suffix=f".partial{kind.suffix}") as partial:  # torch insists on the suffix
         kind.write(model, partial, shape, describe_file(model, shape, source), device)

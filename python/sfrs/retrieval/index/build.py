@@ -1,6 +1,5 @@
 """Making an index, and changing one: add, describe again, remove, compact, change the kind."""
 
-import json
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -14,11 +13,11 @@ import numpy as np
 
 from sfrs.data.coordinates import parse_zone
 from sfrs.data.images import BadImageError, check_images
-from sfrs.data.photos import Photo, check_inside, project
-from sfrs.models.model import Model
+from sfrs.data.photos import NO_SOURCES, Photo, Sources, check_inside, project
+from sfrs.models.model import Model, read_architecture
 from sfrs.retrieval.index.derive import WHITENED_FROM, derive, whiten
 from sfrs.retrieval.index.rows import RowFile
-from sfrs.retrieval.index.store import LOCK, NETWORK, TABLE, WHITENING, Entry, Store, locked
+from sfrs.retrieval.index.store import LOCK, NETWORK, TABLE, WHITENING, Entry, Settings, Store, locked
 from sfrs.runtime.errors import UserError
 from sfrs.runtime.progress import Tasks, quiet
 
@@ -38,6 +37,8 @@ class Adding:
     Attributes:
         split: of a place folder, or of a manifest with splits, whose database is indexed.
         allow_unplaced: index photographs of which no position is known, too.
+        skip_unplaced: leave them out, see :attr:`Change.skipped`.
+        sources: what says where photographs were taken, besides their names and EXIF.
         skip_bad_images: leave out images that cannot be read, see :attr:`Change.skipped`.
         workers: threads that decode files.
         device: of the index's own model, where none is given.
@@ -48,6 +49,8 @@ class Adding:
 
     split: str = "test"
     allow_unplaced: bool = False
+    skip_unplaced: bool = False
+    sources: Sources = NO_SOURCES
     skip_bad_images: bool = False
     batch_size: int = 8
     workers: int = 2
@@ -143,7 +146,7 @@ class Builder:
             BadImageError: an image cannot be read.
         """
         adding = adding or Adding()
-        photos, stamps = self._stamped(photos, adding.skip_bad_images)
+        photos, stamps = self._stamped(photos, adding)
         positions, zone = self._project(photos)
         if not adding.allow_unplaced:
             _check_placed(photos, positions)
@@ -236,14 +239,17 @@ class Builder:
                 f"--regions: {self.path} was begun without, and its images would have to be described "
                 "again. Build a new one."
             )
-        if self.zone and settings["zone"] and self.zone != settings["zone"]:
+        if self.zone and settings["zone"] and self.zone != settings["zone"].split("+")[0]:
             raise UserError(f"--zone is {self.zone}, but {self.path} is in UTM zone {settings['zone']}.")
 
-    def _stamped(self, photos: Sequence[Photo], skip: bool) -> tuple[list[Photo], list[tuple[int, int]]]:
+    def _stamped(self, photos: Sequence[Photo], adding: Adding) -> tuple[list[Photo], list[tuple[int, int]]]:
         """The photos that are there, their sizes and times of change; the others are skipped."""
         there, stamps = [], []
         for photo in photos:
             why = photo.unreadable
+            if adding.skip_unplaced and not (photo.placed or why):
+                self.change.skipped.append((photo.file, "it says nowhere where it was taken."))
+                continue
             try:
                 found = os.stat(photo.file)
             except OSError as error:
@@ -251,7 +257,7 @@ class Builder:
             if not why:
                 there.append(photo)
                 stamps.append((found.st_size, found.st_mtime_ns))
-            elif skip:
+            elif adding.skip_bad_images:
                 self.change.skipped.append((photo.file, why))
             else:
                 raise BadImageError(f"{photo.file}: {why}")
@@ -259,7 +265,7 @@ class Builder:
 
     def _project(self, photos: Sequence[Photo]) -> tuple[np.ndarray, str]:
         stored = "" if self._store is None else self._store.settings["zone"]
-        positions, zone = project(photos, self.zone or stored)
+        positions, zone = project(photos, stored or self.zone)
         if self._store is not None and zone and not stored and not self.zone:
             if np.isfinite(self._store.pending().positions).any():
                 raise UserError(
@@ -349,16 +355,16 @@ def _check_placed(photos: Sequence[Photo], positions: np.ndarray) -> None:
         listed = ", ".join(map(str, unknown[:NAMED])) + (", ..." if len(unknown) > NAMED else "")
         raise UserError(
             f"{len(unknown):,} of {len(photos):,} images say nowhere where they were taken: {listed}. "
-            "Expected names such as @0386531.34@6174119.45@.jpg, EXIF GPS, or a CSV manifest with "
-            "coordinates; --allow-unplaced indexes them all the same."
+            "Expected names such as @0386531.34@6174119.45@.jpg, EXIF GPS, --positions FILE.csv or --track "
+            "FILE.gpx; --skip-unplaced leaves them out, --allow-unplaced indexes them all the same."
         )
 
 
-def _check_same(path: Path, model: Model, settings: dict[str, Any]) -> None:
+def _check_same(path: Path, model: Model, settings: Settings) -> None:
     """Raise :class:`UserError` that names the first part in which the model is not the index's."""
     ours, theirs = model.digests(), settings["digests"]
     names = {
-        "architecture": lambda digest: "K = {2}, {0} {1}".format(*json.loads(digest)),
+        "architecture": lambda digest: "K = {2}, {0} {1}".format(*read_architecture(digest, path)),
         "weights": lambda digest: digest[:12],
         "whitening": lambda digest: digest[:12] or "none",
         "size": lambda digest: "own size" if digest == "null" else digest.strip("[]").replace(", ", "x"),

@@ -116,11 +116,11 @@ def _compressed(store: Store, kind: str, rows: np.ndarray, extend: bool, tasks: 
     settings, file = store.settings, store.path / f"{kind}-{store.generation + 1}.faiss"
     trained, fitting = settings["trained"], tasks("fitting codes")
     if extend and len(rows) < OUTGROWN * trained:
-        copy = Compressed.open(store.path / settings["compressed"], kind, settings["dim"], to_extend=True)
+        copy = store.open_compressed(to_extend=True)
     else:
         trained, copy = len(rows), Compressed.train(kind, rows)
         if fitting is not None:
             fitting(1, 1)
     copy.extend(rows, tasks("compressing"))
-    copy.save(file)
-    return {"compressed": file.name, "trained": trained}
+    digest = copy.save(file)
+    return {"compressed": file.name, "compressed_digest": digest, "trained": trained}

@@ -10,11 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sfrs.data.photos import read_photos
+from sfrs.data.collection import read_photos
 from sfrs.models.model import Model, Photograph
 from sfrs.retrieval.found import Found
 from sfrs.retrieval.index.build import Adding, Builder, Change
-from sfrs.retrieval.index.quantised import Compressed
 from sfrs.retrieval.index.rows import map_rows
 from sfrs.retrieval.index.scan import compare, scan
 from sfrs.retrieval.index.store import TABLE, Store, Table
@@ -66,16 +65,14 @@ class Index:
         self.fingerprint: str = settings["fingerprint"]
         self.files, self.positions, self._slots = table.files, table.positions, table.slots
         self.model = store.load_model(device)
-        self._compressed = None
-        if settings["compressed"]:
-            self._compressed = Compressed.open(self.path / settings["compressed"], self.kind, self.model.dim)
+        self._compressed = store.open_compressed() if settings["compressed"] else None
         slots = int(table.slots[-1]) + 1 if len(table.slots) else 0
+        scattered = self._compressed is not None
+        self._descriptors = map_rows(*store.rows_of("descriptors"), slots, scattered=scattered)
         # A compressed copy names rows beyond the last image as well: those that were removed at the end.
         self._row_of = np.full(max(slots, len(self._compressed or ())), -1, dtype=np.int64)
         self._row_of[table.slots] = np.arange(len(table.slots))
         self._live = self._row_of >= 0
-        scattered = self._compressed is not None
-        self._descriptors = map_rows(*store.rows_of("descriptors"), slots, scattered=scattered)
         self._quarters = None
         if settings["quarters"]:
             self._quarters = map_rows(*store.rows_of("quarters"), slots, scattered=True)
@@ -101,7 +98,7 @@ class Index:
         :meth:`check`.
 
         Args:
-            photos: a folder, a place folder or a CSV manifest, see :func:`sfrs.data.photos.read_photos`.
+            photos: a folder, a place folder or a CSV manifest, see :func:`sfrs.data.collection.read_photos`.
             model: describes them; None is the index's own, and for a new index EfficientNet-Lite0 as ImageNet
                 trained it, with clusters made from these photographs.
             out: directory of the index; by default the name of ``photos`` with ``.index`` added.
@@ -116,7 +113,13 @@ class Index:
         if model is None and not (path / TABLE).is_file():
             model = Model.load(device=adding.device)
         progress = tasks("reading coordinates") if tasks else None
-        found = read_photos(photos, adding.split, skip_bad_images=adding.skip_bad_images, progress=progress)
+        found = read_photos(
+            photos,
+            adding.split,
+            skip_bad_images=adding.skip_bad_images,
+            sources=adding.sources,
+            progress=progress,
+        )
         with Builder(path, model, kind=kind, regions=regions, zone=zone, tasks=tasks) as builder:
             builder.add(found, adding)
             change = builder.finish()

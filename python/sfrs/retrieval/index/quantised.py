@@ -1,5 +1,6 @@
 """Compressed copies of the descriptors (faiss), which name candidates that are then compared exactly."""
 
+import hashlib
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,8 @@ from sfrs.runtime.atomic_io import replaced
 from sfrs.runtime.errors import UserError
 from sfrs.runtime.progress import Progress
 
+HEAD = 64 * 2**20
+"""Bytes of a file that are checked before faiss reads it: of ten million images all that is not codes."""
 FEWEST = 2_000
 """Images below which no copy is made: comparing every row takes milliseconds."""
 PART = 8
@@ -95,14 +98,20 @@ class Compressed:
             if progress is not None:
                 progress(len(self), len(rows))
 
-    def save(self, path: Path) -> None:
-        """Write the copy, replacing ``path`` in one step."""
+    def save(self, path: Path) -> str:
+        """Write the copy, replacing ``path`` in one step; return its :func:`digest_of`."""
         with replaced(path) as partial:
             faiss.write_index(self.index, str(partial))
+            return digest_of(partial)
 
     @classmethod
-    def open(cls, path: Path, kind: str, dim: int, *, to_extend: bool = False) -> "Compressed":
+    def open(
+        cls, path: Path, kind: str, dim: int, digest: str | None = None, *, to_extend: bool = False
+    ) -> "Compressed":
         """Read :meth:`save`'s file; the lists of the kind disk stay there unless ``to_extend``.
+
+        Args:
+            digest: what :meth:`save` returned. A damaged file can make faiss take any amount of memory.
 
         Raises:
             UserError: the file is missing or damaged.
@@ -110,8 +119,10 @@ class Compressed:
         mapped = kind == "disk" and not to_extend
         flags = faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY if mapped else 0
         try:
+            if digest not in (None, digest_of(path)):
+                raise RuntimeError("another digest")
             index = faiss.read_index(str(path), flags)
-        except RuntimeError as error:
+        except (RuntimeError, OSError, MemoryError) as error:
             raise UserError(
                 f"{path}: this file is missing or damaged. Remove it; sfrs index --kind {kind} then makes it "
                 "from the descriptors."
@@ -128,11 +139,21 @@ class Compressed:
             if kind.lists:
                 self.index.nprobe = math.ceil(probed * self.index.nlist)
             found = self.index.search(queries, wanted)[1]
+            if found.max(initial=-1) >= len(live):
+                raise ValueError("the compressed copy names rows that are not there")
             found[(found >= 0) & ~live[found]] = -1
             # Where all candidates of a query have been removed, or its lists are short, look further.
             if ((found >= 0).sum(axis=1) >= enough).all() or (wanted == len(self) and probed == 1.0):
                 return found
             wanted, probed = 2 * wanted, 2 * probed
+
+
+def digest_of(path: Path) -> str:
+    """SHA-256 of a file's length and its first HEAD bytes."""
+    with open(path, "rb") as file:
+        digest = hashlib.sha256(file.read(HEAD))
+    digest.update(f"{path.stat().st_size}".encode())
+    return digest.hexdigest()
 
 
 def _sample(rows: np.ndarray, count: int, dim: int) -> np.ndarray:

@@ -9,20 +9,25 @@ that was killed has changed nothing but what the next one goes on with.
 import fcntl
 import json
 import os
+import re
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, SupportsIndex, overload
+from typing import Any, Literal, NamedTuple, SupportsIndex, TypedDict, overload
 
 import numpy as np
 
-from sfrs.models.model import Model
+from sfrs.data.images import Size
+from sfrs.models.model import Digests, Model, read_architecture
 from sfrs.models.network import save_network
 from sfrs.models.weights_file import WeightsError
+from sfrs.retrieval.index.quantised import KINDS as COMPRESSED
+from sfrs.retrieval.index.quantised import Compressed
 from sfrs.runtime.atomic_io import lock_taken, replaced
 from sfrs.runtime.errors import UserError
+from sfrs.runtime.records import Natural, Positive, as_record, parse_json
 
 FORMAT = 1
 TABLE, LOCK = "index.sqlite", "lock"
@@ -44,6 +49,32 @@ CREATE TABLE images (
 );
 CREATE INDEX images_by_file ON images (file);
 """
+
+
+class LaterSettings(TypedDict, total=False):
+    """Settings that an older index lacks."""
+
+    whiten_from: Positive | None  # images from which on the first generation is whitened
+    compressed_digest: str  # of the compressed copy, see `sfrs.retrieval.index.quantised.digest_of`
+
+
+class Settings(LaterSettings):
+    """The settings in the table. Names of files are of the index's own directory."""
+
+    format: int
+    generation: Natural  # finished ones
+    kind: Literal["exact", "float16", "pq", "ivf", "disk"]
+    zone: str
+    size: Size
+    dim: Positive
+    dtype: Literal["float32", "float16"]
+    digests: Digests
+    fingerprint: str
+    descriptors: str
+    quarters_shape: tuple[Positive, Positive, Positive]
+    quarters: str | None
+    compressed: str | None
+    trained: Natural  # rows that the compressed copy was fitted to
 
 
 class Paths(Sequence[Path]):
@@ -90,13 +121,13 @@ class Store:
     """An index directory as it lies on disk.
 
     Attributes:
-        settings: as they were last read or written; ``descriptors``, ``quarters`` and ``compressed`` are
-            names of files.
+        settings: as they were last read or written.
     """
 
     def __init__(self, path: Path, database: sqlite3.Connection) -> None:
         self.path, self._database = path, database
-        self.settings: dict[str, Any] = self._read()
+        with self._using():
+            self.settings: Settings = self._read()
 
     @classmethod
     def create(
@@ -152,18 +183,10 @@ class Store:
         # Opened for writing although readers never write: after a crash SQLite has to roll back.
         database = _connect(path / TABLE, "rw")
         try:
-            store = cls(path, database)
-            version = store.settings["format"]
-        except (sqlite3.DatabaseError, ValueError, KeyError) as error:
+            return cls(path, database)
+        except UserError:
             database.close()
-            raise UserError(f"{path / TABLE}: this is not the table of an index ({error}).") from error
-        if version != FORMAT:
-            database.close()
-            raise UserError(
-                f"{path}: this index has format {version}; this version of sfrs reads format {FORMAT}. "
-                "Build a new one."
-            )
-        return store
+            raise
 
     def close(self) -> None:
         self._database.close()
@@ -177,18 +200,30 @@ class Store:
         stored = self.settings["digests"]
         whitening = self.path / WHITENING if stored["whitening"] else None
         model = Model.load(self.path / NETWORK, whitening, size=self.settings["size"])
-        if changed := [part for part, digest in model.digests().items() if stored.get(part) != digest]:
+        made = {"dim": model.dim, "quarters_shape": model.quarters_shape}
+        for name, value in made.items():
+            if self.settings[name] != value:
+                raise UserError(f"{self.path / TABLE}: {name} is {self.settings[name]}, expected {value}.")
+        if changed := [part for part, digest in model.digests().items() if stored[part] != digest]:
             raise WeightsError(
                 f"{self.path}: its model is not the one it was built with; {' and '.join(changed)} differ "
                 f"from the digests in {TABLE}. Restore {NETWORK} and {WHITENING}, or build the index again."
             )
         return model.to(device)
 
+    def open_compressed(self, *, to_extend: bool = False) -> Compressed:
+        """Open the compressed copy of an index that has one, see :meth:`Compressed.open`."""
+        settings = self.settings
+        assert settings["compressed"] is not None
+        file, digest = self.path / settings["compressed"], settings.get("compressed_digest")
+        return Compressed.open(file, settings["kind"], settings["dim"], digest, to_extend=to_extend)
+
     def rows_of(self, name: str) -> tuple[Path, str, tuple[int, ...]]:
         """Return file, dtype and shape of one row, of "descriptors" or "quarters"."""
         if name == "quarters":
-            return self.path / self.settings[name], "float16", tuple(self.settings["quarters_shape"])
-        return self.path / self.settings[name], self.settings["dtype"], (self.settings["dim"],)
+            assert self.settings["quarters"] is not None
+            return self.path / self.settings["quarters"], "float16", self.settings["quarters_shape"]
+        return self.path / self.settings["descriptors"], self.settings["dtype"], (self.settings["dim"],)
 
     @property
     def generation(self) -> int:
@@ -197,49 +232,53 @@ class Store:
 
     def snapshot(self) -> Table:
         """Read the images of the last finished generation, and its settings into :attr:`settings`."""
-        with self._database:
+        with self._using():
             self._database.execute("BEGIN")
             self.settings = self._read()
             return self._images(self.generation)
 
     def pending(self) -> Table:
         """Read the images of the generation that is being built."""
-        return self._images(self.generation + 1)
+        with self._using():
+            return self._images(self.generation + 1)
 
     def find(self, file: bytes) -> Entry | None:
         """Find an image of the generation that is being built, with its own slot in ``replaces``."""
         columns = "IFNULL(easting, 9e999), IFNULL(northing, 9e999), bytes, modified, slot"
         query = f"SELECT file, {columns} FROM images WHERE file = ? AND died IS NULL"
-        row = self._database.execute(query, (file,)).fetchone()
+        with self._using():
+            row = self._database.execute(query, (file,)).fetchone()
         return row and Entry._make(np.nan if value == np.inf else value for value in row)
 
     def slots(self) -> int:
         """Count the rows the descriptor file must have; what lies beyond is of a writer that was killed."""
-        return self._database.execute("SELECT COALESCE(MAX(slot) + 1, 0) FROM images").fetchone()[0]
+        with self._using():
+            return self._database.execute("SELECT COALESCE(MAX(slot) + 1, 0) FROM images").fetchone()[0]
 
     def changed(self) -> bool:
         """Return True if something is added or removed that no finished generation knows of."""
         query = "SELECT EXISTS (SELECT 1 FROM images WHERE born > ?1 OR died > ?1)"
-        return bool(self._database.execute(query, (self.generation,)).fetchone()[0])
+        with self._using():
+            return bool(self._database.execute(query, (self.generation,)).fetchone()[0])
 
     def add(self, first: int, entries: Sequence[Entry]) -> None:
         """Add images to the generation being built, in slots from ``first`` on, for those they replace."""
         coming = self.generation + 1
         rows = [(slot, *entry[:5], coming) for slot, entry in enumerate(entries, start=first)]
-        with self._database:
+        with self._using():
             self._database.executemany("INSERT INTO images VALUES (?, ?, ?, ?, ?, ?, ?, NULL)", rows)
             self._leave_out(entry.replaces for entry in entries if entry.replaces is not None)
 
     def remove(self, slots: Iterable[int]) -> None:
         """Leave images out of the generation being built."""
-        with self._database:
+        with self._using():
             self._leave_out(slots)
 
     def write(self, **settings: Any) -> None:
         """Change settings in one transaction."""
-        with self._database:
+        with self._using():
             _write(self._database, settings)
-        self.settings |= settings
+        self.settings |= settings  # type: ignore[assignment]  # pyright does not know their names
 
     def finish(self, compacted: np.ndarray | None = None, **settings: Any) -> None:
         """Make the generation being built the one that readers see, in one transaction with ``settings``.
@@ -248,17 +287,42 @@ class Store:
             compacted: the slots of its images, rising, if they became the slots 0, 1, 2, ...
         """
         settings["generation"] = self.generation + 1
-        with self._database:
+        with self._using():
             if compacted is not None:
                 self._database.execute("DELETE FROM images WHERE died IS NOT NULL")
                 moves = ((new, int(old)) for new, old in enumerate(compacted) if new != old)
                 self._database.executemany("UPDATE images SET slot = ? WHERE slot = ?", moves)
             _write(self._database, settings)
-        self.settings |= settings
+        self.settings |= settings  # type: ignore[assignment]  # pyright does not know their names
 
-    def _read(self) -> dict[str, Any]:
-        rows = self._database.execute("SELECT name, value FROM settings")
-        return {name: json.loads(value) for name, value in rows}
+    @contextmanager
+    def _using(self) -> Iterator[None]:
+        """Run a transaction. Raises :class:`UserError` where the table is damaged or cannot be written."""
+        try:
+            with self._database:
+                yield
+        except UserError:
+            raise
+        except (sqlite3.Error, TypeError, ValueError, OverflowError) as error:
+            raise UserError(f"{self.path / TABLE}: this table cannot be used ({error}).") from error
+
+    def _read(self) -> Settings:
+        table = self.path / TABLE
+        rows = self._database.execute("SELECT name, value FROM settings").fetchall()
+        values = {name: parse_json(value, f"{table}, {name}") for name, value in rows}
+        if values.get("format", FORMAT) != FORMAT:
+            raise UserError(
+                f"{self.path}: this index has format {values['format']}; this version of sfrs reads format "
+                f"{FORMAT}. Build a new one."
+            )
+        settings: Settings = as_record(values, Settings, table)
+        for name in ("descriptors", "quarters", "compressed"):
+            file = settings[name]
+            if file is not None and not re.fullmatch(r"[a-z]+-\d{1,18}\.[a-z]+\d*", file):
+                raise UserError(f"{table}: {name} is {file!r}, expected a file in the index's directory.")
+        if settings["compressed"] and settings["kind"] not in COMPRESSED:
+            raise UserError(f"{table}: compressed is not null, but kind is {settings['kind']}.")
+        return settings
 
     def _images(self, generation: int) -> Table:
         def select(columns: str) -> sqlite3.Cursor:
@@ -269,9 +333,14 @@ class Store:
         numbers = select("slot, LENGTH(file), IFNULL(easting, 9e999), IFNULL(northing, 9e999)")
         found = np.fromiter(numbers, dtype="i8,i8,f8,f8")
         slots, lengths, easting, northing = (found[f"f{column}"] for column in range(4))
+        if (np.diff(slots, prepend=-1) <= 0).any():
+            raise ValueError("its slots are not in order")
         positions = np.column_stack([easting, northing])
         positions[np.isinf(positions)] = np.nan  # NULL became infinite, because an array takes no None
-        return Table(slots.copy(), Paths(b"".join(file for (file,) in select("file")), lengths), positions)
+        text = b"".join(file for (file,) in select("file"))
+        if len(text) != lengths.sum() or b"\0" in text:
+            raise ValueError("its names of files are damaged")
+        return Table(slots.copy(), Paths(text, lengths), positions)
 
     def _leave_out(self, slots: Iterable[int]) -> None:
         coming = self.generation + 1
@@ -297,7 +366,7 @@ def summarise(path: str | Path) -> dict[str, Any]:
         table = store.snapshot() if finished else store.pending()
         settings, slots = store.settings, store.slots()
     placed = table.positions[np.isfinite(table.positions).all(axis=1)]
-    architecture = json.loads(settings["digests"]["architecture"])
+    backbone, _, clusters = read_architecture(settings["digests"]["architecture"], path)
     return {
         "path": str(path),
         "finished": finished,
@@ -312,8 +381,8 @@ def summarise(path: str | Path) -> dict[str, Any]:
         "regions": settings["quarters"] is not None,
         "zone": settings["zone"],
         "west_south_east_north": [*placed.min(axis=0), *placed.max(axis=0)] if len(placed) else None,
-        "backbone": architecture[0],
-        "clusters": architecture[2],
+        "backbone": backbone,
+        "clusters": clusters,
         "whitened": settings["digests"]["whitening"] != "",
         "size": settings["size"],
         "fingerprint": settings["fingerprint"],

@@ -37,8 +37,7 @@ class Case:
 
 def errors(places: Places, result: Evaluation) -> np.ndarray:
     """Metres from each query to the image found first, float64 ``[m]``."""
-    found = places.database.positions[result.predictions[:, 0]]
-    return metres_between(places.queries.positions, found)
+    return places.metres(np.arange(len(places.queries)), result.predictions[:, 0])
 
 
 def first_right(result: Evaluation) -> np.ndarray:

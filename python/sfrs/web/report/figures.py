@@ -5,7 +5,6 @@ from collections.abc import Sequence
 import numpy as np
 from markupsafe import Markup
 
-from sfrs.data.coordinates import metres_between
 from sfrs.data.places import Places
 from sfrs.retrieval.evaluation import Evaluation
 from sfrs.web.report.charts import (
@@ -36,8 +35,8 @@ def recall_figure(result: Evaluation, compared: dict[str, dict[int, float]]) -> 
 
 def error_figure(places: Places, result: Evaluation) -> Markup:
     """Share of queries located within x metres by the first image, and by the best of the first five."""
-    found = places.database.positions[np.maximum(result.predictions[:, :5], 0)]  # [m, 5, 2]
-    metres = metres_between(found, places.queries.positions[:, None])
+    found = np.maximum(result.predictions[:, :5], 0)
+    metres = places.metres(np.arange(len(found))[:, None], found)  # [m, 5]
     metres[result.predictions[:, :5] < 0] = np.inf
     metres = metres[result.answerable]
     axis = metres_axis("metres to the query", float(metres[:, 0].max()))
@@ -80,10 +79,10 @@ def training_figures(histories: dict[str, list[dict]]) -> list[tuple[str, Markup
     """(caption, chart) of validation recall and of the loss; empty if nothing was logged."""
     recalls, losses, starts = [], [], []
     for run, lines in histories.items():
-        epochs = [line for line in lines if line.get("kind") == "epoch"]
+        epochs = [line for line in lines if line["kind"] == "epoch"]
         if not epochs:
             continue
-        depths = [n for n in ("1", "5", "10") if n in epochs[0]["recalls"]]
+        depths = [n for n in (1, 5, 10) if all(n in epoch["recalls"] for epoch in epochs)]
         if len(histories) > 1:
             depths = depths[-2:-1] or depths
         for n in depths:
@@ -125,14 +124,14 @@ def _loss_chart(series: list[Series], starts: list) -> list[tuple[str, Markup]]:
 
 
 def _loss_series(run: str, lines: list[dict], several: bool) -> Series | None:
-    steps = [line for line in lines if line.get("kind") == "step"]
+    steps = [line for line in lines if line["kind"] == "step"]
     if len(steps) < 2:
         return None
     passed, points = 0, []
     for line in lines:
-        if line.get("kind") == "epoch":
+        if line["kind"] == "epoch":
             passed += 1
-        if line.get("kind") == "step":
+        if line["kind"] == "step":
             points.append((passed + line["done"] / line["of"], line["total"]))
     window = max(1, round(SMOOTHED * len(points)))
     totals = np.convolve([y for _, y in points], np.ones(window) / window, mode="valid")
@@ -141,7 +140,7 @@ def _loss_series(run: str, lines: list[dict], several: bool) -> Series | None:
     return Series(label, [(x, float(y), "") for (x, _), y in zip(kept, totals, strict=True)], dots=False)
 
 
-def _epoch_text(line: dict, n: str) -> str:
+def _epoch_text(line: dict, n: int) -> str:
     return (
         f"generation {line['generation']}, epoch {line['epoch']}: recall@{n} {100 * line['recalls'][n]:.1f} %"
         + (", best" if line.get("best") else "")

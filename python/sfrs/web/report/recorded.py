@@ -1,22 +1,25 @@
 """Reading an evaluation back from the folder it was written to."""
 
 import csv
-import json
-from collections.abc import Callable
-from dataclasses import dataclass, field
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal, TypedDict
 
 import numpy as np
 
 from sfrs.data.images import Size
 from sfrs.data.places import ImageSet, Places, is_data_set, load_places
+from sfrs.data.places.reading import Reading
 from sfrs.models.model import TRAINED, Model
-from sfrs.models.network import DescriptorNetwork, load_network
+from sfrs.models.network import DescriptorNetwork, Meta, load_network
 from sfrs.retrieval.evaluation import Evaluation, Scoring, score
 from sfrs.runtime.errors import UserError
+from sfrs.runtime.records import Positive, read_record
 
 RESULTS, PREDICTIONS = "results.json", "predictions.csv"
+Recalls = dict[int, float]
 
 
 @dataclass(frozen=True)
@@ -50,28 +53,64 @@ class Overrides:
     split: str | None = None
 
 
+class Skipped(TypedDict):
+    file: str
+
+
+class Reranked(TypedDict):
+    by: str
+    depth: Positive
+    score: str
+    recalls_before: Recalls
+
+
+class LaterResults(TypedDict, total=False):
+    """What only some evaluations have."""
+
+    size: tuple[Positive, Positive] | Positive | None
+    query_size: tuple[Positive, Positive] | Positive | Literal["same"] | None
+    backbone: str
+    network: Meta
+    whitening: str | None
+    nms: bool
+    rerank: Reranked
+    skipped: list[Skipped]
+    reading: Any
+
+
+class Results(LaterResults):
+    """What of results.json a report needs."""
+
+    data: str
+    split: str
+    recalls: Recalls
+    radius_m: Annotated[float, 0]
+    weights: str
+
+
 def read_evaluation(source: Path, overrides: Overrides) -> Subject:
-    """Read what ``sfrs evaluate --out`` wrote, and the data set and network it names."""
-    summary = read_json(source / RESULTS)
-    missing = [key for key in ("data", "split", "recalls", "radius_m", "weights") if key not in summary]
-    if missing:
-        raise UserError(
-            f"{source / RESULTS}: no {', '.join(missing)} in it; was it written by sfrs evaluate?"
-        )
+    """Read what ``sfrs evaluate --out`` wrote, and the data set and network it names.
+
+    Raises:
+        UserError: a file in it is damaged, or of another program, or what it names has moved.
+    """
+    summary: Results = read_record(source / RESULTS, Results)
     data = overrides.data or find_path(summary["data"], source, "--data")
     root = data if data.is_dir() else data.parent
-    places = _without(load_places(data, summary["split"]), root, summary.get("skipped", []))
+    reading = Reading.of(summary.get("reading", {}), f"{source / RESULTS}, reading")
+    places = _without(load_places(data, summary["split"], reading), root, summary.get("skipped", []))
     predictions = read_predictions(source / PREDICTIONS, places, root)
-    depths = sorted(int(n) for n in summary["recalls"])
+    depths = sorted(summary["recalls"])
+    if not depths or depths[0] < 1:
+        raise UserError(f"{source / RESULTS}: recalls are of {depths}, expected depths from 1.")
     result = score(places, predictions, Scoring(depths, summary["radius_m"]))
     network, why = _open_network(summary, source, overrides)
     model = None if network is None else Model(network, size=summary.get("size", TRAINED))
     query_size = summary.get("query_size", "same")
-    query_size = tuple(query_size) if isinstance(query_size, list) else query_size
     facts = _facts(summary, network)
     compared = {}
-    if summary.get("rerank"):
-        compared["searched"] = numbered(summary["rerank"]["recalls_before"])
+    if "rerank" in summary:
+        compared["searched"] = summary["rerank"]["recalls_before"]
         compared["re-ranked"] = result.recalls
     return Subject(places, result, model, query_size, why, facts, compared=compared)
 
@@ -91,11 +130,15 @@ def read_predictions(path: Path, places: Places, root: Path) -> np.ndarray:
         if not {"query", "rank", "file"} <= set(reader.fieldnames or ()):
             raise UserError(f"{path}: expected the columns query, rank and file.")
         for line in reader:
-            query, image = find_query(line["query"]), find_image(line["file"])
+            query, image = find_query(line["query"] or ""), find_image(line["file"] or "")
             if query is None or image is None:
                 raise UserError(
                     f"{path}, line {reader.line_num}: {line['query' if query is None else 'file']} is not in "
                     f"{places.name}/{places.split}. Has the data set changed since it was evaluated?"
+                )
+            if not re.fullmatch("[0-9]{1,9}", line["rank"] or ""):
+                raise UserError(
+                    f"{path}, line {reader.line_num}: rank is {line['rank']!r}, expected a number."
                 )
             found[query][int(line["rank"]) - 1] = image
     for query, ranks in enumerate(found):
@@ -124,7 +167,9 @@ def _finder(images: ImageSet, root: Path) -> Callable[[str], int | None]:
     return find
 
 
-def _open_network(summary: dict, source: Path, overrides: Overrides) -> tuple[DescriptorNetwork | None, str]:
+def _open_network(
+    summary: Results, source: Path, overrides: Overrides
+) -> tuple[DescriptorNetwork | None, str]:
     """The network that made the predictions, or None and why not."""
     recorded = overrides.weights or summary["weights"]
     if summary.get("network", {}).get("clusters_from"):
@@ -142,28 +187,27 @@ def _open_network(summary: dict, source: Path, overrides: Overrides) -> tuple[De
     return network, ""
 
 
-def _facts(summary: dict, network: DescriptorNetwork | None) -> dict[str, str]:
+def _facts(summary: Results, network: DescriptorNetwork | None) -> dict[str, str]:
     facts = {"weights": Path(summary["weights"]).name if summary["weights"] != "random" else "random"}
-    if summary.get("backbone"):
-        facts["backbone"] = summary["backbone"]
+    if backbone := summary.get("backbone"):
+        facts["backbone"] = backbone
     if network is not None:
         facts["clusters"] = str(network.vlad.num_clusters)
         meta = network.meta
         if "generation" in meta:
             facts["trained"] = f"generation {meta['generation']}, epoch {meta['epoch']}"
-    if summary.get("whitening"):
-        facts["whitening"] = Path(summary["whitening"]).name
-    if summary.get("rerank"):
-        rerank = summary["rerank"]
+    if whitening := summary.get("whitening"):
+        facts["whitening"] = Path(whitening).name
+    if rerank := summary.get("rerank"):
         facts["re-ranked by"] = f"{rerank['by']}, the first {rerank['depth']}, score {rerank['score']}"
     if summary.get("nms"):
         facts["suppression"] = "one image per panorama"
-    if summary.get("skipped"):
-        facts["unreadable images"] = f"{len(summary['skipped'])}, left out"
+    if skipped := summary.get("skipped"):
+        facts["unreadable images"] = f"{len(skipped)}, left out"
     return facts
 
 
-def _without(places: Places, root: Path, skipped: list[dict]) -> Places:
+def _without(places: Places, root: Path, skipped: Sequence[Skipped]) -> Places:
     """The data set without the images that the evaluation left out."""
     sets = []
     for images in (places.database, places.queries):
@@ -173,12 +217,7 @@ def _without(places: Places, root: Path, skipped: list[dict]) -> Places:
             if row is not None:
                 kept[row] = False
         sets.append(images.subset(kept))
-    return Places(places.name, places.split, *sets)
-
-
-def numbered(recalls: dict[str, float]) -> dict[int, float]:
-    """Recalls as JSON has them, with N as a number again, ascending."""
-    return {int(n): recalls[n] for n in sorted(recalls, key=int)}
+    return replace(places, database=sets[0], queries=sets[1])
 
 
 def find_path(recorded: str, source: Path, option: str) -> Path:
@@ -191,13 +230,3 @@ def find_path(recorded: str, source: Path, option: str) -> Path:
         if (folder / recorded).exists() or is_data_set(folder / recorded):
             return folder / recorded
     raise UserError(f"{source}: it names {recorded}, which is not there any more; say where with {option}.")
-
-
-def read_json(path: Path) -> dict:
-    try:
-        content = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path}: this is not JSON ({error}).") from None
-    if not isinstance(content, dict):
-        raise UserError(f"{path}: expected an object, found {type(content).__name__}.")
-    return content

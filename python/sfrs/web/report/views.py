@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from sfrs.data.coordinates import metres_between
 from sfrs.models.model import Model
 from sfrs.retrieval.explain import (
     REGION_NAMES,
@@ -183,5 +182,4 @@ def _found_view(subject: Subject, query: int, row: int, rank: int, longest: int)
 
 
 def _metres(subject: Subject, query: int, row: int) -> float:
-    positions = subject.places.queries.positions[query], subject.places.database.positions[row]
-    return float(metres_between(*positions))
+    return float(subject.places.metres(query, row))

@@ -23,7 +23,7 @@ function show(found) {
   choose(0);
 }
 
-function showPlace({ location, milliseconds, error, left_out: leftOut, in_index: inIndex }) {
+function showPlace({ location, zone: ownZone, milliseconds, error, left_out: leftOut, in_index: inIndex }) {
   const card = byId("place");
   card.hidden = false;
   if (!isPlaced(location)) {
@@ -33,7 +33,7 @@ function showPlace({ location, milliseconds, error, left_out: leftOut, in_index:
   const metres = `${location.easting.toFixed(1)} E, ${location.northing.toFixed(1)} N`;
   const known = typeof location.latitude === "number";
   const head = known ? `${location.latitude.toFixed(6)}, ${location.longitude.toFixed(6)}` : metres;
-  const zone = page.about?.zone ? `UTM ${page.about.zone}: ` : "";
+  const zone = ownZone ? `UTM ${ownZone}: ` : "";
   const share = Math.round(100 * location.confidence);
   const doubtful = location.confidence < 0.5;
   const copies = make("button", { type: "button", class: "plain", onclick: () => copy(head) }, "Copy");
@@ -64,6 +64,10 @@ function isPlaced(place) {
   return Number.isFinite(place?.easting) && Number.isFinite(place?.northing);
 }
 
+function onMap({ x, y, easting, northing }) {
+  return { x: x ?? easting, y: y ?? northing }; // x, y: in an index of several UTM zones
+}
+
 function metresOf(metres) {
   if (metres >= 1000) return `${(metres / 1000).toFixed(1)} km`;
   return `${metres < 10 ? metres.toFixed(1) : Math.round(metres)} m`;
@@ -88,8 +92,9 @@ function showMap({ location, matches, truth, error }) {
   const spots = new Map();
   matches.forEach((match, i) => {
     if (!isPlaced(match)) return;
-    const key = `${match.easting.toFixed(1)} ${match.northing.toFixed(1)}`;
-    if (!spots.has(key)) spots.set(key, { x: match.easting, y: match.northing, ranks: [] });
+    const { x, y } = onMap(match);
+    const key = `${x.toFixed(1)} ${y.toFixed(1)}`;
+    if (!spots.has(key)) spots.set(key, { x, y, ranks: [] });
     spots.get(key).ranks.push(i + 1);
   });
   const marks = [...spots.values()].map(({ x, y, ranks }) => ({
@@ -98,14 +103,14 @@ function showMap({ location, matches, truth, error }) {
   }));
   const estimate = [];
   if (isPlaced(location)) {
-    const { easting: x, northing: y, spread } = location;
-    estimate.push({ x, y, kind: "estimate", r: Math.max(spread, 1), title: `Estimate, spread ${metresOf(spread)}` });
+    const { spread } = location;
+    estimate.push({ ...onMap(location), kind: "estimate", r: Math.max(spread, 1), title: `Estimate, spread ${metresOf(spread)}` });
   }
   const own = [];
   byId("own").hidden = !isPlaced(truth);
   if (isPlaced(truth)) {
     const title = `What the photo itself says, ${metresOf(error)} from the estimate`;
-    own.push({ x: truth.easting, y: truth.northing, kind: "near", title });
+    own.push({ ...onMap(truth), kind: "near", title });
   }
   const lines = estimate.flatMap((from) =>
     marks.map((to) => ({ x1: from.x, y1: from.y, x2: to.x, y2: to.y, kind: "match" })),
@@ -134,7 +139,7 @@ function showMatches({ location, matches, region_boxes: regions }) {
   byId("matches").replaceChildren(
     ...matches.map((match, i) => {
       const away = isPlaced(match) && isPlaced(location)
-        ? `${metresOf(Math.hypot(match.easting - location.easting, match.northing - location.northing))} away`
+        ? `${metresOf(match.away)} away`
         : "no place";
       const part = match.explanation ? glyph(regions[match.explanation.best_part[1]]) : "";
       return make("li", {},

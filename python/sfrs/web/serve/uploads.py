@@ -15,7 +15,7 @@ from PIL import Image
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
-from sfrs.data.images import Size, target_size
+from sfrs.data.images import Size, decode_reduced, target_size
 from sfrs.web.serve.refusal import Refusal
 
 FORMATS = ("JPEG", "PNG", "WEBP")
@@ -180,6 +180,7 @@ def decode_photo(data: bytes, limits: Limits, size: Size) -> Image.Image:
     try:
         with _quiet(), Image.open(io.BytesIO(data), formats=FORMATS) as image:
             _check_shape(image.size, limits, size)
+            decode_reduced(image, size)  # as the index's images were
             image.load()
             # EXIF stays, for GPS; image_tensor turns the photo by it. 16-bit greys keep their mode: it scales
             # them where convert() would clip.

@@ -5,10 +5,20 @@ import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from sfrs.data.places.sets import PlacesError
+from sfrs.runtime.errors import UserError
 
-METRES = ("easting", "northing")
+METRES, DEGREES = ("easting", "northing"), ("latitude", "longitude")
+ALIASES = {
+    "lat": "latitude", "lon": "longitude", "lng": "longitude", "long": "longitude",
+    "utm_east": "easting", "utm_north": "northing",
+    "filename": "file", "image": "file", "path": "file",
+}  # fmt: skip
+"""Names that other programs give to columns -> ours."""
 ROLES = {"database": "database", "gallery": "database", "query": "queries", "queries": "queries"}
+
+
+class PlacesError(UserError, ValueError):
+    """A data set cannot be read as it stands; the message names the file or column."""
 
 
 def table_rows(
@@ -16,13 +26,15 @@ def table_rows(
 ) -> Iterator[tuple[str, dict[str, str]]]:
     """Yield ("FILE, line N", column -> text) of every line below the first, which names the columns.
 
-    Names of columns are compared without case and spaces around them. Raises `PlacesError` if there is no
-    such file, it is no CSV in UTF-8, or one of ``columns`` is missing.
+    Names of columns are compared without case and spaces around them, and :data:`ALIASES` are taken for ours.
+    Raises `PlacesError` if there is no such file, it is no CSV in UTF-8, or one of ``columns`` is missing.
     """
     try:
         with path.open(newline="", encoding="utf-8-sig") as lines:
             reader = csv.DictReader(lines, skipinitialspace=True)
             names = [name.strip().lower() for name in reader.fieldnames or ()]
+            ours = [name if name in columns else ALIASES.get(name, name) for name in names]
+            names = [name if our in names else our for name, our in zip(names, ours, strict=True)]
             missing = [column for column in columns if column not in names]
             if missing:
                 more = f" and optionally {', '.join(optional)}" if optional else ""
