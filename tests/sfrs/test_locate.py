@@ -30,6 +30,8 @@ SIZE = (48, 64)
 class InMemory:
     """What :class:`sfrs.retrieval.index.Index` needs to locate, over a list of files."""
 
+    self_test = None
+
     def __init__(self, network, files, positions, zone="33N", has_regions=True):
         self.network, self.files, self.zone, self.has_regions = network, files, zone, has_regions
         self.path, self.positions = Path("memory.index"), np.asarray(positions, np.float64)

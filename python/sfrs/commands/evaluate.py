@@ -101,6 +101,7 @@ def evaluate(
     """
     _parse_depths(scored.recall_at)
     reranking = rerank.parse()
+    reranking = None if reranking == "none" else reranking
     if output.save_contact_sheet and output.out is None:
         raise UserError("--save-contact-sheet needs --out DIR to write to.")
     reading = on.reading(on.coordinates())

@@ -63,6 +63,16 @@ REGIONS = option(
     "is; for a new one, only where its clusters are made from the photographs.",
     "Index",
 )
+CHECK = option(
+    "--check",
+    "Repeat the self-test: locate the index's own photographs, and pictures of nowhere, and keep the result.",
+    "Index",
+)
+WHITEN = option(
+    "--whiten/--no-whiten",
+    "Learn a whitening from the photographs of a new index. Default: without --weights, from 200 on.",
+    "Index",
+)
 SPLIT = option(
     "--split", "Whose database to index, of a place folder or manifest.", "Coordinates", show_default=True
 )
@@ -84,6 +94,7 @@ class Contents:
     remove: Annotated[list[str] | None, REMOVE] = None
     remove_missing: Annotated[bool, GONE] = False
     info: Annotated[bool, option("--info", "Say what is in the index.", "Index")] = False
+    check: Annotated[bool, CHECK] = False
     as_json: Annotated[bool, option("--json", "Print JSON and nothing else.", "Index")] = False
     skip_bad_images: options.SkipBadImages = False
 
@@ -94,6 +105,7 @@ class Form:
 
     kind: Annotated[str | None, KIND] = None
     regions: Annotated[bool | None, REGIONS] = None
+    whiten: Annotated[bool | None, WHITEN] = None
     split: Annotated[str, SPLIT] = "test"
     zone: Annotated[str, ZONE] = ""
     allow_unplaced: Annotated[bool, UNPLACED] = False
@@ -120,6 +132,7 @@ def index(
     Without --weights the network is EfficientNet-Lite0 as ImageNet trained it, with clusters made from these
     photographs. The directory keeps a copy of the network, so later commands need no weights. Run it again to
     add new images and to describe changed ones again; interrupted at any moment, it goes on where it stopped.
+    It ends with a self-test, which says how many of the photographs are found among the others.
     """
     photos = contents.photos
     if contents.info:
@@ -128,14 +141,23 @@ def index(
         _show(out, contents.as_json)
         return
     removing = contents.remove or contents.remove_missing
-    if photos is None and not (removing or form.kind or form.zone):
-        raise UserError("What to do? Give PHOTOS to index, --kind, --remove, --zone, or --info.")
+    changing = photos is not None or removing or form.kind or form.zone
+    if not changing and not contents.check:
+        raise UserError("What to do? Give PHOTOS to index, --kind, --remove, --zone, --check, or --info.")
+    if changing and contents.check:
+        raise UserError("--check repeats the self-test alone; every change ends with one: leave it out.")
     device = running.on_device()
 
     from sfrs.retrieval.index import Adding, Builder, Change, Index
     from sfrs.retrieval.index.store import Store
     from sfrs.runtime.terminal import progress_tasks
 
+    if contents.check:
+        running.begin()
+        with progress_tasks() as tasks:
+            Index.open(out, device=device).check(tasks=tasks)
+        _show(out, contents.as_json)
+        return
     if photos is None:
         Store.open(out).close()  # raises where there is no index to change, before a network is opened
     model = _model(out, weights, whitening, images, running)
@@ -147,6 +169,7 @@ def index(
         contents.skip_bad_images,
         **running.begin(),
         device=device,
+        whiten=form.whiten,
         clusters=options.cluster_options(model, weights.seed) if model is not None else {},
     )
     how: dict[str, Any] = dict(kind=form.kind, regions=form.regions, zone=form.zone)
@@ -160,6 +183,8 @@ def index(
                     builder.remove_missing()
                 builder.add(())
                 change = builder.finish()
+        if photos is None and (index := Index.open(out, device=device)).self_test is None:
+            index.check(tasks=tasks)
         if photos is not None:
             built = Index.build(photos, model, out=out, **how, adding=adding, tasks=tasks).change
             assert built is not None  # build sets it
@@ -192,8 +217,11 @@ def _show(out: Path, as_json: bool, change: Change | None = None) -> None:
     from dataclasses import asdict
 
     from sfrs.retrieval.index.store import summarise
+    from sfrs.retrieval.tested import SelfTest
 
     facts = summarise(out)
+    tested = SelfTest.load(out, facts["generation"], facts["fingerprint"])
+    facts["self_test"] = None if tested is None else tested.summary()
     if change is not None:
         options.show_skipped(change.skipped)
         skipped = [{"file": str(file), "why": why} for file, why in change.skipped]
@@ -239,5 +267,8 @@ def _print_facts(facts: dict) -> None:
     if facts["removed_rows"]:
         lines["removed"] = f"{facts['removed_rows']:,} still on the disk, until a quarter of all is"
     lines["on disk"] = f"{sum(facts['bytes'].values()) / 1e6:,.1f} MB"
-    for line in (facts["path"], *(f"  {name:<12} {text}" for name, text in lines.items())):
+    says = facts["self_test"]["says"] if facts["self_test"] else []
+    names = [*lines, "self-test", *[""] * len(says)]
+    texts = [*lines.values(), *says]
+    for line in (facts["path"], *(f"  {name:<12} {text}" for name, text in zip(names, texts, strict=False))):
         show(line)

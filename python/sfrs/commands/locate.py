@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -58,8 +58,9 @@ def locate(
     """Say where photographs were taken: easting and northing, and latitude and longitude.
 
     The position is a weighted mean of where similar images of the index were taken; the confidence says how
-    likely it is within 25 m. Photographs that carry their position, in their name (@easting@northing@...) or
-    as EXIF (or by --positions or --track), are not helped by it: it only shows the error.
+    likely it is within 25 m, by the self-test of sfrs index. A place that the index does not hold is refused.
+    Photographs that carry their position, in their name (@easting@northing@...) or as EXIF (or by --positions
+    or --track), are not helped by it: it only shows the error.
     """
     reranking, geojson = rerank.parse(), output.geojson
     if geojson is not None and not geojson.parent.is_dir():
@@ -81,7 +82,7 @@ def locate(
     with progress_tasks() as tasks:
         if skip_bad_images:
             files = options.readable(files, path, settings["workers"], tasks)
-        _warn_of_slow_reranking(opened, reranking, output.top)
+        reranking = _chosen(opened, reranking, output.top)
         founds = opened.locate(
             files, top=output.top, rerank=reranking, sources=coordinates.sources(), tasks=tasks, **settings
         )
@@ -94,16 +95,23 @@ def locate(
         _print_text(founds, opened, geojson)
 
 
-def _warn_of_slow_reranking(index: Index, reranking: Reranking | None, top: int) -> None:
-    if reranking is not None and not index.has_regions:
-        from sfrs.retrieval.locate import reranked_depth
-        from sfrs.runtime.terminal import say
+def _chosen(index: Index, asked: Reranking | Literal["none"] | None, top: int) -> Reranking | Literal["none"]:
+    """The re-ranking to do, and a word about it where it was not asked for or will take its time."""
+    from sfrs.retrieval.locate import chosen_reranking, reranked_depth
+    from sfrs.runtime.terminal import say
 
+    reranking = chosen_reranking(index, asked)
+    if reranking is None:
+        return "none"
+    if asked is None:
+        say("Re-ranked by regions, which finds more of this index's own photos; --rerank none leaves it out.")
+    elif not index.has_regions:
         depth = min(reranked_depth(reranking, top), len(index))
         say(
             f"This index keeps no regions: the first {counted(depth, 'image')} of every photograph must be "
             "described again. sfrs index --regions keeps them."
         )
+    return reranking
 
 
 def _show_left_out(founds: list[Found], index: Index) -> None:
@@ -138,6 +146,9 @@ def _print_text(founds: list[Found], index: Index, geojson: Path | None) -> None
     spent = {name: sum(f.milliseconds[name] for f in founds) for name in founds[0].milliseconds}
     each = ", ".join(f"{name} {total / len(founds):.1f}" for name, total in spent.items())
     show(f"{len(founds):,} located among {counted(len(index), 'image')}; ms per photograph: {each}")
+    elsewhere = sum(found.in_index is False for found in founds)
+    if elsewhere and len(founds) > 1:
+        show(f"{counted(elsewhere, 'is', 'are')} not in this index, by all that it knows")
     errors = summary(founds) if len(founds) > 1 else None
     if errors:
         within = ", ".join(f"{100 * share:.1f} % within {d}" for d, share in errors["within"].items())

@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
 import typer
 
@@ -267,9 +267,10 @@ class Rerank:
         str | None,
         option(
             "--rerank",
-            "Order the first images found by how their regions match the query's.",
+            "Order the first images found by how their regions match the query's, or do not. Default: as an "
+            "index's self-test recommends, else none.",
             "Re-ranking",
-            metavar="regions",
+            metavar="regions|none",
         ),
     ] = None
     rerank_depth: Annotated[
@@ -286,16 +287,16 @@ class Rerank:
         ),
     ] = None
 
-    def parse(self) -> "Reranking | None":
-        """The re-ranking asked for. Raises :class:`UserError` if an option has no meaning."""
+    def parse(self) -> "Reranking | Literal['none'] | None":
+        """The re-ranking asked for, if any. Raises :class:`UserError` if an option has no meaning."""
         given = {"--rerank-depth": self.rerank_depth, "--rerank-score": self.rerank_score}
-        if self.rerank is None:
+        if self.rerank in (None, "none"):
             for name, value in given.items():
                 if value is not None:
                     raise UserError(f"{name} needs --rerank regions.")
-            return None
+            return self.rerank
         if self.rerank != "regions":
-            raise UserError(f"--rerank is {self.rerank!r}; expected regions.")
+            raise UserError(f"--rerank is {self.rerank!r}; expected regions or none.")
         from sfrs.retrieval.region_rerank import DEFAULT_SCORE, DEPTH, Reranking
 
         return Reranking(self.rerank_depth or DEPTH, self.rerank_score or DEFAULT_SCORE)

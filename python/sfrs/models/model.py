@@ -271,11 +271,6 @@ class Model(nn.Module):
         self.network.meta.pop("untrained_vlad", None)
         self.network.meta["clusters_from"] = len(files)
 
-    def take_clusters(self, other: "Model") -> None:
-        """Take the clusters, and all else that can be learned, of a model of the same architecture."""
-        self.network.load_state_dict(other.network.state_dict())
-        self.network.meta = dict(other.network.meta)
-
     def digests(self) -> Digests:
         """Compute digests of what a descriptor depends on."""
         backbone = self.network.backbone

@@ -53,13 +53,24 @@ class Whitening:
 
     @classmethod
     def fit(
-        cls, descriptors: np.ndarray, dim: int = 4096, *, max_images: int = 10_000, seed: int = 0
+        cls,
+        descriptors: np.ndarray,
+        dim: int = 4096,
+        *,
+        max_images: int = 10_000,
+        shrinkage: float = 0.0,
+        seed: int = 0,
     ) -> "Whitening":
         """Fit to descriptors ``[n, d]`` (a random ``max_images`` of them), keeping ``dim`` directions.
 
         With n <= d the eigenvectors come from the n x n Gram matrix, otherwise from the d x d covariance,
         both in float64 and in blocks. n centred points span n - 1 directions at most: directions without
         variance are dropped, so the result can have fewer than ``dim``.
+
+        All n - 1 directions of n descriptors, whitened, make these very descriptors equally unlike. With
+        ``shrinkage`` the variance of the direction at that share of them, by falling variance, is added to
+        all variances: ``P = diag((variance + added)^-1/2) U^T``. What few images say of rare directions then
+        counts less.
 
         Raises:
             ValueError: fewer than two different descriptors, or ``dim`` larger than d.
@@ -73,11 +84,9 @@ class Whitening:
             rows = np.sort(np.random.default_rng(seed).choice(n, max_images, replace=False))
             descriptors, n = descriptors[rows], max_images
         mean = descriptors.mean(axis=0, dtype=np.float64)
-        dim = min(dim, n - 1)
-        if n <= d:
-            projection = _project_by_gram(descriptors, mean, dim)
-        else:
-            projection = _project_by_covariance(descriptors, mean, dim)
+        directions = min(d, n - 1)
+        project = _project_by_gram if n <= d else _project_by_covariance
+        projection = project(descriptors, mean, min(dim, directions), int(shrinkage * directions))
         return cls(torch.from_numpy(projection), torch.from_numpy((-projection @ mean).astype(np.float32)))
 
     def save(self, path: str | Path) -> None:
@@ -115,40 +124,44 @@ class Whitening:
         return cls(projection, bias)
 
 
-def _project_by_gram(descriptors: np.ndarray, mean: np.ndarray, dim: int) -> np.ndarray:
+def _project_by_gram(descriptors: np.ndarray, mean: np.ndarray, dim: int, added: int) -> np.ndarray:
     n, d = descriptors.shape
     gram = np.zeros((n, n))
     for columns in _blocks(d):
         centred = descriptors[:, columns] - mean[columns]
         gram += centred @ centred.T
-    variance, vectors = _largest(gram / (n - 1), dim)
+    variance, vectors, shrunk = _largest(gram / (n - 1), dim, added)
     # An eigenvector v of the Gram matrix gives the direction X^T v / sqrt((n - 1) variance).
-    weights = vectors / (np.sqrt(n - 1) * variance)
+    weights = vectors / np.sqrt((n - 1) * variance * shrunk)
     projection = np.empty((len(variance), d), dtype=np.float32)
     for columns in _blocks(d):
         projection[:, columns] = weights.T @ (descriptors[:, columns] - mean[columns])
     return projection
 
 
-def _project_by_covariance(descriptors: np.ndarray, mean: np.ndarray, dim: int) -> np.ndarray:
+def _project_by_covariance(descriptors: np.ndarray, mean: np.ndarray, dim: int, added: int) -> np.ndarray:
     n, d = descriptors.shape
     covariance = np.zeros((d, d))
     for rows in _blocks(n):
         centred = descriptors[rows] - mean
         covariance += centred.T @ centred
-    variance, directions = _largest(covariance / (n - 1), dim)
-    return np.ascontiguousarray((directions / np.sqrt(variance)).T, dtype=np.float32)
+    _, directions, shrunk = _largest(covariance / (n - 1), dim, added)
+    return np.ascontiguousarray((directions / np.sqrt(shrunk)).T, dtype=np.float32)
 
 
 def _blocks(n: int, size: int = 2048) -> list[slice]:
     return [slice(start, min(start + size, n)) for start in range(0, n, size)]
 
 
-def _largest(matrix: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """At most k largest eigenvalues above zero, falling, and their eigenvectors of a symmetric matrix."""
+def _largest(matrix: np.ndarray, k: int, added: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """At most k largest eigenvalues above zero, falling, of a symmetric matrix, and their eigenvectors.
+
+    Also the eigenvalues plus that of rank ``added``; plus nothing for rank 0.
+    """
     values, vectors = np.linalg.eigh(matrix)
+    shrunk = values[::-1][:k] + (values[::-1][added] if added else 0.0)
     values, vectors = values[::-1][:k], vectors[:, ::-1][:, :k]
     if values[0] <= 0:
         raise ValueError("Whitening.fit: all descriptors are equal; expected at least two different ones")
     kept = values > SMALLEST_VARIANCE * values[0]
-    return values[kept], vectors[:, kept]
+    return values[kept], vectors[:, kept], shrunk[kept]

@@ -18,6 +18,9 @@ SHOWN, SIDE = 4, 240
 """Matches in a notebook, and the longer side of a picture there in pixels."""
 
 
+NOT_IN_INDEX = "not in this index, by all that it knows; what looks most like it:"
+
+
 @dataclass(frozen=True)
 class Match(Place):
     """An image of the index that looks like the query, and where it was taken."""
@@ -46,6 +49,7 @@ class Found:
         zone: UTM zone, or system of several, of all metres; "" where it is not known.
         truth: where the photograph itself says it was taken, if it does.
         left_out: rows that re-ranking could not compare, because their files cannot be read any more.
+        in_index: whether the place may be in the index; None where that is not known.
     """
 
     query: str
@@ -56,6 +60,7 @@ class Found:
     zone: str = ""
     truth: Place | None = None
     left_out: tuple[int, ...] = ()
+    in_index: bool | None = None
 
     @property
     def error(self) -> float | None:
@@ -83,7 +88,8 @@ class Found:
         if place.latitude is not None:
             where += f"   {place.latitude:.6f}, {place.longitude:.6f}"
         trust = f"confidence {min(place.confidence, 0.99):.2f}, spread {place.spread:.1f} m"
-        return [where, trust if self.error is None else f"{trust}, error {self.error:.1f} m"]
+        lines = [where, trust if self.error is None else f"{trust}, error {self.error:.1f} m"]
+        return [NOT_IN_INDEX, *lines] if self.in_index is False else lines
 
     def metres(self, match: Match) -> str:
         """Distance of a match from the location, in words."""
@@ -120,6 +126,7 @@ class Found:
             "truth": self.truth and self.truth.coordinates(self.zone),
             "error": rounded(self.error, 2),
             "left_out": list(self.left_out),
+            "in_index": self.in_index,
         }
 
     def _repr_html_(self) -> str:

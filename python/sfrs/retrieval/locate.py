@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -16,13 +17,24 @@ from sfrs.data.images import BadImageError, check_images
 from sfrs.data.photos import NO_SOURCES, Locator, Photo, Sources, project
 from sfrs.data.tables import PlacesError
 from sfrs.models.model import Photograph
+from sfrs.retrieval.confidence import sameness
 from sfrs.retrieval.found import Found, Match
-from sfrs.retrieval.location import CONSIDERED, REGION_TEMPERATURE, TEMPERATURE, Place, estimate, places
+from sfrs.retrieval.location import (
+    CONSIDERED,
+    REGION_TEMPERATURE,
+    TEMPERATURE,
+    Location,
+    Place,
+    estimate,
+    locate_weighed,
+    places,
+)
+from sfrs.retrieval.matches import Matches, weigh_matches
 from sfrs.retrieval.quarters import RememberedQuarters
-from sfrs.retrieval.region_rerank import Reranked, Reranking
+from sfrs.retrieval.region_rerank import DEFAULT_SCORE, Reranked, Reranking
 from sfrs.retrieval.region_rerank import rerank as rerank_by_regions
 from sfrs.runtime.errors import UserError
-from sfrs.runtime.progress import Tasks
+from sfrs.runtime.progress import Progress, Tasks
 
 if TYPE_CHECKING:
     from sfrs.retrieval.index import Index
@@ -33,7 +45,7 @@ def locate(
     photos: Sequence[Photograph],
     *,
     top: int = 5,
-    rerank: Reranking | Literal["regions"] | None = None,
+    rerank: Reranking | Literal["regions", "none"] | None = None,
     sources: Sources = NO_SOURCES,
     batch_size: int = 8,
     workers: int = 2,
@@ -44,7 +56,7 @@ def locate(
     Args:
         top: how many matches to return; the estimate weighs `CONSIDERED` in any case.
         rerank: order the first images found by their regions; "regions" is ``Reranking()``. At least ``top``
-            and `CONSIDERED` images are ordered.
+            and `CONSIDERED` images are ordered. None does so where the index's self-test recommends it.
         sources: what says where they were taken, besides their names and EXIF; it only shows the error.
         workers: threads that decode files.
         tasks: opens a progress display per stage.
@@ -56,38 +68,100 @@ def locate(
     """
     if len(index) == 0:
         raise UserError(f"{index.path}: this index holds no image to compare with.")
-    if rerank == "regions":
-        rerank = Reranking()
-    if rerank is not None and not isinstance(rerank, Reranking):
-        raise UserError(f"rerank is {rerank!r}; expected regions.")
+    rerank = chosen_reranking(index, rerank)
     depth, locator = reranked_depth(rerank, top), Locator(sources)
     order = RegionOrder(index, depth, rerank.score) if rerank else None
     clock = [time.perf_counter()]
     progress = tasks("describing") if tasks else None
-    descriptors = index.model.encode(photos, batch_size=batch_size, workers=workers, progress=progress)
+    descriptors, alike = _described(index, photos, batch_size, workers, progress)
     clock.append(time.perf_counter())
     similarities, rows = index.search(descriptors, depth)
     clock.append(time.perf_counter())
     shares = dict(zip(("describe", "search"), 1000 * np.diff(clock) / max(1, len(photos)), strict=True))
     progress = tasks("re-ranking") if tasks and rerank else None
+    judge = Judge(index, rerank)
     founds = []
     for i, photo in enumerate(photos):
-        ranked = Reranked(rows[i][rows[i] >= 0], similarities[i][rows[i] >= 0])
+        matches, pairs = Matches.searched(similarities[i], rows[i]), None
         left_out, spent = (), {name: float(share) for name, share in shares.items()}
         if order is not None:
             started = time.perf_counter()
-            ranked, left_out = order(index.model.quarters([photo]), ranked.rows)
+            ranked, left_out = order(index.model.quarters([photo]), matches.rows)
+            matches, pairs = matches.ordered(ranked.rows, ranked.scores), ranked.pairs
             spent["rerank"] = 1000 * (time.perf_counter() - started)
-        positions = np.asarray(index.positions[ranked.rows], dtype=np.float64)
-        temperature = TEMPERATURE if order is None else REGION_TEMPERATURE
-        location = estimate(positions, ranked.scores, index.zone, temperature=temperature)
+        location, known = judge(matches, alike[i])
         named = str(photo) if isinstance(photo, (str, Path)) else f"photo {i + 1}"
-        matches = _matches(index, ranked, positions, top)
+        shown = _shown(index, matches, pairs, top)
         truth = _truth(photo, index.zone, locator)
-        founds.append(Found(named, location, matches, spent, photo, index.zone, truth, left_out))
+        founds.append(Found(named, location, shown, spent, photo, index.zone, truth, left_out, known))
         if progress is not None:
             progress(i + 1, len(photos))
     return founds
+
+
+def chosen_reranking(
+    index: "Index", rerank: Reranking | Literal["regions", "none"] | None
+) -> Reranking | None:
+    """Return the re-ranking asked for; with None the one that the index's self-test recommends, if any.
+
+    Raises:
+        UserError: it is none of these.
+    """
+    if rerank == "none":
+        return None
+    if rerank is None:
+        recommended = index.self_test is not None and index.self_test.recommends_regions
+        return Reranking() if recommended and index.has_regions else None
+    if rerank == "regions":
+        return Reranking()
+    if not isinstance(rerank, Reranking):
+        raise UserError(f"rerank is {rerank!r}; expected regions or none.")
+    return rerank
+
+
+class Judge:
+    """Says where matches place a photograph, how likely that is, and whether the index has the place.
+
+    By the index's self-test where it has one for this way of ordering, else by the share of the matches'
+    weight.
+    """
+
+    def __init__(self, index: "Index", rerank: Reranking | None) -> None:
+        self.index, self.way = index, "regions" if rerank else "search"
+        tested = index.self_test if rerank is None or rerank.score == DEFAULT_SCORE else None
+        self.calibration = tested.calibration(self.way) if tested else None
+        self.temperature = REGION_TEMPERATURE if rerank else TEMPERATURE
+
+    def __call__(self, matches: Matches, sameness: float) -> tuple[Location, bool | None]:
+        """Return (the location; whether the place may be in the index, None where that is not known)."""
+        calibration = self.calibration
+        if calibration is None:
+            positions = np.asarray(self.index.positions[matches.rows], dtype=np.float64)
+            return estimate(positions, matches.scores, self.index.zone, temperature=self.temperature), None
+        found = weigh_matches(self.index, matches, calibration, sameness)
+        if found is None:
+            return Location(math.nan, math.nan, None, None, 0.0, math.nan), None
+        location = locate_weighed(found.weighed, found.positions, self.index.zone)
+        confidence = calibration.confidence(found.evidence, self.way)
+        return replace(location, confidence=confidence), calibration.knows(found.evidence)
+
+
+def _described(
+    index: "Index", photos: Sequence[Photograph], batch_size: int, workers: int, progress: Progress | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Descriptors of photographs, and how alike the quarters of each are, nan where nobody asks."""
+    descriptors = np.empty((len(photos), index.model.dim), np.float32)
+    alike = np.full(len(photos), np.nan)
+    described = index.model.encode_batches(
+        photos, regions=index.self_test is not None, batch_size=batch_size, workers=workers
+    )
+    for rows, found, quarters in described:
+        descriptors[rows] = found.cpu().numpy()
+        if quarters is not None:
+            alike[rows] = sameness(quarters)
+        if progress is not None:
+            progress(rows[-1] + 1, len(photos))
+    return descriptors, alike
 
 
 def reranked_depth(rerank: Reranking | None, top: int) -> int:
@@ -135,10 +209,12 @@ class RegionOrder:
         return bool(bad)
 
 
-def _matches(index: "Index", ranked: Reranked, positions: np.ndarray, top: int) -> list[Match]:
-    pairs = [None] * top if ranked.pairs is None else map(tuple, ranked.pairs[:top].tolist())
-    shown = places(positions[:top], index.zone)
-    found = zip(shown, ranked.rows.tolist(), ranked.scores.tolist(), pairs, strict=False)
+def _shown(index: "Index", matches: Matches, pairs: np.ndarray | None, top: int) -> list[Match]:
+    regions = [None] * top if pairs is None else map(tuple, pairs[:top].tolist())
+    positions = np.asarray(index.positions[matches.rows[:top]], dtype=np.float64)
+    found = zip(
+        places(positions, index.zone), matches.rows.tolist(), matches.scores.tolist(), regions, strict=False
+    )
     return [
         Match(**vars(place), file=index.files[row], similarity=score, row=row, regions=pair)
         for place, row, score, pair in found

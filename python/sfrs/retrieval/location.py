@@ -79,6 +79,37 @@ def places(positions: np.ndarray, zone: str) -> list[Place]:
     return [Place(*metres, *both) for metres, both in zip(positions.tolist(), known.tolist(), strict=True)]
 
 
+@dataclass(frozen=True)
+class Weighed:
+    """The matches of one query that are weighed against each other, best first.
+
+    Attributes:
+        chosen: which of the matches, int64 ``[c]``.
+        weights: ``[c]``, the best one weighs 1.
+        near: bool ``[c]``, those within :data:`RADIUS` of the one around which most weight lies.
+    """
+
+    chosen: np.ndarray
+    weights: np.ndarray
+    near: np.ndarray
+
+    @property
+    def share(self) -> float:
+        """Share of the weight that is near, see :func:`estimate`."""
+        return float(self.weights[self.near].sum() / (self.weights.sum() + self.weights[-1]))
+
+
+def weigh(positions: np.ndarray, similarities: np.ndarray, temperature: float) -> Weighed:
+    """Weigh the first :data:`CONSIDERED` matches with a known position, see :func:`estimate`."""
+    known = np.flatnonzero(np.isfinite(positions).all(axis=1) & np.isfinite(similarities))
+    chosen = known[np.argsort(-similarities[known], kind="stable")][:CONSIDERED]
+    if len(chosen) == 0:
+        return Weighed(chosen, np.zeros(0), np.zeros(0, bool))
+    weights = np.exp((similarities[chosen] - similarities[chosen[0]]) / temperature)
+    apart = metres_between(positions[chosen][:, None], positions[chosen])
+    return Weighed(chosen, weights, (apart <= RADIUS)[np.argmax((apart <= RADIUS) @ weights)])
+
+
 def estimate(
     positions: np.ndarray, similarities: np.ndarray, zone: str = "", *, temperature: float = TEMPERATURE
 ) -> Location:
@@ -91,8 +122,7 @@ def estimate(
     The confidence is the neighbourhood's share of the weight of all these matches and of one more that nobody
     has looked at, as similar as the last of them: ``sum_near w / (sum_all w + w_last)``. So it rises with the
     similarities near the position, falls with those elsewhere, and never reaches 1. It compares places of the
-    database with each other: that a photograph was taken at none of them it can only suspect, where several
-    places are about equally similar.
+    database with each other; :mod:`sfrs.retrieval.confidence` makes a probability of it and of more.
 
     Args:
         positions: easting and northing in metres, ``[k, 2]``; nan where an image has none.
@@ -108,20 +138,20 @@ def estimate(
             f"estimate: positions are {positions.shape} and similarities {similarities.shape}; "
             "expected [k, 2] and [k]"
         )
-    known = np.isfinite(positions).all(axis=1) & np.isfinite(similarities)
-    order = np.argsort(-similarities[known], kind="stable")[:CONSIDERED]
-    positions, similarities = positions[known][order], similarities[known][order]
-    if len(positions) == 0:
+    return locate_weighed(weigh(positions, similarities, temperature), positions, zone)
+
+
+def locate_weighed(weighed: Weighed, positions: np.ndarray, zone: str) -> Location:
+    """Return the location that matches at ``positions`` ``[k, 2]`` give, see :func:`estimate`."""
+    if len(weighed.chosen) == 0:
         return Location(math.nan, math.nan, None, None, 0.0, math.nan)
-    weights = np.exp((similarities - similarities[0]) / temperature)
-    apart = metres_between(positions[:, None], positions)
-    near = (apart <= RADIUS)[np.argmax((apart <= RADIUS) @ weights)]
-    centre = np.average(positions[near], axis=0, weights=weights[near])
-    squared = ((positions[near] - centre) ** 2).sum(axis=1)
+    near, weights = positions[weighed.chosen[weighed.near]], weighed.weights[weighed.near]
+    centre = np.average(near, axis=0, weights=weights)
+    squared = ((near - centre) ** 2).sum(axis=1)
     return Location(
         *astuple(places(centre[None], zone)[0]),
-        confidence=float(weights[near].sum() / (weights.sum() + weights[-1])),
-        spread=float(np.sqrt(np.average(squared, weights=weights[near]))),
+        confidence=weighed.share,
+        spread=float(np.sqrt(np.average(squared, weights=weights))),
     )
 
 

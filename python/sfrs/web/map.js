@@ -19,7 +19,7 @@ function drawMap(svg, { points = [], lines = [], onSelect = () => {} }) {
 class PlaceMap {
   // Each mark is an element that keyboards reach; beyond this many, points are drawn in bulk.
   static MARKS_AT_MOST = 300;
-  static SQUARES = new Set(["near", "far", "wrong"]); // told apart without colour
+  static SQUARES = new Set(["near", "far", "wrong", "gap"]); // told apart without colour
   static STEP = 60; // pixels an arrow key moves
   static MOVES = { ArrowLeft: [1, 0], ArrowRight: [-1, 0], ArrowUp: [0, 1], ArrowDown: [0, -1] };
 

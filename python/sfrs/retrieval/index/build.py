@@ -15,7 +15,7 @@ from sfrs.data.coordinates import parse_zone
 from sfrs.data.images import BadImageError, check_images
 from sfrs.data.photos import NO_SOURCES, Photo, Sources, check_inside, project
 from sfrs.models.model import Digests, Model, read_architecture
-from sfrs.retrieval.index.derive import derive
+from sfrs.retrieval.index.derive import WHITENED_FROM, derive, whiten
 from sfrs.retrieval.index.rows import RowFile
 from sfrs.retrieval.index.store import LOCK, NETWORK, TABLE, WHITENING, Entry, Settings, Store, locked
 from sfrs.runtime.errors import UserError
@@ -42,6 +42,8 @@ class Adding:
         skip_bad_images: leave out images that cannot be read, see :attr:`Change.skipped`.
         workers: threads that decode files.
         device: of the index's own model, where none is given.
+        whiten: learn a whitening from the photographs a new index begins with; None: only where its clusters
+            are made from them too, and they are :data:`sfrs.retrieval.index.derive.WHITENED_FROM` or more.
         clusters: options of :meth:`sfrs.models.model.Model.fit_clusters`, for a model without clusters.
     """
 
@@ -53,6 +55,7 @@ class Adding:
     batch_size: int = 8
     workers: int = 2
     device: str = "cpu"
+    whiten: bool | None = None
     clusters: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -190,6 +193,8 @@ class Builder:
 
     def finish(self) -> Change:
         """Make what was added and removed, and the kind asked for, what readers see from now on."""
+        if whiten(self._opened(), self._tasks):
+            self.model = None  # it gives other descriptors than the index's from now on
         derive(self._opened(), self._kind, self._tasks)
         return self.change
 
@@ -200,16 +205,22 @@ class Builder:
 
     def _create(self, photos: Sequence[Photo], zone: str, adding: Adding) -> None:
         assert self.model is not None  # without one a new index is refused
-        regions = self._regions
-        if not self.model.has_clusters:
+        regions, made = self._regions, not self.model.has_clusters
+        if made:
             options: dict[str, Any] = dict(
                 batch_size=adding.batch_size, skip_bad_images=adding.skip_bad_images
             )
             options |= {"progress": self._tasks("k-means for NetVLAD"), **adding.clusters}
             self.model.fit_clusters([photo.file for photo in photos], **options)
             regions = regions is not False
+        whiten = made and self.model.whitening is None if adding.whiten is None else adding.whiten
         self._store = Store.create(
-            self.path, self.model, self._kind or "exact", zone=zone, regions=bool(regions)
+            self.path,
+            self.model,
+            self._kind or "exact",
+            zone=zone,
+            regions=bool(regions),
+            whiten_from=(2 if adding.whiten else WHITENED_FROM) if whiten else None,
         )
 
     def _check_options(self) -> None:
@@ -217,7 +228,7 @@ class Builder:
         if self.model is not None:
             _check_same(self.path, self.model, settings)
             if not self.model.has_clusters:
-                self.model.take_clusters(self._opened().load_model())
+                self.model = self._opened().load_model(str(self.model.device))
         if self._kind == "exact" and settings["dtype"] != "float32":
             raise UserError(
                 f"--kind exact: {self.path} keeps its descriptors as {settings['dtype']}. Build a new one, "
@@ -353,8 +364,9 @@ def _check_same(path: Path, model: Model, settings: Settings) -> None:
     """Raise :class:`UserError` that names the first part in which the model is not the index's."""
     ours, theirs = model.digests(), settings["digests"]
     here, there = _in_words(ours, model.fingerprint()), _in_words(theirs, settings["fingerprint"])
-    for part in here if model.has_clusters else here.keys() - {"weights"}:
-        if ours[part] != theirs[part]:
+    taken = () if model.has_clusters else ("weights", "whitening")  # those of the index
+    for part in here:
+        if part not in taken and ours[part] != theirs[part]:
             raise UserError(
                 f"{path}: the {part} of this index: {there[part]}; of these options: {here[part]}. Their "
                 "descriptors could not be compared. Leave the options out to go on with the index's own "

@@ -18,6 +18,8 @@ from sfrs.retrieval.index.rows import map_rows
 from sfrs.retrieval.index.scan import compare, scan
 from sfrs.retrieval.index.store import TABLE, Store, Table
 from sfrs.retrieval.locate import locate
+from sfrs.retrieval.self_test import SAMPLE, self_test
+from sfrs.retrieval.tested import SelfTest
 from sfrs.runtime.errors import UserError
 from sfrs.runtime.progress import Tasks
 
@@ -47,7 +49,9 @@ class Index:
         zone: UTM zone of the positions such as "33N"; "" for plain metres, or where no image has a position.
         files: paths of the n images.
         positions: float64 ``[n, 2]``, easting and northing in metres; nan where nothing is known.
+        generation: number of the finished change that it shows.
         change: how :meth:`build` changed it; None for an index that was only opened.
+        self_test: what :meth:`check` found of these very photographs; None where it has not looked.
     """
 
     change: Change | None = None
@@ -55,6 +59,7 @@ class Index:
     def __init__(self, store: Store, table: Table, device: str) -> None:
         settings = store.settings
         self.path = store.path
+        self.generation = store.generation
         self.kind: str = settings["kind"]
         self.zone: str = settings["zone"]
         self.fingerprint: str = settings["fingerprint"]
@@ -72,6 +77,7 @@ class Index:
         if settings["quarters"]:
             self._quarters = map_rows(*store.rows_of("quarters"), slots, scattered=True)
         self._lock = threading.Lock()
+        self.self_test = SelfTest.load(self.path, self.generation, self.fingerprint)
 
     @classmethod
     def build(
@@ -88,7 +94,8 @@ class Index:
     ) -> "Index":
         """Index photographs, or add to an index what is new or changed, and open it.
 
-        Interrupted at any moment, it goes on where it was when it is called again.
+        Interrupted at any moment, it goes on where it was when it is called again. What is new ends with
+        :meth:`check`.
 
         Args:
             photos: a folder, a place folder or a CSV manifest, see :func:`sfrs.data.collection.read_photos`.
@@ -118,6 +125,8 @@ class Index:
             change = builder.finish()
         index = cls.open(path, device=adding.device if model is None else str(model.device))
         index.change = change
+        if index.self_test is None:
+            index.check(tasks=tasks)
         return index
 
     @classmethod
@@ -197,6 +206,22 @@ class Index:
         except ValueError as error:  # of values that are not finite; the queries' are
             raise UserError(f"{self.path}: its descriptors are damaged ({error}); build it again.") from error
         return scores, np.where(slots >= 0, self._row_of[slots], -1) if len(self) else slots
+
+    def descriptors(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Read the descriptors of images, float32 ``[len(rows), dim]``."""
+        return self._descriptors[self._slots[np.asarray(rows, dtype=np.int64)]].astype(np.float32)
+
+    def check(self, *, sample: int = SAMPLE, seed: int = 0, tasks: Tasks | None = None) -> SelfTest:
+        """Locate the index's own photographs among the others, and keep what that says in the index.
+
+        Answers of :meth:`locate` are calibrated by it from then on. A change of the index makes it void.
+
+        Args:
+            sample, seed, tasks: see :func:`sfrs.retrieval.self_test.self_test`.
+        """
+        self.self_test = self_test(self, sample=sample, seed=seed, tasks=tasks)
+        self.self_test.save(self.path)
+        return self.self_test
 
     def quarters(self, rows: Sequence[int] | np.ndarray) -> Tensor:
         """Quarter VLADs of images, float32 ``[len(rows), 4, K, D]``, compact: as stored, else from the files.

@@ -54,6 +54,7 @@ CREATE INDEX images_by_file ON images (file);
 class LaterSettings(TypedDict, total=False):
     """Settings that an older index lacks."""
 
+    whiten_from: Positive | None  # images from which on the first generation is whitened
     compressed_digest: str  # of the compressed copy, see `sfrs.retrieval.index.quantised.digest_of`
 
 
@@ -130,9 +131,20 @@ class Store:
 
     @classmethod
     def create(
-        cls, path: Path, model: Model, kind: str = "exact", *, zone: str = "", regions: bool = False
+        cls,
+        path: Path,
+        model: Model,
+        kind: str = "exact",
+        *,
+        zone: str = "",
+        regions: bool = False,
+        whiten_from: int | None = None,
     ) -> "Store":
-        """Begin an index in the directory ``path``: write its model, then its table, which is empty."""
+        """Begin an index in the directory ``path``: write its model, then its table, which is empty.
+
+        Args:
+            whiten_from: images from which on the first generation is whitened; None: never.
+        """
         save_network(path / NETWORK, model.network)
         if model.whitening is not None:
             model.whitening.save(path / WHITENING)
@@ -152,6 +164,7 @@ class Store:
             "quarters": "quarters-0.float16" if regions else None,
             "compressed": None,
             "trained": 0,
+            "whiten_from": whiten_from,
         }
         with replaced(path / TABLE) as partial:
             partial.with_name(partial.name + "-journal").unlink(missing_ok=True)
@@ -357,6 +370,7 @@ def summarise(path: str | Path) -> dict[str, Any]:
     return {
         "path": str(path),
         "finished": finished,
+        "generation": settings["generation"],
         "images": len(table.files),
         "without_position": len(table.files) - len(placed),
         "removed_rows": slots - len(table.files),

@@ -1,6 +1,7 @@
 /* Showing an answer of POST /locate: place, map, matches, and photo and match side by side. */
 
 const RADIUS = 25; // metres that a location's confidence is about, as in sfrs.retrieval.location
+const NOT_IN_INDEX = "This place is not in the index, by all that it knows. What looks most like it:";
 const CLOSEST = 20; // metres around every mark that the map shows
 const FURTHEST = 2000; // metres that the photo's own position may be away for the map to show it as well
 
@@ -22,7 +23,7 @@ function show(found) {
   choose(0);
 }
 
-function showPlace({ location, zone: ownZone, milliseconds, error, left_out: leftOut }) {
+function showPlace({ location, zone: ownZone, milliseconds, error, left_out: leftOut, in_index: inIndex }) {
   const card = byId("place");
   card.hidden = false;
   if (!isPlaced(location)) {
@@ -39,10 +40,11 @@ function showPlace({ location, zone: ownZone, milliseconds, error, left_out: lef
   const bar = make("i");
   bar.style.width = `${share}%`;
   card.replaceChildren(
+    inIndex === false ? make("p", { id: "elsewhere" }, NOT_IN_INDEX) : "",
     make("h2", {}, make("span", { id: "where" }, head), copies),
     known ? make("p", { class: "metres" }, zone + metres) : "",
     make("div", { class: doubtful ? "meter doubtful" : "meter" }, bar),
-    make("span", {}, `Within ${RADIUS} m of this: ${share} % likely`, doubtful ? ". Several places look alike." : ""),
+    make("span", {}, `Within ${RADIUS} m of this: ${share} % likely`, doubtful && inIndex !== false ? ". Several places look alike." : ""),
     make("dl", {}, ...facts(location, milliseconds, error, leftOut.length)),
   );
 }
@@ -115,6 +117,7 @@ function showMap({ location, matches, truth, error }) {
   );
   // The best match is drawn last, on top.
   page.marks = marks.reverse();
+  byId("alike").hidden = true; // only the lines of this answer are drawn
   if (!page.map) return; // start() shows it as soon as there is one
   page.map.update({ points: [...page.points, ...estimate, ...own, ...page.marks], lines });
   const near = [...estimate, ...(error < FURTHEST ? own : []), ...page.marks];

@@ -22,7 +22,7 @@ def answer(
     limits: Limits,
     *,
     top: int,
-    rerank: Literal["regions"] | None,
+    rerank: Literal["regions", "none"] | None,
     explain: bool,
 ) -> dict:
     """Locate one photo; its JSON, and with ``explain`` which regions agree.

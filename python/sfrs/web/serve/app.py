@@ -12,6 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from sfrs.retrieval.index import Index
+from sfrs.retrieval.locate import chosen_reranking
 from sfrs.runtime.errors import UserError
 from sfrs.runtime.terminal import show_error
 from sfrs.web.serve import thumbnails
@@ -91,7 +92,8 @@ def _add_locate(app: FastAPI, index: Index, limits: Limits, queue: LocatingQueue
         request: Request,
         top: Annotated[int, Query(ge=1, le=MOST_MATCHES, description="How many matches to return.")] = 5,
         rerank: Annotated[
-            Literal["regions"] | None, Query(description="Re-rank the first matches by their regions.")
+            Literal["regions", "none"] | None,
+            Query(description="Re-rank the first matches by their regions. Default: as the self-test says."),
         ] = None,
         explain: Annotated[bool, Query(description="Say which regions of photo and matches agree.")] = True,
     ) -> Response:
@@ -133,7 +135,8 @@ def _add_page(app: FastAPI, index: Index, limits: Limits, queue: LocatingQueue) 
 
     @app.get("/map")
     async def map_points() -> Response:
-        """Where the index's images were taken, (row, easting, northing); thinned out if there are many."""
+        """Where the index's images were taken, (row, easting, northing), thinned out if there are many; where
+        places look alike, and where more photographs are wanted, by the self-test."""
         return Response(points, media_type="application/json")
 
     @app.get("/health")
@@ -146,6 +149,7 @@ def _add_page(app: FastAPI, index: Index, limits: Limits, queue: LocatingQueue) 
                 "kind": index.kind,
                 "zone": index.zone,
                 "fingerprint": index.fingerprint,
+                "reranks": chosen_reranking(index, None) is not None,
                 "busy": queue.taken + queue.reading,
                 "limits": {
                     "megabytes": limits.megabytes,

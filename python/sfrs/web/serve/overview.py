@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from sfrs.retrieval.coverage import look_alikes
 from sfrs.retrieval.index import Index
 
 MOST_POINTS = 4000
@@ -15,10 +16,14 @@ def overview(index: Index, most: int = MOST_POINTS) -> dict:
     the finest grid that makes them few enough.
 
     Returns:
-        ``images``: all in the index; ``zone``; ``points``: lists (row, easting, northing) in metres.
+        ``images``: all in the index; ``zone``; ``points``: lists (row, easting, northing) in metres. Of the
+        self-test: ``look_alikes``, lists (easting, northing, easting, northing) of places taken for each
+        other, and ``gaps``, lists (easting, northing, photographs that want another there).
     """
     positions = np.asarray(index.positions, dtype=np.float64).reshape(-1, 2)
     rows = np.flatnonzero(np.isfinite(positions).all(axis=1))
+    test = index.self_test
+    pairs = look_alikes(index, test.answers) if test else []
     rows = rows[_one_per_cell(positions[rows], 0.01)]
     if len(rows) > most:
         rows = rows[_thinned(positions[rows], most)]
@@ -29,6 +34,10 @@ def overview(index: Index, most: int = MOST_POINTS) -> dict:
             [int(row), round(float(east), 2), round(float(north), 2)]
             for row, (east, north) in zip(rows, positions[rows], strict=True)
         ],
+        "look_alikes": [
+            [*positions[one].round(1).tolist(), *positions[two].round(1).tolist()] for one, two in pairs
+        ],
+        "gaps": [[gap.easting, gap.northing, gap.photos] for gap in (test.gaps if test else [])],
     }
 
 

@@ -7,6 +7,7 @@ const RETRIES = 5;
 const page = {
   about: null, // GET /health
   points: [], // the index's positions
+  lookAlikes: [], // lines between places that the self-test took for each other
   map: null,
   photo: null, // the File
   url: "", // of the photo, for img elements
@@ -86,7 +87,7 @@ async function locate() {
 
 async function ask(signal) {
   const parameters = new URLSearchParams({ top: byId("top").value });
-  if (byId("rerank").checked) parameters.set("rerank", "regions");
+  parameters.set("rerank", byId("rerank").checked ? "regions" : "none");
   const headers = { "Content-Type": page.photo.type || "application/octet-stream" };
   for (let attempt = 0; ; attempt++) {
     const answer = await reach(`/locate?${parameters}`, { method: "POST", body: page.photo, headers, signal });
@@ -140,6 +141,10 @@ function listen() {
   byId("rerank").addEventListener("change", locate);
 }
 
+function gapTitle(photos) {
+  return `Photograph here next: ${photos} indexed ${photos === 1 ? "photo is" : "photos are"} not found by others`;
+}
+
 async function start() {
   listen();
   if (isLoopback(location.hostname)) byId("promise").textContent = "It stays on this computer.";
@@ -148,12 +153,17 @@ async function start() {
     const [about, map] = await Promise.all(["/health", "/map"].map(async (address) => (await reach(address)).json()));
     page.about = about;
     page.points = map.points.map(([, x, y]) => ({ x, y, kind: "database" }));
+    page.points.push(...map.gaps.map(([x, y, photos]) => ({ x, y, kind: "gap", title: gapTitle(photos) })));
+    page.lookAlikes = map.look_alikes.map(([x1, y1, x2, y2]) => ({ x1, y1, x2, y2, kind: "alike" }));
+    byId("gaps").hidden = map.gaps.length === 0;
+    byId("alike").hidden = map.look_alikes.length === 0;
+    byId("rerank").checked = about.reranks;
     const zone = about.zone ? `, UTM ${about.zone}` : "";
     byId("about").textContent = `among ${about.images.toLocaleString("en")} indexed photos${zone}`;
   } catch (error) {
     say(error.message, true);
   }
-  page.map = drawMap(byId("map"), { points: page.points, lines: [], onSelect: (id) => choose(Number(id), true) });
+  page.map = drawMap(byId("map"), { points: page.points, lines: page.lookAlikes, onSelect: (id) => choose(Number(id), true) });
   if (page.found) showMap(page.found);
 }
 

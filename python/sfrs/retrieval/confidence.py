@@ -1,0 +1,184 @@
+"""How likely an answer is right, and whether the place is in the index at all.
+
+What speaks for an answer is weighed by numbers that ``python -m benchmarks.confidence`` fits to several
+sets (:data:`RIGHT`, :data:`KNOWN`), and moved towards what the index's self-test finds of its own
+photographs: :func:`fit`.
+"""
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from scipy.optimize import minimize
+from torch import Tensor
+
+from sfrs.data.coordinates import metres_between
+from sfrs.retrieval.location import RADIUS, Weighed
+from sfrs_ext.reference import region_descriptors
+
+SOFTNESS = {"search": 0.18, "regions": 0.07}
+"""Temperature of the weights, of the similarity of pictures of nowhere beyond that of any two images."""
+
+RIGHT = {
+    "search": (-2.243, 0.265, 0.892, 0.916),
+    "regions": (-1.981, 0.261, 0.77, 0.921),
+}
+"""Log odds of a right answer: constant, then by distinctness, share and count of the evidence."""
+
+KNOWN = (5.661, 1.167, -8.82)
+"""Log odds of a place in the index rather than elsewhere: constant, then by share and sameness."""
+
+LEAST_KNOWN = 0.886
+"""Probability of a place in the index below which an answer is refused, unless :func:`fit` lowers it."""
+
+REFUSED_OWN = 0.05
+"""Share of its own photographs that an index may refuse at most."""
+
+SLOPE_MOVES, INTERCEPT_MOVES = 0.3, 0.5
+"""Standard deviations of what an index may change: the prior of :func:`fit`."""
+
+COUNTED = 100.0
+"""Photographs that a self-test counts as at most against that prior: queries are not like them."""
+
+LEAST_SIMILAR = 1e-3
+"""Similarities below are as good as none, so that their logarithms stay finite."""
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What speaks for one answer, in numbers without a unit, which mean the same in every index.
+
+    Attributes:
+        distinctness: log of the best match's similarity to the photograph over its similarity to images
+            elsewhere: a match that resembles other places more says little.
+        share: log odds of the share of the matches' weight that is near the position.
+        count: log of the number of matches near the position.
+        sameness: log of :func:`sameness` of the photograph over what is usual in the index; 0 if not known.
+    """
+
+    distinctness: float
+    share: float
+    count: float
+    sameness: float = 0.0
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """From evidence to probabilities, for the answers of one index by one way of searching.
+
+    Attributes:
+        temperature: of the weights of matches.
+        background: similarity of any two of the index's images.
+        slope, intercept: of the log odds by :data:`RIGHT`.
+        least_known: probability of a place in the index below which it is refused.
+        usual_sameness: median :func:`sameness` of the index's own photographs; None where it is not known.
+    """
+
+    temperature: float
+    background: float = 0.0
+    slope: float = 1.0
+    intercept: float = 0.0
+    least_known: float = LEAST_KNOWN
+    usual_sameness: float | None = None
+
+    def confidence(self, evidence: Evidence, way: str) -> float:
+        """Probability that the position is right; of a place that is not in the index, of both."""
+        right = logistic(self.slope * prior_log_odds(evidence, way) + self.intercept)
+        known = probability_known(evidence)
+        return right if known >= self.least_known else right * known
+
+    def lowered(self, least_known: float) -> "Calibration":
+        """Return the calibration that refuses less, if ``least_known`` is lower."""
+        return replace(self, least_known=min(self.least_known, least_known))
+
+    def knows(self, evidence: Evidence) -> bool:
+        """Whether the place may be in the index."""
+        return probability_known(evidence) >= self.least_known
+
+
+def evidence(
+    weighed: Weighed,
+    positions: np.ndarray,
+    similarities: np.ndarray,
+    alike: np.ndarray,
+    sameness: float = 0.0,
+) -> Evidence:
+    """Collect what speaks for an answer.
+
+    Args:
+        weighed: the matches, at least one of them.
+        positions: of all matches, ``[k, 2]``.
+        similarities: of their descriptors with the photograph's, ``[k]``, beyond the background's.
+        alike: of the weighed matches with each other, the same, ``[c, c]``.
+    """
+    chosen, near = weighed.chosen, weighed.near
+    best = int(np.argmax(near))
+    far = metres_between(positions[chosen], positions[chosen[best]]) > RADIUS
+    similarity = max(float(similarities[chosen][best]), LEAST_SIMILAR)
+    other = max(float(alike[best][far].max()), similarity / 5) if far.any() else similarity
+    share = min(max(weighed.share, 0.02), 0.98)
+    return Evidence(
+        distinctness=math.log(similarity / other),
+        share=math.log(share / (1 - share)),
+        count=math.log(near.sum()),
+        sameness=sameness,
+    )
+
+
+@torch.no_grad()
+def sameness(quarters: Tensor) -> np.ndarray:
+    """Return how alike the four quarters of each image are, mean similarity in -1..1, ``[B]``.
+
+    Clusters made from a collection tell the things in its photographs apart. What they were not made
+    for, a wall, noise, or another town, falls into a few of them, in all four quarters alike.
+
+    Args:
+        quarters: quarter VLADs ``[B, 4, K, D]``.
+    """
+    parts = region_descriptors(quarters.float())[:, -4:].flatten(2)  # [B, 4, K * D]
+    return ((parts @ parts.transpose(1, 2)).sum(dim=(1, 2)) - 4).div(12).cpu().numpy()
+
+
+def relative_sameness(value: float, usual: float | None) -> float:
+    """Log of :func:`sameness` over what is usual, as in :class:`Evidence`; ``value`` may be nan."""
+    if usual is None or math.isnan(value):
+        return 0.0
+    return min(max(math.log(max(value, LEAST_SIMILAR) / max(usual, LEAST_SIMILAR)), -1.0), 2.5)
+
+
+def prior_log_odds(evidence: Evidence, way: str) -> float:
+    """Log odds of a right answer, for an index of which nothing is known."""
+    constant, *weights = RIGHT[way]
+    found = (evidence.distinctness, evidence.share, evidence.count)
+    return constant + sum(w * x for w, x in zip(weights, found, strict=True))
+
+
+def probability_known(evidence: Evidence) -> float:
+    """Probability that a place is one of the index, rather than of another town or none."""
+    constant, share, sameness = KNOWN
+    return logistic(constant + share * evidence.share + sameness * evidence.sameness)
+
+
+def fit(log_odds: np.ndarray, right: np.ndarray) -> tuple[float, float]:
+    """Fit (slope, intercept) of log odds ``[m]`` to what turned out right, bool ``[m]``.
+
+    Most probable values (Platt 1999, with a prior): normal around 1 and 0. All photographs together count
+    as :data:`COUNTED` at most.
+    """
+    if len(right) == 0:
+        return 1.0, 0.0
+    each = min(1.0, COUNTED / len(right))
+
+    def loss(line: np.ndarray) -> float:
+        odds = line[0] * log_odds + line[1]
+        surprise = (np.logaddexp(0, odds) - right * odds).sum()
+        prior = ((line[0] - 1) / SLOPE_MOVES) ** 2 + (line[1] / INTERCEPT_MOVES) ** 2
+        return each * surprise + prior / 2
+
+    slope, intercept = minimize(loss, (1.0, 0.0), method="L-BFGS-B").x
+    return float(slope), float(intercept)
+
+
+def logistic(log_odds: float) -> float:
+    return 1 / (1 + math.exp(-min(max(log_odds, -50.0), 50.0)))

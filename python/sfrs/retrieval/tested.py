@@ -1,0 +1,205 @@
+"""The result of an index's self-test: how it is kept, and what it says in words."""
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sfrs.retrieval.confidence import Calibration
+from sfrs.retrieval.coverage import Gap
+from sfrs.runtime.atomic_io import write_json
+from sfrs.runtime.errors import UserError
+
+VERSION = 1
+FILE = "self-test.json"
+
+FEW = 10
+"""Answers below which nothing is said of their share."""
+
+SAID = 3
+"""Files that a line names."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What was found for one photograph of the index among the others.
+
+    Attributes:
+        row: of the photograph.
+        match: row of the best match near the position found.
+        off: metres from where the photograph says it was taken.
+        confidence: of the answer, calibrated.
+        agreeing: matches near the position.
+        answerable: whether a photograph of another moment is within 25 m.
+    """
+
+    row: int
+    match: int
+    off: float
+    confidence: float
+    agreeing: int
+    right: bool
+    answerable: bool
+
+
+@dataclass(frozen=True)
+class Way:
+    """Answers by one way of searching.
+
+    Attributes:
+        found: share of the answerable photographs that were located within 25 m; None if there are none.
+        tested: answerable photographs.
+        refused: pictures of nowhere that were refused, of ``foreign``.
+        gain: found more than by the search alone, of the same photographs; by re-ranking.
+        p_value: of that gain, by an exact McNemar test.
+    """
+
+    calibration: Calibration
+    found: float | None
+    tested: int
+    refused: int
+    foreign: int
+    gain: float = 0.0
+    p_value: float = 1.0
+    recommended: bool = False
+
+
+@dataclass(frozen=True)
+class SelfTest:
+    """What a self-test found.
+
+    Attributes:
+        generation, fingerprint: of the index that was tested; of another one it says nothing.
+        images, placed: in the index, and with a position.
+        tested: photographs that were located.
+        ways: by "search", and by "regions" where the index keeps them; empty if too few are placed.
+        answers: of the search, one per photograph that was located.
+        disagreeing: files of photographs that others, which look the same, place far away.
+        gaps: places that want photographs, the worst first.
+    """
+
+    generation: int
+    fingerprint: str
+    images: int
+    placed: int
+    tested: int = 0
+    ways: dict[str, Way] = field(default_factory=dict)
+    answers: list[Answer] = field(default_factory=list)
+    disagreeing: list[str] = field(default_factory=list)
+    gaps: list[Gap] = field(default_factory=list)
+
+    @property
+    def recommends_regions(self) -> bool:
+        """Whether re-ranking by regions finds more of this index's photographs."""
+        return "regions" in self.ways and self.ways["regions"].recommended
+
+    def calibration(self, way: str) -> Calibration | None:
+        return self.ways[way].calibration if way in self.ways else None
+
+    def save(self, folder: Path) -> None:
+        """Write it into the directory of the index, replacing the one before."""
+        write_json(folder / FILE, {"version": VERSION, **asdict(self)})
+
+    @classmethod
+    def load(cls, folder: Path, generation: int, fingerprint: str) -> "SelfTest | None":
+        """Read the self-test of an index; None if there is none, or it is of the index as it was before.
+
+        Raises:
+            UserError: the file is damaged.
+        """
+        file = folder / FILE
+        if not file.is_file():
+            return None
+        try:
+            kept = json.loads(file.read_text("utf-8"))
+            if (kept["version"], kept["generation"], kept["fingerprint"]) != (
+                VERSION,
+                generation,
+                fingerprint,
+            ):
+                return None
+            return cls._read(kept)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(
+                f"{file}: this is no self-test of an index ({error}). sfrs index --check --out {folder} "
+                "makes it again."
+            ) from error
+
+    @classmethod
+    def _read(cls, kept: dict[str, Any]) -> "SelfTest":
+        del kept["version"]
+        ways = {
+            name: Way(**{**way, "calibration": Calibration(**way["calibration"])})
+            for name, way in kept.pop("ways").items()
+        }
+        answers = [Answer(**answer) for answer in kept.pop("answers")]
+        weak = [Gap(**gap) for gap in kept.pop("gaps")]
+        return cls(**kept, ways=ways, answers=answers, gaps=weak)
+
+    def summary(self) -> dict[str, Any]:
+        """Sum it up for JSON; the answers stay in the file."""
+        ways = {
+            name: {**asdict(way), "calibration": asdict(way.calibration)} for name, way in self.ways.items()
+        }
+        said = {"tested": self.tested, "ways": ways, "unsure_below": self.unsure_below()}
+        weak = [asdict(gap) for gap in self.gaps]
+        return {**said, "disagreeing": self.disagreeing, "gaps": weak, "says": self.lines()}
+
+    def unsure_below(self) -> float | None:
+        """The highest confidence, in tenths, below which less than half of the answers are right, or None."""
+        counted = [answer for answer in self.answers if answer.answerable]
+        for tenths in range(9, 0, -1):
+            below = [answer.right for answer in counted if answer.confidence < tenths / 10]
+            if len(below) >= FEW and sum(below) < len(below) / 2:
+                return tenths / 10
+        return None
+
+    def lines(self) -> list[str]:
+        """Say it in words."""
+        if not self.ways:
+            return [f"only {self.placed:,} of {self.images:,} images have a position: too few to test"]
+        search = self.ways["search"]
+        lines = [self._found(search), f"{search.refused} of {search.foreign} pictures of nowhere are refused"]
+        unsure, sure = self.unsure_below(), [a.right for a in self.answers if a.confidence >= 0.9]
+        if unsure is not None:
+            lines.append(f"answers below {unsure:g} are right less than half of the time")
+        if len(sure) >= FEW:
+            lines.append(
+                f"of {len(sure):,} answers of 0.9 and more, {100 * sum(sure) / len(sure):.0f} % are right"
+            )
+        if self.disagreeing:
+            lines.append(
+                f"{len(self.disagreeing):,} photos' own coordinates disagree with those of five or more that "
+                f"look the same: {', '.join(self.disagreeing[:SAID])}"
+                + (", ..." if len(self.disagreeing) > SAID else "")
+            )
+        if "regions" in self.ways:
+            lines.append(self._reranked(self.ways["regions"]))
+        if self.gaps:
+            lines.append(f"photograph here next: {', '.join(map(_named, self.gaps[:SAID]))}")
+        return lines
+
+    def _found(self, search: Way) -> str:
+        alone = sum(not answer.answerable for answer in self.answers)
+        if search.found is None:
+            return (
+                f"none of {self.tested:,} photos has another within 25 m, taken at another moment: how many "
+                "can be found is not known"
+            )
+        said = (
+            f"{100 * search.found:.0f} % of {search.tested:,} photos are found within 25 m among the others"
+        )
+        return said + (f"; {alone:,} more have no other within 25 m" if alone else "")
+
+    def _reranked(self, regions: Way) -> str:
+        points = f"{100 * regions.gain:+.0f} points, p {regions.p_value:.2g}"
+        if regions.recommended:
+            return f"re-ranking by regions helps here ({points}): sfrs locate does it"
+        return f"re-ranking by regions does not help here ({points}): sfrs locate leaves it out"
+
+
+def _named(gap: Gap) -> str:
+    """A place, and how many photographs want another there."""
+    if gap.latitude is None:
+        return f"{gap.easting:.0f} E {gap.northing:.0f} N ({gap.photos})"
+    return f"{gap.latitude:.5f}, {gap.longitude:.5f} ({gap.photos})"

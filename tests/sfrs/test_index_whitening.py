@@ -1,0 +1,96 @@
+"""A whitening that an index learns from the photographs it begins with."""
+
+import numpy as np
+import pytest
+from pictures import picture
+
+from sfrs.models.model import Model
+from sfrs.models.whitening import Whitening
+from sfrs.retrieval.index import Adding, Builder, Index, derive
+from sfrs.retrieval.index import build as build_module
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for n in range(30):
+        (tmp_path / "photos").mkdir(exist_ok=True)
+        picture(n).save(tmp_path / f"photos/@{100 * n}@0@.png")
+    return tmp_path / "photos"
+
+
+def model(network):
+    return Model(network, size=(48, 64))
+
+
+def test_it_is_learned_where_it_is_asked_for(folder, tiny_network, tmp_path):
+    plain = Index.build(folder, model(tiny_network), out=tmp_path / "plain.index")
+    index = Index.build(folder, model(tiny_network), out=tmp_path / "x.index", adding=Adding(whiten=True))
+    assert plain.model.whitening is None and index.model.whitening is not None
+    rows = np.arange(len(index))
+    fitted = Whitening.fit(plain.descriptors(rows), plain.model.dim, shrinkage=derive.SHRINKAGE)
+    expected = Model(tiny_network, fitted, size=(48, 64)).encode(index.files[:])
+    # The whitening is of the same numbers; directions of hardly any variance differ by rounding.
+    np.testing.assert_allclose(
+        index.descriptors(rows) @ index.descriptors(rows).T, expected @ expected.T, atol=1e-3
+    )
+    np.testing.assert_allclose(index.descriptors(rows), index.model.encode(index.files[:]), atol=1e-4)
+    assert index.locate(index.files[3], rerank="none").matches[0].row == 3
+
+
+def test_what_is_added_later_is_whitened_by_the_same(folder, tiny_network, tmp_path):
+    out = tmp_path / "x.index"
+    first = Index.build(folder, model(tiny_network), out=out, adding=Adding(whiten=True))
+    picture(99).save(folder / "@5000@0@.png")
+    second = Index.build(folder, out=out)
+    assert second.change.added == 1 and second.fingerprint == first.fingerprint
+    last = [file.name for file in second.files[:]].index("@5000@0@.png")
+    described = second.model.encode([second.files[last]])
+    np.testing.assert_allclose(second.descriptors([last]), described, atol=1e-4)
+
+
+def test_without_a_word_it_is_learned_from_enough_photographs_with_clusters_of_theirs(
+    folder, tiny_network, tmp_path, monkeypatch
+):
+    def built(name, whiten=None):
+        tiny_network.meta["untrained_vlad"] = True
+        adding = Adding(whiten=whiten, clusters={"images": 30, "per_image": 12})
+        return Index.build(folder, model(tiny_network), out=tmp_path / name, adding=adding).model.whitening
+
+    assert built("few.index") is None
+    monkeypatch.setattr(build_module, "WHITENED_FROM", 30)
+    assert built("enough.index") is not None and built("forbidden.index", False) is None
+
+
+def test_a_build_killed_after_whitening_goes_on(folder, tiny_network, tmp_path, monkeypatch):
+    out, adding = tmp_path / "x.index", Adding(whiten=True)
+
+    def killed(*arguments):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(build_module, "derive", killed)
+        with pytest.raises(KeyboardInterrupt):
+            Index.build(folder, model(tiny_network), out=out, adding=adding)
+    with Builder(out) as builder:
+        builder.add([])
+        builder.finish()
+    index = Index.open(out)
+    np.testing.assert_allclose(
+        index.descriptors(np.arange(30)), index.model.encode(index.files[:]), atol=1e-4
+    )
+
+
+def test_shrinkage_keeps_descriptors_it_was_fitted_to_apart():
+    rng = np.random.default_rng(0)
+    places = np.repeat(rng.normal(size=(20, 64)), 2, axis=0) + 0.3 * rng.normal(size=(40, 64))
+    descriptors = (places / np.linalg.norm(places, axis=1, keepdims=True)).astype(np.float32)
+    import torch
+
+    def found(shrinkage):
+        white = (
+            Whitening.fit(descriptors, 64, shrinkage=shrinkage).apply(torch.from_numpy(descriptors)).numpy()
+        )
+        alike = white @ white.T - 2 * np.eye(40)
+        return (alike.argmax(axis=1) // 2 == np.arange(40) // 2).mean()
+
+    assert found(0.1) == 1.0 > 0.5 > found(0.0)
