@@ -233,7 +233,7 @@ def test_bad_images_are_named_or_left_out(run, places):
 def test_re_ranking_without_kept_regions_is_announced_as_slow(run, index, places):
     index.has_regions = False
     code, _, err = run(places[2][0], "--rerank", "regions")
-    assert code == 0 and "the first 12 images of every photograph are described again" in err
+    assert code == 0 and "the first 12 images of every photograph must be described again" in err
 
 
 def test_regions_that_are_not_kept_are_computed_once_per_image(index, places, monkeypatch):
