@@ -176,7 +176,8 @@ class SelfTest:
         if "regions" in self.ways:
             lines.append(self._reranked(self.ways["regions"]))
         if self.gaps:
-            lines.append(f"photograph here next (photos not found there): {', '.join(map(_named, self.gaps[:SAID]))}")
+            where = ", ".join(map(_named, self.gaps[:SAID]))
+            lines.append(f"photograph here next (photos not found there): {where}")
         return lines
 
     def _found(self, search: Way) -> str:
