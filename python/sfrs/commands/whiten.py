@@ -59,8 +59,6 @@ def whiten(
         )
     fitted = Whitening.fit(descriptors, dim, max_images=images)
     if fitted.dim < dim:
-        say(
-            f"The descriptors vary in {counted(fitted.dim, 'direction')} only; these are kept, not {dim}."
-        )
+        say(f"The descriptors vary in {counted(fitted.dim, 'direction')} only; these are kept, not {dim}.")
     fitted.save(out)
     show(f"Whitening from {fitted.input_dim} to {fitted.dim} numbers in {out}")
