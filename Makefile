@@ -10,8 +10,9 @@ export SFRS_CUDA ?= $(if $(wildcard /dev/nvidiactl /dev/dxg),AUTO,OFF)
 .PHONY: demo test libraries fuzz lint docs aarch64 format emulated cuda gpu gpu-package bench report build clean
 .DELETE_ON_ERROR:
 
+PHOTOS ?= $(wildcard ../shared/places/corridor)
 demo: build  ## render the city, train SFRS beside its baseline, evaluate: runs/demo
-	$(BIN)/sfrs demo --out runs/demo
+	$(BIN)/sfrs demo --out runs/demo $(addprefix --photos ,$(PHOTOS))
 
 test fuzz: export CMAKE_ARGS = -DSFRS_WIDE_KERNELS=ON -DSFRS_EMULATED_KERNELS=ON -DSFRS_FAILING_MEMORY=ON
 # Workers that share cores must not spin while they wait: that alone makes it twice as long.

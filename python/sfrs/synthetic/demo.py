@@ -1,5 +1,5 @@
 """The main job from nothing: render a city, train a baseline and a generation of SFRS, test them, show the
-result.
+result; then locate real photographs with a pretrained network.
 """
 
 from __future__ import annotations
@@ -11,8 +11,11 @@ from pathlib import Path
 import torch
 
 import sfrs_ext
+from sfrs.data.places import Places, load_places
+from sfrs.models.backbones import PretrainedWeightsError
+from sfrs.models.model import DEFAULT, Model
 from sfrs.models.network import DescriptorNetwork, save_network
-from sfrs.retrieval.evaluation import Evaluation
+from sfrs.retrieval.evaluation import Evaluation, evaluate
 from sfrs.retrieval.mcnemar import mcnemar
 from sfrs.retrieval.plots import contact_sheet, recall_curves
 from sfrs.retrieval.results import sheet_rows
@@ -52,11 +55,26 @@ class Row:
 
 
 @dataclass(frozen=True)
+class Photographs:
+    """Real photographs, located by the default backbone with ImageNet's weights and their own clusters.
+
+    Attributes:
+        recalls: N -> recall@N in 0..1.
+    """
+
+    name: str
+    queries: int
+    database: int
+    recalls: dict[int, float]
+
+
+@dataclass(frozen=True)
 class DemoResult:
     rows: list[Row]
     seconds: dict[str, float]
     queries: int
     files: dict[str, Path]
+    photographs: Photographs | None
 
 
 @dataclass(frozen=True)
@@ -73,19 +91,25 @@ def run_demo(
     *,
     scale: str = "demo",
     seed: int = 0,
+    photos: str | Path | None = None,
     tasks: Tasks,
     say: Callable[[str], None],
 ) -> DemoResult:
     """Run the demonstration in the folder `out`, or finish one that was interrupted there.
 
     Writes city/ and pretext/ (data sets), pretext.safetensors, one folder per training run, best.safetensors,
-    results.json, recall_curve.png and contact_sheet.png.
+    results.json, recall_curve.png and contact_sheet.png, and photographs.png if there are photographs.
+
+    Args:
+        photos: a data set of real photographs to locate at the end; left out, with a line that says so, where
+            the default backbone's weights are not installed.
 
     Raises:
-        UserError: `out` holds a demonstration of another seed or size.
+        UserError: `out` holds a demonstration of another seed or size, or `photos` is no data set.
     """
     out, watch = Path(out), Stopwatch()
     refuse_foreign(out, "city", "pretext")
+    real = None if photos is None else load_places(photos, "test")
     out.mkdir(parents=True, exist_ok=True)
     experiment = Experiment(out, SCALES[scale], seed, tasks=tasks, say=say, stopwatch=watch)
     trained = _train_all(experiment, watch)
@@ -96,7 +120,13 @@ def run_demo(
     best = max(trained[1:], key=lambda t: t.best.recalls[5])
     save_network(out / "best.safetensors", best.network, {**best.network.meta, "label": best.label})
     files |= {"network": out / "best.safetensors", "results": out / "results.json"}
-    result = DemoResult(rows, dict(watch.seconds), len(results[BASELINE].correct), files)
+    located = None
+    if real is not None:
+        with watch("real photographs"):
+            located = _locate_photographs(real, out / "photographs.png", tasks, say)
+    if located is not None:
+        files["photographs"] = out / "photographs.png"
+    result = DemoResult(rows, dict(watch.seconds), len(results[BASELINE].correct), files, located)
     _write_results(result, experiment, scale)
     return result
 
@@ -162,6 +192,28 @@ def _write_pictures(
     return {"recall curve": curve, "contact sheet": sheet}
 
 
+def _locate_photographs(
+    places: Places, sheet: Path, tasks: Tasks, say: Callable[[str], None]
+) -> Photographs | None:
+    """Locate the queries among the database's photographs and draw the first found; None without weights."""
+    try:
+        model = Model.load(DEFAULT)
+    except PretrainedWeightsError as error:
+        say(f"Real photographs are left out: {error}")
+        return None
+    model.fit_clusters(places.database.files, progress=tasks("photographs, clusters"))
+    result = evaluate(model, places, tasks=tasks)
+    contact_sheet(
+        sheet_rows(result, places, SHEET_ROWS, top=SHEET_TOP),
+        sheet,
+        title=f"{places.name}: {DEFAULT}, never trained for places",
+        subtitle=f"queries and the first {SHEET_TOP} found; right is within {result.radius:g} m; "
+        f"recall@1 {100 * result.recalls[1]:.1f} %",
+        top=SHEET_TOP,
+    )
+    return Photographs(places.name, len(places.queries), len(places.database), result.recalls)
+
+
 def _write_results(result: DemoResult, experiment: Experiment, scale: str) -> None:
     write_json(
         result.files["results"],
@@ -169,6 +221,7 @@ def _write_results(result: DemoResult, experiment: Experiment, scale: str) -> No
             "rows": [asdict(row) for row in result.rows],
             "seconds": {stage: round(seconds, 1) for stage, seconds in result.seconds.items()},
             "queries": result.queries,
+            "photographs": result.photographs and asdict(result.photographs),
             "size": scale,
             "seed": experiment.seed,
             "config": experiment.config((experiment.scale.epochs,)).to_dict(),
