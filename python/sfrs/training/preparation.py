@@ -50,6 +50,13 @@ def build_network(config: TrainConfig) -> DescriptorNetwork:
     return network
 
 
+def random_network(config: TrainConfig) -> DescriptorNetwork:
+    """Build the network of a configuration with random weights, of which ``config.seed`` decides."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        return DescriptorNetwork(build_backbone(config.backbone), config.clusters)
+
+
 def check_network(config: TrainConfig, network: DescriptorNetwork) -> None:
     """Raise `UserError` if ``network`` is another one than ``config`` says."""
     for name, value in (("backbone", network.backbone.name), ("clusters", network.vlad.num_clusters)):
