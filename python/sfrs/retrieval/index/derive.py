@@ -70,7 +70,7 @@ def whiten(store: Store, tasks: Tasks = quiet) -> bool:
     whitening = Whitening.fit(source[chosen], min(WHITENED_DIM, *shape), shrinkage=SHRINKAGE)
     model = store.load_model()
     whitened = Model(model.network, whitening, size=model.size)
-    file = store.path / f"descriptors-whitened.{dtype}"
+    file = store.path / f"descriptors-00.{dtype}"  # generation 1 may have to write descriptors-1
     file.unlink(missing_ok=True)
     target = RowFile(file, dtype, (whitening.dim,), 0)
     step = max(1, BLOCK_BYTES // source[:1].nbytes)
