@@ -176,8 +176,7 @@ def read_lines(text: bytes, file: Path) -> list[dict[str, Any]]:
             bad += [str(error)] if line and line is not rest else []
     if bad:
         lost = counted(len(bad), "damaged line is", "damaged lines are")
-        text = f"{file}: {lost} left out, the first is line {bad[0]}"
-        warnings.warn(text, stacklevel=2)
+        warnings.warn(f"{file}: {lost} left out, the first is line {bad[0]}", stacklevel=2)
     return lines
 
 
