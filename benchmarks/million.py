@@ -75,7 +75,7 @@ class Photographs:
         return torch.nn.functional.normalize(columns.flatten(1).add_(self.mean), dim=1)
 
     def blocks(self, images: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """(places, their photographs, :data:`VIEWS` after :data:`VIEWS`) until there are ``images``."""
+        """(places, their photographs, `VIEWS` after `VIEWS`) until there are ``images``."""
         for start in range(0, images, BLOCK_PLACES * VIEWS):
             places = self.places(min(BLOCK_PLACES, (images - start) // VIEWS))
             share = torch.full((VIEWS * len(places),), VIEW_SHARE)

@@ -128,7 +128,7 @@ def _save(ctx: Any, tensors: tuple[Tensor | None, ...], result: Tensor | None, k
 
 
 def _saved(ctx: Any, forward: Callable[..., tuple[Tensor, ...]]) -> tuple[Tensor | None, ...]:
-    """What :func:`_save` was given; a result that was written into is computed again from the tensors."""
+    """What `_save` was given; a result that was written into is computed again from the tensors."""
     *tensors, result = ctx.saved_tensors
     if ctx.version is not None and ctx.witness._version != ctx.version:
         with torch.no_grad():

@@ -147,7 +147,7 @@ def aggregation(
     tokens: bool,
     **options: bool,
 ) -> None:
-    """Checks the arguments of :func:`netvlad`, and of :func:`region_vlad`, which takes no ``tokens``."""
+    """Checks the arguments of `netvlad`, and of `region_vlad`, which takes no ``tokens``."""
     flags(operator, **options)
     floating(operator, "x", x)
     if x.dim() != 4 and not (tokens and x.dim() == 3):
@@ -188,7 +188,7 @@ def _covers(mask: Tensor, x: Tensor) -> bool:
 
 
 def similarity(operator: str, query: Tensor, quarters: Tensor) -> None:
-    """Checks the arguments of :func:`region_similarity`."""
+    """Checks the arguments of `region_similarity`."""
     floating(operator, "query", query)
     floating(operator, "quarters", quarters)
     same_kind(operator, "quarters", quarters, "query", query)

@@ -116,7 +116,7 @@ def _check(x: Tensor, weight: Tensor, bias: Tensor | None, packed: Tensor | None
 
 @public()
 def conv3x3_weight(weight: Tensor) -> Tensor:
-    """Weights of :func:`conv3x3`, transformed once for many calls.
+    """Weights of `conv3x3`, transformed once for many calls.
 
     Args:
         weight: ``[O, C, 3, 3]``, float32 on a CPU.
@@ -126,7 +126,7 @@ def conv3x3_weight(weight: Tensor) -> Tensor:
         processors with other vectors arrange it otherwise, so it belongs into no file. Not differentiable.
 
     Raises:
-        TypeError, ValueError: as in :func:`conv3x3`.
+        TypeError, ValueError: as in `conv3x3`.
     """
     _checks.convolution_weight("conv3x3_weight", weight)
     if weight.dtype != torch.float32 or weight.device.type != "cpu":

@@ -64,7 +64,7 @@ def will_differentiate(*tensors: Tensor | None) -> bool:
 
 
 def writes_go_unseen(x: Tensor) -> bool:
-    """Whether the result may be written into without :func:`_saved` noticing.
+    """Whether the result may be written into without `_saved` noticing.
 
     Compiled graphs save it without its version, ``torch.func`` wraps it anew.
     """

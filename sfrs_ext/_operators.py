@@ -130,7 +130,7 @@ def netvlad(
         NotImplementedError: a tensor has a forward-mode tangent; ``sfrs_ext.reference`` takes it.
 
     Batch norm on the logits needs all of them before the first assignment; in training
-    (``norm = BatchNorm1d(K + G)``, tokens ``x``)::
+    (``norm = BatchNorm1d(K + G)``, tokens ``x``):
 
         logits = norm((x @ weight.T).flatten(0, 1)).view(*x.shape[:2], -1)
         netvlad(x, logits=logits, centroids=centroids, ghost_clusters=G, normalize_input=False)
@@ -164,11 +164,11 @@ def region_vlad(
     ``W // 2``; odd maps work, and a quarter without positions is zero.
 
     Args:
-        x: ``[B, D, H, W]``; see :func:`netvlad` for this and all other arguments.
+        x: ``[B, D, H, W]``; see `netvlad` for this and all other arguments.
 
     Returns:
         ``[B, 4, K, D]`` in the dtype of ``x``, to be compared with queries by
-        :func:`region_similarity`.
+        `region_similarity`.
     """
     x = _autocast("region_vlad", x)
     tensors = (weight, logits, centroids, bias, mask)
@@ -187,7 +187,7 @@ def region_similarity(query: Tensor, quarters: Tensor) -> Tensor:
 
     Args:
         query: normalised descriptors ``[T, K, D]`` or ``[T, K * D]``.
-        quarters: from :func:`region_vlad`, in the dtype of ``query`` (autocast takes the wider of two);
+        quarters: from `region_vlad`, in the dtype of ``query`` (autocast takes the wider of two);
             either a list for every
             query, ``[T, G, 4, K, D]``, or one gallery for all queries, ``[N, 4, K, D]``.
 
@@ -197,7 +197,7 @@ def region_similarity(query: Tensor, quarters: Tensor) -> Tensor:
         (``sfrs_ext.REGIONS``).
 
     Raises:
-        TypeError, ValueError: as in :func:`netvlad`.
+        TypeError, ValueError: as in `netvlad`.
     """
     _checks.floating("region_similarity", "query", query)
     _checks.floating("region_similarity", "quarters", quarters)

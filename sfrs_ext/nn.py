@@ -136,7 +136,7 @@ class NetVLAD(nn.Module):
         """Load parameters of this layer, or of one for tokens, whose ``conv.weight`` is ``[K + G, D(, 1)]``.
 
         Raises:
-            RuntimeError: as in :class:`torch.nn.Module`; keys that are a larger network's are named by their
+            RuntimeError: as in `torch.nn.Module`; keys that are a larger network's are named by their
                 prefixes.
         """
         prefixes = _prefixes(state_dict) if isinstance(state_dict, Mapping) else []
@@ -226,8 +226,8 @@ class NetVLAD(nn.Module):
 class RegionNetVLAD(NetVLAD):
     """NetVLAD whose ``quarters`` serve all nine regions of SFRS.
 
-    ``forward`` is that of :class:`NetVLAD`, so a network evaluates as before;
-    training takes :meth:`quarters` of the gallery images and compares them with
+    ``forward`` is that of `NetVLAD`, so a network evaluates as before;
+    training takes `quarters` of the gallery images and compares them with
     ``sfrs_ext.region_similarity``.
     """
 

@@ -85,7 +85,7 @@ def netvlad(
     l2_norm: bool = True,
     flatten: bool = True,
 ) -> Tensor:
-    """See :func:`sfrs_ext.netvlad`."""
+    """See `sfrs_ext.netvlad`."""
     options = dict(normalize_input=normalize_input, intra_norm=intra_norm, l2_norm=l2_norm, flatten=flatten)
     tensors = (x, weight, logits, centroids, bias, mask)
     _checks.aggregation("reference.netvlad", *tensors, ghost_clusters, tokens=True, **options)
@@ -114,7 +114,7 @@ def region_vlad(
     mask: Tensor | None = None,
     normalize_input: bool = True,
 ) -> Tensor:
-    """See :func:`sfrs_ext.region_vlad`."""
+    """See `sfrs_ext.region_vlad`."""
     options = dict(normalize_input=normalize_input)
     tensors = (x, weight, logits, centroids, bias, mask)
     _checks.aggregation("reference.region_vlad", *tensors, ghost_clusters, tokens=False, **options)
@@ -153,7 +153,7 @@ def region_vlad(
 def region_descriptors(quarters: Tensor, storage: torch.dtype | None = None) -> Tensor:
     """Normalised descriptors ``[..., 9, K, D]`` of all regions from quarter VLADs ``[..., 4, K, D]``.
 
-    This builds what :func:`region_similarity` exists to avoid: 9/4 of the memory of its input.
+    This builds what `region_similarity` exists to avoid: 9/4 of the memory of its input.
 
     Where the quarters of a region cancel in a cluster, down to what their rounding leaves, there is no
     direction to normalise: the cluster is zero in that region, and no gradient flows through it. Cancelled is
@@ -176,7 +176,7 @@ def region_descriptors(quarters: Tensor, storage: torch.dtype | None = None) -> 
 
 
 def region_similarity(query: Tensor, quarters: Tensor, storage: torch.dtype | None = None) -> Tensor:
-    """See :func:`sfrs_ext.region_similarity`, and :func:`region_descriptors` for ``storage``."""
+    """See `sfrs_ext.region_similarity`, and `region_descriptors` for ``storage``."""
     _checks.similarity("reference.region_similarity", query, quarters)
     clusters, dim = quarters.shape[-2:]
     query = query.reshape(query.shape[0], clusters, dim)

@@ -1,6 +1,6 @@
 """Train and evaluate image localisation by retrieval with SFRS on fused operators.
 
-::
+The library in four lines:
 
     model = sfrs.load("sfrs.safetensors")
     descriptors = model.encode(["a.jpg", "b.jpg"])

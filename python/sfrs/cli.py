@@ -1,6 +1,6 @@
 """The ``sfrs`` command.
 
-Each command is a module of :mod:`sfrs.commands` with a function ``register(app)``. Those modules import
+Each command is a module of `sfrs.commands` with a function ``register(app)``. Those modules import
 what takes long (torch, faiss, matplotlib) inside their functions, so that ``sfrs --help`` is quick.
 """
 
@@ -20,7 +20,7 @@ COMMANDS = (
     "demo", "city", "data", "train", "runs", "evaluate", "report", "index",
     "locate", "serve", "describe", "whiten", "export", "study"
 )  # fmt: skip
-"""Modules of :mod:`sfrs.commands`, in the order ``--help`` lists them."""
+"""Modules of `sfrs.commands`, in the order ``--help`` lists them."""
 
 
 class App(typer.Typer):

@@ -30,7 +30,7 @@ def accelerate(model: nn.Module) -> Report:
     are counted. Looking leaves no trace in the model, in torch's random and other states, or in what the
     layer's code keeps elsewhere. Call it before the model is wrapped (``torch.compile``,
     ``DistributedDataParallel``) and again after changing an option of a layer such as ``normalize_input``.
-    Gradients come in reverse mode and once; ``torch.jit`` does not take fused layers. :func:`restore` undoes
+    Gradients come in reverse mode and once; ``torch.jit`` does not take fused layers. `restore` undoes
     it all.
 
     Args:
@@ -43,7 +43,7 @@ def accelerate(model: nn.Module) -> Report:
     Raises:
         TypeError: ``model`` is not a module.
 
-    Example::
+    Example:
 
         print(sfrs_ext.accelerate(model))
     """
@@ -65,7 +65,7 @@ def accelerate(model: nn.Module) -> Report:
 
 
 def restore(model: nn.Module) -> Restored:
-    """Undo :func:`accelerate`: give every fused layer its own class back.
+    """Undo `accelerate`: give every fused layer its own class back.
 
     Returns:
         The layers, and how many of their calls were fused; print it.

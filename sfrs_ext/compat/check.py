@@ -264,7 +264,7 @@ def _only(recipe: Recipe, form: Form) -> Recipe:
 
 
 def _randomise_unit(layer: nn.Module, unit: str, generator: torch.Generator) -> None:
-    """Give one of :func:`sfrs_ext.compat.structure.units` other values, in place."""
+    """Give one of `sfrs_ext.compat.structure.units` other values, in place."""
     name, _, inner = unit.partition(".")
     child = layer._modules.get(name)
     if child is None:

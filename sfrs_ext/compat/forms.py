@@ -68,9 +68,9 @@ class Form:
     """A form of input that a layer takes, and its result's.
 
     Attributes:
-        result: one of :data:`RESULTS`, without ``B`` for a result without; None where it is none of them, so
+        result: one of `RESULTS`, without ``B`` for a result without; None where it is none of them, so
             that the layer's own ``forward`` has to give it.
-        orders: :func:`order_of` the result for inputs whose positions and whose channels are innermost.
+        orders: `order_of` the result for inputs whose positions and whose channels are innermost.
     """
 
     layout: Layout
@@ -119,7 +119,7 @@ class Mask:
 
     Attributes:
         layout: of the input beside it.
-        form: one of :data:`MASKS`.
+        form: one of `MASKS`.
         kind: "float", which is in the dtype of the features, "bool" or "int64".
         meaning: "weights", "in" where it is not zero, or "out" where it is not.
     """
@@ -182,7 +182,7 @@ WAYS: dict[str, tuple[slice, Way]] = {
 
 @dataclass(frozen=True)
 class Lists:
-    """How a layer takes several inputs: the form of each, one of :data:`WAYS`, and in what they come."""
+    """How a layer takes several inputs: the form of each, one of `WAYS`, and in what they come."""
 
     form: Form
     way: str

@@ -13,7 +13,7 @@ from .forms import Form, Lists, Mask
 
 @dataclass(frozen=True)
 class Recipe:
-    """What :func:`aggregate` needs to know to stand in for a layer's ``forward``.
+    """What `aggregate` needs to know to stand in for a layer's ``forward``.
 
     Tensors are named and read at every call, so that optimisers, ``.to()`` and replaced parameters are seen.
     """

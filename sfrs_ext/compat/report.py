@@ -1,4 +1,4 @@
-"""What :func:`sfrs_ext.accelerate` and :func:`sfrs_ext.restore` did, as data and as text."""
+"""What `sfrs_ext.accelerate` and `sfrs_ext.restore` did, as data and as text."""
 
 from dataclasses import dataclass
 

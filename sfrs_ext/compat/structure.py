@@ -76,7 +76,7 @@ def scales(layer: nn.Module) -> list[str]:
 
 
 def readings(layer: nn.Module, used: Collection[str] | None = None) -> list[Reading]:
-    """Every way to read those of the layer's :func:`units` that are used, or all, fewest extras first."""
+    """Every way to read those of the layer's `units` that are used, or all, fewest extras first."""
     used = units(layer) if used is None else used
     found = [r for assignment in _assignments(layer, used) for r in _complete(layer, used, *assignment)]
     return sorted(found, key=lambda reading: len(reading.extras))

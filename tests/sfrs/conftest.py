@@ -106,6 +106,6 @@ def tiny_network(_tiny_backbone_is_registered) -> DescriptorNetwork:
 
 @pytest.fixture(scope="module")
 def open_page() -> Iterator[Callable]:
-    """Open a page in headless Chromium, see :func:`browser.chromium`; skips the test where there is none."""
+    """Open a page in headless Chromium, see `browser.chromium`; skips the test where there is none."""
     with chromium() as opened:
         yield opened

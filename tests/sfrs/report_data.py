@@ -33,7 +33,7 @@ def photographs(folder: Path) -> Path:
 
 
 def evaluated(folder: Path, network: DescriptorNetwork) -> Path:
-    """Evaluate ``network`` on :func:`photographs` and write what ``sfrs evaluate --out`` writes."""
+    """Evaluate ``network`` on `photographs` and write what ``sfrs evaluate --out`` writes."""
     data, weights, out = photographs(folder), folder / "tiny.safetensors", folder / "evaluation"
     save_network(weights, network, {"image_size": [48, 64]})
     places = load_places(data)

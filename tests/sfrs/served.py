@@ -114,7 +114,7 @@ def small_network(files: list[Path]) -> DescriptorNetwork:
 
 
 def build_index(folder: Path) -> Path:
-    """Make an index of :data:`SPOTS` places with ``sfrs index``, as a user does."""
+    """Make an index of `SPOTS` places with ``sfrs index``, as a user does."""
     from sfrs.commands import index
 
     photos = folder / "photos"

@@ -26,7 +26,7 @@ def _small_indices_are_compressed_too(monkeypatch):
 
 
 def unit_rows(n: int, seed: int = 0) -> np.ndarray:
-    """Descriptors ``[n, 24]``, :data:`VIEWS` of each place, places in a few directions."""
+    """Descriptors ``[n, 24]``, `VIEWS` of each place, places in a few directions."""
     random = np.random.default_rng(seed)
     places = random.normal(size=(-(-n // VIEWS), 24)) * np.arange(1, 25) ** -0.4
     rows = np.repeat(places, VIEWS, axis=0)[:n]

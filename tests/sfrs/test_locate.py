@@ -28,7 +28,7 @@ SIZE = (48, 64)
 
 
 class InMemory:
-    """What :class:`sfrs.retrieval.index.Index` needs to locate, over a list of files."""
+    """What `sfrs.retrieval.index.Index` needs to locate, over a list of files."""
 
     self_test = None
 

@@ -62,7 +62,7 @@ def with_parameters(
 ) -> Callable[..., None]:
     """Let typer see ``run`` as ``command`` with other parameters.
 
-    An error that one of them would have gone on from (:attr:`UserError.skip`) names it.
+    An error that one of them would have gone on from (`UserError.skip`) names it.
     """
     names = {parameter.name for parameter in parameters}
 
@@ -253,7 +253,7 @@ class Running:
         return {"batch_size": self.batch_size, "workers": decoding_workers(self.workers)}
 
     def on_device(self) -> str:
-        """The device, with "auto" resolved. Raises :class:`UserError` if torch lacks it."""
+        """The device, with "auto" resolved. Raises `UserError` if torch lacks it."""
         from sfrs.runtime.host import usable_device
 
         return usable_device(self.device)
@@ -288,7 +288,7 @@ class Rerank:
     ] = None
 
     def parse(self) -> "Reranking | Literal['none'] | None":
-        """The re-ranking asked for, if any. Raises :class:`UserError` if an option has no meaning."""
+        """The re-ranking asked for, if any. Raises `UserError` if an option has no meaning."""
         given = {"--rerank-depth": self.rerank_depth, "--rerank-score": self.rerank_score}
         if self.rerank in (None, "none"):
             for name, value in given.items():
@@ -325,20 +325,20 @@ def open_model(weights: Weights, whitening: Whitening, images: Images, running: 
 
 
 def fit_clusters(model: "Model", files: Sequence[Path], *, seed: int, tasks: "Tasks", **options: Any) -> None:
-    """Make the clusters of an untrained NetVLAD; see :meth:`sfrs.models.model.Model.fit_clusters`."""
+    """Make the clusters of an untrained NetVLAD; see `sfrs.models.model.Model.fit_clusters`."""
     options |= cluster_options(model, seed)
     model.fit_clusters(files, progress=tasks("k-means for NetVLAD"), **options)
 
 
 def cluster_options(model: "Model", seed: int) -> dict[str, int]:
-    """Options of :meth:`sfrs.models.model.Model.fit_clusters`."""
+    """Options of `sfrs.models.model.Model.fit_clusters`."""
     # Random features are not worth passing the paper's 500 images through the network.
     random = model.network.meta.get("source") == RANDOM_WEIGHTS
     return {"seed": seed} | ({"images": 10, "per_image": 500} if random else {})
 
 
 def require_trained(network: "DescriptorNetwork", what: str) -> None:
-    """Raise :class:`UserError` if NetVLAD is untrained, so that nothing can have been fitted to it."""
+    """Raise `UserError` if NetVLAD is untrained, so that nothing can have been fitted to it."""
     if network.meta.get("untrained_vlad"):
         raise UserError(
             f"{what} needs a trained network, but {network.meta['source']} has no NetVLAD. See sfrs train."
@@ -353,7 +353,7 @@ def decoding_workers(asked: int | None) -> int:
 
 
 def parse_size(flag: str, text: str, smallest: int, other: str = "") -> tuple[int, int]:
-    """Height and width from HxW. Raises :class:`UserError` that names the flag."""
+    """Height and width from HxW. Raises `UserError` that names the flag."""
     match = re.fullmatch(r"(\d+)[xX](\d+)", text)
     if not match or min(map(int, match.groups())) < smallest:
         raise UserError(
@@ -369,7 +369,7 @@ def describe_size(size: "Size") -> str:
 
 
 def readable(files: list[Path], path: Path, workers: int, tasks: "Tasks") -> list[Path]:
-    """The files that can be read; the others are named. Raises :class:`UserError` if none can."""
+    """The files that can be read; the others are named. Raises `UserError` if none can."""
     from sfrs.data.images import check_images
 
     bad = dict(check_images(files, workers=workers, progress=tasks("checking")))

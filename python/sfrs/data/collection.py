@@ -22,13 +22,13 @@ def read_photos(
 ) -> list[Photo]:
     """Read the images of a folder (any depth), of a place folder's database, or of a CSV manifest.
 
-    Positions come from what :class:`sfrs.data.photos.Locator` asks; in a manifest first from the columns
+    Positions come from what `sfrs.data.photos.Locator` asks; in a manifest first from the columns
     easting and northing (optionally zone) or latitude and longitude. Lines of a manifest whose role is query
     or whose split is another are passed over.
 
     Args:
         split: of a place folder (``images/SPLIT/database``), or of a manifest with a split column.
-        skip_bad_images: keep a photo whose EXIF is needed and cannot be read, as :attr:`Photo.unreadable`.
+        skip_bad_images: keep a photo whose EXIF is needed and cannot be read, as `Photo.unreadable`.
         sources: what else says where photographs were taken.
 
     Raises:

@@ -1,7 +1,7 @@
 """Positions on earth: UTM metres and degrees, both on WGS 84 (pyproj), and distances between them.
 
 A system is a UTM zone, "33N", or several, "33N+54N", for photographs of several parts of the world: metres of
-the k-th zone (from 0) have k times :data:`SHIFT` added to their easting, so that they lie beside each other.
+the k-th zone (from 0) have k times `SHIFT` added to their easting, so that they lie beside each other.
 What is no zone, or cannot be where it says, raises `UserError`.
 """
 
@@ -34,7 +34,7 @@ def parse_zone(text: str) -> str:
     """Read a UTM zone as people write it, ``33N``, ``33 n`` or ``EPSG:32633`` -> "33N".
 
     "S" means south of the equator; the letters of image names are latitude bands, in which S lies in the
-    north: those go through :func:`zone_of_band`.
+    north: those go through `zone_of_band`.
     """
     found = re.fullmatch(r"\s*(?:0?([1-9]|[1-5]\d|60)\s*([NS])|EPSG:32([67])(\d\d))\s*", text, re.IGNORECASE)
     number = int(found[1] or found[4]) if found else 0
@@ -116,7 +116,7 @@ def to_metres(degrees: ArrayLike, zone: str | None = None) -> tuple[np.ndarray, 
 
     Raises:
         UserError: no point is known and no zone given; a point is none on earth, or lies so far outside of
-            the zone (:data:`FURTHEST`) that its metres would be wrong.
+            the zone (`FURTHEST`) that its metres would be wrong.
     """
     known = _known(degrees)
     if zone is None:
@@ -140,8 +140,8 @@ def _known(degrees: ArrayLike) -> np.ndarray:
 def to_system(degrees: ArrayLike, system: str = "") -> tuple[np.ndarray, str]:
     """Convert latitude and longitude ``[n, 2]`` to (metres ``[n, 2]`` of a system, the system).
 
-    Points go into the first zone of ``system`` that reaches them (:data:`FURTHEST`); for the others, the zone
-    of the first of them is appended. Points that are linked by steps of less than :data:`APART` stay together
+    Points go into the first zone of ``system`` that reaches them (`FURTHEST`); for the others, the zone
+    of the first of them is appended. Points that are linked by steps of less than `APART` stay together
     as far as one zone reaches, so that no border cuts through a place. Rows that are not finite become nan.
 
     Raises:
@@ -166,7 +166,7 @@ def to_system(degrees: ArrayLike, system: str = "") -> tuple[np.ndarray, str]:
 
 
 def _neighbourhoods(degrees: np.ndarray) -> np.ndarray:
-    """Number the groups of points ``[n, 2]`` that lie at least :data:`APART` from all other groups."""
+    """Number the groups of points ``[n, 2]`` that lie at least `APART` from all other groups."""
     latitude, longitude = np.radians(degrees).T
     axes = np.cos(latitude) * np.cos(longitude), np.cos(latitude) * np.sin(longitude), np.sin(latitude)
     cells = np.floor(np.column_stack(axes) * (EARTH_RADIUS / APART))

@@ -33,7 +33,7 @@ def taken(file: str | Path) -> datetime | None:
     """Read when a photograph was taken from its EXIF, or None.
 
     It is the camera's own clock (DateTimeOriginal), with its offset from UTC where the camera wrote it
-    (OffsetTimeOriginal), else naive; without that, the time of the GPS fix, in UTC. Raises as :func:`gps`.
+    (OffsetTimeOriginal), else naive; without that, the time of the GPS fix, in UTC. Raises as `gps`.
     """
     fields = _block(file, ExifTags.IFD.Exif)
     offset = _text(fields.get(BASE.OffsetTimeOriginal))

@@ -86,7 +86,7 @@ def decode_reduced(image: Image.Image, size: Size) -> None:
     """Let an opened JPEG that is much larger than ``size`` be decoded reduced, which takes less time.
 
     The decoder leaves out the finest waves of each block of 8x8, and what it decodes is still resized by at
-    least :data:`REDUCED`. Smaller images, and other formats, are decoded as they are.
+    least `REDUCED`. Smaller images, and other formats, are decoded as they are.
     """
     if size is None:
         return
@@ -127,7 +127,7 @@ def upright(image: Image.Image) -> Image.Image:
 
 
 def image_tensor(image: Image.Image, size: Size = None) -> Tensor:
-    """Convert an image in memory as :func:`load_image` does a file."""
+    """Convert an image in memory as `load_image` does a file."""
     image = upright(image)
     height, width = target_size((image.height, image.width), size)
     if height * width > max(MOST_PIXELS, image.height * image.width):

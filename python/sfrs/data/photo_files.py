@@ -1,7 +1,7 @@
 """Which files of a folder are photographs, and what lies there that is none or cannot be read.
 
 Links to folders are followed, each folder is visited once. What cameras, phones and network drives put
-beside photographs is passed over: names that begin with a dot, and :data:`PASSED_OVER`.
+beside photographs is passed over: names that begin with a dot, and `PASSED_OVER`.
 """
 
 import os
@@ -51,7 +51,7 @@ class LeftOutWarning(UserWarning):
 def image_files(folder: Path) -> list[Path]:
     """List the photographs below ``folder``, sorted by their path.
 
-    Warns (:class:`LeftOutWarning`) of what may have been meant as well, with its number by kind: photographs
+    Warns (`LeftOutWarning`) of what may have been meant as well, with its number by kind: photographs
     in formats that are not decoded, videos, links that lead nowhere, folders that cannot be opened.
     """
     found, left_out = _walk(folder)

@@ -56,7 +56,7 @@ class Sources:
         positions: a CSV file with the columns file and easting, northing (zone), or latitude, longitude; it
             goes before names and EXIF.
         track: a GPX file, for photographs of which nothing else says it; by the time in their EXIF.
-        clock: what the camera's clock was ahead of UTC, see :func:`sfrs.data.track.clock_of`; "": as the
+        clock: what the camera's clock was ahead of UTC, see `sfrs.data.track.clock_of`; "": as the
             photographs say.
     """
 
@@ -110,7 +110,7 @@ class Locator:
     def all(
         self, files: Sequence[Path], *, skip_bad_images: bool = False, progress: Progress | None = None
     ) -> list[Photo]:
-        """Locate several photographs; with ``skip_bad_images`` one may be :attr:`Photo.unreadable`.
+        """Locate several photographs; with ``skip_bad_images`` one may be `Photo.unreadable`.
 
         Raises also `UserError` if the table names none of them.
         """
@@ -221,7 +221,7 @@ def project(photos: Sequence[Photo], system: str = "") -> tuple[np.ndarray, str]
     """Bring all photos into one coordinate system: float64 ``[n, 2]`` metres, and the system.
 
     Positions are nan where nothing is known of a photo; the system is "" for plain metres. Photographs that
-    the zone does not reach get a zone of their own in the system (:func:`sfrs.data.coordinates.to_system`).
+    the zone does not reach get a zone of their own in the system (`sfrs.data.coordinates.to_system`).
 
     Args:
         system: to begin with; its first zone is that of metres that do not say theirs. "": the zone of the
@@ -272,7 +272,7 @@ def first_zone(photos: Sequence[Photo]) -> str:
 
 
 def check_inside(files: Sequence[Path], positions: np.ndarray, zone: str) -> None:
-    """Raise :class:`UserError` that names the first file whose metres ``[n, 2]`` cannot lie in the zone."""
+    """Raise `UserError` that names the first file whose metres ``[n, 2]`` cannot lie in the zone."""
     _naming_photo(partial(to_degrees, zone=zone), files, positions)
 
 

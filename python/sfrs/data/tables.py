@@ -26,7 +26,7 @@ def table_rows(
 ) -> Iterator[tuple[str, dict[str, str]]]:
     """Yield ("FILE, line N", column -> text) of every line below the first, which names the columns.
 
-    Names of columns are compared without case and spaces around them, and :data:`ALIASES` are taken for ours.
+    Names of columns are compared without case and spaces around them, and `ALIASES` are taken for ours.
     Raises `PlacesError` if there is no such file, it is no CSV in UTF-8, or one of ``columns`` is missing.
     """
     try:
@@ -54,7 +54,7 @@ def table_rows(
 def lines_of_split(
     path: Path, split: str, columns: Sequence[str], optional: Sequence[str]
 ) -> tuple[list[tuple[str, dict[str, str]]], str]:
-    """Return :func:`table_rows` whose column split is ``split`` or empty, and a sentence on other splits."""
+    """Return `table_rows` whose column split is ``split`` or empty, and a sentence on other splits."""
     rows, splits = [], set()
     for where, line in table_rows(path, columns, optional):
         splits.add(line.get("split") or split)

@@ -47,7 +47,7 @@ class Published:
     """Weights that are published with a backbone.
 
     Attributes:
-        source: where :meth:`Backbone.load_pretrained` takes them from.
+        source: where `Backbone.load_pretrained` takes them from.
         licence: theirs, as their publisher names it.
     """
 
@@ -72,9 +72,9 @@ class Backbone(nn.Module):
         channels: D, channels of the local features.
         stride: pixels per position of the local features.
         mean, std: normalisation of RGB in 0..1.
-        name, options: what :func:`build_backbone` needs to build it again.
-        default_size: image size where nothing says another, see :data:`sfrs.data.images.Size`.
-        published: the weights that :meth:`load_pretrained` takes, or None.
+        name, options: what `build_backbone` needs to build it again.
+        default_size: image size where nothing says another, see `sfrs.data.images.Size`.
+        published: the weights that `load_pretrained` takes, or None.
         exports_any_size: whether it can be traced for images of any size.
     """
 
@@ -138,7 +138,7 @@ class VGG16(Backbone):
     start from He initialisation by fan-out and zero biases, drawn from torch's global generator.
 
     Args:
-        inputs: how pixels are normalised, a key of :data:`VGG16_INPUTS`; it belongs to the weights.
+        inputs: how pixels are normalised, a key of `VGG16_INPUTS`; it belongs to the weights.
     """
 
     default_size = (480, 640)
@@ -180,7 +180,7 @@ def _layers(plan: tuple[tuple[str, int], ...], channels: int, last_relu: bool = 
 
 
 def vgg16_layers() -> dict[str, int]:
-    """Map convolutions by their name in :class:`VGG16` to torchvision's index in ``features``."""
+    """Map convolutions by their name in `VGG16` to torchvision's index in ``features``."""
     found, index = {}, 0
     for part, plan in (("trunk", VGG16_TRUNK), ("head", VGG16_HEAD)):
         for name, _ in plan:
@@ -191,13 +191,13 @@ def vgg16_layers() -> dict[str, int]:
 
 
 def is_backbone(name: str) -> bool:
-    """Whether :func:`build_backbone` takes the name; of a library's network, whether it names a library."""
+    """Whether `build_backbone` takes the name; of a library's network, whether it names a library."""
     return name in REGISTRY or name.startswith(LIBRARIES)
 
 
 def build_backbone(name: str, **options) -> Backbone:
-    """Build a backbone, with random weights, by its name in :data:`REGISTRY`, or a network of timm or
-    torchvision (:mod:`sfrs.models.libraries`); ``options`` go to its constructor.
+    """Build a backbone, with random weights, by its name in `REGISTRY`, or a network of timm or
+    torchvision (`sfrs.models.libraries`); ``options`` go to its constructor.
 
     Raises:
         BackboneError: no such name, or the library does not import.

@@ -87,7 +87,7 @@ class EfficientNetLite(Backbone):
 
     The trunk ends with stride 16's first stage, the head is the second one. Convolutions start from He
     initialisation by fan-out and zero biases, drawn from torch's global generator, until
-    :meth:`load_pretrained`.
+    `load_pretrained`.
 
     Args:
         size: "0", "1" or "2".

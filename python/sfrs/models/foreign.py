@@ -24,7 +24,7 @@ class Layout:
 
     Attributes:
         backbone: prefix of VGG16's layers, which are numbered as torchvision numbers them.
-        inputs: how it normalises images, a key of :data:`sfrs.models.backbones.VGG16_INPUTS`.
+        inputs: how it normalises images, a key of `sfrs.models.backbones.VGG16_INPUTS`.
         assignment: prefix of NetVLAD's 1x1 convolution.
         centroids: key of the centroids.
         whitening: prefix of the layer after NetVLAD.
@@ -78,9 +78,9 @@ class Weights:
 
     Attributes:
         path: the file.
-        description: of the network as :func:`sfrs.models.network.network_description` makes it, or None
+        description: of the network as `sfrs.models.network.network_description` makes it, or None
             where the file holds a whitening alone.
-        tensors: ``backbone.*`` and ``vlad.*`` of :class:`sfrs.models.network.DescriptorNetwork`, and
+        tensors: ``backbone.*`` and ``vlad.*`` of `sfrs.models.network.DescriptorNetwork`, and
             ``whitening.projection`` ``[dim, K * D]`` for cluster-major descriptors with ``whitening.bias``.
         ignored: patterns of tensors that were left out.
     """
@@ -95,8 +95,8 @@ def read_weights(path: str | Path, ignore_keys: Sequence[str] = ()) -> Weights:
     """Read a file of weights; every tensor in it is used, known to change nothing (UNUSED), or refused.
 
     Args:
-        path: a file, the folder of a run, or a name in :data:`sfrs.models.published.PUBLISHED`.
-        ignore_keys: tensors to leave out, see :func:`sfrs.models.weights_file.read_tensors`.
+        path: a file, the folder of a run, or a name in `sfrs.models.published.PUBLISHED`.
+        ignore_keys: tensors to leave out, see `sfrs.models.weights_file.read_tensors`.
 
     Raises:
         DownloadError: a published network cannot be downloaded.
@@ -229,7 +229,7 @@ class _Foreign:
         return {f"{WHITENING}projection": projection, f"{WHITENING}bias": bias}
 
     def refuse_left(self, harmless: Callable[[str, Tensor], bool]) -> None:
-        """Raise :class:`WeightsError` that names the tensors that were not taken and may change results."""
+        """Raise `WeightsError` that names the tensors that were not taken and may change results."""
         left = [
             key
             for key, value in self.left.items()

@@ -43,7 +43,7 @@ class Spec:
 
     @classmethod
     def parse(cls, name: str) -> "Spec":
-        """Raises :class:`BackboneError` if the name is not LIBRARY:NAME[,stride=N][,trained=N]."""
+        """Raises `BackboneError` if the name is not LIBRARY:NAME[,stride=N][,trained=N]."""
         match = re.fullmatch(r"(timm|torchvision):([^,=]+)((?:,(?:stride|trained)=\d+)*)", name)
         if match is None:
             raise BackboneError(
@@ -151,7 +151,7 @@ class LibraryBackbone(Backbone):
     statistics of its weights, and nothing is dropped.
 
     Args:
-        name: see :class:`Spec`.
+        name: see `Spec`.
 
     Raises:
         BackboneError: the library does not import, or has no such network, or that has no such map.

@@ -51,15 +51,13 @@ def read_architecture(text: str, where: object) -> tuple[str, dict, int]:
 class Model(nn.Module):
     """RGB images -> unit descriptors, in evaluation mode: resizing, normalisation, network, whitening.
 
-    ::
-
         model = sfrs.load("sfrs.safetensors")
         descriptors = model.encode(["query.jpg", *database])  # float32 [n, dim]
 
     Args:
         network: taken over, and brought into evaluation mode.
         whitening: applied to the network's descriptors.
-        size: what images are resized to, see :data:`sfrs.data.images.Size`; "trained" is the size the
+        size: what images are resized to, see `sfrs.data.images.Size`; "trained" is the size the
             network was trained at, else the backbone's.
 
     Attributes:
@@ -108,13 +106,13 @@ class Model(nn.Module):
         """Load a model from a file of weights, by a published name, or a backbone with its published weights.
 
         Args:
-            source: a file (see :func:`sfrs.models.network.load_network`), a published network such as
-                "sfrs/pitts30k" (:data:`sfrs.models.published.PUBLISHED`), or the name of a backbone (see
-                :func:`sfrs.models.backbones.build_backbone`), whose clusters :meth:`fit_clusters` makes.
+            source: a file (see `sfrs.models.network.load_network`), a published network such as
+                "sfrs/pitts30k" (`sfrs.models.published.PUBLISHED`), or the name of a backbone (see
+                `sfrs.models.backbones.build_backbone`), whose clusters `fit_clusters` makes.
             whitening: a file with the PCA whitening; by default the one in ``source``, if any.
             whiten: False leaves out any whitening.
-            size: see :class:`Model`.
-            ignore_keys: see :func:`sfrs.models.network.load_network`.
+            size: see `Model`.
+            ignore_keys: see `sfrs.models.network.load_network`.
 
         Raises:
             WeightsError: a file cannot be read, or the whitening does not fit the network.
@@ -131,7 +129,7 @@ class Model(nn.Module):
         return cls(network, found if whiten else None, size=size).to(device)
 
     def save(self, path: str | Path) -> None:
-        """Write network, whitening and size to one safetensors file, from which :meth:`load` rebuilds it."""
+        """Write network, whitening and size to one safetensors file, from which `load` rebuilds it."""
         size = {} if self.size is None else {"image_size": self.size}
         save_network(path, self.network, self.network.meta | size, self.whitening)
 
@@ -242,7 +240,7 @@ class Model(nn.Module):
 
     @torch.no_grad()
     def quarters(self, images: Sequence[Photograph], *, batch_size: int = 8) -> Tensor:
-        """Compute quarter VLADs, float32 ``[n, 4, K, D]`` on the CPU, un-whitened, :func:`compact`.
+        """Compute quarter VLADs, float32 ``[n, 4, K, D]`` on the CPU, un-whitened, `compact`.
 
         Raises:
             BadImageError: an image cannot be read.
@@ -255,7 +253,7 @@ class Model(nn.Module):
 
     @torch.no_grad()
     def features(self, image: Photograph) -> Tensor:
-        """Compute local features ``[1, D, h, w]`` of an image. Raises :class:`BadImageError`."""
+        """Compute local features ``[1, D, h, w]`` of an image. Raises `BadImageError`."""
         return self._features(_Photographs([image], self)[0][None].to(self.device))
 
     def fit_clusters(
@@ -263,7 +261,7 @@ class Model(nn.Module):
     ) -> None:
         """Make NetVLAD's clusters from local features of images: the off-the-shelf descriptor.
 
-        See :func:`sfrs.models.clusters.init_vlad_from_images` for ``options`` and errors.
+        See `sfrs.models.clusters.init_vlad_from_images` for ``options`` and errors.
         """
         from sfrs.models.clusters import init_vlad_from_images  # faiss: not needed to describe
 
@@ -284,7 +282,7 @@ class Model(nn.Module):
         }
 
     def fingerprint(self) -> str:
-        """Compute SHA-256 over :meth:`digests`: equal for models that give equal descriptors."""
+        """Compute SHA-256 over `digests`: equal for models that give equal descriptors."""
         return hashlib.sha256(json.dumps(self.digests(), sort_keys=True).encode()).hexdigest()
 
     def _features(self, images: Tensor) -> Tensor:
@@ -301,7 +299,7 @@ class Model(nn.Module):
         return compact(self.network.vlad.quarters(features).float())
 
     def check_clusters(self) -> None:
-        """Raise :class:`WeightsError` if NetVLAD has no clusters."""
+        """Raise `WeightsError` if NetVLAD has no clusters."""
         if not self.has_clusters:
             source = self.network.meta.get("source", "network")
             raise WeightsError(

@@ -49,12 +49,12 @@ class Description(LaterDescription):
 class DescriptorNetwork(nn.Module):
     """Image -> local features -> NetVLAD descriptor, with the frozen trunk kept apart.
 
-    Training calls :meth:`trunk` once per image (or keeps its output) and then :meth:`descriptor` and
-    :meth:`quarters` on that output.
+    Training calls `trunk` once per image (or keeps its output) and then `descriptor` and
+    `quarters` on that output.
 
     Attributes:
-        backbone: :class:`sfrs.models.backbones.Backbone`.
-        vlad: :class:`sfrs_ext.nn.RegionNetVLAD` with K clusters on the backbone's D channels; ``bias``
+        backbone: `sfrs.models.backbones.Backbone`.
+        vlad: `sfrs_ext.nn.RegionNetVLAD` with K clusters on the backbone's D channels; ``bias``
             gives its assignment one (NetVLAD v2).
         meta: further facts of the weights file (image size, training set, ...).
     """
@@ -72,7 +72,7 @@ class DescriptorNetwork(nn.Module):
 
     @property
     def image_size(self) -> Size:
-        """Size of images it was trained at, else its backbone's; see :data:`sfrs.data.images.Size`."""
+        """Size of images it was trained at, else its backbone's; see `sfrs.data.images.Size`."""
         size = self.meta.get("image_size", self.backbone.default_size)
         return tuple(size) if isinstance(size, list) else size
 
@@ -139,7 +139,7 @@ def save_network(
 ) -> None:
     """Write a network, and a whitening, to one safetensors file that replaces ``path`` in one step.
 
-    Its metadata holds :func:`network_description`; ``meta`` (image size, generation, ...) must be JSON.
+    Its metadata holds `network_description`; ``meta`` (image size, generation, ...) must be JSON.
     """
     tensors = network.state_dict()
     if whitening is not None:
@@ -149,10 +149,10 @@ def save_network(
 
 
 def load_network(path: str | Path, *, ignore_keys: Sequence[str] = ()) -> DescriptorNetwork:
-    """Rebuild a network from :func:`save_network`'s file, or from VGG16 weights of other projects.
+    """Rebuild a network from `save_network`'s file, or from VGG16 weights of other projects.
 
-    The latter are listed in :data:`sfrs.models.foreign.LAYOUTS`. Bare VGG16, such as torchvision's, gets an
-    untrained NetVLAD (``network.meta["untrained_vlad"]`` is set; see :mod:`sfrs.models.clusters`).
+    The latter are listed in `sfrs.models.foreign.LAYOUTS`. Bare VGG16, such as torchvision's, gets an
+    untrained NetVLAD (``network.meta["untrained_vlad"]`` is set; see `sfrs.models.clusters`).
 
     Args:
         ignore_keys: patterns (``fc.*``) of names of tensors to leave out, which would be refused.
@@ -165,7 +165,7 @@ def load_network(path: str | Path, *, ignore_keys: Sequence[str] = ()) -> Descri
 
 
 def network_of(weights: Weights) -> DescriptorNetwork:
-    """Build the network that a file holds. Raises :class:`WeightsError` as :func:`load_network` does."""
+    """Build the network that a file holds. Raises `WeightsError` as `load_network` does."""
     described, path = _checked_description(weights), weights.path
 
     def build() -> DescriptorNetwork:

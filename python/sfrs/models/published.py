@@ -24,7 +24,7 @@ class PublishedNetwork:
         licence: of the project that published it.
         what: the layers in it and what they were trained on.
         sha256: digest of the file, or its first digits; empty where none is published.
-        inputs: how images are normalised, a key of :data:`sfrs.models.backbones.VGG16_INPUTS`, where that is
+        inputs: how images are normalised, a key of `sfrs.models.backbones.VGG16_INPUTS`, where that is
             otherwise than in other files with the same names of tensors.
     """
 
@@ -76,7 +76,7 @@ PUBLISHED = {
         inputs="caffe",
     ),
 }
-"""Name -> network, for ``--weights`` and :meth:`sfrs.models.model.Model.load`."""
+"""Name -> network, for ``--weights`` and `sfrs.models.model.Model.load`."""
 
 
 class DownloadError(UserError, ValueError):

@@ -22,7 +22,7 @@ def tokens_to_map(tokens: Tensor, prefix: int, width: int) -> Tensor:
 
 
 def map_to_tokens(map: Tensor, prefix: int) -> Tensor:
-    """Undo :func:`tokens_to_map`."""
+    """Undo `tokens_to_map`."""
     rows = _rows(prefix, map.shape[3])
     tokens = map.flatten(2).transpose(1, 2)
     return torch.cat([tokens[:, :prefix], tokens[:, rows * map.shape[3] :]], dim=1)

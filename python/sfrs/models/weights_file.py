@@ -36,7 +36,7 @@ def read_tensors(path: Path, ignore_keys: Sequence[str] = ()) -> tuple[dict[str,
     ``module`` and ``_orig_mod``, which DataParallel and torch.compile put around parts of a model.
 
     Args:
-        path: a file, the folder of a run, or the name of a published network (:func:`network_file`).
+        path: a file, the folder of a run, or the name of a published network (`network_file`).
         ignore_keys: tensors whose names match one of these patterns (as ``fc.*``) are left out.
 
     Raises:
@@ -67,11 +67,11 @@ def read_tensors(path: Path, ignore_keys: Sequence[str] = ()) -> tuple[dict[str,
 
 def network_file(path: Path) -> Path:
     """Return a file of weights: the file itself, the last generation's best network of a run's folder, or
-    the downloaded file of a name in :data:`sfrs.models.published.PUBLISHED`.
+    the downloaded file of a name in `sfrs.models.published.PUBLISHED`.
 
     Raises:
         WeightsError: there is no such file, or no network in the folder.
-        DownloadError: see :func:`sfrs.models.published.downloaded`.
+        DownloadError: see `sfrs.models.published.downloaded`.
     """
     if path.is_file():
         return path
@@ -107,7 +107,7 @@ def listed(keys: Iterable[str], most: int = 6) -> str:
 
 
 def checked(path: Path, name: str, value: Tensor) -> Tensor:
-    """Return the tensor as float32 if it is finite; else raise :class:`WeightsError` that names it."""
+    """Return the tensor as float32 if it is finite; else raise `WeightsError` that names it."""
     value = value.float()
     if wrong := value.numel() - int(value.isfinite().sum()):
         raise WeightsError(f"{path}: {wrong} of {value.numel()} values of {name} are NaN or infinite.")

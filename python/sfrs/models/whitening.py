@@ -38,7 +38,7 @@ class Whitening:
         return self.projection.shape[1]
 
     def check(self, dim: int) -> None:
-        """Raise :class:`WeightsError` unless it takes descriptors of ``dim`` numbers."""
+        """Raise `WeightsError` unless it takes descriptors of ``dim`` numbers."""
         if dim != self.input_dim:
             raise WeightsError(
                 f"whitening: fitted to descriptors of {self.input_dim} numbers, but this network's have "
@@ -46,7 +46,7 @@ class Whitening:
             )
 
     def apply(self, descriptors: Tensor) -> Tensor:
-        """Whiten and normalise ``[B, input_dim]`` to ``[B, dim]``. Raises as :meth:`check` does."""
+        """Whiten and normalise ``[B, input_dim]`` to ``[B, dim]``. Raises as `check` does."""
         self.check(descriptors.shape[1])
         projection, bias = self.projection.to(descriptors), self.bias.to(descriptors)
         return F.normalize(F.linear(descriptors, projection, bias), dim=1)
@@ -95,10 +95,10 @@ class Whitening:
 
     @classmethod
     def load(cls, path: str | Path, *, ignore_keys: Sequence[str] = ()) -> "Whitening":
-        """Read :meth:`save`'s file, or the whitening in a network of ours or of other origin.
+        """Read `save`'s file, or the whitening in a network of ours or of other origin.
 
-        The latter are listed in :data:`sfrs.models.foreign.LAYOUTS`; also read is ``pca_params_*.h5`` of the
-        paper's implementation. For ``ignore_keys`` see :func:`sfrs.models.network.load_network`.
+        The latter are listed in `sfrs.models.foreign.LAYOUTS`; also read is ``pca_params_*.h5`` of the
+        paper's implementation. For ``ignore_keys`` see `sfrs.models.network.load_network`.
 
         Raises:
             WeightsError: the file cannot be read, or no whitening is in it.

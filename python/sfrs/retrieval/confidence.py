@@ -1,8 +1,8 @@
 """How likely an answer is right, and whether the place is in the index at all.
 
 What speaks for an answer is weighed by numbers that ``python -m benchmarks.confidence`` fits to several
-sets (:data:`RIGHT`, :data:`KNOWN`), and moved towards what the index's self-test finds of its own
-photographs: :func:`fit`.
+sets (`RIGHT`, `KNOWN`), and moved towards what the index's self-test finds of its own
+photographs: `fit`.
 """
 
 import math
@@ -30,13 +30,13 @@ KNOWN = (5.661, 1.167, -8.82)
 """Log odds of a place in the index rather than elsewhere: constant, then by share and sameness."""
 
 LEAST_KNOWN = 0.886
-"""Probability of a place in the index below which an answer is refused, unless :func:`fit` lowers it."""
+"""Probability of a place in the index below which an answer is refused, unless `fit` lowers it."""
 
 REFUSED_OWN = 0.05
 """Share of its own photographs that an index may refuse at most."""
 
 SLOPE_MOVES, INTERCEPT_MOVES = 0.3, 0.5
-"""Standard deviations of what an index may change: the prior of :func:`fit`."""
+"""Standard deviations of what an index may change: the prior of `fit`."""
 
 COUNTED = 100.0
 """Photographs that a self-test counts as at most against that prior: queries are not like them."""
@@ -54,7 +54,7 @@ class Evidence:
             elsewhere: a match that resembles other places more says little.
         share: log odds of the share of the matches' weight that is near the position.
         count: log of the number of matches near the position.
-        sameness: log of :func:`sameness` of the photograph over what is usual in the index; 0 if not known.
+        sameness: log of `sameness` of the photograph over what is usual in the index; 0 if not known.
     """
 
     distinctness: float
@@ -70,9 +70,9 @@ class Calibration:
     Attributes:
         temperature: of the weights of matches.
         background: similarity of any two of the index's images.
-        slope, intercept: of the log odds by :data:`RIGHT`.
+        slope, intercept: of the log odds by `RIGHT`.
         least_known: probability of a place in the index below which it is refused.
-        usual_sameness: median :func:`sameness` of the index's own photographs; None where it is not known.
+        usual_sameness: median `sameness` of the index's own photographs; None where it is not known.
     """
 
     temperature: float
@@ -141,7 +141,7 @@ def sameness(quarters: Tensor) -> np.ndarray:
 
 
 def relative_sameness(value: float, usual: float | None) -> float:
-    """Log of :func:`sameness` over what is usual, as in :class:`Evidence`; ``value`` may be nan."""
+    """Log of `sameness` over what is usual, as in `Evidence`; ``value`` may be nan."""
     if usual is None or math.isnan(value):
         return 0.0
     return min(max(math.log(max(value, LEAST_SIMILAR) / max(usual, LEAST_SIMILAR)), -1.0), 2.5)
@@ -164,7 +164,7 @@ def fit(log_odds: np.ndarray, right: np.ndarray) -> tuple[float, float]:
     """Fit (slope, intercept) of log odds ``[m]`` to what turned out right, bool ``[m]``.
 
     Most probable values (Platt 1999, with a prior): normal around 1 and 0. All photographs together count
-    as :data:`COUNTED` at most.
+    as `COUNTED` at most.
     """
     if len(right) == 0:
         return 1.0, 0.0

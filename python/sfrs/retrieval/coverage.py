@@ -34,7 +34,7 @@ class Gap(Place):
 def gaps(index: "Index", answers: Sequence["Answer"], most: int = MOST_GAPS) -> list[Gap]:
     """Find the places that want photographs, those with the most of them that are not found first.
 
-    A place is the middle of what lies within twice :data:`RADIUS` of a photograph; no two overlap.
+    A place is the middle of what lies within twice `RADIUS` of a photograph; no two overlap.
     """
     rows = [answer.row for answer in answers if not (answer.answerable and answer.right)]
     left = np.asarray(index.positions[rows], dtype=np.float64).reshape(-1, 2)

@@ -99,7 +99,7 @@ def evaluate(
     """Describe database and queries and score the search.
 
     Args:
-        rerank: order the first images found by their regions as well; :attr:`Evaluation.before` is then the
+        rerank: order the first images found by their regions as well; `Evaluation.before` is then the
             evaluation of the search alone. Quarter VLADs of all images lie in a temporary file meanwhile,
             ``8 K D`` bytes per image.
         query_size: of the queries where it differs (Tokyo 24/7: shorter side 640); "same" otherwise.
@@ -182,7 +182,7 @@ def score(
 
 
 def check_answerable(places: Places, radius: float) -> None:
-    """Raise :class:`UserError` if no query has a database image within ``radius`` metres."""
+    """Raise `UserError` if no query has a database image within ``radius`` metres."""
     if right_images(places, radius).values.size == 0:
         raise UserError(
             f"{places.name}/{places.split}: none of the {len(places.queries)} queries has a database image "

@@ -31,7 +31,7 @@ FRAME = (255, 196, 0)
 def region_boxes(height: int, width: int) -> tuple[Box, ...]:
     """Locate the nine regions of a feature map of ``height`` x ``width`` positions in its image.
 
-    Rows split at ``height // 2``, columns at ``width // 2``, as :func:`sfrs_ext.region_vlad` does.
+    Rows split at ``height // 2``, columns at ``width // 2``, as `sfrs_ext.region_vlad` does.
     """
     x, y = (width // 2) / width, (height // 2) / height
     quarters = ((0.0, 0.0, x, y), (x, 0.0, 1.0, y), (0.0, y, x, 1.0), (x, y, 1.0, 1.0))
@@ -129,7 +129,7 @@ def draw_region(image: Image.Image, region: int, *, boxes: tuple[Box, ...] = REG
 
 
 def open_photograph(photo: Photograph) -> Image.Image:
-    """Open a photograph for showing: RGB, turned upright. Raises :class:`BadImageError`."""
+    """Open a photograph for showing: RGB, turned upright. Raises `BadImageError`."""
     if isinstance(photo, Tensor):
         pixels = (255 * photo.detach().clamp(0, 1)).round().byte().permute(1, 2, 0)
         return Image.fromarray(pixels.cpu().numpy())

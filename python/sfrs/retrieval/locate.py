@@ -182,7 +182,7 @@ class RegionOrder:
         self._unreadable: set[int] = set()
 
     def __call__(self, query: Tensor, rows: np.ndarray) -> tuple[Reranked, tuple[int, ...]]:
-        """Order the first :attr:`depth` rows by the query's quarter VLADs ``[1, 4, K, D]``, drop the others.
+        """Order the first `depth` rows by the query's quarter VLADs ``[1, 4, K, D]``, drop the others.
 
         Returns:
             (the rows in their order, those of them that were left out).

@@ -29,7 +29,7 @@ right answers; see docs/locate.md.
 class Place:
     """A place: easting and northing in metres, nan if unknown, and degrees, None if unknown.
 
-    Metres are those of the index's system, see :mod:`sfrs.data.coordinates`.
+    Metres are those of the index's system, see `sfrs.data.coordinates`.
     """
 
     easting: float
@@ -63,7 +63,7 @@ class Location(Place):
     """The place where a photograph was taken, with its doubts.
 
     Attributes:
-        confidence: 0..1, how likely this is within :data:`RADIUS`; see :func:`estimate`.
+        confidence: 0..1, how likely this is within `RADIUS`; see `estimate`.
         spread: root mean square distance in metres of the images it was made of, weighted as they were.
     """
 
@@ -86,7 +86,7 @@ class Weighed:
     Attributes:
         chosen: which of the matches, int64 ``[c]``.
         weights: ``[c]``, the best one weighs 1.
-        near: bool ``[c]``, those within :data:`RADIUS` of the one around which most weight lies.
+        near: bool ``[c]``, those within `RADIUS` of the one around which most weight lies.
     """
 
     chosen: np.ndarray
@@ -95,12 +95,12 @@ class Weighed:
 
     @property
     def share(self) -> float:
-        """Share of the weight that is near, see :func:`estimate`."""
+        """Share of the weight that is near, see `estimate`."""
         return float(self.weights[self.near].sum() / (self.weights.sum() + self.weights[-1]))
 
 
 def weigh(positions: np.ndarray, similarities: np.ndarray, temperature: float) -> Weighed:
-    """Weigh the first :data:`CONSIDERED` matches with a known position, see :func:`estimate`."""
+    """Weigh the first `CONSIDERED` matches with a known position, see `estimate`."""
     known = np.flatnonzero(np.isfinite(positions).all(axis=1) & np.isfinite(similarities))
     chosen = known[np.argsort(-similarities[known], kind="stable")][:CONSIDERED]
     if len(chosen) == 0:
@@ -115,14 +115,14 @@ def estimate(
 ) -> Location:
     """Weigh the matches of one query into a position.
 
-    The first :data:`CONSIDERED` matches with a known position weigh ``w = exp(s / temperature)``. The
-    neighbourhood is what lies within :data:`RADIUS` of the match around which most weight lies; the position
+    The first `CONSIDERED` matches with a known position weigh ``w = exp(s / temperature)``. The
+    neighbourhood is what lies within `RADIUS` of the match around which most weight lies; the position
     is the weighted mean of the neighbourhood, which one good match far away does not move.
 
     The confidence is the neighbourhood's share of the weight of all these matches and of one more that nobody
     has looked at, as similar as the last of them: ``sum_near w / (sum_all w + w_last)``. So it rises with the
     similarities near the position, falls with those elsewhere, and never reaches 1. It compares places of the
-    database with each other; :mod:`sfrs.retrieval.confidence` makes a probability of it and of more.
+    database with each other; `sfrs.retrieval.confidence` makes a probability of it and of more.
 
     Args:
         positions: easting and northing in metres, ``[k, 2]``; nan where an image has none.
@@ -142,7 +142,7 @@ def estimate(
 
 
 def locate_weighed(weighed: Weighed, positions: np.ndarray, zone: str) -> Location:
-    """Return the location that matches at ``positions`` ``[k, 2]`` give, see :func:`estimate`."""
+    """Return the location that matches at ``positions`` ``[k, 2]`` give, see `estimate`."""
     if len(weighed.chosen) == 0:
         return Location(math.nan, math.nan, None, None, 0.0, math.nan)
     near, weights = positions[weighed.chosen[weighed.near]], weighed.weights[weighed.near]

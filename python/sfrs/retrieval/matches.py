@@ -31,7 +31,7 @@ class Matches:
 
     @classmethod
     def searched(cls, similarities: np.ndarray, rows: np.ndarray) -> "Matches":
-        """Take what :meth:`sfrs.retrieval.index.Index.search` found for one descriptor."""
+        """Take what `sfrs.retrieval.index.Index.search` found for one descriptor."""
         there = rows >= 0
         return cls(rows[there], similarities[there], similarities[there])
 

@@ -26,7 +26,7 @@ TIME_FIELD, FULL_FORM_FIELDS = 13, 16
 class NearDuplicates:
     """Says which photographs of an index are of the same moment as another.
 
-    By the time in their names or their EXIF, within :data:`SECONDS`. Where one of the two carries no time,
+    By the time in their names or their EXIF, within `SECONDS`. Where one of the two carries no time,
     by their names: the frame before and after in one folder, whose names differ by one in one number. And
     copies, by their descriptors.
     """

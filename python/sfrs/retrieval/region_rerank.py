@@ -2,7 +2,7 @@
 
 A photograph taken some steps aside shows the same house in another quarter of the picture, among other
 things. The descriptor of the whole image mixes these with the house; the nine regions of two images find it.
-:data:`SCORES` are the ways to make one number of the 81 similarities; ``docs/reranking.md`` measures which of
+`SCORES` are the ways to make one number of the 81 similarities; ``docs/reranking.md`` measures which of
 them help.
 
 Whitening concerns the search alone: it chooses the candidates, un-whitened regions order them.
@@ -32,10 +32,10 @@ def region_matches(query_quarters: Tensor, quarters: Tensor) -> Tensor:
     """Compare the nine regions of queries with the nine regions of database images.
 
     The regions of the queries, which are few, are built as descriptors; those of the database images never
-    are (:func:`sfrs_ext.region_similarity`).
+    are (`sfrs_ext.region_similarity`).
 
     Args:
-        query_quarters: quarter VLADs of T queries, ``[T, 4, K, D]``, from :func:`sfrs_ext.region_vlad`.
+        query_quarters: quarter VLADs of T queries, ``[T, 4, K, D]``, from `sfrs_ext.region_vlad`.
         quarters: those of N database images, ``[N, 4, K, D]``.
 
     Returns:
@@ -74,7 +74,7 @@ DEFAULT_SCORE = next(iter(SCORES))
 
 @dataclass(frozen=True)
 class Reranking:
-    """The number of images of a search to order by their regions, and the one of :data:`SCORES` to order by.
+    """The number of images of a search to order by their regions, and the one of `SCORES` to order by.
 
     Raises:
         UserError: there is no such score.
@@ -106,8 +106,8 @@ def rerank(
     Args:
         query_quarters: ``[1, 4, K, D]``, float32.
         rows: candidates, int64 ``[C]``, without blanks.
-        quarters: gives the candidates' quarter VLADs, kept by :func:`sfrs.models.model.compact`.
-        score: one of :data:`SCORES`.
+        quarters: gives the candidates' quarter VLADs, kept by `sfrs.models.model.compact`.
+        score: one of `SCORES`.
     """
     if len(rows) == 0:
         return Reranked(np.zeros(0, np.int64), np.zeros(0, np.float32), np.zeros((0, 2), np.int64))

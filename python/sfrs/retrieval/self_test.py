@@ -1,6 +1,6 @@
 """What an index knows of its own photographs: each of a sample is located among the others.
 
-Photographs of the same moment are left out, see :mod:`sfrs.retrieval.near_duplicates`. Pictures of nowhere
+Photographs of the same moment are left out, see `sfrs.retrieval.near_duplicates`. Pictures of nowhere
 are shown to it as well. What comes of it calibrates the confidence of answers and says whether re-ranking
 helps.
 """

@@ -50,7 +50,7 @@ def read_arrays(path: str | Path, *variables: str) -> dict[str, Any]:
 
 
 def run_child(*arguments: str) -> str:
-    """Run :func:`convert` in a process of its own; return why it failed, "" if it did not."""
+    """Run `convert` in a process of its own; return why it failed, "" if it did not."""
     paths = [str(Path(__file__).resolve().parents[2]), *sys.path]  # an editable package is found by its .pth
     command = [sys.executable, "-S", "-c", CHILD, json.dumps(paths), *arguments]
     child = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)

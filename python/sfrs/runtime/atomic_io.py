@@ -89,7 +89,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write ``content`` as indented JSON, see :func:`write_text`."""
+    """Write ``content`` as indented JSON, see `write_text`."""
     write_text(path, json.dumps(content, indent=2) + "\n")
 
 

@@ -29,7 +29,7 @@ def read_safetensors(path: Path, key: str) -> tuple[dict[str, Tensor], Any]:
 
 
 def read_description(path: Path, key: str) -> Any:
-    """Read the JSON that the metadata holds under ``key``, and no tensors; see :func:`read_safetensors`."""
+    """Read the JSON that the metadata holds under ``key``, and no tensors; see `read_safetensors`."""
     with _opened(path) as file:
         return _described(file, path, key)
 

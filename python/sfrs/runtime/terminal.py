@@ -1,7 +1,7 @@
 """What commands print: results on standard output; progress, warnings and errors on standard error.
 
 Names of files hold anything: what looks like markup, line breaks, escape sequences of a terminal, bytes that
-are no text. Whatever is printed goes through :func:`plain`, and has no markup.
+are no text. Whatever is printed goes through `plain`, and has no markup.
 """
 
 import sys
@@ -74,7 +74,7 @@ class TimeColumn(ProgressColumn):
 
 @contextmanager
 def progress_tasks() -> Iterator[Tasks]:
-    """Open a display of progress bars; yields a function that opens one bar by its name::
+    """Open a display of progress bars; yields a function that opens one bar by its name:
 
     with progress_tasks() as tasks:
         describe(network, files, progress=tasks("database"))
@@ -105,7 +105,7 @@ def duration(seconds: float) -> str:
 
 
 def show_error(error: Exception) -> None:
-    """Print a :class:`sfrs.runtime.errors.UserError` as one message."""
+    """Print a `sfrs.runtime.errors.UserError` as one message."""
     _show("Error: ", "bold red", error)
 
 

@@ -1,4 +1,4 @@
-"""What a training run leaves on disk, and reading it back::
+"""What a training run leaves on disk, and reading it back:
 
 config.json                     resolved configuration, and which images the run was made with
 metrics.jsonl                   one JSON object a line: validation before training, steps, epochs

@@ -157,7 +157,7 @@ class Run:
 
 
 def read_metrics(file: Path) -> list[dict[str, Any]]:
-    """Read ``metrics.jsonl``, or nothing if it is not there; see :func:`read_lines`."""
+    """Read ``metrics.jsonl``, or nothing if it is not there; see `read_lines`."""
     return read_lines(file.read_bytes(), file) if file.is_file() else []
 
 

@@ -1,6 +1,6 @@
 """Data sets of places: which images there are and where they were taken.
 
-One reader per format (:mod:`sfrs.data.places.formats` lists them), one result: :class:`Places`, a database
+One reader per format (`sfrs.data.places.formats` lists them), one result: `Places`, a database
 and the queries to be located in it.
 """
 

@@ -1,7 +1,7 @@
 """Readers of folders of photographs: the field's format, two folders, and one that is split.
 
 ``ROOT/images/SPLIT/{database,queries}`` or ``ROOT/SPLIT/{database,queries,queries_v1,...}`` with names
-``@easting@northing@...`` (:func:`sfrs.data.photos.from_name`), or with positions in EXIF, in a table or on a
+``@easting@northing@...`` (`sfrs.data.photos.from_name`), or with positions in EXIF, in a table or on a
 track.
 """
 

@@ -99,7 +99,7 @@ def format_of(path: str | Path, reading: Reading = PLAIN) -> Format:
 
 
 def is_data_set(path: str | Path) -> bool:
-    """Whether :func:`load_places` can read ``path``."""
+    """Whether `load_places` can read ``path``."""
     return any(known.recognises(Path(path)) for known in FORMATS)
 
 

@@ -44,7 +44,7 @@ def is_gsv_cities(path: Path) -> bool:
 def read_gsv_cities(path: Path, split: str) -> Places:
     """Read the places of ``split`` of all cities that have a table and an image folder.
 
-    Positions are UTM metres, each city in the zone of its first image (:func:`join_cities`).
+    Positions are UTM metres, each city in the zone of its first image (`join_cities`).
     """
     if split not in SPLITS:
         raise PlacesError(

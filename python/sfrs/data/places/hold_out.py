@@ -6,7 +6,7 @@ those a fifth as the queries of ``val``, whose database are the rest; and of tha
 
 ``time``: queries are the newest photographs, by the time in their EXIF (or in names of the full form).
 ``every:N``: queries are every N-th photograph in the order of the names. ``area``: the three splits are three
-strips of the area along its longer side, none within :data:`BORDER` of another, so that ``val`` and ``test``
+strips of the area along its longer side, none within `BORDER` of another, so that ``val`` and ``test``
 are places that were not trained on; in each of them queries are chosen by time, where it is known, else every
 fifth.
 """

@@ -28,7 +28,7 @@ def msls_splits(path: Path) -> list[str]:
 
 
 def read_msls(path: Path, split: str) -> Places:
-    """Read the cities of ``split`` that are there; positions are UTM metres (:func:`join_cities`)."""
+    """Read the cities of ``split`` that are there; positions are UTM metres (`join_cities`)."""
     if split == "test":
         raise PlacesError(
             f"{path}: the positions of MSLS's test cities are not published, so nothing can be scored on "

@@ -2,7 +2,7 @@
 
 A file holds a structure ``dbStruct``, read by the position of its fields: 1 database names, 2 UTM 2 x N,
 3 query names, 4 UTM 2 x M. Tokyo Time Machine has time stamps as fields 3 and 6, so that queries are fields
-4 and 5. The images lie in folders next to the file or next to its folder (:func:`image_roots`).
+4 and 5. The images lie in folders next to the file or next to its folder (`image_roots`).
 """
 
 import re
@@ -63,7 +63,7 @@ def mat_files(path: Path) -> dict[str, list[Path]]:
 
 
 def read_mat(path: Path, split: str) -> Places:
-    """Read the file of ``split`` that ``path`` means (:func:`mat_files`)."""
+    """Read the file of ``split`` that ``path`` means (`mat_files`)."""
     files = mat_files(path)
     if split not in files:
         beginning = path.with_name(set_and_split(path)[0]) if path.is_file() else path / "SET"

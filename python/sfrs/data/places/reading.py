@@ -24,9 +24,9 @@ class Reading:
 
     Attributes:
         queries: folder of the queries, where the path is the folder of the database.
-        hold_out: how a folder of photographs is split (:mod:`sfrs.data.places.hold_out`).
-        frames: which frame of the database a query's is (:mod:`sfrs.data.places.frames`).
-        positions, track, clock: :class:`sfrs.data.photos.Sources`.
+        hold_out: how a folder of photographs is split (`sfrs.data.places.hold_out`).
+        frames: which frame of the database a query's is (`sfrs.data.places.frames`).
+        positions, track, clock: `sfrs.data.photos.Sources`.
         zone: UTM zone of metres that do not say theirs; "": that of the first photograph that has one.
         skip_unplaced: leave out photographs that nothing says the place of.
         lenient: keep them, at nan, and take a folder without queries: for what needs images alone.
@@ -54,12 +54,12 @@ class Reading:
         return Locator(Sources(self.positions, self.track, self.clock))
 
     def given(self) -> dict[str, Any]:
-        """Return what differs from the defaults, as JSON holds it and :meth:`of` takes it."""
+        """Return what differs from the defaults, as JSON holds it and `of` takes it."""
         return {f.name: value for f in fields(self) if (value := getattr(self, f.name)) != f.default}
 
     @classmethod
     def of(cls, given: Any, where: object) -> "Reading":
-        """Read what :meth:`given` returned. Raises `RecordError`, which begins with ``where``."""
+        """Read what `given` returned. Raises `RecordError`, which begins with ``where``."""
         kinds = {f.name: f.type for f in fields(cls)}
         unknown = set(given) - set(kinds) if isinstance(given, dict) else ()
         if unknown:
@@ -68,7 +68,7 @@ class Reading:
 
 
 def read_shots(files: Mapping[str, Sequence[Path]], reading: Reading) -> tuple[Shots, str]:
-    """Locate the images of the roles "database" and "queries", see :func:`shots_of`."""
+    """Locate the images of the roles "database" and "queries", see `shots_of`."""
     locator = reading.locator()
     return shots_of({role: [located(from_name(f), locator) for f in files[role]] for role in files}, reading)
 

@@ -22,7 +22,7 @@ class ImageSet:
     Attributes:
         files: n paths.
         positions: float64 ``[n, 2]``, easting and northing in metres; nan where nothing is known.
-        place_ids: int64 ``[n]``; images of one panorama share one id (see :func:`number_places`).
+        place_ids: int64 ``[n]``; images of one panorama share one id (see `number_places`).
         conditions: n names of what they were taken under, such as "night", or none where it is not known.
         time_stamps: int64 ``[n]``, or None. Images of equal time stamps are no answer to each other: where a
             data set makes its queries of the database (Tokyo Time Machine), those are the same recording.
@@ -68,7 +68,7 @@ class Places:
 
     Attributes:
         unit: of positions and distances between them: "m", or "frames" of sets that are aligned by frame.
-        zone: system of the positions (:mod:`sfrs.data.coordinates`); "" where it is not known.
+        zone: system of the positions (`sfrs.data.coordinates`); "" where it is not known.
     """
 
     name: str
@@ -99,7 +99,7 @@ Shots = dict[str, list[Shot]]
 
 
 def make_places(name: str, split: str, shots: Shots, unit: str = "m", zone: str = "") -> Places:
-    """Build :class:`Places` in the order of the rows; warns (`CoordinatesWarning`) of degrees."""
+    """Build `Places` in the order of the rows; warns (`CoordinatesWarning`) of degrees."""
     panoramas: dict[tuple, int] = {}
     stamps: dict[str, int] = {}
     sets = {}

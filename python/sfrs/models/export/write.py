@@ -28,7 +28,7 @@ class Format:
 
     Attributes:
         open: path -> function of RGB images in 0..1 on ``device`` (ONNX: on the CPU) to descriptors.
-        tolerance: largest :attr:`Agreement.relative_error` in float32, without whitening.
+        tolerance: largest `Agreement.relative_error` in float32, without whitening.
         on_device: whether the file runs on the device it was written for; otherwise on the CPU.
     """
 
@@ -61,7 +61,7 @@ FORMATS = {
 
 
 def choose_format(name: str | None, out: Path) -> str:
-    """Choose a format by its name or the file's suffix. Raises :class:`UserError` where they do not fit."""
+    """Choose a format by its name or the file's suffix. Raises `UserError` where they do not fit."""
     if name is None:
         by_suffix = {kind.suffix: name for name, kind in reversed(FORMATS.items())}
         if out.suffix not in by_suffix:
@@ -131,7 +131,7 @@ def export(
     """Write ``model`` to ``path``, which the file replaces once its descriptors are the original's.
 
     Args:
-        format: a key of :data:`FORMATS`.
+        format: a key of `FORMATS`.
         shape: the images the file takes; of ``safetensors``, which takes all, the one it recommends.
         photos: images to compare on, besides made-up ones.
         device: where ``torch`` and ``aoti`` will run, and are compared.

@@ -1,7 +1,5 @@
 """An index of photographs: what they look like and where they were taken, in one directory.
 
-::
-
     index.sqlite                 settings, and one line per image; what makes the directory an index
     network.safetensors          the network all descriptors come from
     whitening.safetensors        its whitening, if there is one
@@ -10,8 +8,8 @@
     pq-G.faiss, ivf-G.faiss      compressed descriptors of the kinds pq, ivf and disk, made from the others
     lock                         held by whoever writes
 
-G is the generation (`store`) that wrote the file. :class:`Index` builds and searches an index,
-:class:`Builder` also removes from one.
+G is the generation (`store`) that wrote the file. `Index` builds and searches an index,
+`Builder` also removes from one.
 """
 
 from sfrs.retrieval.index.build import Adding, Builder, Change

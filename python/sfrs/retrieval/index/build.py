@@ -37,14 +37,14 @@ class Adding:
     Attributes:
         split: of a place folder, or of a manifest with splits, whose database is indexed.
         allow_unplaced: index photographs of which no position is known, too.
-        skip_unplaced: leave them out, see :attr:`Change.skipped`.
+        skip_unplaced: leave them out, see `Change.skipped`.
         sources: what says where photographs were taken, besides their names and EXIF.
-        skip_bad_images: leave out images that cannot be read, see :attr:`Change.skipped`.
+        skip_bad_images: leave out images that cannot be read, see `Change.skipped`.
         workers: threads that decode files.
         device: of the index's own model, where none is given.
         whiten: learn a whitening from the photographs a new index begins with; None: only where its clusters
-            are made from them too, and they are :data:`sfrs.retrieval.index.derive.WHITENED_FROM` or more.
-        clusters: options of :meth:`sfrs.models.model.Model.fit_clusters`, for a model without clusters.
+            are made from them too, and they are `sfrs.retrieval.index.derive.WHITENED_FROM` or more.
+        clusters: options of `sfrs.models.model.Model.fit_clusters`, for a model without clusters.
     """
 
     split: str = "test"
@@ -61,7 +61,7 @@ class Adding:
 
 @dataclass
 class Change:
-    """Numbers of images that :class:`Builder` changed, and (file, why) of those it could not read."""
+    """Numbers of images that `Builder` changed, and (file, why) of those it could not read."""
 
     added: int = 0
     described_again: int = 0
@@ -73,7 +73,7 @@ class Change:
 class Builder:
     """Makes an index or changes one, alone: holds the index's lock until it is left.
 
-    Readers see nothing of it before :meth:`finish`. Interrupted in any way, the same calls go on with the
+    Readers see nothing of it before `finish`. Interrupted in any way, the same calls go on with the
     rest.
 
     Args:
@@ -337,7 +337,7 @@ class Builder:
 
 
 def _check_free(path: Path) -> None:
-    """Raise :class:`UserError` if ``path`` is something else than an index that was hardly begun."""
+    """Raise `UserError` if ``path`` is something else than an index that was hardly begun."""
     if path.exists() and not path.is_dir():
         raise UserError(f"--out is {path}, which is a file; an index is a directory.")
     ours = (NETWORK, WHITENING, LOCK, TABLE)
@@ -349,7 +349,7 @@ def _check_free(path: Path) -> None:
 
 
 def _check_placed(photos: Sequence[Photo], positions: np.ndarray) -> None:
-    """Raise :class:`UserError` that names the first photos without a position, nan."""
+    """Raise `UserError` that names the first photos without a position, nan."""
     unknown = [photos[i].file for i in np.flatnonzero(np.isnan(positions).any(axis=1)).tolist()]
     if unknown:
         listed = ", ".join(map(str, unknown[:NAMED])) + (", ..." if len(unknown) > NAMED else "")
@@ -361,7 +361,7 @@ def _check_placed(photos: Sequence[Photo], positions: np.ndarray) -> None:
 
 
 def _check_same(path: Path, model: Model, settings: Settings) -> None:
-    """Raise :class:`UserError` that names the first part in which the model is not the index's."""
+    """Raise `UserError` that names the first part in which the model is not the index's."""
     ours, theirs = model.digests(), settings["digests"]
     here, there = _in_words(ours, model.fingerprint()), _in_words(theirs, settings["fingerprint"])
     taken = () if model.has_clusters else ("weights", "whitening")  # those of the index

@@ -30,8 +30,6 @@ ATTEMPTS = 3
 class Index:
     """Photographs, what they look like and where they were taken.
 
-    ::
-
         index = sfrs.Index.build("photos", zone="33N")  # photos.index; again: adds what is new
         index = sfrs.Index.open("photos.index")
         found = index.locate("query.jpg", rerank="regions")
@@ -50,8 +48,8 @@ class Index:
         files: paths of the n images.
         positions: float64 ``[n, 2]``, easting and northing in metres; nan where nothing is known.
         generation: number of the finished change that it shows.
-        change: how :meth:`build` changed it; None for an index that was only opened.
-        self_test: what :meth:`check` found of these very photographs; None where it has not looked.
+        change: how `build` changed it; None for an index that was only opened.
+        self_test: what `check` found of these very photographs; None where it has not looked.
     """
 
     change: Change | None = None
@@ -95,16 +93,16 @@ class Index:
         """Index photographs, or add to an index what is new or changed, and open it.
 
         Interrupted at any moment, it goes on where it was when it is called again. What is new ends with
-        :meth:`check`.
+        `check`.
 
         Args:
-            photos: a folder, a place folder or a CSV manifest, see :func:`sfrs.data.collection.read_photos`.
+            photos: a folder, a place folder or a CSV manifest, see `sfrs.data.collection.read_photos`.
             model: describes them; None is the index's own, and for a new index EfficientNet-Lite0 as ImageNet
                 trained it, with clusters made from these photographs.
             out: directory of the index; by default the name of ``photos`` with ``.index`` added.
-            kind: of the descriptors, see :class:`Builder`, also for what it raises.
-            regions: see :class:`Builder`.
-            zone: see :class:`Builder`.
+            kind: of the descriptors, see `Builder`, also for what it raises.
+            regions: see `Builder`.
+            zone: see `Builder`.
             tasks: opens a progress display per stage.
         """
         photos, adding = Path(photos), adding or Adding()
@@ -158,7 +156,7 @@ class Index:
 
     @property
     def has_regions(self) -> bool:
-        """True if :meth:`quarters` are stored."""
+        """True if `quarters` are stored."""
         return self._quarters is not None
 
     @overload
@@ -168,7 +166,7 @@ class Index:
     def locate(self, photos: Sequence[Photograph], **options) -> list[Found]: ...
 
     def locate(self, photos, **options):
-        """Say where photographs were taken, one or several; see :func:`sfrs.retrieval.locate.locate`."""
+        """Say where photographs were taken, one or several; see `sfrs.retrieval.locate.locate`."""
         one = not isinstance(photos, (list, tuple))
         found = locate(self, [photos] if one else photos, **options)
         return found[0] if one else found
@@ -180,7 +178,7 @@ class Index:
             descriptors: float32 ``[m, dim]`` unit vectors, from ``model.encode``.
 
         Returns:
-            (similarities float32 ``[m, k]``, rows int64 ``[m, k]`` of :attr:`files` and :attr:`positions`);
+            (similarities float32 ``[m, k]``, rows int64 ``[m, k]`` of `files` and `positions`);
             -inf and -1 past the end. The similarities are exact for every kind: a compressed copy only
             chooses which rows are compared.
 
@@ -214,10 +212,10 @@ class Index:
     def check(self, *, sample: int = SAMPLE, seed: int = 0, tasks: Tasks | None = None) -> SelfTest:
         """Locate the index's own photographs among the others, and keep what that says in the index.
 
-        Answers of :meth:`locate` are calibrated by it from then on. A change of the index makes it void.
+        Answers of `locate` are calibrated by it from then on. A change of the index makes it void.
 
         Args:
-            sample, seed, tasks: see :func:`sfrs.retrieval.self_test.self_test`.
+            sample, seed, tasks: see `sfrs.retrieval.self_test.self_test`.
         """
         self.self_test = self_test(self, sample=sample, seed=seed, tasks=tasks)
         self.self_test.save(self.path)

@@ -99,7 +99,7 @@ class Compressed:
                 progress(len(self), len(rows))
 
     def save(self, path: Path) -> str:
-        """Write the copy, replacing ``path`` in one step; return its :func:`digest_of`."""
+        """Write the copy, replacing ``path`` in one step; return its `digest_of`."""
         with replaced(path) as partial:
             faiss.write_index(self.index, str(partial))
             return digest_of(partial)
@@ -108,10 +108,10 @@ class Compressed:
     def open(
         cls, path: Path, kind: str, dim: int, digest: str | None = None, *, to_extend: bool = False
     ) -> "Compressed":
-        """Read :meth:`save`'s file; the lists of the kind disk stay there unless ``to_extend``.
+        """Read `save`'s file; the lists of the kind disk stay there unless ``to_extend``.
 
         Args:
-            digest: what :meth:`save` returned. A damaged file can make faiss take any amount of memory.
+            digest: what `save` returned. A damaged file can make faiss take any amount of memory.
 
         Raises:
             UserError: the file is missing or damaged.

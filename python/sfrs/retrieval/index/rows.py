@@ -65,7 +65,7 @@ def map_rows(
 
 
 def checked_bytes(path: Path, dtype: str, shape: tuple[int, ...], rows: int) -> int:
-    """Bytes of so many rows. Raises :class:`UserError` if the file is missing or shorter."""
+    """Bytes of so many rows. Raises `UserError` if the file is missing or shorter."""
     expected = rows * np.dtype(dtype).itemsize * math.prod(shape)
     size = path.stat().st_size if path.is_file() else -1
     if size < expected and expected > 0:

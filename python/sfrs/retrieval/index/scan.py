@@ -52,7 +52,7 @@ def scan(rows: np.ndarray, live: np.ndarray, queries: np.ndarray, k: int) -> tup
 def compare(
     rows: np.ndarray, candidates: np.ndarray, queries: np.ndarray, k: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Find the k most similar of each query's own candidates, as :func:`scan` returns them.
+    """Find the k most similar of each query's own candidates, as `scan` returns them.
 
     Args:
         candidates: int64 ``[m, c]`` row numbers; -1 is none.

@@ -175,7 +175,7 @@ class Store:
 
     @classmethod
     def open(cls, path: str | Path) -> "Store":
-        """Open an index, finished or not. Raises :class:`UserError` if it is none, or of another format."""
+        """Open an index, finished or not. Raises `UserError` if it is none, or of another format."""
         path = Path(path)
         if not (path / TABLE).is_file():
             what = "this folder is no index" if path.is_dir() else "there is no index here"
@@ -212,7 +212,7 @@ class Store:
         return model.to(device)
 
     def open_compressed(self, *, to_extend: bool = False) -> Compressed:
-        """Open the compressed copy of an index that has one, see :meth:`Compressed.open`."""
+        """Open the compressed copy of an index that has one, see `Compressed.open`."""
         settings = self.settings
         assert settings["compressed"] is not None
         file, digest = self.path / settings["compressed"], settings.get("compressed_digest")
@@ -231,7 +231,7 @@ class Store:
         return self.settings["generation"]
 
     def snapshot(self) -> Table:
-        """Read the images of the last finished generation, and its settings into :attr:`settings`."""
+        """Read the images of the last finished generation, and its settings into `settings`."""
         with self._using():
             self._database.execute("BEGIN")
             self.settings = self._read()
@@ -297,7 +297,7 @@ class Store:
 
     @contextmanager
     def _using(self) -> Iterator[None]:
-        """Run a transaction. Raises :class:`UserError` where the table is damaged or cannot be written."""
+        """Run a transaction. Raises `UserError` where the table is damaged or cannot be written."""
         try:
             with self._database:
                 yield

@@ -58,7 +58,7 @@ def render(subject: Subject, cases: Sequence[dict], labels: Sequence[str], named
     """The page as text.
 
     Args:
-        cases: of :func:`sfrs.web.report.views.case_views`.
+        cases: of `sfrs.web.report.views.case_views`.
         labels: the group of every query.
         named: whether the groups are conditions the data set names, not grades of difficulty.
     """

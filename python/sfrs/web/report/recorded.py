@@ -28,7 +28,7 @@ class Subject:
 
     Attributes:
         model: None if its matches cannot be explained; ``unexplained`` then says why.
-        query_size: of queries, see :data:`sfrs.data.images.Size`; "same" as the others.
+        query_size: of queries, see `sfrs.data.images.Size`; "same" as the others.
         facts: label -> text, shown at the head of the page.
         histories: training run -> lines of its metrics.jsonl.
         compared: label -> recalls on the same queries: of several networks, or before and after re-ranking.

@@ -41,7 +41,7 @@ class Demonstrated(TypedDict):
 
 @dataclass(frozen=True)
 class Running:
-    """How a network is run, see :func:`sfrs.retrieval.evaluation.evaluate`."""
+    """How a network is run, see `sfrs.retrieval.evaluation.evaluate`."""
 
     batch_size: int = 8
     workers: int = 2

@@ -18,7 +18,7 @@ CACHED = 512
 
 
 class Thumbnails:
-    """JPEG thumbnails, the latest :data:`CACHED` kept in memory; two are decoded at a time."""
+    """JPEG thumbnails, the latest `CACHED` kept in memory; two are decoded at a time."""
 
     def __init__(self, index: Index):
         self.index = index

@@ -169,7 +169,7 @@ def _looks_like_photo(data: bytes) -> bool:
 def decode_photo(data: bytes, limits: Limits, size: Size) -> Image.Image:
     """Decode a photo to RGB, upright, with no more pixels than the network should see.
 
-    Where the index keeps images' own sizes, larger ones are shrunk to :data:`NETWORK_MEGAPIXELS`.
+    Where the index keeps images' own sizes, larger ones are shrunk to `NETWORK_MEGAPIXELS`.
 
     Args:
         size: of the index's images.
@@ -200,7 +200,7 @@ def decode_photo(data: bytes, limits: Limits, size: Size) -> Image.Image:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without Pillow's warning of many pixels, which :class:`Limits` decides on."""
+    """Without Pillow's warning of many pixels, which `Limits` decides on."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         yield
