@@ -17,7 +17,7 @@ from sfrs.runtime.progress import Progress
 from sfrs.training.config import TrainConfig
 from sfrs.training.mining import Tuples
 from sfrs.training.progress import StepReport
-from sfrs.training.step import StudentTeacher, TrainingImages, prefetch, take_step
+from sfrs.training.step import DivergedError, StudentTeacher, TrainingImages, prefetch, take_step
 
 
 @dataclass
@@ -202,6 +202,9 @@ def describe_in_shares(
 
     Returns:
         float32 ``[b, K * D]`` in the main process, None in the others.
+
+    Raises:
+        DivergedError: a value is not finite.
     """
     total, count = len(images), processes.count
 
@@ -210,7 +213,10 @@ def describe_in_shares(
 
     share = images[processes.share(total)]
     described = describe_features(network, source, share, batch_size=config.batch_size, progress=shown)
-    return processes.gather_rows(described, total)
+    rows = processes.gather_rows(described, total)
+    if rows is not None and not rows.isfinite().all():
+        raise DivergedError("training: a descriptor is not finite; the network or its trunk cache is damaged")
+    return rows
 
 
 def learning_rate(config: TrainConfig, step: int, steps: int, epoch: int = 1) -> float:

@@ -8,7 +8,6 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from sfrs.data.neighbourhood import Neighbourhood
@@ -43,7 +42,7 @@ from sfrs.training.run_folder import (
     fingerprint,
     run_start,
 )
-from sfrs.training.step import DivergedError, StudentTeacher, sgd
+from sfrs.training.step import StudentTeacher, sgd
 
 
 def train(
@@ -303,8 +302,6 @@ class _Run:
         if described is None:
             return None
         described = described.cpu().numpy()
-        if not np.isfinite(described).all():
-            raise DivergedError("validation: a descriptor is not finite; the network or a cache is damaged.")
         ns = sorted({*RECALL_AT, self.config.select_recall})
         _, predictions = search(described[count:], described[:count], search_depth(places, max(ns)))
         return score(places, predictions, Scoring(ns, self.config.negative_radius)).recalls
