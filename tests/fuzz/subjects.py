@@ -12,6 +12,7 @@ from unittest.mock import patch
 
 import numpy as np
 import torch
+from fastapi.testclient import TestClient
 from PIL import ExifTags, Image
 from typer.main import get_command
 
@@ -19,12 +20,14 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "sfrs"))
 from pictures import picture
 from published_sets import write_pittsburgh
 from report_data import evaluated
+from served import BOUNDARY, form
 from tiny_town import write_town
 from tiny_training import SIZE, network_of_seed, tiny_config
 
 from sfrs.cli import app
 from sfrs.data.exif import gps
 from sfrs.data.images import load_image
+from sfrs.data.photos import Locator, Sources, project
 from sfrs.data.places import load_places
 from sfrs.models.backbones import REGISTRY
 from sfrs.models.model import Model
@@ -37,6 +40,7 @@ from sfrs.runtime import array_files
 from sfrs.runtime.errors import UserError
 from sfrs.training import trainer
 from sfrs.training.progress import TrainingProgress
+from sfrs.web.serve.app import create_app
 
 REGISTRY["tiny"] = "tiny_backbone:TinyBackbone"
 COMMANDS = get_command(app)
@@ -225,6 +229,46 @@ def index_images(folder: Path, file: Path) -> None:
     sfrs("index", folder, "--out", folder / "i", *options)
 
 
+def make_sources(folder: Path) -> None:
+    points, lines = [], ["file,latitude,longitude,easting,northing,zone"]
+    for i in range(6):
+        exif = Image.Exif()
+        exif.get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.DateTimeOriginal] = f"2024:05:01 12:00:0{i}"
+        picture(i).save(folder / f"{i}.jpg", exif=exif)
+        where = f"52.7,13.{i},,," if i % 2 else f",,39{i}000,5840000,33N"
+        lines += [f"{i}.jpg,{where}"] * (i < 4)
+        time = f"<time>2024-05-01T12:00:0{i}Z</time>"
+        points.append(f'<trkpt lat="52.{i}" lon="13.4">{time}</trkpt>')
+    (folder / "positions.csv").write_text("\n".join(lines))
+    track = f"<trk><trkseg>{''.join(points)}</trkseg></trk>"
+    (folder / "track.gpx").write_text(f'<gpx xmlns="http://www.topografix.com/GPX/1/1">{track}</gpx>')
+
+
+def read_sources(folder: Path, file: Path) -> None:
+    sources = Sources(str(folder / "positions.csv"), str(folder / "track.gpx"), "+00:00")
+    project(Locator(sources).all(sorted(folder.glob("*.jpg"))))
+
+
+def make_uploads(folder: Path) -> None:
+    make_index(folder)
+    body = folder / "body"
+    body.mkdir()
+    for kind in ("JPEG", "PNG", "WEBP"):
+        picture(3, 96, 128).save(body / f"photo.{kind.lower()}", kind)
+    (body / "form").write_bytes(form((body / "photo.jpeg").read_bytes()))
+
+
+def ask_server(folder: Path, file: Path) -> None:
+    """Send a body to the server; whatever it is, an answer in JSON is wanted, and no fault of the server."""
+    kind = f"multipart/form-data; boundary={BOUNDARY}" if file.name == "form" else f"image/{file.suffix[1:]}"
+    with TestClient(create_app(Index.open(folder / "i")), base_url="http://localhost") as client:
+        body = file.read_bytes() if file.exists() else b""
+        answer = client.post("/locate", content=body, headers={"content-type": kind})
+    assert answer.status_code < 500 and answer.json(), answer.text
+    if answer.status_code != 200:
+        raise UserError(answer.text)
+
+
 class Stop(TrainingProgress):
     """Ends a run within generation 2."""
 
@@ -275,6 +319,8 @@ SUBJECTS = (
     Subject("data sets", make_sets, read_sets, (".csv",)),
     Subject("images", make_images, read_images, share=16),
     Subject("images indexed", make_images, index_images),
+    Subject("positions", make_sources, read_sources, (".csv", ".gpx"), share=4),
+    Subject("uploads", make_uploads, ask_server, ("photo.jpeg", "photo.png", "photo.webp", "form"), share=4),
     Subject("run", make_run, read_run, RUN, share=8),
     Subject("run resumed", make_run, resume_run, RUN, share=2),
     Subject("evaluation", make_evaluation, read_evaluation, (".json", ".csv", ".safetensors"), share=4),
