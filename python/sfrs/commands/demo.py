@@ -34,6 +34,14 @@ def demo(
     size: Annotated[
         str, typer.Option("--size", help="demo, or small: a run of seconds that proves only that all works.")
     ] = "demo",
+    backbone: Annotated[
+        str,
+        typer.Option(
+            "--backbone",
+            metavar="NAME",
+            help="gradient, trained from nothing, or one with published weights, as efficientnet-lite0.",
+        ),
+    ] = "gradient",
     photos: Annotated[
         Path | None,
         typer.Option(
@@ -68,6 +76,7 @@ def demo(
             out,
             scale=size,
             seed=seed,
+            backbone=backbone,
             photos=photos,
             tasks=tasks,
             say=say,

@@ -21,7 +21,14 @@ from sfrs.retrieval.plots import contact_sheet, recall_curves
 from sfrs.retrieval.results import sheet_rows
 from sfrs.runtime.atomic_io import refuse_foreign, write_json
 from sfrs.runtime.progress import Tasks
-from sfrs.synthetic.experiment import SCALES, SOFT_NEGATIVES, SOFTER_TEACHER, Experiment, Stopwatch
+from sfrs.synthetic.experiment import (
+    GRADIENT,
+    SCALES,
+    SOFT_NEGATIVES,
+    SOFTER_TEACHER,
+    Experiment,
+    Stopwatch,
+)
 from sfrs.training.run_folder import GenerationResult
 
 SHEET_ROWS = 10
@@ -91,6 +98,7 @@ def run_demo(
     *,
     scale: str = "demo",
     seed: int = 0,
+    backbone: str = GRADIENT,
     photos: str | Path | None = None,
     tasks: Tasks,
     say: Callable[[str], None],
@@ -101,6 +109,8 @@ def run_demo(
     results.json, recall_curve.png and contact_sheet.png, and photographs.png if there are photographs.
 
     Args:
+        backbone: "gradient", which a pretext trains from nothing, or one with published weights, whose last
+            blocks are trained.
         photos: a data set of real photographs to locate at the end; left out, with a line that says so, where
             the default backbone's weights are not installed.
 
@@ -111,7 +121,9 @@ def run_demo(
     refuse_foreign(out, "city", "pretext")
     real = None if photos is None else load_places(photos, "test")
     out.mkdir(parents=True, exist_ok=True)
-    experiment = Experiment(out, SCALES[scale], seed, tasks=tasks, say=say, stopwatch=watch)
+    experiment = Experiment(
+        out, SCALES[scale], seed, tasks=tasks, say=say, stopwatch=watch, backbone=backbone
+    )
     trained = _train_all(experiment, watch)
     results = {t.label: experiment.test(t.network) for t in trained}
     rows = [_row(t, results) for t in trained]
@@ -132,7 +144,7 @@ def run_demo(
 
 
 def _train_all(experiment: Experiment, watch: Stopwatch) -> list[_Trained]:
-    epochs = experiment.scale.epochs
+    epochs = experiment.epochs
     first = experiment.train("generation_1", (epochs,), label="SARE-ind")
     trained = [
         _Trained(BEFORE, 0, 0.0, first.initial, first.network(0)),
@@ -224,7 +236,7 @@ def _write_results(result: DemoResult, experiment: Experiment, scale: str) -> No
             "photographs": result.photographs and asdict(result.photographs),
             "size": scale,
             "seed": experiment.seed,
-            "config": experiment.config((experiment.scale.epochs,)).to_dict(),
+            "config": experiment.config((experiment.epochs,)).to_dict(),
             "threads": torch.get_num_threads(),
             "versions": {"torch": torch.__version__, "sfrs_ext": getattr(sfrs_ext, "__version__", "unknown")},
         },

@@ -28,7 +28,7 @@ from sfrs.runtime.progress import Progress, Tasks
 from sfrs.synthetic.city.write import IMAGE_SIZE, city_config, pretext_config, write_city
 from sfrs.synthetic.pretext import pretrain, view_pairs
 from sfrs.training.config import TrainConfig
-from sfrs.training.preparation import RunFeatures, build_features
+from sfrs.training.preparation import RunFeatures, build_features, build_network
 from sfrs.training.progress import StepReport, TrainingProgress
 from sfrs.training.run_folder import RunDirectory, RunResult
 from sfrs.training.trainer import train
@@ -60,6 +60,10 @@ SCALES = {
     ),
 }
 
+GRADIENT = "gradient"
+PUBLISHED_RATE, PUBLISHED_SHARE = 0.01, 0.5
+"""Learning rate of heads that begin with published weights, and the share of the epochs that they take."""
+
 PAPER_TEMPERATURES = {"teacher_temperatures": TrainConfig().teacher_temperatures}
 SOFTER_TEACHER = {"teacher_temperatures": TrainConfig.preset("demo").teacher_temperatures}
 IMAGE_LABELS = {"soft_level": "image", "soft_ranks": (2, 8), "teacher_temperatures": (0.15,)}
@@ -89,6 +93,7 @@ class Experiment:
         shared: folder of the pretext, which is the same for all seeds.
         tasks: opens a progress display by its name.
         say: prints a line about how the training goes.
+        backbone: "gradient", which the pretext trains, or one with published weights.
     """
 
     def __init__(
@@ -101,15 +106,24 @@ class Experiment:
         say: Say,
         stopwatch: Stopwatch,
         shared: str | Path | None = None,
+        backbone: str = GRADIENT,
     ) -> None:
-        self.root, self.scale, self.seed = Path(root), scale, seed
+        self.root, self.scale, self.seed, self.backbone = Path(root), scale, seed, backbone
         self.shared = Path(shared or root)
         self.tasks, self.say, self.stopwatch = tasks, say, stopwatch
+
+    @property
+    def epochs(self) -> int:
+        """Epochs of a generation."""
+        share = 1.0 if self.backbone == GRADIENT else PUBLISHED_SHARE
+        return max(1, round(share * self.scale.epochs))
 
     def config(self, epochs: tuple[int, ...], **changes) -> TrainConfig:
         """The configuration of a run with so many epochs per generation."""
         settings = {**self.scale.settings, **changes, "generations": len(epochs), "epochs": epochs}
         settings |= {"data": str(self.city), "seed": self.seed, "workers": 2, "device": "cpu"}
+        if self.backbone != GRADIENT:
+            settings |= {"backbone": self.backbone, "learning_rate": PUBLISHED_RATE}
         return TrainConfig.preset("demo", **settings)
 
     @cached_property
@@ -126,7 +140,9 @@ class Experiment:
 
     @cached_property
     def pretrained(self) -> DescriptorNetwork:
-        """The network before any training on the city, from `pretext.safetensors` or made now."""
+        """The network before any training on the city: published, from `pretext.safetensors`, or made now."""
+        if self.backbone != GRADIENT:
+            return build_network(self.config((1,)))
         weights = self.shared / "pretext.safetensors"
         recipe = {"steps": self.scale.pretext_steps, "clusters": self._clusters, "size": self.scale.city}
         if weights.exists():
