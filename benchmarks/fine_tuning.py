@@ -187,7 +187,10 @@ def table(recorded: dict) -> str:
         f"`{recorded['command']}`, commit {about['commit']}, {about['date']}. Learning rate "
         f"{recorded['rate']}, chosen by validation recall@1 of the first seed ({rates}).",
         "",
-        markdown(summarise(scores), [int(seed) for seed in seeds], queries),
+        f"Recall on floors never seen, in %; {queries} queries of {len(seeds)} of {len(SEEDS)} seeds.",
+        "",
+        *markdown(summarise(scores), [], queries).splitlines()[2:],
+        "",
         "Recall@1 in % on sets never seen, mean of the seeds, with the clusters that were learned / with "
         "clusters from the set's own database:",
         "",
@@ -219,6 +222,7 @@ def main() -> None:
     said = command("benchmarks.fine_tuning", ["--seeds", given.seeds])
     about = {"command": said, "machine": machine(torch.get_num_threads())}
     settings = asdict(Trial(given.out, places[TRAINED_ON], SEEDS[0], done["rate"], None).config((EPOCHS,)))
+    done["seeds"] = {str(seed): done["seeds"][str(seed)] for seed in seeds}
     write_json(FILE, about | {"settings": settings} | done)
     _unfinished().unlink()
 
