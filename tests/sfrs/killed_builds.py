@@ -19,7 +19,7 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from sfrs.data.photos import read_photos
+from sfrs.data.collection import read_photos
 from sfrs.models.backbones import REGISTRY, build_backbone
 from sfrs.models.model import Model
 from sfrs.models.network import DescriptorNetwork

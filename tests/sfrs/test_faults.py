@@ -245,7 +245,7 @@ def test_a_configuration_cut_off_is_named(places, tmp_path, finished):
     shutil.copytree(finished, tmp_path / "run")
     text = (tmp_path / "run/config.json").read_text()
     (tmp_path / "run/config.json").write_text(text[: len(text) // 2])
-    with pytest.raises(UserError, match="run/config.json: this is not the configuration of a run"):
+    with pytest.raises(UserError, match="run/config.json: this is not JSON"):
         train(places, tiny_config(**ONE_EPOCH), tmp_path / "run", resume=True)
 
 

@@ -91,7 +91,7 @@ def test_a_damaged_copy_in_the_cache_is_noticed(publish, cached):
 def test_a_truncated_file_without_a_published_digest_is_refused(publish, weights):
     publish(sha256="")
     weights.write_bytes(weights.read_bytes()[:-100])
-    with pytest.raises(WeightsError, match="tiny.safetensors: this is no weights file, or a damaged one"):
+    with pytest.raises(WeightsError, match="tiny.safetensors: this is no safetensors file, or a damaged one"):
         Model.load(NAME)
 
 
