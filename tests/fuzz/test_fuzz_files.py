@@ -58,7 +58,8 @@ def test_a_file_that_is_left_half_written_is_a_fault(fault_of):
 
 @pytest.mark.parametrize("suffix", ["", *BY_SUFFIX])
 def test_a_seed_is_the_same_damage(suffix, tmp_path):
-    made = {"": SUBJECTS[6], ".sqlite": SUBJECTS[0], ".csv": SUBJECTS[5]}.get(suffix, SUBJECTS[8])
+    names = {"": "images", ".sqlite": "index", ".csv": "data sets"}
+    made = next(subject for subject in SUBJECTS if subject.name == names.get(suffix, "run"))
     folder = tmp_path / "subject"
     made.prepare(folder)
     file = next(file for file in made.damageable() if file.name.endswith(suffix))
