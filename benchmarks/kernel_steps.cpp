@@ -76,7 +76,8 @@ class Steps {
     Accumulator<float> sum(n, scratch);
     float *packed = scratch.zeros<float>(n.packed()), *squares = scratch.zeros<float>(n.tile + kLanes<float>);
     float *products = scratch.zeros<float>(n.tile * n.logit_columns),
-          *rows = scratch.take<float>(kClusters * kDim), *norms = scratch.take<float>(kClusters);
+          *rows = scratch.take<float>(kClusters * kDim);
+    double* norms = scratch.take<double>(kClusters);
     auto next = [&](const Tile& t) { return ahead_of(f.x, sizeof(float), geometry, t, 0, units(geometry)); };
     auto finish = [&](const Group& g) {
       Finish<float> of_group(f, n, g, rows, norms);
