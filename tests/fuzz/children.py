@@ -3,11 +3,30 @@
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 PATIENCE = 300  # seconds that a child may take for its last calls on a busy machine
 SLICE = 600  # seconds of one child
 MOST_FAILED = 20  # seeds, after which no more are tried
+
+
+def work(seed: int, step: int, seconds: float, attempt: Callable[[int], tuple[int, str]]) -> None:
+    """Do what a child does: try seed after seed, and announce each as `run_child` reads it.
+
+    Args:
+        attempt: returns how many calls a seed took, and what is wrong, or nothing.
+    """
+    end, calls, failed = time.monotonic() + seconds, 0, 0
+    while True:
+        print("AT", seed, calls, flush=True)
+        made, fault = attempt(seed)
+        calls, seed = calls + made, seed + step
+        if fault:
+            print("FAULT", fault, flush=True)
+            failed += 1
+        if time.monotonic() >= end or failed >= MOST_FAILED:
+            print("AT", seed, calls, flush=True)
+            return
 
 
 def run_child(

@@ -11,27 +11,19 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-from children import MOST_FAILED, run_children
+from children import run_children, work
 
 
-def make_calls(seed: int, step: int, seconds: float) -> None:
-    """What a child does. Announces each seed with the calls before it, and what is wrong with one."""
+def make_calls(seed: int) -> tuple[int, str]:
+    """Make the calls of a seed; return how many they are, and what is wrong with one."""
     import torch
     from cases import make
     from check import check
 
-    end, calls, failed = time.monotonic() + seconds, 0, 0
-    while True:
-        print("AT", seed, calls, flush=True)
-        torch.set_num_threads((1, 1, 1, 2, 3)[seed // 1000 % 5])
-        told = list(check(make(seed)))
-        calls, seed = calls + len(told), seed + step
-        if faults := [fault for fault in told if fault]:
-            print("FAULT", len(faults), "of", len(told), "calls:", faults[0], flush=True)
-            failed += 1
-        if time.monotonic() >= end or failed >= MOST_FAILED:
-            print("AT", seed, calls, flush=True)
-            return
+    torch.set_num_threads((1, 1, 1, 2, 3)[seed // 1000 % 5])
+    told = list(check(make(seed)))
+    faults = [fault for fault in told if fault]
+    return len(told), f"{len(faults)} of {len(told)} calls: {faults[0]}" if faults else ""
 
 
 def main() -> int:
@@ -43,7 +35,7 @@ def main() -> int:
     options = parser.parse_args()
     if options.child:
         seed, step, seconds = options.child
-        make_calls(int(seed), int(step), float(seconds))
+        work(int(seed), int(step), float(seconds), make_calls)
         return 0
     import sfrs_ext
 

@@ -16,7 +16,7 @@ from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from random import Random
 
-from children import MOST_FAILED, run_children
+from children import run_children, work
 
 MEMORY = 2 * 2**30
 """Bytes of address space that a damaged file may make a process take."""
@@ -96,22 +96,13 @@ def attempt(subject, folder: Path, file: Path, *, refusals: bool = True) -> str:
 
 
 def fuzz(seed: int, step: int, seconds: float) -> None:
-    """What a child does. Announces each seed with the calls before it, and what is wrong with one."""
+    """Damage and read files, from a seed on."""
     from subjects import array_files, convert_in_fork
 
     array_files.run_child = convert_in_fork
     with tempfile.TemporaryDirectory(dir=IN_MEMORY if IN_MEMORY.is_dir() else None) as folder:
-        readers, calls, failed = Readers(Path(folder)), 0, 0
-        end = time.monotonic() + seconds
-        while True:
-            print("AT", seed, calls, flush=True)
-            if fault := readers.fault(seed):
-                print("FAULT", fault, flush=True)
-                failed += 1
-            seed, calls = seed + step, calls + 1
-            if time.monotonic() >= end or failed >= MOST_FAILED:
-                print("AT", seed, calls, flush=True)
-                return
+        readers = Readers(Path(folder))
+        work(seed, step, seconds, lambda at: (1, readers.fault(at)))
 
 
 def main() -> int:
