@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def main() -> None:
     from . import (
-        confidence,
+        confidence_tables,
         convolution,
         describing,
         drop_in,
@@ -48,7 +48,7 @@ def main() -> None:
         ("docs/drop-in.md", "drop-in", "drop-in", drop_in.table),
         ("docs/operators.md", "convolution", "convolution", convolution.table),
         ("docs/indexing.md", "million", "million", million.table),
-        ("docs/locate.md", "confidence", "confidence", confidence.tables),
+        ("docs/locate.md", "confidence", "confidence", confidence_tables.tables),
         ("docs/photographs.md", "photographs", "photographs", photographs.table),
         ("docs/photographs.md", "fine-tuning", "fine-tuning", fine_tuning.table),
         ("docs/reranking.md", "reranking", "reranking", reranking_tables.tables),
