@@ -17,7 +17,8 @@ from sfrs.data.photos import NO_SOURCES, Photo, Sources, check_inside, project
 from sfrs.models.model import Digests, Model, read_architecture
 from sfrs.retrieval.index.derive import WHITENED_FROM, derive, whiten
 from sfrs.retrieval.index.rows import RowFile
-from sfrs.retrieval.index.store import LOCK, NETWORK, TABLE, WHITENING, Entry, Settings, Store, locked
+from sfrs.retrieval.index.settings import Settings
+from sfrs.retrieval.index.store import LOCK, NETWORK, TABLE, WHITENING, Entry, Store, locked
 from sfrs.runtime.errors import UserError
 from sfrs.runtime.progress import Tasks, quiet
 

@@ -9,27 +9,23 @@ that was killed has changed nothing but what the next one goes on with.
 import fcntl
 import json
 import os
-import re
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, SupportsIndex, TypedDict, overload
+from typing import Any, NamedTuple, SupportsIndex, overload
 
 import numpy as np
 
-from sfrs.data.images import Size
-from sfrs.models.model import Digests, Model, read_architecture
+from sfrs.models.model import Model, read_architecture
 from sfrs.models.network import save_network
 from sfrs.models.weights_file import WeightsError
-from sfrs.retrieval.index.quantised import KINDS as COMPRESSED
 from sfrs.retrieval.index.quantised import Compressed
+from sfrs.retrieval.index.settings import FORMAT, Settings, read_settings
 from sfrs.runtime.atomic_io import lock_taken, replaced
 from sfrs.runtime.errors import UserError
-from sfrs.runtime.records import Natural, Positive, as_record, parse_json
 
-FORMAT = 1
 TABLE, LOCK = "index.sqlite", "lock"
 NETWORK, WHITENING = "network.safetensors", "whitening.safetensors"
 PATIENCE = 60.0
@@ -49,32 +45,6 @@ CREATE TABLE images (
 );
 CREATE INDEX images_by_file ON images (file);
 """
-
-
-class LaterSettings(TypedDict, total=False):
-    """Settings that an older index lacks."""
-
-    whiten_from: Positive | None  # images from which on the first generation is whitened
-    compressed_digest: str  # of the compressed copy, see `sfrs.retrieval.index.quantised.digest_of`
-
-
-class Settings(LaterSettings):
-    """The settings in the table. Names of files are of the index's own directory."""
-
-    format: int
-    generation: Natural  # finished ones
-    kind: Literal["exact", "float16", "pq", "ivf", "disk"]
-    zone: str
-    size: Size
-    dim: Positive
-    dtype: Literal["float32", "float16"]
-    digests: Digests
-    fingerprint: str
-    descriptors: str
-    quarters_shape: tuple[Positive, Positive, Positive]
-    quarters: str | None
-    compressed: str | None
-    trained: Natural  # rows that the compressed copy was fitted to
 
 
 class Paths(Sequence[Path]):
@@ -307,22 +277,8 @@ class Store:
             raise UserError(f"{self.path / TABLE}: this table cannot be used ({error}).") from error
 
     def _read(self) -> Settings:
-        table = self.path / TABLE
         rows = self._database.execute("SELECT name, value FROM settings").fetchall()
-        values = {name: parse_json(value, f"{table}, {name}") for name, value in rows}
-        if values.get("format", FORMAT) != FORMAT:
-            raise UserError(
-                f"{self.path}: this index has format {values['format']}; this version of sfrs reads format "
-                f"{FORMAT}. Build a new one."
-            )
-        settings: Settings = as_record(values, Settings, table)
-        for name in ("descriptors", "quarters", "compressed"):
-            file = settings[name]
-            if file is not None and not re.fullmatch(r"[a-z]+-\d{1,18}\.[a-z]+\d*", file):
-                raise UserError(f"{table}: {name} is {file!r}, expected a file in the index's directory.")
-        if settings["compressed"] and settings["kind"] not in COMPRESSED:
-            raise UserError(f"{table}: compressed is not null, but kind is {settings['kind']}.")
-        return settings
+        return read_settings(dict(rows), self.path / TABLE)
 
     def _images(self, generation: int) -> Table:
         def select(columns: str) -> sqlite3.Cursor:
