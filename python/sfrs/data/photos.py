@@ -3,8 +3,9 @@
 import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from sfrs.data.track import Track, clock_of
 from sfrs.runtime.errors import UserError
 from sfrs.runtime.progress import Progress
 
-ZONE_FIELD, BAND_FIELD, DEGREE_FIELDS, PANORAMA_FIELD = 3, 4, slice(5, 7), 7
+ZONE_FIELD, BAND_FIELD, DEGREE_FIELDS, PANORAMA_FIELD, TIME_FIELD = 3, 4, slice(5, 7), 7, 13
 FULL_FORM_FIELDS = 16
 OPTIONAL = ("easting, northing (or latitude, longitude)", "zone")
 
@@ -200,6 +201,21 @@ def from_name(file: Path) -> Photo:
             zone_of_band(zone, band) if said else "",
             panorama=fields[PANORAMA_FIELD] if full else "",
         )
+
+
+def time_of(file: Path) -> datetime | None:
+    """Read when a photograph was taken by its camera's clock, from a name of the full form or from EXIF.
+
+    None where neither says it, or the file is gone or no image. With an offset from UTC where EXIF has one.
+    """
+    fields = file.name.split("@")
+    if len(fields) == FULL_FORM_FIELDS:
+        with suppress(ValueError):  # the field is empty, or holds something else
+            return datetime.strptime(fields[TIME_FIELD], "%Y%m%d_%H%M%S")
+    try:
+        return taken(file)
+    except BadImageError:  # whoever reads its pixels says so
+        return None
 
 
 def from_line(where: str, line: dict[str, str], file: Path) -> Photo:

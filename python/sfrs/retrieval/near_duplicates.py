@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sfrs.data.exif import taken
-from sfrs.data.images import BadImageError
+from sfrs.data.photos import time_of
 
 if TYPE_CHECKING:
     from sfrs.retrieval.index import Index
@@ -18,9 +17,6 @@ SECONDS = 30.0
 
 COPY = 0.999
 """Similarity from which on two photographs are copies of one."""
-
-TIME_FIELD, FULL_FORM_FIELDS = 13, 16
-"""The time in a name of the full form, ``@east@north@...@height@YYYYMMDD_hhmmss@note@.jpg``."""
 
 
 class NearDuplicates:
@@ -61,20 +57,6 @@ class NearDuplicates:
         if row not in self._times:
             self._times[row] = time_of(self._files[row])
         return self._times[row]
-
-
-def time_of(file: Path) -> datetime | None:
-    """Read when a photograph was taken, by its name or its EXIF; None where neither says it or it is gone."""
-    fields = file.name.split("@")
-    if len(fields) == FULL_FORM_FIELDS:
-        try:
-            return datetime.strptime(fields[TIME_FIELD], "%Y%m%d_%H%M%S")
-        except ValueError:
-            return None
-    try:
-        return taken(file)
-    except BadImageError:
-        return None
 
 
 def consecutive(one: Path, other: Path) -> bool:

@@ -19,10 +19,8 @@ from pathlib import Path
 
 import numpy as np
 
-from sfrs.data.exif import taken
-from sfrs.data.images import BadImageError
 from sfrs.data.photo_files import LeftOutWarning
-from sfrs.data.photos import FULL_FORM_FIELDS
+from sfrs.data.photos import time_of
 from sfrs.data.tables import PlacesError
 from sfrs.runtime.errors import UserError
 
@@ -32,7 +30,6 @@ SHARES = (0.6, 0.8)
 """Shares of the photographs at which an area is cut into train, val and test."""
 BORDER = 50.0
 """Metres on both sides of a cut in which photographs are left out."""
-TIME_FIELD = 13
 EXPECTED = "expected time, area, or every:N with N from 2"
 
 Chooser = Callable[[np.ndarray, int], np.ndarray]
@@ -108,17 +105,7 @@ def _times(files: Sequence[Path]) -> list[datetime]:
 
 
 def _time(file: Path) -> datetime | None:
-    """Read when a photograph was taken by its camera's clock."""
-    fields = file.name.split("@")
-    if len(fields) == FULL_FORM_FIELDS:
-        try:
-            return datetime.strptime(fields[TIME_FIELD], "%Y%m%d_%H%M%S")
-        except ValueError:  # the field is empty, or holds something else
-            pass
-    try:
-        when = taken(file)
-    except BadImageError:  # whoever reads its pixels says so
-        return None
+    when = time_of(file)
     return when and when.replace(tzinfo=None)
 
 
