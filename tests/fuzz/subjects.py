@@ -120,7 +120,8 @@ def write_photos(folder: Path, count: int = 4, first: int = 0) -> Path:
 
 def make_index(folder: Path) -> None:
     fitted = Model(network_of_seed(), Whitening(torch.eye(24)[:8], torch.zeros(8)), size=SIZE)
-    Index.build(write_photos(folder / "photos"), fitted, out=folder / "i", regions=True)
+    photos = write_photos(folder / "photos", 12)  # enough for a self-test
+    Index.build(photos, fitted, out=folder / "i", regions=True)
 
 
 def read_index(folder: Path, file: Path) -> None:

@@ -1,6 +1,7 @@
 """JSON is read as declared, or one message names file, field and value."""
 
 import json
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypedDict
 
 import pytest
@@ -15,6 +16,12 @@ class More(TypedDict, total=False):
 
 class Inner(TypedDict):
     size: tuple[int, int] | int | None
+
+
+@dataclass
+class Point:
+    x: float
+    name: str = "here"
 
 
 class Record(More):
@@ -87,3 +94,16 @@ def test_what_is_no_record_at_all_is_refused_by_its_name(tmp_path, text):
         read_record(tmp_path / "gone.json", Record)
     with pytest.raises(UserError, match="r: no kind, count, share, recalls, inner, names, epochs, rest"):
         as_record({}, Record, "r")
+
+
+def test_a_dataclass_takes_its_defaults_and_nothing_else():
+    found = as_record([{"x": 1}, {"x": 2.5, "name": "there"}], list[Point], "r")
+    assert found == [Point(1.0), Point(2.5, "there")]
+    for value, message in (
+        ({"name": "a"}, r"r: no x in it\."),
+        ({"x": 1, "y": 2}, r"r: y is unknown, expected x, name\."),
+        ({"x": "1"}, r'r: x is "1", expected a number\.'),
+        ([1], r"r: the whole of it is \[1\], expected an object\."),
+    ):
+        with pytest.raises(UserError, match=message):
+            as_record(value, Point, "r")

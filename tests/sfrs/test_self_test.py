@@ -81,9 +81,24 @@ def test_a_change_makes_the_test_void_and_ends_with_another(index, folder):
 def test_what_is_kept_is_read_back_or_named_as_damaged(index):
     kept = json.loads((index.path / FILE).read_text())
     assert kept["version"] == 1 and kept["fingerprint"] == index.fingerprint
-    (index.path / FILE).write_text('{"version": 1}')
-    with pytest.raises(UserError, match="self-test.json: this is no self-test.*sfrs index --check"):
-        Index.open(index.path)
+    answer = kept["answers"][0]
+    for wrong, message in (
+        ("{", "this is not JSON"),
+        ('{"version": 1}', "no generation, fingerprint in it"),
+        (
+            json.dumps(kept | {"answers": [answer | {"off": "x"}]}),
+            'off is "x", expected a number',
+        ),
+        (json.dumps(kept | {"answers": [answer | {"row": 10**6}]}), "beyond the 36 of the index"),
+        (
+            json.dumps(kept | {"ways": {"search": {}}}),
+            "no calibration, found, tested",
+        ),
+        (json.dumps(kept | {"more": 1}), "more is unknown"),
+    ):
+        (index.path / FILE).write_text(wrong)
+        with pytest.raises(UserError, match=f"self-test.json: .*{message}.*sfrs index --check"):
+            Index.open(index.path)
     (index.path / FILE).write_text(json.dumps(kept | {"version": 2}))
     assert Index.open(index.path).self_test is None
 

@@ -220,7 +220,7 @@ def _show(out: Path, as_json: bool, change: Change | None = None) -> None:
     from sfrs.retrieval.tested import SelfTest
 
     facts = summarise(out)
-    tested = SelfTest.load(out, facts["generation"], facts["fingerprint"])
+    tested = SelfTest.load(out, facts["generation"], facts["fingerprint"], facts["images"])
     facts["self_test"] = None if tested is None else tested.summary()
     if change is not None:
         options.show_skipped(change.skipped)

@@ -1,14 +1,14 @@
 """The result of an index's self-test: how it is kept, and what it says in words."""
 
-import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from sfrs.retrieval.confidence import Calibration
 from sfrs.retrieval.coverage import Gap
 from sfrs.runtime.atomic_io import write_json
 from sfrs.runtime.errors import UserError
+from sfrs.runtime.records import Natural, RecordError, as_record, read_record
 
 VERSION = 1
 FILE = "self-test.json"
@@ -18,6 +18,14 @@ FEW = 10
 
 SAID = 3
 """Files that a line names."""
+
+
+class Kept(TypedDict):
+    """What says whether a file is of this index as it is."""
+
+    version: int
+    generation: int
+    fingerprint: str
 
 
 @dataclass(frozen=True)
@@ -33,8 +41,8 @@ class Answer:
         answerable: whether a photograph of another moment is within 25 m.
     """
 
-    row: int
-    match: int
+    row: Natural
+    match: Natural
     off: float
     confidence: float
     agreeing: int
@@ -101,7 +109,7 @@ class SelfTest:
         write_json(folder / FILE, {"version": VERSION, **asdict(self)})
 
     @classmethod
-    def load(cls, folder: Path, generation: int, fingerprint: str) -> "SelfTest | None":
+    def load(cls, folder: Path, generation: int, fingerprint: str, images: int) -> "SelfTest | None":
         """Read the self-test of an index; None if there is none, or it is of the index as it was before.
 
         Raises:
@@ -111,30 +119,15 @@ class SelfTest:
         if not file.is_file():
             return None
         try:
-            kept = json.loads(file.read_text("utf-8"))
-            if (kept["version"], kept["generation"], kept["fingerprint"]) != (
-                VERSION,
-                generation,
-                fingerprint,
-            ):
+            kept: Kept = read_record(file, Kept)
+            if tuple(kept[name] for name in Kept.__annotations__) != (VERSION, generation, fingerprint):
                 return None
-            return cls._read(kept)
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(
-                f"{file}: this is no self-test of an index ({error}). sfrs index --check --out {folder} "
-                "makes it again."
-            ) from error
-
-    @classmethod
-    def _read(cls, kept: dict[str, Any]) -> "SelfTest":
-        del kept["version"]
-        ways = {
-            name: Way(**{**way, "calibration": Calibration(**way["calibration"])})
-            for name, way in kept.pop("ways").items()
-        }
-        answers = [Answer(**answer) for answer in kept.pop("answers")]
-        weak = [Gap(**gap) for gap in kept.pop("gaps")]
-        return cls(**kept, ways=ways, answers=answers, gaps=weak)
+            test = as_record({name: kept[name] for name in kept if name != "version"}, cls, file)
+            if any(max(answer.row, answer.match) >= images for answer in test.answers):
+                raise RecordError(f"{file}: answers are of images beyond the {images:,} of the index.")
+            return test
+        except RecordError as error:
+            raise UserError(f"{error} sfrs index --check --out {folder} makes it again.") from error
 
     def summary(self) -> dict[str, Any]:
         """Sum it up for JSON; the answers stay in the file."""

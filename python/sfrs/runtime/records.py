@@ -1,14 +1,17 @@
 """Read JSON as a declared type: every value is as declared, or one message names file, field and value.
 
-A type is a ``TypedDict`` (further keys are kept), ``list``, ``tuple``, ``dict``, ``Literal`` of texts, a
-union, None, ``bool``, ``int`` (of 64 bits), ``float`` (finite), ``str``, ``Any``, or ``Annotated`` with the
-least number allowed. Keys of ``dict[int, ...]`` are the numbers that JSON made texts of.
+A type is a ``TypedDict`` (further keys are kept), a dataclass (further keys are refused), ``list``,
+``tuple``, ``dict``, ``Literal`` of texts, a union, None, ``bool``, ``int`` (of 64 bits), ``float`` (finite),
+``str``, ``Any``, or ``Annotated`` with the least number allowed. Keys of ``dict[int, ...]`` are the numbers
+that JSON made texts of.
 
 Libraries that do this refuse the lone surrogates by which Python's file names hold any bytes.
 """
 
 import json
 import math
+from collections.abc import Iterable
+from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints, is_typeddict
@@ -86,7 +89,7 @@ def _words(kind: Any) -> str:
         return " or ".join(map(_words, arguments))
     if origin is tuple and arguments[-1] is not Ellipsis:
         return f"a list of {len(arguments)}"
-    return WORDS[dict if is_typeddict(kind) else origin or kind]
+    return WORDS[dict if is_typeddict(kind) or is_dataclass(kind) else origin or kind]
 
 
 def _read(value: Any, kind: Any, name: str) -> Any:
@@ -96,7 +99,9 @@ def _read(value: Any, kind: Any, name: str) -> Any:
     if origin in (Union, UnionType):
         return _read_one_of(value, kind, name)
     if is_typeddict(kind) and isinstance(value, dict):
-        return _read_fields(value, kind, name)
+        return _read_fields(value, get_type_hints(kind, include_extras=True), kind.__required_keys__, name)
+    if is_dataclass(kind) and isinstance(value, dict):
+        return _read_dataclass(value, kind, name)
     if origin is dict and isinstance(value, dict):
         items = [(_key(key, arguments[0], name), key, item) for key, item in value.items()]
         return {number: _read(item, arguments[1], _inner(name, key)) for number, key, item in items}
@@ -120,14 +125,21 @@ def _read_one_of(value: Any, kind: Any, name: str) -> Any:
     raise _refuse(value, kind, name)
 
 
-def _read_fields(value: dict, kind: Any, name: str) -> dict:
-    kinds = get_type_hints(kind, include_extras=True)
-    if missing := [key for key in kinds if key in kind.__required_keys__ and key not in value]:
+def _read_fields(value: dict, kinds: dict[str, Any], required: Iterable[str], name: str) -> dict:
+    if missing := [key for key in kinds if key in required and key not in value]:
         raise _Wrong(f"no {', '.join(missing)} in {name or 'it'}")
     return {
         key: _read(item, kinds[key], _inner(name, key)) if key in kinds else item
         for key, item in value.items()
     }
+
+
+def _read_dataclass(value: dict, kind: Any, name: str) -> Any:
+    declared = {f.name: f.default is MISSING and f.default_factory is MISSING for f in fields(kind)}
+    if unknown := [key for key in value if key not in declared]:
+        raise _Wrong(f"{_inner(name, unknown[0])} is unknown, expected {', '.join(declared)}")
+    required = [key for key, needed in declared.items() if needed]
+    return kind(**_read_fields(value, get_type_hints(kind, include_extras=True), required, name))
 
 
 def _read_list(value: list, kind: Any, name: str) -> Any:

@@ -4,7 +4,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 from sfrs.data.images import BadImageError
 from sfrs.data.photo_files import LeftOutWarning
@@ -12,7 +12,6 @@ from sfrs.data.photos import Locator, Photo, Sources, first_zone, from_name, pro
 from sfrs.data.places.sets import Shot, Shots
 from sfrs.data.tables import PlacesError
 from sfrs.runtime.errors import UserError
-from sfrs.runtime.records import RecordError, as_record
 
 NAMED = 3
 """Photographs that a message about many of them names."""
@@ -54,17 +53,8 @@ class Reading:
         return Locator(Sources(self.positions, self.track, self.clock))
 
     def given(self) -> dict[str, Any]:
-        """Return what differs from the defaults, as JSON holds it and `of` takes it."""
+        """Return what differs from the defaults, as JSON holds it and ``Reading(**given)`` takes it."""
         return {f.name: value for f in fields(self) if (value := getattr(self, f.name)) != f.default}
-
-    @classmethod
-    def of(cls, given: Any, where: object) -> "Reading":
-        """Read what `given` returned. Raises `RecordError`, which begins with ``where``."""
-        kinds = {f.name: f.type for f in fields(cls)}
-        unknown = set(given) - set(kinds) if isinstance(given, dict) else ()
-        if unknown:
-            raise RecordError(f"{where}: {min(unknown)} is unknown, expected {', '.join(kinds)}.")
-        return cls(**as_record(given, TypedDict("Given", kinds, total=False), where))  # type: ignore[misc]
 
 
 def read_shots(files: Mapping[str, Sequence[Path]], reading: Reading) -> tuple[Shots, str]:

@@ -75,7 +75,7 @@ class Index:
         if settings["quarters"]:
             self._quarters = map_rows(*store.rows_of("quarters"), slots, scattered=True)
         self._lock = threading.Lock()
-        self.self_test = SelfTest.load(self.path, self.generation, self.fingerprint)
+        self.self_test = SelfTest.load(self.path, self.generation, self.fingerprint, len(self.files))
 
     @classmethod
     def build(

@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypedDict
+from typing import Annotated, Literal, TypedDict
 
 import numpy as np
 
@@ -75,7 +75,7 @@ class LaterResults(TypedDict, total=False):
     nms: bool
     rerank: Reranked
     skipped: list[Skipped]
-    reading: Any
+    reading: Reading
 
 
 class Results(LaterResults):
@@ -97,7 +97,7 @@ def read_evaluation(source: Path, overrides: Overrides) -> Subject:
     summary: Results = read_record(source / RESULTS, Results)
     data = overrides.data or find_path(summary["data"], source, "--data")
     root = data if data.is_dir() else data.parent
-    reading = Reading.of(summary.get("reading", {}), f"{source / RESULTS}, reading")
+    reading = summary.get("reading", Reading())
     places = _without(load_places(data, summary["split"], reading), root, summary.get("skipped", []))
     predictions = read_predictions(source / PREDICTIONS, places, root)
     depths = sorted(summary["recalls"])
