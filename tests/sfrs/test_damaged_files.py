@@ -96,6 +96,17 @@ def test_a_wrong_row_of_an_index_is_named_before_memory_is_taken(index, statemen
         Index.open(index)
 
 
+def test_a_descriptor_that_is_no_unit_vector_is_damage(index):
+    opened = Index.open(index)
+    query = opened.descriptors(np.arange(1))
+    assert opened.search(query, 3)[1][0, 0] == 0
+    rows = np.fromfile(index / "descriptors-0.float16", np.float16).reshape(ROWS, 24)
+    rows[0] *= 2
+    rows.tofile(index / "descriptors-0.float16")
+    with pytest.raises(UserError, match="its descriptors are damaged .they are no unit vectors.; build it"):
+        Index.open(index).search(query, 3)
+
+
 def test_an_architecture_that_is_none_is_named(index):
     settings = json.dumps({"architecture": "[]", "weights": "", "whitening": "", "size": "null"})
     change(index, "UPDATE settings SET value = ? WHERE name = 'digests'", settings)
@@ -193,6 +204,9 @@ def test_a_run_that_is_too_long_is_refused_and_damaged_lines_are_counted(tmp_pat
         ({"radius_m": "far"}, "results.json: radius_m is .*, expected a number"),
         ({"skipped": [None]}, r"results.json: skipped\[0\] is null, expected an object"),
         ({"data": 7}, "results.json: data is 7, expected a text"),
+        ({"split": "x" * 300}, "a name in it has more bytes than a file system takes"),
+        ({"reading": {"zones": 3}}, "results.json: reading.zones is unknown, expected queries, hold_out"),
+        ({"reading": {"zone": 3}}, "results.json: reading.zone is 3, expected a text"),
     ],
 )
 def test_a_wrong_value_of_an_evaluation_is_named(tiny_network, tmp_path, changes, message):

@@ -1,5 +1,6 @@
 """Which format a path has, and its reader."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -69,6 +70,8 @@ FORMATS = (
 )
 """The first that recognises a path reads it."""
 PAIR = Format("two folders", TWO_FOLDERS, Path.is_dir, lambda _: ["test"], _two_folders)
+LONGEST_NAME = 255
+"""Bytes of a file's name, at most."""
 PLAIN = Reading()
 
 
@@ -120,4 +123,6 @@ def load_places(path: str | Path, split: str = "test", reading: Reading | None =
             images or tables are missing or wrong.
     """
     reading = reading or Reading(**said)
+    if any(len(os.fsencode(name)) > LONGEST_NAME for name in (*Path(path).parts, *Path(split).parts)):
+        raise PlacesError(f"{path}, split {split}: a name in it has more bytes than a file system takes.")
     return format_of(path, reading).read(Path(path), split, reading)

@@ -23,6 +23,8 @@ from sfrs.retrieval.tested import SelfTest
 from sfrs.runtime.errors import UserError
 from sfrs.runtime.progress import Tasks
 
+LONGEST = 1.01
+"""Length of a unit vector, at most, whose numbers were rounded to float16."""
 ATTEMPTS = 3
 """Times to open an index whose files a writer replaces meanwhile."""
 
@@ -184,7 +186,7 @@ class Index:
 
         Raises:
             ValueError: a shape or k is wrong, or a value is not finite.
-            UserError: the index holds a descriptor that is not finite.
+            UserError: the index holds a descriptor that is not finite, or no unit vector.
         """
         queries = np.ascontiguousarray(descriptors, dtype=np.float32)
         if queries.ndim != 2 or queries.shape[1] != self.model.dim or k < 1:
@@ -203,6 +205,11 @@ class Index:
                 scores, slots = compare(self._descriptors, candidates, queries, k)
         except ValueError as error:  # of values that are not finite; the queries' are
             raise UserError(f"{self.path}: its descriptors are damaged ({error}); build it again.") from error
+        longest = LONGEST * np.linalg.norm(queries, axis=1, keepdims=True)
+        if (np.abs(scores) > longest)[slots >= 0].any():
+            raise UserError(
+                f"{self.path}: its descriptors are damaged (they are no unit vectors); build it again."
+            )
         return scores, np.where(slots >= 0, self._row_of[slots], -1) if len(self) else slots
 
     def descriptors(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
