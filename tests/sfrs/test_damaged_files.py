@@ -14,6 +14,7 @@ from tiny_training import SIZE, network_of_seed, tiny_config
 
 from sfrs.models.backbones import REGISTRY
 from sfrs.models.model import Model
+from sfrs.models.network import save_network
 from sfrs.retrieval.index import Index, quantised
 from sfrs.retrieval.index.derive import derive
 from sfrs.retrieval.index.rows import RowFile
@@ -215,6 +216,13 @@ def test_a_wrong_value_of_an_evaluation_is_named(tiny_network, tmp_path, changes
     (folder / "results.json").write_text(json.dumps(found | changes))
     with pytest.raises(UserError, match=message):
         read_evaluation(folder, Overrides())
+
+
+def test_weights_that_say_half_of_how_they_were_trained_are_reported_on(tiny_network, tmp_path):
+    folder = evaluated(tmp_path, tiny_network)
+    save_network(tmp_path / "half.safetensors", tiny_network, {"generation": 2})
+    subject = read_evaluation(folder, Overrides(weights=tmp_path / "half.safetensors"))
+    assert "trained" not in subject.facts
 
 
 @pytest.mark.parametrize(

@@ -78,6 +78,12 @@ def test_random_weights_are_random_where_others_are_published(data, tmp_path):
     assert "give one of them" in str(both.exception)
 
 
+def test_images_too_small_for_the_network_are_refused(data, tmp_path):
+    refused = run("--data", data, "--out", tmp_path / "run", *FLAGS, "--height", "1")
+    assert isinstance(refused.exception, UserError)
+    assert "height and width are 1 and 64, but tiny needs" in str(refused.exception)
+
+
 def test_resume_needs_the_run_only_and_refuses_changes(data, tmp_path):
     assert run("--data", data, "--out", tmp_path / "run", *FLAGS).exit_code == 0
     again = run("--resume", tmp_path / "run")

@@ -1,13 +1,14 @@
 """Lines of CSV files, for the formats that come as tables."""
 
 import csv
-import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from sfrs.runtime.errors import UserError
 
 METRES, DEGREES = ("easting", "northing"), ("latitude", "longitude")
+FARTHEST = 1e9
+"""Metres from the origin beyond which a coordinate is none; the earth's circumference is 4e7."""
 ALIASES = {
     "lat": "latitude", "lon": "longitude", "lng": "longitude", "long": "longitude",
     "utm_east": "easting", "utm_north": "northing",
@@ -72,23 +73,25 @@ def role_of(where: str, line: dict[str, str], default: str = "") -> str:
 
 
 def file_of(where: str, line: dict[str, str]) -> str:
-    """Read the column file. Raises `PlacesError` if it is empty."""
+    """Read the column file. Raises `PlacesError` if it is empty, or holds what no name can."""
     if not line["file"]:
         raise PlacesError(f"{where}: the file column is empty.")
+    if "\0" in line["file"]:
+        raise PlacesError(f"{where}: file is {line['file']!r}; a null byte is in no file's name.")
     return line["file"]
 
 
 def finite_pair(first: str | None, second: str | None) -> tuple[float, float] | None:
-    """Read two finite numbers; None if one of the texts is none."""
+    """Read two numbers of at most `FARTHEST`; None if one of the texts is none."""
     try:
         pair = float(first or ""), float(second or "")
     except ValueError:
         return None
-    return pair if all(map(math.isfinite, pair)) else None
+    return pair if all(abs(number) <= FARTHEST for number in pair) else None
 
 
 def coordinates(where: str, line: dict[str, str], names: Sequence[str] = METRES) -> tuple[float, float]:
-    """Read two columns of coordinates. Raises `PlacesError` if they are no finite numbers."""
+    """Read two columns of coordinates. Raises `PlacesError` if `finite_pair` sees none."""
     pair = finite_pair(*(line.get(name) for name in names))
     if pair is None:
         first, second = names

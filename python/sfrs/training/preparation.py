@@ -58,10 +58,14 @@ def random_network(config: TrainConfig) -> DescriptorNetwork:
 
 
 def check_network(config: TrainConfig, network: DescriptorNetwork) -> None:
-    """Raise `UserError` if ``network`` is another one than ``config`` says."""
+    """Raise `UserError` if ``network`` is another one than ``config`` says, or needs larger images."""
     for name, value in (("backbone", network.backbone.name), ("clusters", network.vlad.num_clusters)):
         if value != getattr(config, name):
             raise UserError(f"{name} is {getattr(config, name)}, but the network given has {value}")
+    stride = network.backbone.stride
+    if min(config.height, config.width) < stride:
+        size = f"height and width are {config.height} and {config.width}"
+        raise UserError(f"{size}, but {config.backbone} needs {stride} pixels each way")
 
 
 def build_features(

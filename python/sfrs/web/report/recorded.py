@@ -194,7 +194,7 @@ def _facts(summary: Results, network: DescriptorNetwork | None) -> dict[str, str
     if network is not None:
         facts["clusters"] = str(network.vlad.num_clusters)
         meta = network.meta
-        if "generation" in meta:
+        if "generation" in meta and "epoch" in meta:
             facts["trained"] = f"generation {meta['generation']}, epoch {meta['epoch']}"
     if whitening := summary.get("whitening"):
         facts["whitening"] = Path(whitening).name
