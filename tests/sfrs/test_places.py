@@ -135,7 +135,7 @@ def test_a_manifest_without_splits_serves_any_and_reads_conditions(tmp_path):
         ("file,role,easting,northing\n,query,1,2\n", "line 2: the file column is empty"),
         (
             "file,role,easting,northing\na\0.jpg,query,1,2\n",
-            "line 2: file is .*a null byte is in no file's name",
+            "a null byte is in no file's name",
         ),
         ("file,role,easting,northing\na.jpg,query,1e300,2\n", "line 2: easting is '1e300' and northing '2'"),
         ("file,role,easting,northing\na.jpg,query,1,2\n", "no database in the split test"),
