@@ -23,6 +23,7 @@ from sfrs.data.places import Places, load_places
 from sfrs.models.model import Model
 from sfrs.models.whitening import Whitening
 from sfrs.retrieval.evaluation import Evaluation, Scoring, score
+from sfrs.retrieval.index import derive
 from sfrs.retrieval.quarters import KeptQuarters, temporary_quarters
 from sfrs.retrieval.region_rerank import DEPTH, Reranking, rerank_all
 from sfrs.retrieval.search import search
@@ -39,6 +40,8 @@ RECALLS = (1, 5, 10)
 NETWORKS = ("efficientnet-lite0", "efficientnet-lite1", "efficientnet-lite2")
 DEMONSTRATION = "gradient network of sfrs demo"
 WHITENED = 512
+REGIONS, PLAIN, SHRUNK = "re-ranked by regions", "whitened", "whitened with shrinkage"
+"""Ways to search by a network; with shrinkage as `sfrs index` does it where there are many photographs."""
 
 
 def gradient_histogram(file: Path, *, width: int = 64, height: int = 48, cell: int = 8) -> np.ndarray:
@@ -91,7 +94,7 @@ def by_hand(places: Places, describe: Callable[[Path], np.ndarray]) -> dict:
 
 
 def by_network(places: Places, model: Model, tasks: Tasks) -> dict[str, dict]:
-    """Recalls of a network: of its search, re-ranked by regions, and whitened by the database."""
+    """Recalls of a network: of its search, re-ranked by regions, and whitened by the database in two ways."""
     if not model.has_clusters:
         model.fit_clusters(places.database.files, progress=tasks("k-means for NetVLAD"))
     roles = (("database", places.database), ("queries", places.queries))
@@ -107,12 +110,19 @@ def by_network(places: Places, model: Model, tasks: Tasks) -> dict[str, dict]:
             ask, found, give, score=Reranking().score, depth=DEPTH, progress=tasks("regions")
         )
         del give, ask, parts
-    whitening = Whitening.fit(database, min(WHITENED, database.shape[1]))
-    whitened = (whitening.apply(torch.from_numpy(part)).numpy() for part in (database, queries))
+    length = database.shape[1]
+    whitenings = {
+        PLAIN: Whitening.fit(database, min(WHITENED, length)),
+        SHRUNK: Whitening.fit(database, min(derive.WHITENED_DIM, length), shrinkage=derive.SHRINKAGE),
+    }
+    whitened = {
+        name: [whitening.apply(torch.from_numpy(part)).numpy() for part in (database, queries)]
+        for name, whitening in whitenings.items()
+    }
     return {
         "": searched(places, database, queries),
-        "re-ranked by regions": recalls(score(places, reranked, Scoring(RECALLS))),
-        "whitened": searched(places, *whitened),
+        REGIONS: recalls(score(places, reranked, Scoring(RECALLS))),
+        **{name: searched(places, *parts) for name, parts in whitened.items()},
     }
 
 
@@ -144,7 +154,7 @@ def measure(places: dict[str, Places], demonstration: Path, done: dict, tasks: T
             if row not in rows:
                 keep(row, by_hand(of, describe))
         for row in (DEMONSTRATION, *NETWORKS):
-            if row not in rows:
+            if f"{row}, {SHRUNK}" not in rows:
                 messages.print(f"{name}: {row}")
                 trained = row == DEMONSTRATION
                 model = Model.load(demonstration) if trained else Model.load(row, size=size)
