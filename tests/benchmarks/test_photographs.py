@@ -62,5 +62,5 @@ def test_the_table_shows_every_way_on_every_set():
     file = photographs.FILE
     text = photographs.table(json.loads(file.read_text("utf-8")))
     rows = [line for line in text.splitlines() if line.startswith("| ")]
-    assert len(rows) == 1 + 2 + 3 * (1 + len(photographs.NETWORKS))
+    assert len(rows) == 1 + 2 + 4 * (1 + len(photographs.NETWORKS))
     assert all(row.count("|") == 2 + len(photographs.SETS) for row in rows)
