@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from sfrs.synthetic.study import Variant
 
 EXAMPLES = """
 [b]Examples[/b]
 
   sfrs study --out runs/study --seeds 0,1,2
 
-  sfrs study --out /tmp/rehearsal --seeds 0,1 --size small
+  sfrs study --out runs/generations --generations 4 --backbone efficientnet-lite0 --variants softer,negatives
+
+  sfrs study --variants negatives --variant "heavy: soft_negatives=true soft_level=image soft_weight=1"
 """
 
 
@@ -27,21 +33,45 @@ def study(
     seeds: Annotated[
         str, typer.Option("--seeds", metavar="N,N,...", help="Each is a city and a training of its own.")
     ] = "0,1,2",
+    generations: Annotated[
+        int, typer.Option("--generations", min=2, max=20, help="Of every variant; the first is SARE-ind.")
+    ] = 2,
+    backbone: Annotated[
+        str, typer.Option("--backbone", help="gradient, or one with published weights.")
+    ] = "gradient",
+    variants: Annotated[
+        str,
+        typer.Option(
+            "--variants",
+            metavar="NAME,...",
+            help="Of paper, softer, negatives, image, regions; empty: only those of --variant.",
+        ),
+    ] = "paper,softer,negatives,image",
+    variant: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--variant",
+            metavar="'NAME: FIELD=VALUE ...'",
+            help="One of your own: its changes to the configuration of generations 2 and later. Repeatable.",
+        ),
+    ] = None,
     size: Annotated[str, typer.Option("--size", help="demo, or small to rehearse.")] = "demo",
     threads: Annotated[
         int | None, typer.Option("--threads", min=1, help="Threads.", show_default="all cores")
     ] = None,
 ) -> None:
-    """Compare SFRS and its variants with SARE-ind of equal length, by a paired test over seeds.
+    """Compare SFRS and its variants with SARE-ind of equal length, generation by generation.
 
-    What is done already is kept: an interrupted study goes on, and a study with more seeds reuses the others.
+    Each row is tested against SARE-ind of as many passes on the same queries; the differences of single seeds
+    stand beside it. What is done already is kept: an interrupted study goes on, and a study with more seeds
+    reuses the others.
     """
     import torch
 
     from sfrs.runtime.errors import UserError
     from sfrs.runtime.terminal import progress_tasks, say, show
     from sfrs.synthetic.experiment import SCALES
-    from sfrs.synthetic.study import run_study
+    from sfrs.synthetic.study import VARIANTS, Study, run_study
 
     if size not in SCALES:
         raise UserError(f"--size is {size!r}, expected one of {', '.join(SCALES)}")
@@ -51,16 +81,37 @@ def study(
         numbers = []
     if not numbers or min(numbers) < 0 or len(set(numbers)) < len(numbers):
         raise UserError(f"--seeds is {seeds!r}, expected distinct whole numbers such as 0,1,2")
+    known = {each.name: each for each in VARIANTS}
+    names = [name.strip() for name in variants.split(",") if name.strip()]
+    if unknown := [name for name in names if name not in known]:
+        raise UserError(f"--variants is {variants!r}, {unknown[0]!r} is none of {', '.join(known)}")
+    compared = [*(known[name] for name in names), *map(own_variant, variant or ())]
+    if len({each.name for each in compared}) < len(compared):
+        raise UserError("--variants and --variant name a variant twice")
     if threads is not None:
         torch.set_num_threads(threads)
     with progress_tasks() as tasks:
-        run_study(
-            out,
-            numbers,
-            scale=size,
-            tasks=tasks,
-            say=say,
-        )
+        run_study(Study(out, numbers, compared, generations, size, backbone), tasks=tasks, say=say)
     print((out / "study.md").read_text(), end="")
     show()
-    show(f"{out / 'study.json'} holds the counts")
+    show(f"{out / 'study.json'} holds the counts, {out / 'study.png'} draws them")
+
+
+def own_variant(text: str) -> Variant:
+    """Read ``NAME: FIELD=VALUE ...``, fields as `sfrs train` has them.
+
+    Raises:
+        UserError: it reads otherwise, or a field or value is none of the configuration's.
+    """
+    from sfrs.runtime.errors import UserError
+    from sfrs.synthetic.study import Variant
+    from sfrs.training.config import TrainConfig, parse_flag
+
+    label, colon, rest = text.partition(":")
+    pairs = [part.partition("=") for part in rest.split()]
+    name = re.sub(r"\W+", "_", label.strip())
+    if not colon or not name.strip("_") or not all(equals for _, equals, _ in pairs):
+        raise UserError(f"--variant is {text!r}, expected 'NAME: FIELD=VALUE ...'")
+    changes = {field: parse_flag(field, value) for field, _, value in pairs}
+    TrainConfig.preset("demo", **changes)
+    return Variant(name, label.strip(), changes)

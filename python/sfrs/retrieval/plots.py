@@ -76,6 +76,29 @@ def recall_curves(curves: Mapping[str, Mapping[int, float]], path: str | Path, *
             axes.set_title(title, loc="left", fontsize=13, fontweight="bold", pad=12)
 
 
+def generation_curves(curves: Mapping[str, Mapping[float, float]], path: str | Path, *, dashed: str) -> None:
+    """Draw recall@1 over generations, one line per label; the line of the label ``dashed`` is dashed.
+
+    Args:
+        curves: label -> {generation: recall in 0..1}.
+    """
+    with _drawn(path, (7.2, 4.2)) as figure:
+        axes = figure.add_subplot()
+        for i, (label, recalls) in enumerate(curves.items()):
+            look = {
+                **_look(i),
+                "linestyle": "--" if label == dashed else "-",
+                "markersize": 5,
+                "linewidth": 2,
+            }
+            axes.plot(*zip(*sorted(recalls.items()), strict=True), **look, label=label, zorder=3)
+        axes.set_xticks(range(1, 1 + int(max(max(recalls) for recalls in curves.values()))))
+        axes.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
+        axes.set_xlabel(f"generation ({dashed}: as many passes in one training)")
+        axes.set_ylabel("recall@1")
+        axes.legend(loc="best", framealpha=0.9)
+
+
 @contextmanager
 def _drawn(path: str | Path, size: tuple[float, float]) -> Iterator[Figure]:
     with matplotlib.rc_context(STYLE):

@@ -8,8 +8,9 @@ quarters are only counted here.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +18,14 @@ import torch
 
 from sfrs.retrieval.evaluation import Evaluation
 from sfrs.retrieval.mcnemar import Paired, mcnemar
+from sfrs.retrieval.plots import generation_curves
 from sfrs.runtime.atomic_io import refuse_foreign, write_json
+from sfrs.runtime.errors import UserError
 from sfrs.synthetic.experiment import (
+    GRADIENT,
     IMAGE_LABELS,
     PAPER_TEMPERATURES,
+    REGIONS_AND_NEGATIVES,
     SCALES,
     SOFT_NEGATIVES,
     SOFTER_TEACHER,
@@ -35,32 +40,49 @@ RECALLS = (1, 5, 10)
 
 @dataclass(frozen=True)
 class Variant:
-    """A way to train.
+    """A way to train generations 2 and later.
 
     Attributes:
-        generations: of `Scale.epochs` epochs each; the first is the shared SARE-ind. 0: SARE-ind in one
-            piece, as long as two generations (`long` of them).
+        name: of its folder.
         changes: to the configuration of generations 2 and later.
-        scored: the generations that become rows of the table.
     """
 
     name: str
     label: str
-    generations: int
     changes: dict = field(default_factory=dict)
-    scored: tuple[int, ...] = ()
-    long: int = 0
 
 
-GENERATION_1 = "generation_1"
+GENERATION_1, BASELINE = "generation_1", "SARE-ind"
 VARIANTS = (
-    Variant(GENERATION_1, "SARE-ind", 1, scored=(0, 1)),
-    Variant("sare_2", "SARE-ind", 0, long=2),
-    Variant("paper", "SFRS, the paper's temperatures", 2, PAPER_TEMPERATURES, scored=(2,)),
-    Variant("softer", "SFRS, softer teacher", 2, SOFTER_TEACHER, scored=(2,)),
-    Variant("negatives", "SFRS with soft negatives (ours)", 2, SOFT_NEGATIVES, scored=(2,)),
-    Variant("image", "SFRS, image-level labels", 2, IMAGE_LABELS, scored=(2,)),
+    Variant("paper", "SFRS, the paper's temperatures", PAPER_TEMPERATURES),
+    Variant("softer", "SFRS, softer teacher", SOFTER_TEACHER),
+    Variant("negatives", "SFRS with soft negatives (ours)", SOFT_NEGATIVES),
+    Variant("image", "SFRS, image-level labels", IMAGE_LABELS),
+    Variant("regions", "SFRS with regions and soft negatives (ours)", REGIONS_AND_NEGATIVES),
 )
+
+
+@dataclass(frozen=True)
+class Study:
+    """What is compared, in the folder ``out``.
+
+    Attributes:
+        generations: of every variant; SARE-ind is trained for as many passes as 2, 3, ... of them.
+        scale: "demo", or "small" to rehearse.
+        backbone: see `Experiment`.
+    """
+
+    out: Path
+    seeds: Sequence[int]
+    variants: Sequence[Variant] = VARIANTS[:4]
+    generations: int = 2
+    scale: str = "demo"
+    backbone: str = GRADIENT
+
+    @property
+    def settings(self) -> dict:
+        """What a folder's scores depend on, beside their seed and variant."""
+        return {"size": self.scale, "backbone": self.backbone}
 
 
 @dataclass(frozen=True)
@@ -94,64 +116,95 @@ class Line:
     by_seed: list[float]
 
 
-def run_study(
-    out: str | Path,
-    seeds: Sequence[int],
-    *,
-    scale: str = "demo",
-    tasks: Tasks,
-    say: Callable[[str], None],
-) -> list[Line]:
-    """Run every variant for every seed in the folder `out`, or those that are missing there.
+def run_study(study: Study, *, tasks: Tasks, say: Callable[[str], None]) -> list[Line]:
+    """Run every variant for every seed, or those that are missing in the study's folder.
 
-    Writes seed_N/ (city and runs), seed_N/NAME.scores.json as each variant is done, and at the end study.json
-    and study.md.
+    Writes seed_N/ (city and runs), seed_N/NAME.scores.json as each is done, and at the end study.json,
+    study.md and study.png.
+
+    Raises:
+        UserError: the folder holds something else, or a study of another size or backbone.
     """
-    out, watch = Path(out), Stopwatch()
-    refuse_foreign(out, "seed_", "pretext", "study.")
+    watch = Stopwatch()
+    _claim(study)
     scores: dict[int, list[Score]] = {}
-    for seed in seeds:
-        folder = out / f"seed_{seed}"
+    for seed in study.seeds:
+        folder = study.out / f"seed_{seed}"
         folder.mkdir(parents=True, exist_ok=True)
         experiment = Experiment(
-            folder, SCALES[scale], seed, tasks=tasks, say=say, stopwatch=watch, shared=out / "pretext"
+            folder,
+            SCALES[study.scale],
+            seed,
+            tasks=tasks,
+            say=say,
+            stopwatch=watch,
+            shared=study.out / "pretext",
+            backbone=study.backbone,
         )
         scores[seed] = []
-        for variant in VARIANTS:
-            file = folder / f"{variant.name}.scores.json"
+        for name, changes, train in _trainings(study, experiment, watch):
+            file = folder / f"{name}.scores.json"
             if not file.exists():
-                _write_scores(file, _score(experiment, variant, watch))
-            scores[seed] += _read_scores(file)
+                _write_scores(file, changes, train())
+            scores[seed] += _read_scores(file, changes)
             last = scores[seed][-1]
             say(
                 f"seed {seed}: {last.label}, {last.passes} passes: recall@1 on the test queries "
                 f"{100 * last.hits[1].mean():.1f}"
             )
     lines = summarise(list(scores.values()))
-    _write_study(out, lines, seeds, scale, watch)
+    _write_study(study, lines, len(scores[study.seeds[0]][0].hits[1]) * len(study.seeds), watch)
     return lines
 
 
-def _score(experiment: Experiment, variant: Variant, watch: Stopwatch) -> list[Score]:
-    epochs = experiment.scale.epochs
-    if variant.generations:
-        after = None if variant.name == GENERATION_1 else GENERATION_1
-        lengths = (epochs,) * variant.generations
-        run = experiment.train(variant.name, lengths, label=variant.label, after=after, **variant.changes)
-        return [_scored(experiment, variant, run, g, g * epochs, watch) for g in variant.scored]
-    run = experiment.train(variant.name, (variant.long * epochs,), label=variant.label)
-    return [_scored(experiment, variant, run, 1, variant.long * epochs, watch)]
+def _claim(study: Study) -> None:
+    refuse_foreign(study.out, "seed_", "pretext", "study.", "settings.json")
+    study.out.mkdir(parents=True, exist_ok=True)
+    file = study.out / "settings.json"
+    if file.exists() and (found := json.loads(file.read_text("utf-8"))) != study.settings:
+        raise UserError(
+            f"{study.out} holds a study of {found}, expected {study.settings}; take another --out"
+        )
+    write_json(file, study.settings)
+
+
+Training = tuple[str, dict, Callable[[], list[Score]]]
+
+
+def _trainings(study: Study, experiment: Experiment, watch: Stopwatch) -> Iterator[Training]:
+    """Every run of a seed: the name of its folder, its changes, and what trains and scores it."""
+    epochs, last = experiment.epochs, study.generations
+
+    def first() -> list[Score]:
+        run = experiment.train(GENERATION_1, (epochs,), label=BASELINE)
+        return [_scored(experiment, BASELINE, run, g, g * epochs, watch) for g in (0, 1)]
+
+    def as_long(generations: int) -> list[Score]:
+        passes = generations * epochs
+        run = experiment.train(f"sare_{generations}", (passes,), label=BASELINE)
+        return [_scored(experiment, BASELINE, run, 1, passes, watch)]
+
+    def generations(name: str, variant: Variant) -> list[Score]:
+        lengths = (epochs,) * last
+        run = experiment.train(name, lengths, label=variant.label, after=GENERATION_1, **variant.changes)
+        return [_scored(experiment, variant.label, run, g, g * epochs, watch) for g in range(2, last + 1)]
+
+    yield GENERATION_1, {}, first
+    for count in range(2, last + 1):
+        yield f"sare_{count}", {}, partial(as_long, count)
+    for variant in study.variants:
+        name = variant.name if last == 2 else f"{variant.name}_{last}"
+        yield name, variant.changes, partial(generations, name, variant)
 
 
 def _scored(
-    experiment: Experiment, variant: Variant, run: RunResult, generation: int, passes: int, watch: Stopwatch
+    experiment: Experiment, label: str, run: RunResult, generation: int, passes: int, watch: Stopwatch
 ) -> Score:
     result: Evaluation = experiment.test(run.network(generation))
     kept = (run.initial, *run.generations)[generation]
     hits = {n: result.hits(n)[result.answerable] for n in RECALLS}
-    label = variant.label if generation else "before training"
-    seconds = watch.seconds.get(f"train: {variant.label}", 0.0)
-    return Score(label, passes, hits, kept.recalls[1], round(seconds, 1))
+    seconds = watch.seconds.get(f"train: {label}", 0.0)
+    return Score(label if generation else "before training", passes, hits, kept.recalls[1], round(seconds, 1))
 
 
 def summarise(scores: list[list[Score]]) -> list[Line]:
@@ -160,7 +213,7 @@ def summarise(scores: list[list[Score]]) -> list[Line]:
     The baseline of a row is SARE-ind with as many passes. Queries of all seeds are pooled.
     """
     lines = []
-    baselines = {s.passes: i for i, s in enumerate(scores[0]) if s.label == VARIANTS[0].label}
+    baselines = {s.passes: i for i, s in enumerate(scores[0]) if s.label == BASELINE}
     for i, row in enumerate(scores[0]):
         of_seeds = [seed[i] for seed in scores]
         against, by_seed = None, []
@@ -199,10 +252,11 @@ def markdown(lines: Sequence[Line], seeds: Sequence[int], queries: int) -> str:
     return "\n".join(text) + "\n"
 
 
-def _write_scores(file: Path, scores: list[Score]) -> None:
+def _write_scores(file: Path, changes: dict, scores: list[Score]) -> None:
     write_json(
         file,
         {
+            "changes": changes,
             "scores": [
                 {
                     "label": s.label,
@@ -212,12 +266,15 @@ def _write_scores(file: Path, scores: list[Score]) -> None:
                     "seconds": s.seconds,
                 }
                 for s in scores
-            ]
+            ],
         },
     )
 
 
-def _read_scores(file: Path) -> list[Score]:
+def _read_scores(file: Path, changes: dict) -> list[Score]:
+    kept = json.loads(file.read_text("utf-8"))
+    if (found := kept.get("changes")) != json.loads(json.dumps(changes)):
+        raise UserError(f"{file} is of a variant with {found}, expected {changes}; delete it or rename yours")
     return [
         Score(
             s["label"],
@@ -226,38 +283,47 @@ def _read_scores(file: Path) -> list[Score]:
             s["validation"],
             s["seconds"],
         )
-        for s in json.loads(file.read_text())["scores"]
+        for s in kept["scores"]
     ]
 
 
-def _write_study(
-    out: Path, lines: Sequence[Line], seeds: Sequence[int], scale: str, watch: Stopwatch
-) -> None:
-    first = _read_scores(out / f"seed_{seeds[0]}" / f"{GENERATION_1}.scores.json")[0]
-    queries = len(first.hits[1]) * len(seeds)
-    write_json(
-        out / "study.json",
+def _write_study(study: Study, lines: Sequence[Line], queries: int, watch: Stopwatch) -> None:
+    rows = [
         {
-            "seeds": list(seeds),
-            "size": scale,
+            "label": line.label,
+            "passes": line.passes,
+            "recalls": line.recalls,
+            "validation_recall@1": line.validation,
+            "difference": line.against and line.against.difference,
+            "by_seed": line.by_seed,
+            "gained": line.against and line.against.gained,
+            "lost": line.against and line.against.lost,
+            "p_value": line.against and line.against.p_value,
+        }
+        for line in lines
+    ]
+    write_json(
+        study.out / "study.json",
+        {
+            "seeds": list(study.seeds),
+            **study.settings,
+            "generations": study.generations,
             "queries": queries,
-            "rows": [
-                {
-                    "label": line.label,
-                    "passes": line.passes,
-                    "recalls": line.recalls,
-                    "validation_recall@1": line.validation,
-                    "difference": line.against and line.against.difference,
-                    "by_seed": line.by_seed,
-                    "gained": line.against and line.against.gained,
-                    "lost": line.against and line.against.lost,
-                    "p_value": line.against and line.against.p_value,
-                }
-                for line in lines
-            ],
-            "variants": {v.name: v.changes for v in VARIANTS},
+            "rows": rows,
+            "variants": {variant.label: variant.changes for variant in study.variants},
             "threads": torch.get_num_threads(),
             "seconds": {stage: round(seconds, 1) for stage, seconds in watch.seconds.items()},
         },
     )
-    (out / "study.md").write_text(markdown(lines, seeds, queries))
+    (study.out / "study.md").write_text(markdown(lines, study.seeds, queries))
+    generation_curves(_curves(lines, study.generations), study.out / "study.png", dashed=BASELINE)
+
+
+def _curves(lines: Sequence[Line], generations: int) -> dict[str, dict[float, float]]:
+    """Return label -> {generation, or as many passes: recall@1}; all curves begin at generation 1."""
+    epochs = max(line.passes for line in lines) / generations
+    curves: dict[str, dict[float, float]] = {}
+    for line in lines:
+        if line.passes:
+            curves.setdefault(line.label, {})[line.passes / epochs] = line.recalls[1]
+    return {label: {1.0: curves[BASELINE][1.0], **curve} for label, curve in curves.items()}

@@ -300,7 +300,10 @@ def _check_names(values: dict[str, Any]) -> None:
 
 def parse_flag(name: str, text: str) -> Any:
     """Read a field's value from its flag's text, ``1,5,5`` for lists. Raises `ConfigError` naming it."""
+    _check_names({name: text})
     hint = get_type_hints(TrainConfig)[name]
+    if hint is bool and text in ("true", "false"):
+        return text == "true"
     if _is_tuple(hint):
         return _coerced(name, [part.strip() for part in text.split(",") if part.strip()], hint)
     return _coerced(name, text, hint)
