@@ -58,6 +58,11 @@ def test_every_preset_survives_json_and_flags(name):
     assert config.changed(**read) == config
 
 
+def test_lists_of_text_are_no_numbers():
+    config = TrainConfig(ignore_keys=["fc.*", "head.*"])
+    assert TrainConfig.from_dict(config.to_dict()).ignore_keys == ("fc.*", "head.*")
+
+
 def test_values_by_generation_repeat_their_last():
     config = TrainConfig(generations=9, epochs=(3, 2), teacher_temperatures=(0.1, 0.2))
     assert [config.epochs_of(g) for g in (1, 2, 9)] == [3, 2, 2]
@@ -74,6 +79,7 @@ def test_values_by_generation_repeat_their_last():
             "rerank_distances is 'cubed', expected one of squared, squared-twice",
         ),
         (dict(triplet_distance="cosine"), "triplet_distance is 'cosine', expected one of squared, plain"),
+        (dict(track="a\0b"), "track is .*, expected text without null bytes"),
         (dict(init_iterations=0), "init_iterations is 0, expected at least 1"),
         (dict(clusters=0), "clusters is 0, expected at least 1"),
         (dict(clusters=2.5), "clusters is 2.5, expected int"),

@@ -106,6 +106,10 @@ def test_a_descriptor_that_is_no_unit_vector_is_damage(index):
     rows.tofile(index / "descriptors-0.float16")
     with pytest.raises(UserError, match="its descriptors are damaged .they are no unit vectors.; build it"):
         Index.open(index).search(query, 3)
+    rows[0, 0] = np.nan
+    rows.tofile(index / "descriptors-0.float16")
+    with pytest.raises(UserError, match="its descriptors are damaged .one holds values that are not finite"):
+        Index.open(index).descriptors(np.arange(1))
 
 
 def test_an_architecture_that_is_none_is_named(index):
@@ -164,6 +168,7 @@ def test_a_run_does_not_go_on_without_a_network_of_it(places, interrupted, tmp_p
         ("student.vlad.centroids", lambda t: t[:2], r"student.vlad.centroids is float32 \[2, 6\], expected"),
         ("student.vlad.centroids", lambda t: t * np.nan, "holds values that are NaN"),
         ("momentum.0", lambda t: t.double(), "momentum.0 is float64"),
+        ("momentum.0", lambda t: None, "momentum.0 is missing"),
         ("miner.previous_hardest", lambda t: t + 10**9, "holds .*, expected less than 30 rows"),
         ("miner.generator", lambda t: t * 0 + 255, "the state of a random generator is damaged"),
         ("tuples.negatives", lambda t: t - 10**9, "tuples.negatives holds"),
@@ -202,6 +207,7 @@ def test_a_run_that_is_too_long_is_refused_and_damaged_lines_are_counted(tmp_pat
     [
         ({"recalls": []}, "results.json: recalls is .*, expected an object"),
         ({"recalls": {"0": 1.0}}, "results.json: recalls are of .*, expected depths from 1"),
+        ({"radius_m": 1e-9}, "none of the .* queries has a database image within 1e-09 m"),
         ({"radius_m": "far"}, "results.json: radius_m is .*, expected a number"),
         ({"skipped": [None]}, r"results.json: skipped\[0\] is null, expected an object"),
         ({"data": 7}, "results.json: data is 7, expected a text"),

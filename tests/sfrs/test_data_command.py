@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 from pictures import picture
+from PIL import Image
 from published_sets import write_gsv_city, write_msls_city, write_pittsburgh, write_tokyo247, write_tokyo_tm
 
 RULES = ("--tuple-negatives", "3")
@@ -73,6 +74,15 @@ def test_missing_and_broken_files_are_counted_and_named(run, tmp_path):
     ]
     code, out, _ = run("data", "check", mat)
     assert code == 1 and "Stops val: 1 image is listed but not there" in out
+
+
+def test_a_name_that_no_file_can_have_is_missing(run, tmp_path):
+    Image.new("RGB", (32, 32)).save(tmp_path / "a.jpg")
+    name = "x" * 300 + ".jpg"
+    rows = ["file,split,role,easting,northing", "a.jpg,test,query,0,0", f"{name},test,database,1,0"]
+    (tmp_path / "set.csv").write_text("\n".join(rows))
+    code, result = told(run, tmp_path / "set.csv", "--split", "test")
+    assert code == 1 and result["splits"][0]["missing"] == 1
 
 
 def test_cut_off_images_are_found_by_decoding(run, place_folder):

@@ -1,5 +1,6 @@
 """Check data sets before a network sees them: what they hold and what is wrong with it."""
 
+import os
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -149,7 +150,8 @@ def _check_split(
     else:
         radius = rules.negative_radius
         positives = right_images(places, radius)
-    missing = {file: why for file, why in bad if not file.is_file()}
+    # Not Path.is_file, which raises for a name that no file can have.
+    missing = {file: why for file, why in bad if not os.path.isfile(file)}
     unreadable = {file: why for file, why in bad if file not in missing}
     findings += _file_findings(missing, unreadable)
     if len(places.queries):

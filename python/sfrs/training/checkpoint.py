@@ -83,7 +83,7 @@ def load_state(
     parameters = {str(i): p for i, p in enumerate(pair.optimizer.param_groups[0]["params"])}
     expected = {
         "student": trained_state(pair.student),
-        "momentum": {name: p for name, p in parameters.items() if name in groups["momentum"]},
+        "momentum": parameters if groups["momentum"] else {},  # none before the first step
         "miner": pair.miner.state(),
         "random": {"torch": torch.get_rng_state()},
     }

@@ -190,7 +190,7 @@ class TrainConfig:
                 raise ConfigError(
                     f"{f.name} is {value!r}, expected one of {', '.join(f.metadata['choices'])}"
                 )
-            if hints[f.name] not in (str, bool):
+            if hints[f.name] not in (str, bool, tuple[str, ...]):
                 _check_range(f.name, value, f.metadata)
         _check_together(self)
 
@@ -326,6 +326,8 @@ def _coerced(name: str, value: Any, hint: Any) -> Any:
     if hint is bool and isinstance(value, bool):
         return value
     if hint is str and isinstance(value, str):
+        if "\0" in value:
+            raise ConfigError(f"{name} is {value!r}, expected text without null bytes")
         return value
     if hint in (int, float) and not isinstance(value, bool):
         try:

@@ -204,17 +204,25 @@ class Index:
                     candidates = self._compressed.candidates(queries, k, self._live)
                 scores, slots = compare(self._descriptors, candidates, queries, k)
         except ValueError as error:  # of values that are not finite; the queries' are
-            raise UserError(f"{self.path}: its descriptors are damaged ({error}); build it again.") from error
+            raise self._damaged(str(error)) from error
         longest = LONGEST * np.linalg.norm(queries, axis=1, keepdims=True)
         if (np.abs(scores) > longest)[slots >= 0].any():
-            raise UserError(
-                f"{self.path}: its descriptors are damaged (they are no unit vectors); build it again."
-            )
+            raise self._damaged("they are no unit vectors")
         return scores, np.where(slots >= 0, self._row_of[slots], -1) if len(self) else slots
 
     def descriptors(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
-        """Read the descriptors of images, float32 ``[len(rows), dim]``."""
-        return self._descriptors[self._slots[np.asarray(rows, dtype=np.int64)]].astype(np.float32)
+        """Read the descriptors of images, float32 ``[len(rows), dim]``.
+
+        Raises:
+            UserError: one is not finite.
+        """
+        found = self._descriptors[self._slots[np.asarray(rows, dtype=np.int64)]].astype(np.float32)
+        if not np.isfinite(found).all():
+            raise self._damaged("one holds values that are not finite")
+        return found
+
+    def _damaged(self, why: str) -> UserError:
+        return UserError(f"{self.path}: its descriptors are damaged ({why}); build it again.")
 
     def check(self, *, sample: int = SAMPLE, seed: int = 0, tasks: Tasks | None = None) -> SelfTest:
         """Locate the index's own photographs among the others, and keep what that says in the index.

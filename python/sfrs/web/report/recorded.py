@@ -14,7 +14,7 @@ from sfrs.data.places import ImageSet, Places, is_data_set, load_places
 from sfrs.data.places.reading import Reading
 from sfrs.models.model import TRAINED, Model
 from sfrs.models.network import DescriptorNetwork, Meta, load_network
-from sfrs.retrieval.evaluation import Evaluation, Scoring, score
+from sfrs.retrieval.evaluation import Evaluation, Scoring, check_answerable, score
 from sfrs.runtime.errors import UserError
 from sfrs.runtime.records import Positive, read_record
 
@@ -103,6 +103,7 @@ def read_evaluation(source: Path, overrides: Overrides) -> Subject:
     depths = sorted(summary["recalls"])
     if not depths or depths[0] < 1:
         raise UserError(f"{source / RESULTS}: recalls are of {depths}, expected depths from 1.")
+    check_answerable(places, summary["radius_m"])
     result = score(places, predictions, Scoring(depths, summary["radius_m"]))
     network, why = _open_network(summary, source, overrides)
     model = None if network is None else Model(network, size=summary.get("size", TRAINED))
