@@ -2,13 +2,18 @@
 
 import csv
 import json
+import re
+import shlex
 import subprocess
 import sys
+from importlib import import_module
 
 import numpy as np
 import pytest
 import torch
+import typer
 
+from sfrs.cli import COMMANDS, app
 from sfrs.models.model import Model
 from sfrs.models.network import load_network, save_network
 from sfrs.models.whitening import Whitening
@@ -206,6 +211,22 @@ def test_describe_tells_what_is_wrong(run, weights, tmp_path, path, out, message
 def test_help_shows_examples(run, command):
     code, out, _ = run(command, "--help")
     assert code == 0 and "Examples" in out and f"sfrs {command} " in out
+
+
+def test_examples_of_help_have_flags_that_exist():
+    group, seen = typer.main.get_command(app), 0
+    for name in COMMANDS:
+        examples = getattr(import_module(f"sfrs.commands.{name}"), "EXAMPLES", "")
+        for line in re.findall(r"^  .*?sfrs (.+)$", examples, re.MULTILINE):
+            command, *words = shlex.split(line)
+            found = group.commands[command]
+            while words and words[0] in getattr(found, "commands", ()):
+                found = found.commands[words.pop(0)]
+            flags = {flag for option in found.params for flag in (*option.opts, *option.secondary_opts)}
+            given = {word for word in words if re.match(r"--?[a-z]", word)}
+            assert given <= flags, line
+            seen += len(given)
+    assert seen > 50
 
 
 def test_help_imports_nothing_slow():

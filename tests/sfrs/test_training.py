@@ -11,7 +11,7 @@ from sfrs.data.neighbourhood import Neighbourhood
 from sfrs.features.source import FeatureSource, step_number
 from sfrs.training.checkpoint import load_momentum, momentum_state
 from sfrs.training.epoch import Epoch, learning_rate
-from sfrs.training.losses import sare_ind, soft_loss
+from sfrs.training.losses import SOFT_LOSSES, sare_ind, soft_loss
 from sfrs.training.mining import Miner, Tuples
 from sfrs.training.preparation import init_clusters
 from sfrs.training.step import DivergedError, StudentTeacher, TrainingImages, sgd, tuple_losses
@@ -74,6 +74,16 @@ def test_a_step_computes_the_losses_of_every_tuple_by_itself(places, images):
     )
     for mine, theirs in zip(gradients, expected, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-6)
+
+
+def test_a_registered_soft_loss_is_used_by_its_name(places, images, monkeypatch):
+    def doubled(*similarities, **options):
+        return 2 * soft_loss(*similarities, **options)
+
+    monkeypatch.setitem(SOFT_LOSSES, "doubled", doubled)
+    plain, other = tiny_config(), tiny_config(soft_loss="doubled")
+    losses = [tuple_losses(generation(places, plain), TUPLES, images, config) for config in (plain, other)]
+    assert torch.equal(2 * losses[0].soft, losses[1].soft) and losses[0].soft > 0
 
 
 def test_every_distinct_image_is_asked_for_once(places, images):

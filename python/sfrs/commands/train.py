@@ -28,8 +28,6 @@ EXAMPLES = """
   sfrs train --resume runs/sfrs
 
   torchrun --nproc-per-node 4 -m sfrs train --data pitts30k --weights vgg16.safetensors --out runs/sfrs
-
-  sfrs runs runs --plot runs.png
 """
 
 PANELS = {

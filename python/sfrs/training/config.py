@@ -151,6 +151,7 @@ class TrainConfig:
     region_negatives: bool = _option(
         True, "from generation 2, a negative is its region most similar to the query, not the whole image"
     )
+    soft_loss: str = _option("cross-entropy", "soft loss, of those registered in sfrs.training.losses")
     soft_weight: float = _option(0.5, "weight of the soft loss")
     teacher: str = _option(
         "best",
@@ -357,6 +358,11 @@ def _check_together(config: TrainConfig) -> None:
     def refuse(name: str, expected: str) -> None:
         raise ConfigError(f"{name} is {getattr(config, name)}, expected {expected}")
 
+    if config.soft_loss != "cross-entropy":
+        from sfrs.training.losses import SOFT_LOSSES  # takes a second, which --help has not
+
+        if config.soft_loss not in SOFT_LOSSES:
+            refuse("soft_loss", f"one of {', '.join(SOFT_LOSSES)}")
     if config.rerank_lambda > 1:
         refuse("rerank_lambda", "a share between 0 and 1")
     if config.negative_radius < config.positive_radius:

@@ -8,6 +8,8 @@ float32 at least, whatever the similarities come in.
 Sources: NetVLAD (CVPR 2016, eq. 7), SARE (ICCV 2019, eq. 11 and 14), SFRS (ECCV 2020, eq. 5 to 8).
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -136,6 +138,10 @@ def soft_loss(
     # A masked logit is -inf, and 0 * -inf would be NaN.
     loss = -(labels * log_probability.masked_fill(~use, 0)).sum(dim=1)
     return loss.masked_fill(~valid.any(dim=1), 0)
+
+
+SOFT_LOSSES: dict[str, Callable[..., Tensor]] = {"cross-entropy": soft_loss}
+"""Soft losses by the name for ``--soft-loss``; all take and return what `soft_loss` does."""
 
 
 def _masked_logits(similarities: Tensor, use: Tensor, temperature: float) -> Tensor:

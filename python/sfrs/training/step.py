@@ -12,7 +12,7 @@ from sfrs.models.network import DescriptorNetwork
 from sfrs.runtime.distributed import Processes
 from sfrs.runtime.errors import UserError
 from sfrs.training.config import TrainConfig
-from sfrs.training.losses import hard_loss, region_negatives, soft_loss
+from sfrs.training.losses import SOFT_LOSSES, hard_loss, region_negatives
 from sfrs.training.mining import Miner, Tuples
 
 
@@ -155,7 +155,7 @@ def tuple_losses(
         used, place = torch.cat((rows[:, :1], rows[:, 1 + split :]), dim=1).unique(return_inverse=True)
         shared = features.index_select(0, used.to(features.device, non_blocking=True))
         theirs = similarities(pair.teacher, shared, place, config, regions=region_soft)
-    soft = soft_loss(
+    soft = SOFT_LOSSES[config.soft_loss](
         ours[:, split:, : theirs.shape[2]],
         theirs,
         config.teacher_temperature(pair.generation),
