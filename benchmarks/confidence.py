@@ -26,11 +26,10 @@ from benchmarks.pages import show
 from benchmarks.record import machine, write_json
 from sfrs.data.coordinates import metres_between
 from sfrs.data.places import load_places
+from sfrs.models.fitting import WHITENED_FROM, learn_whitening
 from sfrs.models.model import Model
-from sfrs.models.whitening import Whitening
 from sfrs.retrieval import confidence
 from sfrs.retrieval.confidence import sameness
-from sfrs.retrieval.index import derive
 from sfrs.retrieval.location import RADIUS, locate_weighed
 from sfrs.retrieval.matches import Matches, WeighedMatches
 from sfrs.retrieval.region_rerank import DEPTH
@@ -133,8 +132,7 @@ class Part:
 
 def whitened_by(descriptors: np.ndarray, shown: dict[str, Described]) -> dict[str, Described]:
     """Whiten what an index is made of and shown, as ``sfrs index`` does."""
-    dim = min(derive.WHITENED_DIM, descriptors.shape[1])
-    whitening = Whitening.fit(descriptors, dim, shrinkage=derive.SHRINKAGE)
+    whitening = learn_whitening(descriptors)
     return {
         name: replace(one, descriptors=whitening.apply(torch.from_numpy(one.descriptors)).numpy())
         for name, one in shown.items()
@@ -315,7 +313,7 @@ def record(places: Path, work: Path) -> None:
             for part, rows in chosen.items():
                 few = Described(database.descriptors[rows], database.quarters[rows])
                 shown = {"database": few, **described}
-                shown = whitened_by(few.descriptors, shown) if len(rows) >= derive.WHITENED_FROM else shown
+                shown = whitened_by(few.descriptors, shown) if len(rows) >= WHITENED_FROM else shown
                 index = Part([files[i] for i in rows], positions[rows], shown.pop("database"))
                 np.savez(kept[part], **collect(index, shown, truth))
         for part, rows in chosen.items():

@@ -20,10 +20,10 @@ import torch
 from PIL import Image, ImageOps
 
 from sfrs.data.places import Places, load_places
+from sfrs.models.fitting import learn_whitening
 from sfrs.models.model import Model
 from sfrs.models.whitening import Whitening
 from sfrs.retrieval.evaluation import Evaluation, Scoring, score
-from sfrs.retrieval.index import derive
 from sfrs.retrieval.quarters import KeptQuarters, temporary_quarters
 from sfrs.retrieval.region_rerank import DEPTH, Reranking, rerank_all
 from sfrs.retrieval.search import search
@@ -113,7 +113,7 @@ def by_network(places: Places, model: Model, tasks: Tasks) -> dict[str, dict]:
     length = database.shape[1]
     whitenings = {
         PLAIN: Whitening.fit(database, min(WHITENED, length)),
-        SHRUNK: Whitening.fit(database, min(derive.WHITENED_DIM, length), shrinkage=derive.SHRINKAGE),
+        SHRUNK: learn_whitening(database),
     }
     whitened = {
         name: [whitening.apply(torch.from_numpy(part)).numpy() for part in (database, queries)]

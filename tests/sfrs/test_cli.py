@@ -134,6 +134,17 @@ def test_without_weights_the_network_is_a_published_one_with_clusters_of_the_dat
     result = json.loads(out)
     assert code == 0 and "k-means for NetVLAD" in err and result["backbone"] == "efficientnet-lite0"
     assert result["recalls"]["5"] >= 0.9 and result["network"]["clusters_from"] == 12
+    assert result["whitening_learned"] is False  # of 12 photographs
+
+
+def test_a_whitening_is_learned_from_the_database_where_it_is_asked_for(run, place_folder, weights, tmp_path):
+    arguments = ("evaluate", "--data", place_folder, "--weights", weights, "--whiten")
+    code, out, _ = run(*arguments, "--json", "--out", tmp_path / "evaluated")
+    result = json.loads(out)
+    assert code == 0 and result["whitening_learned"] is True and result["whitening"] is None
+    assert "tiny at 48x64, whitened by the database" in " ".join(run(*arguments)[1].split())
+    assert run("report", tmp_path / "evaluated", "--out", tmp_path / "page")[0] == 0
+    assert "<dd>learned from the database</dd>" in (tmp_path / "page/index.html").read_text()
 
 
 @pytest.mark.parametrize(

@@ -2,12 +2,17 @@
 
 import numpy as np
 import pytest
+import torch
 from pictures import picture
 
+from sfrs.data.places import load_places
+from sfrs.models import fitting
 from sfrs.models.model import Model
 from sfrs.models.whitening import Whitening
-from sfrs.retrieval.index import Adding, Builder, Index, derive
+from sfrs.retrieval.evaluation import evaluate
+from sfrs.retrieval.index import Adding, Builder, Index
 from sfrs.retrieval.index import build as build_module
+from sfrs.runtime.errors import UserError
 
 
 @pytest.fixture
@@ -27,7 +32,7 @@ def test_it_is_learned_where_it_is_asked_for(folder, tiny_network, tmp_path):
     index = Index.build(folder, model(tiny_network), out=tmp_path / "x.index", adding=Adding(whiten=True))
     assert plain.model.whitening is None and index.model.whitening is not None
     rows = np.arange(len(index))
-    fitted = Whitening.fit(plain.descriptors(rows), plain.model.dim, shrinkage=derive.SHRINKAGE)
+    fitted = Whitening.fit(plain.descriptors(rows), plain.model.dim, shrinkage=fitting.SHRINKAGE)
     expected = Model(tiny_network, fitted, size=(48, 64)).encode(index.files[:])
     # The whitening is of the same numbers; directions of hardly any variance differ by rounding.
     np.testing.assert_allclose(
@@ -57,7 +62,7 @@ def test_without_a_word_it_is_learned_from_enough_photographs_with_clusters_of_t
         return Index.build(folder, model(tiny_network), out=tmp_path / name, adding=adding).model.whitening
 
     assert built("few.index") is None
-    monkeypatch.setattr(build_module, "WHITENED_FROM", 30)
+    monkeypatch.setattr(fitting, "WHITENED_FROM", 30)
     assert built("enough.index") is not None and built("forbidden.index", False) is None
 
 
@@ -80,11 +85,48 @@ def test_a_build_killed_after_whitening_goes_on(folder, tiny_network, tmp_path, 
     )
 
 
+def test_another_whitening_than_was_begun_with_is_refused(folder, tiny_network, tmp_path):
+    for asked, other, message in (
+        (True, False, "--no-whiten: .* with a"),
+        (None, True, "--whiten: .* without"),
+    ):
+        out = tmp_path / f"{asked}.index"
+        begun = Index.build(folder, model(tiny_network), out=out, adding=Adding(whiten=asked))
+        assert Index.build(folder, out=out, adding=Adding(whiten=asked)).fingerprint == begun.fingerprint
+        with pytest.raises(UserError, match=message):
+            Index.build(folder, out=out, adding=Adding(whiten=other))
+    whitened = Model(tiny_network, Whitening(torch.randn(5, 24), torch.randn(5)), size=(48, 64))
+    with pytest.raises(UserError, match="--whiten learns a whitening .* brings or was given one"):
+        Index.build(folder, whitened, out=tmp_path / "twice.index", adding=Adding(whiten=True))
+    assert not (tmp_path / "twice.index").exists()
+
+
+@pytest.mark.parametrize("enough", (True, False))
+def test_an_evaluation_takes_the_network_that_an_index_of_its_database_takes(
+    place_folder, tiny_network, tmp_path, monkeypatch, enough
+):
+    monkeypatch.setattr(fitting, "WHITENED_FROM", 12 if enough else 13)
+    clusters = {"images": 12, "per_image": 12}
+
+    def untrained():
+        tiny_network.meta["untrained_vlad"] = True
+        return model(tiny_network)
+
+    out = tmp_path / "town.index"
+    index = Index.build(place_folder, untrained(), out=out, adding=Adding(clusters=clusters))
+    evaluated, places = untrained(), load_places(place_folder)
+    result = evaluate(evaluated, places, fitting=fitting.Fitting(clusters=clusters))
+    assert evaluated.fingerprint() == index.fingerprint and (evaluated.whitening is not None) == enough
+    _, rows = index.search(evaluated.encode(places.queries.files), 5)
+    assert [[index.files[row] for row in found] for found in rows] == [
+        [places.database.files[i] for i in found] for found in result.predictions[:, :5]
+    ]
+
+
 def test_shrinkage_keeps_descriptors_it_was_fitted_to_apart():
     rng = np.random.default_rng(0)
     places = np.repeat(rng.normal(size=(20, 64)), 2, axis=0) + 0.3 * rng.normal(size=(40, 64))
     descriptors = (places / np.linalg.norm(places, axis=1, keepdims=True)).astype(np.float32)
-    import torch
 
     def found(shrinkage):
         white = (

@@ -88,7 +88,7 @@ def register(app: typer.Typer) -> None:
 def evaluate(
     on: DataSet,
     weights: options.Weights,
-    whitening: options.Whitening,
+    whitening: options.LearnedWhitening,
     images: options.Images,
     scored: Score,
     rerank: options.Rerank,
@@ -106,9 +106,10 @@ def evaluate(
         raise UserError("--save-contact-sheet needs --out DIR to write to.")
     reading = on.reading(on.coordinates())
     if on.descriptors is not None:
-        if weights.given or reranking or whitening.whitening:
+        if weights.given or reranking or whitening.whitening or whitening.whiten:
             raise UserError(
-                "--descriptors are scored as they are; leave out --weights, --whitening and --rerank."
+                "--descriptors are scored as they are; leave out --weights, --whitening, --whiten and "
+                "--rerank."
             )
         _evaluate_saved(on, reading, scored, output)
         return
@@ -116,6 +117,7 @@ def evaluate(
     model = options.open_model(weights, whitening, images, running)
 
     from sfrs.data.places import load_places
+    from sfrs.models.fitting import Fitting
     from sfrs.retrieval import evaluation
     from sfrs.runtime.terminal import progress_tasks
 
@@ -123,23 +125,17 @@ def evaluate(
     evaluation.check_answerable(places, scored.radius)
     skipped: list[tuple] = []
     settings = running.begin()
+    clusters = options.cluster_options(model, weights.seed) | {"batch_size": running.batch_size}
     with progress_tasks() as tasks:
         if on.skip_bad_images:
             places, skipped = evaluation.without_bad_images(places, workers=settings["workers"], tasks=tasks)
-        if not model.has_clusters:
-            options.fit_clusters(
-                model,
-                places.database.files,
-                seed=weights.seed,
-                tasks=tasks,
-                batch_size=running.batch_size,
-            )
         result = evaluation.evaluate(
             model,
             places,
             scoring=scored.parse(),
             rerank=reranking,
             query_size=on.query_size,
+            fitting=Fitting(whitening.whiten, clusters),
             tasks=tasks,
             **settings,
         )
@@ -154,6 +150,7 @@ def evaluate(
         "nms": scored.nms,
         "weights": _source(weights, model),
         "whitening": str(applied.resolve()) if applied else None,
+        "whitening_learned": applied is None and model.whitening is not None,
         "size": model.size,
         "query_size": on.query_size,
         "seed": weights.seed,
@@ -321,6 +318,7 @@ def _show(summary: dict, skipped: list[tuple], out: Path | None, as_json: bool) 
         )
     if "backbone" in summary:
         by = f"{summary['backbone']} at {summary['image_size']}"
+        by += ", whitened by the database" if summary["whitening_learned"] else ""
     else:
         by = f"saved descriptors of {summary['dim']} numbers"
     without = counted(left, "query counts", "queries count")

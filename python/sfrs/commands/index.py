@@ -68,11 +68,6 @@ CHECK = option(
     "Repeat the self-test: locate the index's own photographs, and pictures of nowhere, and keep the result.",
     "Index",
 )
-WHITEN = option(
-    "--whiten/--no-whiten",
-    "Learn a whitening from the photographs of a new index. Default: without --weights, from 200 on.",
-    "Index",
-)
 SPLIT = option(
     "--split", "Whose database to index, of a place folder or manifest.", "Coordinates", show_default=True
 )
@@ -105,7 +100,6 @@ class Form:
 
     kind: Annotated[str | None, KIND] = None
     regions: Annotated[bool | None, REGIONS] = None
-    whiten: Annotated[bool | None, WHITEN] = None
     split: Annotated[str, SPLIT] = "test"
     zone: Annotated[str, ZONE] = ""
     allow_unplaced: Annotated[bool, UNPLACED] = False
@@ -122,7 +116,7 @@ def index(
     form: Form,
     coordinates: data_options.Coordinates,
     weights: options.Weights,
-    whitening: options.Whitening,
+    whitening: options.LearnedWhitening,
     images: options.Images,
     running: options.Running,
 ) -> None:
@@ -169,7 +163,7 @@ def index(
         contents.skip_bad_images,
         **running.begin(),
         device=device,
-        whiten=form.whiten,
+        whiten=whitening.whiten,
         clusters=options.cluster_options(model, weights.seed) if model is not None else {},
     )
     how: dict[str, Any] = dict(kind=form.kind, regions=form.regions, zone=form.zone)

@@ -178,6 +178,21 @@ class Whitening:
 
 
 @dataclass(frozen=True)
+class LearnedWhitening(Whitening):
+    """Which whitening, where one may be learned from the photographs that are searched."""
+
+    whiten: Annotated[
+        bool | None,
+        option(
+            "--whiten/--no-whiten",
+            "Learn a whitening from the photographs that are searched (of an index: those it begins with). "
+            "Default: without --weights, from 200 on.",
+            "Network",
+        ),
+    ] = None
+
+
+@dataclass(frozen=True)
 class Images:
     """How images are read."""
 
@@ -322,12 +337,6 @@ def open_model(weights: Weights, whitening: Whitening, images: Images, running: 
     if file is not None and file != weights.weights:
         applied = PCA.load(file, ignore_keys=weights.ignore_keys or ())
     return Model(model.network, applied, size=size).to(running.on_device())
-
-
-def fit_clusters(model: "Model", files: Sequence[Path], *, seed: int, tasks: "Tasks", **options: Any) -> None:
-    """Make the clusters of an untrained NetVLAD; see `sfrs.models.model.Model.fit_clusters`."""
-    options |= cluster_options(model, seed)
-    model.fit_clusters(files, progress=tasks("k-means for NetVLAD"), **options)
 
 
 def cluster_options(model: "Model", seed: int) -> dict[str, int]:

@@ -80,16 +80,13 @@ class Model(nn.Module):
         size: Size | Literal["trained"] = TRAINED,
     ):
         super().__init__()
-        if whitening is not None:
-            whitening.check(network.dim)
         self.network = network
         size = network.image_size if size == TRAINED else size
         self.size: Size = (size[0], size[1]) if isinstance(size, list) else size
         for name in ("mean", "std"):
             value = torch.tensor(getattr(network.backbone, name)).view(3, 1, 1)
             self.register_buffer(name, value, persistent=False)
-        self.register_buffer("projection", None if whitening is None else whitening.projection)
-        self.register_buffer("bias", None if whitening is None else whitening.bias)
+        self.whitening = whitening
         self.eval().to(next(network.parameters()).device)
 
     @classmethod
@@ -151,6 +148,15 @@ class Model(nn.Module):
     def whitening(self) -> Whitening | None:
         """Whitening that it applies."""
         return None if self.projection is None else Whitening(self.projection, self.bias)
+
+    @whitening.setter
+    def whitening(self, whitening: Whitening | None) -> None:
+        if whitening is not None:
+            whitening.check(self.network.dim)
+        device = self.mean.device
+        for name in ("projection", "bias"):
+            value = None if whitening is None else getattr(whitening, name).to(device)
+            self.register_buffer(name, value)
 
     @property
     def has_clusters(self) -> bool:

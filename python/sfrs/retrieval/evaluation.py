@@ -7,10 +7,12 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
+import torch
 
 from sfrs.data.images import Size, check_images
 from sfrs.data.neighbourhood import right_images
 from sfrs.data.places import Places
+from sfrs.models.fitting import Fitting, learn_whitening
 from sfrs.models.model import Model
 from sfrs.retrieval.quarters import KeptQuarters, temporary_quarters
 from sfrs.retrieval.recall import (
@@ -92,37 +94,46 @@ def evaluate(
     scoring: Scoring | None = None,
     rerank: Reranking | None = None,
     query_size: Size | Literal["same"] = "same",
-    batch_size: int = 8,
-    workers: int = 2,
+    fitting: Fitting | None = None,
     tasks: Tasks | None = None,
+    **reading: Any,
 ) -> Evaluation:
     """Describe database and queries and score the search.
+
+    A model without clusters gets them from the database, and a whitening too if that is large enough: it is
+    changed in place, and describes as an index of the same photographs does.
 
     Args:
         rerank: order the first images found by their regions as well; `Evaluation.before` is then the
             evaluation of the search alone. Quarter VLADs of all images lie in a temporary file meanwhile,
             ``8 K D`` bytes per image.
         query_size: of the queries where it differs (Tokyo 24/7: shorter side 640); "same" otherwise.
-        workers: threads that decode files.
+        fitting: how the model is fitted to the database.
         tasks: opens a progress display per stage.
+        reading: ``batch_size`` and ``workers``, see `sfrs.models.model.Model.encode`.
 
     Raises:
-        UserError: no query has a database image within the radius, or the temporary file does not fit.
+        UserError: no query has a database image within the radius, the temporary file does not fit, or a
+            whitening is to be learned and the model has one.
         BadImageError: an image cannot be read.
     """
     scoring, tasks = scoring or Scoring(), tasks or quiet
     check_answerable(places, scoring.radius)
-    sized = model if query_size == "same" else model.at(query_size)
-    roles = (("database", places.database, model), ("queries", places.queries, sized))
+    whiten_from = (fitting or Fitting()).make_clusters(model, places.database.files, tasks)
     count = len(places.database) + len(places.queries)
     clock = [time.perf_counter()]
     with nullcontext() if rerank is None else temporary_quarters(model, count) as rows:
         kept = (None, None) if rows is None else np.split(rows, [len(places.database)])
-        options: dict[str, Any] = dict(batch_size=batch_size, workers=workers)
-        of_database, of_queries = [
-            model.encode(images.files, progress=tasks(role), quarters=quarters, **options)
-            for (role, images, model), quarters in zip(roles, kept, strict=True)
-        ]
+        of_database = model.encode(
+            places.database.files, progress=tasks("database"), quarters=kept[0], **reading
+        )
+        if whiten_from is not None and len(of_database) >= whiten_from:
+            model.whitening = whitening = learn_whitening(of_database)
+            of_database = whitening.apply(torch.from_numpy(of_database)).numpy()
+        sized = model if query_size == "same" else model.at(query_size)
+        of_queries = sized.encode(
+            places.queries.files, progress=tasks("queries"), quarters=kept[1], **reading
+        )
         clock.append(time.perf_counter())
         deepest = search_depth(places, max(scoring.recalls), nms=scoring.nms)
         _, found = search(of_database, of_queries, deepest if rerank is None else max(deepest, rerank.depth))

@@ -14,8 +14,9 @@ import numpy as np
 from sfrs.data.coordinates import parse_zone
 from sfrs.data.images import BadImageError, check_images
 from sfrs.data.photos import NO_SOURCES, Photo, Sources, check_inside, project
+from sfrs.models.fitting import Fitting
 from sfrs.models.model import Digests, Model, read_architecture
-from sfrs.retrieval.index.derive import WHITENED_FROM, derive, whiten
+from sfrs.retrieval.index.derive import derive, whiten
 from sfrs.retrieval.index.rows import RowFile
 from sfrs.retrieval.index.settings import Settings
 from sfrs.retrieval.index.store import LOCK, NETWORK, TABLE, WHITENING, Entry, Store, locked
@@ -44,7 +45,7 @@ class Adding:
         workers: threads that decode files.
         device: of the index's own model, where none is given.
         whiten: learn a whitening from the photographs a new index begins with; None: only where its clusters
-            are made from them too, and they are `sfrs.retrieval.index.derive.WHITENED_FROM` or more.
+            are made from them too, and they are `sfrs.models.fitting.WHITENED_FROM` or more.
         clusters: options of `sfrs.models.model.Model.fit_clusters`, for a model without clusters.
     """
 
@@ -147,6 +148,8 @@ class Builder:
             BadImageError: an image cannot be read.
         """
         adding = adding or Adding()
+        if self._store is not None:
+            self._check_whitening(adding.whiten)
         photos, stamps = self._stamped(photos, adding)
         positions, zone = self._project(photos)
         if not adding.allow_unplaced:
@@ -206,22 +209,21 @@ class Builder:
 
     def _create(self, photos: Sequence[Photo], zone: str, adding: Adding) -> None:
         assert self.model is not None  # without one a new index is refused
-        regions, made = self._regions, not self.model.has_clusters
-        if made:
-            options: dict[str, Any] = dict(
-                batch_size=adding.batch_size, skip_bad_images=adding.skip_bad_images
-            )
-            options |= {"progress": self._tasks("k-means for NetVLAD"), **adding.clusters}
-            self.model.fit_clusters([photo.file for photo in photos], **options)
-            regions = regions is not False
-        whiten = made and self.model.whitening is None if adding.whiten is None else adding.whiten
+        regions = self._regions if self.model.has_clusters else self._regions is not False
+        whiten_from = Fitting(adding.whiten, adding.clusters).make_clusters(
+            self.model,
+            [photo.file for photo in photos],
+            self._tasks,
+            batch_size=adding.batch_size,
+            skip_bad_images=adding.skip_bad_images,
+        )
         self._store = Store.create(
             self.path,
             self.model,
             self._kind or "exact",
             zone=zone,
             regions=bool(regions),
-            whiten_from=(2 if adding.whiten else WHITENED_FROM) if whiten else None,
+            whiten_from=whiten_from,
         )
 
     def _check_options(self) -> None:
@@ -242,6 +244,18 @@ class Builder:
             )
         if self.zone and settings["zone"] and self.zone != settings["zone"].split("+")[0]:
             raise UserError(f"--zone is {self.zone}, but {self.path} is in UTM zone {settings['zone']}.")
+
+    def _check_whitening(self, asked: bool | None) -> None:
+        """Raise `UserError` if the index is whitened otherwise than asked for."""
+        settings = self._opened().settings
+        begun = not self._opened().generation or bool(settings["digests"]["whitening"])
+        learned = settings.get("whiten_from") is not None and begun
+        if asked is not None and asked != learned:
+            raise UserError(
+                f"{'--whiten' if asked else '--no-whiten'}: {self.path} was begun with"
+                f"{'out' if asked else ''} a whitening of its photographs, and all descriptors would change. "
+                "Build a new one."
+            )
 
     def _stamped(self, photos: Sequence[Photo], adding: Adding) -> tuple[list[Photo], list[tuple[int, int]]]:
         """The photos that are there, their sizes and times of change; the others are skipped."""

@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from sfrs.models.fitting import learn_whitening
 from sfrs.models.model import Model
-from sfrs.models.whitening import Whitening
 from sfrs.retrieval.index import quantised
 from sfrs.retrieval.index.quantised import Compressed
 from sfrs.retrieval.index.rows import RowFile, map_rows
@@ -17,11 +17,6 @@ COMPACTED_ABOVE = 0.25
 """Share of removed rows above which the files are written again without them."""
 OUTGROWN = 2
 """Times as many rows as a compressed copy was trained for, from which on another is trained."""
-WHITENED_FROM = 200
-"""Images from which on whitening is learned where nobody says otherwise; of 111 a set gains nothing by it
-(`python -m benchmarks.photographs`)."""
-WHITENED_DIM, WHITENED_BY, SHRINKAGE = 2048, 3000, 0.1
-"""Numbers that are kept at most, images it is learned from at most, and its shrinkage."""
 BLOCK_BYTES = 64 * 2**20
 
 
@@ -67,8 +62,7 @@ def whiten(store: Store, tasks: Tasks = quiet) -> bool:
     progress = tasks("whitening")
     path, dtype, shape = store.rows_of("descriptors")
     source = map_rows(path, dtype, shape, store.slots())
-    chosen = np.sort(np.random.default_rng(0).permutation(table.slots)[:WHITENED_BY])
-    whitening = Whitening.fit(source[chosen], min(WHITENED_DIM, *shape), shrinkage=SHRINKAGE)
+    whitening = learn_whitening(source, table.slots)
     model = store.load_model()
     whitened = Model(model.network, whitening, size=model.size)
     file = store.path / f"descriptors-00.{dtype}"  # generation 1 may have to write descriptors-1

@@ -72,6 +72,7 @@ class LaterResults(TypedDict, total=False):
     backbone: str
     network: Meta
     whitening: str | None
+    whitening_learned: bool
     nms: bool
     rerank: Reranked
     skipped: list[Skipped]
@@ -199,6 +200,8 @@ def _facts(summary: Results, network: DescriptorNetwork | None) -> dict[str, str
             facts["trained"] = f"generation {meta['generation']}, epoch {meta['epoch']}"
     if whitening := summary.get("whitening"):
         facts["whitening"] = Path(whitening).name
+    elif summary.get("whitening_learned"):
+        facts["whitening"] = "learned from the database"
     if rerank := summary.get("rerank"):
         facts["re-ranked by"] = f"{rerank['by']}, the first {rerank['depth']}, score {rerank['score']}"
     if summary.get("nms"):
