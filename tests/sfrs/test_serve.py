@@ -11,8 +11,8 @@ from served import SPOTS, build_index, encoded, photo, serving
 
 pytest.importorskip("fastapi", reason='needs the extra "serve"')
 from sfrs.retrieval.index import Index
+from sfrs.web.overview import overview
 from sfrs.web.serve.app import create_app
-from sfrs.web.serve.overview import overview
 from sfrs.web.serve.page import page
 from sfrs.web.serve.uploads import Limits
 

@@ -1,4 +1,4 @@
-"""``sfrs report``: an evaluation as one HTML page."""
+"""``sfrs report``: an evaluation, or an index's self-test, as one HTML page."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ EXAMPLES = """
   sfrs report runs/demo --out report --cases 24
 
   sfrs report runs/sfrs --out report --data pitts30k --split val
+
+  sfrs report city.index --out report
 """
 
 
@@ -53,8 +55,8 @@ def report(
     source: Annotated[
         Path,
         typer.Argument(
-            metavar="RUN_OR_EVAL",
-            help="Folder written by sfrs evaluate --out, sfrs train or sfrs demo.",
+            metavar="RUN_EVAL_OR_INDEX",
+            help="Folder written by sfrs evaluate --out, sfrs train, sfrs demo or sfrs index.",
             show_default=False,
         ),
     ],
@@ -62,31 +64,51 @@ def report(
     moved: Moved,
     running: options.Running,
     cases: Annotated[
-        int, typer.Option("--cases", min=0, help="How many failures and how many successes to show.")
+        int,
+        typer.Option(
+            "--cases",
+            min=0,
+            help="How many failures and how many successes to show; of an index, look-alikes.",
+        ),
     ] = 12,
 ) -> None:
-    """Write one HTML page that shows how often, where and why a network is right or wrong.
+    """Write one HTML page that shows how often, where and why a network or an index is right or wrong.
 
     Recall, errors and training as curves, all queries on a map, and the worst and the best cases with what
     was found for them, which of their regions match, and the clusters of their features. The page holds all
     its images and opens without a server or a network.
 
     Of a training run the best network of its last generation is evaluated first; the result is kept in the
-    folder, so that writing the page again does not take that time.
+    folder, so that writing the page again does not take that time. Of an index the page shows what its
+    self-test says, with a map of places that look alike and of places that want photographs.
     """
     if not source.is_dir():
         raise UserError(
-            f"{source}: there is no such folder. Expected one of sfrs evaluate --out or sfrs train."
+            f"{source}: there is no such folder. Expected one of sfrs evaluate --out, sfrs train or sfrs "
+            "index."
         )
     device = running.on_device()
 
-    from sfrs.runtime.terminal import progress_tasks, say, show
-    from sfrs.web.report import Overrides, Running, read_subject, write_report
+    from sfrs.retrieval.index import Index
+    from sfrs.retrieval.index.store import TABLE
+    from sfrs.runtime.terminal import progress_tasks, say
+    from sfrs.web.report import Overrides, Running, read_subject, write_index_report, write_report
 
+    if (source / TABLE).is_file():
+        if moved != Moved():
+            raise UserError(f"{source} is an index; leave out --data, --weights and --split.")
+        _written(write_index_report(Index.open(source), out, pairs=cases))
+        return
     with progress_tasks() as tasks:
         how = Running(**running.begin(), device=device, tasks=tasks)
         subject = read_subject(source, out, Overrides(moved.data, moved.weights, moved.split), how)
         page = write_report(subject, out, cases=cases, device=device, tasks=tasks)
     if subject.unexplained:
         say(("Without regions and clusters:", "yellow"), f" {subject.unexplained}")
+    _written(page)
+
+
+def _written(page: Path) -> None:
+    from sfrs.runtime.terminal import show
+
     show(f"{page}: {page.stat().st_size / 1e6:.1f} MB, nothing outside it is needed")

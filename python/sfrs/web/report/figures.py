@@ -7,6 +7,7 @@ from markupsafe import Markup
 
 from sfrs.data.places import Places
 from sfrs.retrieval.evaluation import Evaluation
+from sfrs.retrieval.tested import FEW, Answer
 from sfrs.web.report.charts import (
     Axis,
     Series,
@@ -18,6 +19,7 @@ from sfrs.web.report.charts import (
 )
 
 SHOWN_POINTS = 400  # of a cumulative curve
+CALLED = 2  # tenths, width of a class of confidences
 SMOOTHED = 0.05  # share of all steps that a point of the loss curve averages
 
 
@@ -53,6 +55,36 @@ def _cumulative(metres: np.ndarray, axis: Axis) -> list[tuple[float, float, str]
     at = np.geomspace(axis.low, axis.high, SHOWN_POINTS)
     shares = np.searchsorted(np.sort(metres), at, side="right") / len(metres)
     return [(float(x), float(y), "") for x, y in zip(at, shares, strict=True)]
+
+
+def trust_figure(answers: Sequence[Answer]) -> list[tuple[str, Markup]]:
+    """(caption, chart) of the share of right answers by how likely they were called; empty for too few."""
+    counted = [answer for answer in answers if answer.answerable]
+    points = []
+    for tenths in range(0, 10, CALLED):
+        right = [a.right for a in counted if tenths <= min(10 * a.confidence, 9.99) < tenths + CALLED]
+        if len(right) >= FEW:
+            called = f"called {10 * tenths} to {10 * (tenths + CALLED)} % likely"
+            text = f"{called}: {sum(right)} of {len(right)} right"
+            points.append(((tenths + CALLED / 2) / 10, sum(right) / len(right), text))
+    if not points:
+        return []
+    caption = "Share of answers that are right, by how likely they were called"
+    series = [Series("as found", points), Series("as called", [(0, 0, ""), (1, 1, "")], dots=False)]
+    return [(caption, line_chart(caption, series, percent_axis("called likely"), percent_axis("right")))]
+
+
+def located_figure(answers: Sequence[Answer]) -> list[tuple[str, Markup]]:
+    """(caption, chart) of the share of photographs located within x metres; empty if none could be."""
+    metres = np.array([answer.off for answer in answers if answer.answerable])
+    if not len(metres):
+        return []
+    axis = metres_axis("metres off", float(metres.max()))
+    caption = "Share of photographs located within so many metres among the others"
+    chart = line_chart(
+        caption, [Series("", _cumulative(metres, axis), dots=False)], axis, percent_axis("share")
+    )
+    return [(caption, chart)]
 
 
 def condition_rows(result: Evaluation, labels: Sequence[str], metres: np.ndarray) -> list[dict]:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
@@ -63,7 +64,7 @@ def render(subject: Subject, cases: Sequence[dict], labels: Sequence[str], named
         named: whether the groups are conditions the data set names, not grades of difficulty.
     """
     metres = errors(subject.places, subject.result)
-    return _template().render(
+    return template("page.html.j2").render(
         title=printable(f"{subject.places.name}, {subject.places.split}"),
         subject=subject,
         places=subject.places,
@@ -79,9 +80,7 @@ def render(subject: Subject, cases: Sequence[dict], labels: Sequence[str], named
         named=named,
         cases=cases,
         data=page_data(subject, cases, labels, metres),
-        version=sfrs_ext.__version__,
-        style=_assets(STYLES),
-        script=_assets(SCRIPTS),
+        **frame(STYLES, SCRIPTS),
     )
 
 
@@ -147,7 +146,8 @@ def show_percent(share: float) -> str:
 
 
 @cache
-def _template() -> Template:
+def template(name: str) -> Template:
+    """A page whose text is given to `render`."""
     environment = Environment(
         loader=PackageLoader("sfrs.web.report", "."),
         autoescape=True,
@@ -156,7 +156,12 @@ def _template() -> Template:
         lstrip_blocks=True,
     )
     environment.filters |= {"metres": show_metres, "percent": show_percent, "counted": counted}
-    return environment.get_template("page.html.j2")
+    return environment.get_template(name)
+
+
+def frame(styles: Sequence[tuple[str, str]], scripts: Sequence[tuple[str, str]]) -> dict[str, Any]:
+    """What the frame of every page needs."""
+    return {"version": sfrs_ext.__version__, "style": _assets(styles), "script": _assets(scripts)}
 
 
 def _assets(names: Sequence[tuple[str, str]]) -> Markup:

@@ -74,7 +74,7 @@ def read_subject(source: Path, out: Path, overrides: Overrides, running: Running
         return _demonstration(source, out, overrides, running)
     raise UserError(
         f"{source}: nothing to report on. Expected a folder written by sfrs evaluate --out ({RESULTS}, "
-        f"{PREDICTIONS}), by sfrs train (config.json) or by sfrs demo (best.safetensors, city)."
+        f"{PREDICTIONS}), by sfrs train (config.json), by sfrs demo (best.safetensors, city), or an index."
     )
 
 

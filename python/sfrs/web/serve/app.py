@@ -15,10 +15,10 @@ from sfrs.retrieval.index import Index
 from sfrs.retrieval.locate import chosen_reranking
 from sfrs.runtime.errors import UserError
 from sfrs.runtime.terminal import show_error
+from sfrs.web.overview import overview
 from sfrs.web.serve import thumbnails
 from sfrs.web.serve.answer import answer
 from sfrs.web.serve.guard import Guard
-from sfrs.web.serve.overview import overview
 from sfrs.web.serve.page import page
 from sfrs.web.serve.queue import LocatingQueue
 from sfrs.web.serve.refusal import Refusal, error_response

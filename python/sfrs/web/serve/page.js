@@ -141,10 +141,6 @@ function listen() {
   byId("rerank").addEventListener("change", locate);
 }
 
-function gapTitle(photos) {
-  return `Photograph here next: ${photos} indexed ${photos === 1 ? "photo is" : "photos are"} not found by others`;
-}
-
 async function start() {
   listen();
   if (isLoopback(location.hostname)) byId("promise").textContent = "It stays on this computer.";
@@ -152,9 +148,9 @@ async function start() {
   try {
     const [about, map] = await Promise.all(["/health", "/map"].map(async (address) => (await reach(address)).json()));
     page.about = about;
-    page.points = map.points.map(([, x, y]) => ({ x, y, kind: "database" }));
-    page.points.push(...map.gaps.map(([x, y, photos]) => ({ x, y, kind: "gap", title: gapTitle(photos) })));
-    page.lookAlikes = map.look_alikes.map(([x1, y1, x2, y2]) => ({ x1, y1, x2, y2, kind: "alike" }));
+    const { points, lines } = coverage(map);
+    page.points = points;
+    page.lookAlikes = lines;
     byId("gaps").hidden = map.gaps.length === 0;
     byId("alike").hidden = map.look_alikes.length === 0;
     byId("rerank").checked = about.reranks;

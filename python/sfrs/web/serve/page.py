@@ -11,7 +11,12 @@ PARTS = {
         ("sfrs.web.serve", "page.css"),
         ("sfrs.web.serve", "answer.css"),
     ),
-    "{{script}}": (("sfrs.web", "map.js"), ("sfrs.web.serve", "answer.js"), ("sfrs.web.serve", "page.js")),
+    "{{script}}": (
+        ("sfrs.web", "map.js"),
+        ("sfrs.web", "coverage.js"),
+        ("sfrs.web.serve", "answer.js"),
+        ("sfrs.web.serve", "page.js"),
+    ),
 }
 
 
