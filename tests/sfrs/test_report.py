@@ -347,6 +347,15 @@ def test_axes_of_values_contain_the_range_with_few_ticks(low, high):
     assert axis.low <= low and axis.high >= high and 2 <= len(axis.ticks) <= 8
 
 
+def test_the_last_label_of_an_axis_is_not_cut_off():
+    axis = charts.metres_axis("off", 138_000.0)
+    chart = charts.line_chart(
+        "x", [charts.Series("", [(1, 0, ""), (9, 1, "")])], axis, charts.percent_axis("y")
+    )
+    (at,) = re.findall(r'class="tick" x="([0-9.]+)"[^>]*>1,000 km<', chart)
+    assert float(at) + charts.LETTER * len("1,000 km") / 2 <= charts.WIDTH
+
+
 def test_labels_of_charts_are_escaped():
     line = charts.Series("<b>&", [(1, 0.5, "<i>"), (2, 0.6, "")])
     text = charts.line_chart("<u>", [line, line], charts.count_axis("N", 2), charts.percent_axis("<s>"))

@@ -84,7 +84,8 @@ def line_chart(
         marks: (x, text) of dashed verticals.
     """
     named = len(series) > 1
-    right = 20 + (LETTER * max(len(line.label) for line in series) if named else 0)
+    right = max(20, LETTER * len(x.ticks[-1][1]) / 2)
+    right += LETTER * max(len(line.label) for line in series) if named else 0
     width = WIDTH - LEFT - right
     height = HEIGHT - TOP - BOTTOM
 

@@ -6,7 +6,7 @@ import numpy as np
 from markupsafe import Markup
 
 from sfrs.data.places import Places
-from sfrs.retrieval.evaluation import Evaluation
+from sfrs.retrieval.evaluation import RADIUS, Evaluation
 from sfrs.retrieval.tested import FEW, Answer
 from sfrs.web.report.charts import (
     Axis,
@@ -81,10 +81,9 @@ def located_figure(answers: Sequence[Answer]) -> list[tuple[str, Markup]]:
         return []
     axis = metres_axis("metres off", float(metres.max()))
     caption = "Share of photographs located within so many metres among the others"
-    chart = line_chart(
-        caption, [Series("", _cumulative(metres, axis), dots=False)], axis, percent_axis("share")
-    )
-    return [(caption, chart)]
+    series = [Series("", _cumulative(metres, axis), dots=False)]
+    shares, marks = percent_axis("share of photographs"), [(RADIUS, f"{RADIUS:g} m")]
+    return [(caption, line_chart(caption, series, axis, shares, marks=marks))]
 
 
 def condition_rows(result: Evaluation, labels: Sequence[str], metres: np.ndarray) -> list[dict]:

@@ -48,11 +48,12 @@ def write_index_report(index: Index, out: Path, *, pairs: int = 12) -> Path:
 
 
 def _render(index: Index, test: SelfTest, pairs: int) -> str:
-    search = test.ways.get("search")
+    search, taken = test.ways.get("search"), look_alikes(index, test.answers, len(test.answers))
     return template("index.html.j2").render(
         title=printable(index.path.absolute().name),
         test=test,
         search=search,
+        taken=taken,
         facts={
             "network": f"{index.model.network.backbone.name}, {index.model.dim:,} numbers",
             "kind": index.kind,
@@ -61,17 +62,17 @@ def _render(index: Index, test: SelfTest, pairs: int) -> str:
         lines=[printable(line) for line in test.lines()],
         figures=[*trust_figure(test.answers), *located_figure(test.answers)],
         disagreeing=[printable(file) for file in test.disagreeing[:NAMED]],
-        alike=_look_alikes(index, test, pairs),
+        alike=_look_alikes(index, test, _apart(index.positions, taken, pairs)),
         data=overview(index),
         **frame(STYLES, SCRIPTS),
     )
 
 
-def _look_alikes(index: Index, test: SelfTest, most: int) -> list[dict]:
-    """The surest pairs of other places than those before, with their photographs."""
+def _look_alikes(index: Index, test: SelfTest, pairs: Sequence[tuple[int, int]]) -> list[dict]:
+    """Pairs of rows with their photographs, and where they are."""
     confidence = {answer.row: answer.confidence for answer in test.answers}
     shown = []
-    for one, two in _apart(index.positions, look_alikes(index, test.answers), most):
+    for one, two in pairs:
         files = [index.files[row] for row in (one, two)]
         ends = index.positions[[one, two]]
         shown.append(
