@@ -49,6 +49,8 @@ PENALTY = 1.0
 """Of squared weights of standardised evidence; each index counts as 100 answers."""
 FOREIGN_WEIGHT = 0.25
 """Weight of pictures of elsewhere among the answers that may be right."""
+WEAK = 0.1
+"""Share of right answers with less of the weight than `sfrs.retrieval.confidence.WEAK_SHARE`."""
 LOST = 0.07
 """Share of right answers that may be refused where the least probability of a known place is chosen."""
 
@@ -224,8 +226,8 @@ def fit_right(indexes: Sequence[Answers], way: str) -> np.ndarray:
     return regress(groups)
 
 
-def fit_known(indexes: Sequence[Answers]) -> tuple[np.ndarray, float]:
-    """The constants `KNOWN`, and `LEAST_KNOWN`: of right answers `LOST` are refused."""
+def fit_known(indexes: Sequence[Answers]) -> tuple[np.ndarray, float, float]:
+    """The constants `KNOWN`; `LEAST_KNOWN`: of right answers `LOST` are refused; and `WEAK_SHARE`."""
     groups, good = [], []
     for answers in indexes:
         x, y = answers.of("search", "query")
@@ -237,19 +239,23 @@ def fit_known(indexes: Sequence[Answers]) -> tuple[np.ndarray, float]:
     least = float(
         np.mean([np.quantile(logistic(weights[0] + x @ weights[1:]), LOST) for x in good if len(x)])
     )
-    return weights, least
+    weak = float(np.mean([np.quantile(x[:, 0], WEAK) for x in good if len(x)]))
+    return weights, least, weak
 
 
 def logistic(odds: np.ndarray) -> np.ndarray:
     return 1 / (1 + np.exp(-odds))
 
 
-def judge(answers: Answers, way: str, right: np.ndarray, known: np.ndarray, least: float) -> dict:
+def judge(
+    answers: Answers, way: str, right: np.ndarray, known: np.ndarray, least: float, weak: float
+) -> dict:
     """How good an index's confidences are, by constants that were fitted to other sets."""
     own, own_right = answers.of(way, "own")
-    own_known = logistic(known[0] + own[:, [1, 3]] @ known[1:])
-    least = min(least, float(np.quantile(own_known, confidence.REFUSED_OWN)))
     asked = answers.answerable
+    share = np.where(asked, own[:, 1], np.maximum(own[:, 1], weak))
+    own_known = logistic(known[0] + np.column_stack([share, own[:, 3]]) @ known[1:])
+    least = min(least, float(np.quantile(own_known, confidence.REFUSED_OWN)))
     odds = right[0] + own[:, :3] @ right[1:]
     slope, intercept = confidence.fit(odds[asked], own_right[asked])
 
@@ -322,13 +328,14 @@ def record(places: Path, work: Path) -> None:
     judged = []
     for answers in indexes:
         others = [other for other in indexes if other.name != answers.name]
-        known, least = fit_known(others)
-        judged += [judge(answers, way, fit_right(others, way), known, least) for way in confidence.RIGHT]
-    known, least = fit_known(indexes)
+        known = fit_known(others)
+        judged += [judge(answers, way, fit_right(others, way), *known) for way in confidence.RIGHT]
+    known, least, weak = fit_known(indexes)
     constants = {
         "RIGHT": {way: fit_right(indexes, way).round(3).tolist() for way in confidence.RIGHT},
         "KNOWN": known.round(3).tolist(),
         "LEAST_KNOWN": round(least, 3),
+        "WEAK_SHARE": round(weak, 3),
     }
     about = machine(1) | {"command": "python -m benchmarks.confidence"}
     write_json(RESULTS, {"machine": about, "constants": constants, "indexes": judged})

@@ -1,6 +1,7 @@
 """An index that tests itself: what it says of its own photographs, and what answers are worth by that."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,8 +9,17 @@ import torch
 from pictures import picture
 
 from sfrs.models.model import Model
-from sfrs.retrieval import near_duplicates
-from sfrs.retrieval.confidence import Calibration, Evidence, fit, prior_log_odds, sameness
+from sfrs.retrieval import confidence, near_duplicates
+from sfrs.retrieval.confidence import (
+    WEAK_SHARE,
+    Calibration,
+    Evidence,
+    fit,
+    prior_log_odds,
+    probability_known,
+    probability_own,
+    sameness,
+)
 from sfrs.retrieval.coverage import look_alikes
 from sfrs.retrieval.index import Builder, Index
 from sfrs.retrieval.near_duplicates import NearDuplicates, consecutive, time_of
@@ -132,6 +142,28 @@ def test_a_refused_place_says_so_and_is_less_likely():
     assert calibration.lowered(0.0).knows(strange) and calibration.lowered(1.0) == calibration
 
 
+def test_a_photograph_without_another_of_its_place_does_not_make_an_index_refuse_less():
+    alone, clear = Evidence(0.0, -3.0, 0.0), Evidence(0.0, 3.0, 0.0)
+    assert probability_own(alone, True) == probability_known(alone) < 0.9
+    assert probability_own(alone, False) == probability_known(replace(alone, share=WEAK_SHARE)) > 0.9
+    assert probability_own(clear, False) == probability_known(clear)
+    wall = Evidence(0.0, -3.0, 0.0, sameness=1.0)  # its own looks still say something
+    assert probability_own(wall, False) < 0.5
+
+
+def test_one_photograph_per_place_is_no_reason_to_refuse_less(tiny_network, tmp_path, monkeypatch):
+    monkeypatch.setitem(confidence.SOFTNESS, "search", 1e4)  # all matches weigh the same: small shares
+    for scene in range(30):
+        (tmp_path / "town").mkdir(exist_ok=True)
+        picture(scene, noise=0.05).save(tmp_path / f"town/@{500000 + 100 * scene}@4000000@.png")
+    index = Index.build(tmp_path / "town", Model(tiny_network, size=(48, 64)), regions=True)
+    alone = index.self_test.ways["search"]
+    monkeypatch.setattr(confidence, "WEAK_SHARE", -np.inf)  # shares count as they are
+    lowered = index.check().ways["search"]
+    assert alone.tested == lowered.tested == 0
+    assert confidence.LEAST_KNOWN >= alone.calibration.least_known > lowered.calibration.least_known
+
+
 def test_an_index_moves_the_prior_as_far_as_its_photographs_say():
     odds = np.linspace(-2, 2, 100)
     assert fit(odds[:0], np.zeros(0, bool)) == (1, 0)
@@ -202,9 +234,11 @@ def test_moments_are_read_from_names_and_exif(make_image, tmp_path):
 def test_the_constants_are_those_that_were_measured():
     from pathlib import Path
 
-    from sfrs.retrieval import confidence
-
     recorded = Path(__file__).resolve().parents[2] / "benchmarks/results/confidence.json"
     constants = json.loads(recorded.read_text())["constants"]
     assert {way: list(values) for way, values in confidence.RIGHT.items()} == constants["RIGHT"]
-    assert [*confidence.KNOWN, confidence.LEAST_KNOWN] == [*constants["KNOWN"], constants["LEAST_KNOWN"]]
+    assert [*confidence.KNOWN] == constants["KNOWN"]
+    assert (confidence.LEAST_KNOWN, confidence.WEAK_SHARE) == (
+        constants["LEAST_KNOWN"],
+        constants["WEAK_SHARE"],
+    )

@@ -35,6 +35,9 @@ LEAST_KNOWN = 0.886
 REFUSED_OWN = 0.05
 """Share of its own photographs that an index may refuse at most."""
 
+WEAK_SHARE = 0.864
+"""Log odds of the share that nine of ten right answers of the search reach, see `probability_own`."""
+
 SLOPE_MOVES, INTERCEPT_MOVES = 0.3, 0.5
 """Standard deviations of what an index may change: the prior of `fit`."""
 
@@ -158,6 +161,16 @@ def probability_known(evidence: Evidence) -> float:
     """Probability that a place is one of the index, rather than of another town or none."""
     constant, share, sameness = KNOWN
     return logistic(constant + share * evidence.share + sameness * evidence.sameness)
+
+
+def probability_own(evidence: Evidence, answerable: bool) -> float:
+    """Compute `probability_known` of an index's own photograph, shown to the others.
+
+    Without another of its place among them its share says nothing of what a query there would have, and
+    counts as that of a weak right answer at least.
+    """
+    share = evidence.share if answerable else max(evidence.share, WEAK_SHARE)
+    return probability_known(replace(evidence, share=share))
 
 
 def fit(log_odds: np.ndarray, right: np.ndarray) -> tuple[float, float]:

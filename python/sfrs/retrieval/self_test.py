@@ -21,7 +21,7 @@ from sfrs.retrieval.confidence import (
     Calibration,
     fit,
     prior_log_odds,
-    probability_known,
+    probability_own,
     sameness,
 )
 from sfrs.retrieval.coverage import FAR, gaps
@@ -202,7 +202,7 @@ def examine(index: "Index", way: str, asked: Asked, foreign: Shown) -> tuple[Way
     odds = np.array([prior_log_odds(one.found.evidence, way) for one in counted])
     slope, intercept = fit(odds, np.array([one.off <= RADIUS for one in counted]))
     calibration = replace(calibration, slope=slope, intercept=intercept)
-    own = [probability_known(one.found.evidence) for one in tried if one.known or usual is None]
+    own = [probability_own(one.found.evidence, one.answerable) for one in tried if one.known or usual is None]
     calibration = calibration.lowered(float(np.quantile(own, REFUSED_OWN))) if own else calibration
     answers = [one.answer(calibration.confidence(one.found.evidence, way)) for one in tried]
     hits = [answer.right for answer in answers if answer.answerable]
