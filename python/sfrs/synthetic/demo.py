@@ -213,7 +213,6 @@ def _locate_photographs(
     except PretrainedWeightsError as error:
         say(f"Real photographs are left out: {error}")
         return None
-    model.fit_clusters(places.database.files, progress=tasks("photographs, clusters"))
     result = evaluate(model, places, tasks=tasks)
     contact_sheet(
         sheet_rows(result, places, SHEET_ROWS, top=SHEET_TOP),
