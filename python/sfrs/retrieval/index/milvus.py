@@ -15,6 +15,7 @@ import re
 import shutil
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
@@ -45,6 +46,8 @@ MOST = 16_384
 """Rows that Milvus answers at most."""
 ATTEMPTS, TIMEOUT = 3, 60.0
 """Times to connect, and seconds within which a request is repeated where the engine does not answer."""
+_USERS: Counter[str] = Counter()
+"""Stores of this process that are open, by URI."""
 COLUMNS = ("file", "easting", "northing", "bytes", "modified")
 
 
@@ -100,12 +103,16 @@ class EngineStore:
 
     def __init__(self, path: str | Path) -> None:
         self.path, self._new, (uri, self.name) = str(path), not self.there(path), _address(path)
-        self._uri = uri
+        self._uri, self._closed = uri, False
         self.record, self.regions = f"{self.name}_record", f"{self.name}_quarters"
         self.lite = "://" not in uri
         self._client, self._known = _connect(self.path, uri), {}
         self.settings: EngineSettings | None = None
-        if self._collections() >= {self.record} and (text := self.read("settings")):
+        there = self._collections()
+        with self._using():
+            for name in there & {self.name, self.record, self.regions}:
+                self._client.load_collection(name, timeout=TIMEOUT)
+        if self.record in there and (text := self.read("settings")):
             values = parse_json(text, self.path)
             if values.get("format") != FORMAT:
                 raise UserError(
@@ -171,9 +178,14 @@ class EngineStore:
 
     def close(self) -> None:
         """Close it; a file that was made for it and in which no index was begun goes."""
+        if self._closed:
+            return
+        self._closed = True
         self._client.close()
-        if self._new and self.settings is None:
-            shutil.rmtree(self._uri, ignore_errors=True)
+        if self.lite:
+            _leave(self._uri)
+            if self._new and self.settings is None:
+                shutil.rmtree(self._uri, ignore_errors=True)
 
     def load_model(self, device: str = "cpu") -> Model:
         """Load the index's copy of its model. Raises `WeightsError` where it is not the one of the images."""
@@ -392,12 +404,23 @@ def _connect(path: str, uri: str) -> Any:
         logging.getLogger(name).setLevel(logging.CRITICAL)
     for attempt in range(ATTEMPTS):
         try:
-            return MilvusClient(uri)
+            client = MilvusClient(uri)
+            _USERS[uri] += 1
+            return client
         except MilvusException as error:
             if attempt + 1 == ATTEMPTS:
                 one = " A file is open in one process at a time." if "://" not in uri else ""
                 raise UserError(f"{path}: this cannot be opened ({error.message}).{one}") from error
             time.sleep(2**attempt)
+
+
+def _leave(uri: str) -> None:
+    """Let other processes open a file that nothing in this one uses any more."""
+    from milvus_lite.server_manager import server_manager_instance
+
+    _USERS[uri] -= 1
+    if not _USERS[uri]:
+        server_manager_instance.release_server(uri)
 
 
 def _quarters(four: np.ndarray) -> dict[str, np.ndarray]:
