@@ -266,7 +266,8 @@ def _print_facts(facts: dict) -> None:
     }
     if facts["removed_rows"]:
         lines["removed"] = f"{facts['removed_rows']:,} still on the disk, until a quarter of all is"
-    lines["on disk"] = f"{sum(facts['bytes'].values()) / 1e6:,.1f} MB"
+    if facts["bytes"]:  # a server keeps to itself what it takes
+        lines["on disk"] = f"{sum(facts['bytes'].values()) / 1e6:,.1f} MB"
     says = facts["self_test"]["says"] if facts["self_test"] else []
     names = [*lines, "self-test", *[""] * len(says)]
     texts = [*lines.values(), *says]

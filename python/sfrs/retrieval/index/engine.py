@@ -216,9 +216,9 @@ def summarise(path: str | Path) -> dict[str, Any]:
     with closing(EngineStore.open(path)) as store:
         settings: Any = store.settings
         table = store.pending()
-        test = _self_test(store, len(table.files))
+        test, sizes = _self_test(store, len(table.files)), store.sizes()
     finished = settings["complete"] != ""
-    facts = facts_of(path, settings, table, finished=finished, removed_rows=0, compressed=False, sizes={})
+    facts = facts_of(path, settings, table, finished=finished, removed_rows=0, compressed=False, sizes=sizes)
     return facts | {"self_test": None if test is None else test.summary()}
 
 

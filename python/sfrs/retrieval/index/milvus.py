@@ -187,6 +187,11 @@ class EngineStore:
             if self._new and self.settings is None:
                 shutil.rmtree(self._uri, ignore_errors=True)
 
+    def sizes(self) -> dict[str, int]:
+        """Return the bytes of Milvus Lite's file; a server says nothing of its own."""
+        parts = Path(self._uri).rglob("*") if self.lite else ()
+        return {Path(self._uri).name: sum(part.stat().st_size for part in parts)} if self.lite else {}
+
     def load_model(self, device: str = "cpu") -> Model:
         """Load the index's copy of its model. Raises `WeightsError` where it is not the one of the images."""
         assert self.settings is not None
@@ -400,7 +405,7 @@ def _connect(path: str, uri: str) -> Any:
         from pymilvus.exceptions import MilvusException
     except ImportError as error:
         raise UserError(f'{path} needs pymilvus ({error}): pip install "sfrs-ext[milvus]".') from error
-    for name in ("pymilvus", "grpc._server"):  # they log what is raised, with tracebacks
+    for name in ("pymilvus", "milvus_lite", "grpc._server"):  # they log what is raised, with tracebacks
         logging.getLogger(name).setLevel(logging.CRITICAL)
     for attempt in range(ATTEMPTS):
         try:
