@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from sfrs.retrieval.index import Index
-from sfrs.retrieval.index.milvus import EngineStore
+from sfrs.retrieval.index.engine_store import EngineStore
 from sfrs.retrieval.index.store import Entry
 
 from .million import Photographs, fill, network_of, resident

@@ -9,7 +9,8 @@ from sfrs.data.collection import read_photos
 from sfrs.models.model import Model
 from sfrs.models.network import save_network
 from sfrs.retrieval.index import Adding, Index, builder_class
-from sfrs.retrieval.index.milvus import EngineStore, key_of
+from sfrs.retrieval.index.engine_store import EngineStore
+from sfrs.retrieval.index.milvus import Milvus, key_of
 from sfrs.retrieval.near import Near
 from sfrs.runtime.errors import UserError
 
@@ -121,7 +122,7 @@ def test_the_model_is_checked_against_the_one_of_the_index(place_folder, path, m
     with pytest.raises(UserError, match="size of this index"):
         build(path, place_folder, Model(tiny_network, size=(64, 64)))
     store = EngineStore.open(path)
-    store._keep("model 0", "AAAA")
+    store.keep("model", "AAAA")
     store.close()
     with pytest.raises(UserError):
         Index.open(path)
@@ -167,3 +168,14 @@ def test_the_commands_take_an_address(run, place_folder, path, tmp_path, tiny_ne
     assert code == 2 and "--near is 'here'; expected LAT,LON,RADIUS" in err
     code, text, _ = run("index", "--out", path, "--info", "--json")
     assert code == 0 and json.loads(text)["images"] == 12
+
+
+def test_a_collection_that_is_no_index_is_left_alone(place_folder, path, model):
+    milvus = Milvus(path)
+    milvus.create(milvus.name, {"theirs": 2}, half=False, texts=(), numbers={})
+    milvus.close()
+    with pytest.raises(UserError, match="there is a collection images that is no index"):
+        build(path, place_folder, model)
+    milvus = Milvus(path)
+    assert milvus.collections == {"images"}
+    milvus.close()

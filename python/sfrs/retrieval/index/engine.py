@@ -1,4 +1,4 @@
-"""An index whose images an engine holds (`sfrs.retrieval.index.milvus`): built, opened and summed up."""
+"""An index whose images an engine holds (`engine_store`): built, opened and summed up."""
 
 import os
 import time
@@ -18,7 +18,8 @@ from sfrs.models.model import Model
 from sfrs.models.whitening import Whitening
 from sfrs.retrieval.index.build import COMMIT_SECONDS, Adding, Builder, Change
 from sfrs.retrieval.index.derive import SHRINKAGE, WHITENED_BY, WHITENED_DIM
-from sfrs.retrieval.index.milvus import BATCH_BYTES, WIDEST, EngineStore
+from sfrs.retrieval.index.engine_store import EngineStore
+from sfrs.retrieval.index.milvus import WIDEST, Milvus
 from sfrs.retrieval.index.opened import Index
 from sfrs.retrieval.index.store import Entry, facts_of
 from sfrs.retrieval.near import Near
@@ -26,6 +27,8 @@ from sfrs.retrieval.tested import SelfTest
 from sfrs.runtime.errors import UserError
 from sfrs.runtime.progress import Tasks
 
+BATCH_BYTES = 16 * 2**20
+"""Of descriptors and quarters that are written at once."""
 KINDS = ("exact", "float16")
 
 
@@ -57,7 +60,7 @@ class EngineBuilder(Builder):
 
     @staticmethod
     def begun(path: str | Path) -> bool:
-        if not EngineStore.there(path):
+        if not Milvus.there(path):
             return False
         with closing(EngineStore(path)) as store:
             return store.settings is not None
@@ -96,7 +99,7 @@ class EngineBuilder(Builder):
     ) -> None:
         assert self.model is not None
         kind = self._kind or "exact"
-        if kind == "float16" and self._engine.lite:
+        if kind == "float16" and self._engine.milvus.lite:
             raise UserError("--kind float16: Milvus Lite keeps float32 only; leave it out, or use a server.")
         if whiten_from is not None and len(photos) >= whiten_from:
             self.model = _whitened(self.model, photos, adding, self._tasks)
@@ -167,7 +170,10 @@ class EngineIndex(Index):
         return self._regions
 
     def descriptors(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
-        return self._engine.descriptors(self._keys(rows))
+        found = self._engine.descriptors(self._keys(rows))
+        if not np.isfinite(found).all():
+            raise self._damaged("one holds values that are not finite")
+        return found
 
     def quarters(self, rows: Sequence[int] | np.ndarray) -> Tensor:
         if not self._regions:
@@ -208,7 +214,7 @@ class EngineIndex(Index):
         return " and ".join(f"{name} >= {least!r} and {name} <= {most!r}" for name, least, most in sides)
 
     def _keep(self, test: SelfTest) -> None:
-        self._engine.keep_self_test(test.to_json())
+        self._engine.keep("self-test", test.to_json())
 
 
 def summarise(path: str | Path) -> dict[str, Any]:
@@ -216,14 +222,14 @@ def summarise(path: str | Path) -> dict[str, Any]:
     with closing(EngineStore.open(path)) as store:
         settings: Any = store.settings
         table = store.pending()
-        test, sizes = _self_test(store, len(table.files)), store.sizes()
+        test, sizes = _self_test(store, len(table.files)), store.milvus.sizes()
     finished = settings["complete"] != ""
     facts = facts_of(path, settings, table, finished=finished, removed_rows=0, compressed=False, sizes=sizes)
     return facts | {"self_test": None if test is None else test.summary()}
 
 
 def _self_test(store: EngineStore, images: int) -> SelfTest | None:
-    settings, text = store.settings, store.read_self_test()
+    settings, text = store.settings, store.read("self-test")
     if settings is None or settings["changing"] or not text:
         return None
     return SelfTest.from_json(text, store.path, settings["generation"], settings["fingerprint"], images)
