@@ -1,4 +1,4 @@
-"""Milvus, by what an index needs of it: collections of vectors, texts and numbers under a whole number as key.
+"""Milvus, by what an index needs of it: collections of vectors, texts and numbers, by key.
 
 ``milvus:FILE.db`` is Milvus Lite, in this process and a file of its own; ``milvus://HOST:PORT/COLLECTION`` a
 server. An error of either becomes a `UserError`.
@@ -11,7 +11,7 @@ import re
 import shutil
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
@@ -29,6 +29,8 @@ PAGE, QUERIES = 1_000, 100
 """Rows that one request names, and queries it asks."""
 MOST = 16_384
 """Rows that Milvus answers at most."""
+FILLED = 12_288
+"""Rows that a range of keys should hold, well below that; few ranges, since each is a scan of all."""
 KEYS = 2**63
 ATTEMPTS, TIMEOUT = 3, 60.0
 """Times to connect, and seconds within which a request is repeated where the engine does not answer."""
@@ -114,11 +116,11 @@ class Milvus:
     def create(
         self,
         name: str,
-        vectors: dict[str, int],
+        vectors: Mapping[str, int],
         *,
         half: bool,
         texts: Sequence[str],
-        numbers: dict[str, type],
+        numbers: Mapping[str, type],
     ) -> None:
         """Make a collection of vectors with so many numbers, of texts, and of numbers that may lack."""
         from pymilvus import DataType
@@ -168,7 +170,7 @@ class Milvus:
         """Yield all rows, by ranges of their keys, which are spread evenly."""
         with self._using():
             count = self._client.query(name, "", output_fields=["count(*)"], timeout=TIMEOUT)
-        ranges = count[0]["count(*)"] // (MOST // 4) + 1
+        ranges = count[0]["count(*)"] // FILLED + 1
         for low, high in pairwise(KEYS * i // ranges for i in range(ranges + 1)):
             yield from self._between(name, columns, low, high)
 
