@@ -179,3 +179,13 @@ def test_a_collection_that_is_no_index_is_left_alone(place_folder, path, model):
     milvus = Milvus(path)
     assert milvus.collections == {"images"}
     milvus.close()
+
+
+def test_every_row_is_read_once_however_many_there_are_in_a_range(path, monkeypatch):
+    monkeypatch.setattr("sfrs.retrieval.index.milvus.MOST", 4)
+    milvus = Milvus(path)
+    milvus.create("numbers", {"unused": 2}, half=False, texts=["text"], numbers={})
+    keys = [key_of(b"%d" % i) for i in range(50)]
+    milvus.upsert("numbers", [{"id": key, "text": str(key), "unused": [0.0, 0.0]} for key in keys])
+    assert sorted(row["text"] for row in milvus.rows("numbers", ["text"])) == sorted(map(str, keys))
+    milvus.close()
