@@ -189,3 +189,12 @@ def test_every_row_is_read_once_however_many_there_are_in_a_range(path, monkeypa
     milvus.upsert("numbers", [{"id": key, "text": str(key), "unused": [0.0, 0.0]} for key in keys])
     assert sorted(row["text"] for row in milvus.rows("numbers", ["text"])) == sorted(map(str, keys))
     milvus.close()
+
+
+def test_whitening_is_learned_before_describing(place_folder, path, model):
+    with builder_class(path)(path, model) as builder:
+        builder.add(read_photos(place_folder), Adding(whiten=True))
+        builder.finish()
+    index = opened(path)
+    assert index.model.whitening is not None
+    assert build(path, place_folder).unchanged == 12

@@ -89,12 +89,11 @@ def report(
         )
     device = running.on_device()
 
-    from sfrs.retrieval.index import Index
-    from sfrs.retrieval.index.store import TABLE
+    from sfrs.retrieval.index import Index, builder_class
     from sfrs.runtime.terminal import progress_tasks, say
     from sfrs.web.report import Overrides, Running, read_subject, write_index_report, write_report
 
-    if (source / TABLE).is_file():
+    if builder_class(source).begun(source):
         if moved != Moved():
             raise UserError(f"{source} is an index; leave out --data, --weights and --split.")
         _written(write_index_report(Index.open(source), out, pairs=cases))

@@ -14,10 +14,9 @@ from torch import Tensor
 
 from sfrs.data.images import check_images
 from sfrs.data.photos import Photo
+from sfrs.models.fitting import WHITENED_BY, learn_whitening
 from sfrs.models.model import Model
-from sfrs.models.whitening import Whitening
 from sfrs.retrieval.index.build import COMMIT_SECONDS, Adding, Builder, Change
-from sfrs.retrieval.index.derive import SHRINKAGE, WHITENED_BY, WHITENED_DIM
 from sfrs.retrieval.index.engine_store import EngineStore
 from sfrs.retrieval.index.milvus import WIDEST, Milvus
 from sfrs.retrieval.index.opened import Index
@@ -101,7 +100,8 @@ class EngineBuilder(Builder):
         kind = self._kind or "exact"
         if kind == "float16" and self._engine.milvus.lite:
             raise UserError("--kind float16: Milvus Lite keeps float32 only; leave it out, or use a server.")
-        if whiten_from is not None and len(photos) >= whiten_from:
+        whiten_from = None if whiten_from is None or len(photos) < whiten_from else whiten_from
+        if whiten_from is not None:
             self.model = _whitened(self.model, photos, adding, self._tasks)
         quarter = int(np.prod(self.model.quarters_shape[1:]))
         widest = max(self.model.dim, quarter if regions else 0)
@@ -110,7 +110,7 @@ class EngineBuilder(Builder):
                 f"{self.path}: descriptors have {self.model.dim:,} numbers and quarters {quarter:,}; Milvus "
                 f"takes {WIDEST:,}. Expected a whitening that shortens them, or --no-regions."
             )
-        self._engine.create(self.model, kind, zone, regions)
+        self._engine.create(self.model, kind, zone, regions, whiten_from)
         self._store = self._engine
 
     def _changed(
@@ -250,9 +250,7 @@ def _whitened(model: Model, photos: Sequence[Photo], adding: Adding, tasks: Task
         described.append(descriptors.cpu().numpy())
         progress(rows[-1] + 1, len(files))
     sample = np.concatenate(described)
-    whitening = Whitening.fit(sample, min(WHITENED_DIM, sample.shape[1]), shrinkage=SHRINKAGE)
-    device = model.device
-    return Model(model.network, whitening, size=model.size).to(device)
+    return Model(model.network, learn_whitening(sample), size=model.size).to(model.device)
 
 
 def _is_text(file: Path) -> bool:

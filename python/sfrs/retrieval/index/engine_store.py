@@ -46,6 +46,7 @@ class EngineSettings(TypedDict):
     quarters_shape: tuple[Positive, Positive, Positive]
     quarters: bool
     changing: bool  # a writer has changed images since the last finished generation
+    whiten_from: Positive | None  # photographs from which on whitening was learned; None: it was not
     complete: str  # the fingerprint when the first build is finished, "" before
 
 
@@ -80,7 +81,9 @@ class EngineStore:
             store.close()
         raise UserError(f"{path}: there is no index here. sfrs index PHOTOS --out {path} builds one.")
 
-    def create(self, model: Model, kind: str, zone: str, regions: bool) -> None:
+    def create(
+        self, model: Model, kind: str, zone: str, regions: bool, whiten_from: int | None = None
+    ) -> None:
         """Begin the index; the settings, which make it one, are written last."""
         there = self.milvus.collections
         if foreign := there & {self._images, self._regions} if self._record not in there else set():
@@ -113,6 +116,7 @@ class EngineStore:
             "quarters_shape": model.quarters_shape,
             "quarters": regions,
             "changing": False,
+            "whiten_from": whiten_from,
             "complete": "",
         }
         self.write()
@@ -134,6 +138,11 @@ class EngineStore:
         if model.digests() != self.settings["digests"]:
             raise WeightsError(f"{self.path}: its model is not the one it was built with; build it again.")
         return model.to(device)
+
+    @property
+    def generation(self) -> int:
+        """Finished generations; 0 while the first is being built."""
+        return self.settings["generation"] if self.settings else 0
 
     def pending(self) -> Table:
         """Read keys, paths and positions of all images, in the order of their keys."""
