@@ -82,7 +82,7 @@ def report(
     folder, so that writing the page again does not take that time. Of an index the page shows what its
     self-test says, with a map of places that look alike and of places that want photographs.
     """
-    if not source.is_dir():
+    if not source.is_dir() and not str(source).startswith("milvus:"):
         raise UserError(
             f"{source}: there is no such folder. Expected one of sfrs evaluate --out, sfrs train or sfrs "
             "index."
