@@ -82,12 +82,17 @@ class Photographs:
             yield places, self.views(places.repeat_interleave(VIEWS, 0), share)
 
 
-def fill(path: Path, images: int, dim: int, kind: str) -> dict[str, float]:
-    """Begin an index at ``path`` and write its descriptors, as a build does, and the queries beside it."""
+def network_of(dim: int) -> Model:
+    """Return a model whose descriptors have ``dim`` numbers."""
     network = DescriptorNetwork(build_backbone("gradient"), 64)
     if network.dim != dim:
         network = DescriptorNetwork(build_backbone("gradient"), dim // network.vlad.dim)
-    model, drawn = Model(network.eval(), size=(480, 640)), Photographs(dim)
+    return Model(network.eval(), size=(480, 640))
+
+
+def fill(path: Path, images: int, dim: int, kind: str) -> dict[str, float]:
+    """Begin an index at ``path`` and write its descriptors, as a build does, and the queries beside it."""
+    model, drawn = network_of(dim), Photographs(dim)
     path.mkdir(parents=True)
     store = Store.create(path, model, kind)
     target = RowFile(*store.rows_of("descriptors"), 0)

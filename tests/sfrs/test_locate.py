@@ -41,7 +41,7 @@ class InMemory:
     def __len__(self):
         return len(self.files)
 
-    def search(self, descriptors, k):
+    def search(self, descriptors, k, near=None):
         similarities, rows = search(self.rows, descriptors, k)
         blank = ((0, 0), (0, k - rows.shape[1]))
         return np.pad(similarities, blank, constant_values=-np.inf), np.pad(rows, blank, constant_values=-1)

@@ -40,9 +40,12 @@ codes on disk; memory; ms per query; queries whose place is found first.
   sfrs index --out city.index --remove 'photos/2019/*'
 
   sfrs index --out city.index --info
+
+  sfrs index photos/ --out milvus://db:19530/city
 """
 
 
+OUT = "Directory of the index; or milvus:FILE.db or milvus://HOST:PORT/COLLECTION, to keep it in Milvus."
 PHOTOS = typer.Argument(
     help="A folder of photographs (subfolders included), a place folder, or a CSV manifest.",
     show_default=False,
@@ -111,7 +114,14 @@ def register(app: typer.Typer) -> None:
 
 
 def index(
-    out: Annotated[Path, option("--out", "Directory of the index.", metavar="X.index")],
+    out: Annotated[
+        Path,
+        option(
+            "--out",
+            OUT,
+            metavar="X.index",
+        ),
+    ],
     contents: Contents,
     form: Form,
     coordinates: data_options.Coordinates,
@@ -142,8 +152,7 @@ def index(
         raise UserError("--check repeats the self-test alone; every change ends with one: leave it out.")
     device = running.on_device()
 
-    from sfrs.retrieval.index import Adding, Builder, Change, Index
-    from sfrs.retrieval.index.store import Store
+    from sfrs.retrieval.index import Adding, Change, Index, builder_class
     from sfrs.runtime.terminal import progress_tasks
 
     if contents.check:
@@ -153,7 +162,7 @@ def index(
         _show(out, contents.as_json)
         return
     if photos is None:
-        Store.open(out).close()  # raises where there is no index to change, before a network is opened
+        builder_class(out)(out)  # raises where there is no index to change, before a network is opened
     model = _model(out, weights, whitening, images, running)
     adding = Adding(
         form.split,
@@ -170,7 +179,7 @@ def index(
     change = Change()
     with progress_tasks() as tasks:
         if photos is None or removing:
-            with Builder(out, model, **how, tasks=tasks) as builder:
+            with builder_class(out)(out, model, **how, tasks=tasks) as builder:
                 for pattern in contents.remove or ():
                     builder.remove(pattern)
                 if contents.remove_missing:
@@ -195,9 +204,9 @@ def _model(
     running: options.Running,
 ) -> Model | None:
     """The model that the options say; None where they leave that to the index there is."""
-    from sfrs.retrieval.index.store import TABLE
+    from sfrs.retrieval.index import builder_class
 
-    if not (out / TABLE).is_file() or weights.given:
+    if not builder_class(out).begun(out) or weights.given:
         return options.open_model(weights, whitening, images, running)
     if whitening.whitening is not None or whitening.no_whitening or images.given:
         raise UserError(
@@ -210,12 +219,9 @@ def _model(
 def _show(out: Path, as_json: bool, change: Change | None = None) -> None:
     from dataclasses import asdict
 
-    from sfrs.retrieval.index.store import summarise
-    from sfrs.retrieval.tested import SelfTest
+    from sfrs.retrieval.index import summarise
 
     facts = summarise(out)
-    tested = SelfTest.load(out, facts["generation"], facts["fingerprint"], facts["images"])
-    facts["self_test"] = None if tested is None else tested.summary()
     if change is not None:
         options.show_skipped(change.skipped)
         skipped = [{"file": str(file), "why": why} for file, why in change.skipped]
@@ -260,7 +266,8 @@ def _print_facts(facts: dict) -> None:
     }
     if facts["removed_rows"]:
         lines["removed"] = f"{facts['removed_rows']:,} still on the disk, until a quarter of all is"
-    lines["on disk"] = f"{sum(facts['bytes'].values()) / 1e6:,.1f} MB"
+    if facts["bytes"]:  # a server keeps to itself what it takes
+        lines["on disk"] = f"{sum(facts['bytes'].values()) / 1e6:,.1f} MB"
     says = facts["self_test"]["says"] if facts["self_test"] else []
     names = [*lines, "self-test", *[""] * len(says)]
     texts = [*lines.values(), *says]

@@ -24,11 +24,19 @@ EXAMPLES = """
   sfrs locate holiday/ --index city.index --rerank regions --geojson holiday.geojson
 
   sfrs locate photo.jpg --index city.index --top 1 --json
+
+  sfrs locate photo.jpg --index milvus://db:19530/city --near 55.70,13.19,500
 """
 
 
 GEOJSON = options.option(
     "--geojson", "Also write estimates and matches as GeoJSON, for any map.", "Output", metavar="FILE"
+)
+NEAR = options.option(
+    "--near",
+    "Compare with images within RADIUS metres of a point alone.",
+    "Output",
+    metavar="LAT,LON,RADIUS",
 )
 PATH = typer.Argument(help="An image, or a folder of images (subfolders included).", show_default=False)
 
@@ -40,6 +48,7 @@ class Output:
     top: Annotated[int, typer.Option("--top", metavar="N", min=1, help="How many matches to show.")] = 5
     as_json: Annotated[bool, options.option("--json", "Print JSON instead of text.", "Output")] = False
     geojson: Annotated[Path | None, GEOJSON] = None
+    near: Annotated[str | None, NEAR] = None
 
 
 def register(app: typer.Typer) -> None:
@@ -48,7 +57,7 @@ def register(app: typer.Typer) -> None:
 
 def locate(
     path: Annotated[Path, PATH],
-    index: Annotated[Path, options.option("--index", "An index that sfrs index made.")],
+    index: Annotated[Path, options.option("--index", "An index of sfrs index, or its address in Milvus.")],
     rerank: options.Rerank,
     output: Output,
     coordinates: data_options.Coordinates,
@@ -69,9 +78,11 @@ def locate(
     from sfrs.data.photo_files import images_at
     from sfrs.retrieval.found import as_geojson
     from sfrs.retrieval.index import Index
+    from sfrs.retrieval.near import Near
     from sfrs.runtime.atomic_io import write_json
     from sfrs.runtime.terminal import progress_tasks
 
+    near = None if output.near is None else Near.parse(output.near)
     files, settings = images_at(path), running.begin()
     opened = Index.open(index, device=running.on_device())
     if geojson is not None and not opened.zone:
@@ -84,7 +95,13 @@ def locate(
             files = options.readable(files, path, settings["workers"], tasks)
         reranking = _chosen(opened, reranking, output.top)
         founds = opened.locate(
-            files, top=output.top, rerank=reranking, sources=coordinates.sources(), tasks=tasks, **settings
+            files,
+            top=output.top,
+            rerank=reranking,
+            near=near,
+            sources=coordinates.sources(),
+            tasks=tasks,
+            **settings,
         )
     _show_left_out(founds, opened)
     if geojson is not None:

@@ -82,19 +82,18 @@ def report(
     folder, so that writing the page again does not take that time. Of an index the page shows what its
     self-test says, with a map of places that look alike and of places that want photographs.
     """
-    if not source.is_dir():
+    if not source.is_dir() and not str(source).startswith("milvus:"):
         raise UserError(
             f"{source}: there is no such folder. Expected one of sfrs evaluate --out, sfrs train or sfrs "
             "index."
         )
     device = running.on_device()
 
-    from sfrs.retrieval.index import Index
-    from sfrs.retrieval.index.store import TABLE
+    from sfrs.retrieval.index import Index, builder_class
     from sfrs.runtime.terminal import progress_tasks, say
     from sfrs.web.report import Overrides, Running, read_subject, write_index_report, write_report
 
-    if (source / TABLE).is_file():
+    if builder_class(source).begun(source):
         if moved != Moved():
             raise UserError(f"{source} is an index; leave out --data, --weights and --split.")
         _written(write_index_report(Index.open(source), out, pairs=cases))

@@ -87,7 +87,7 @@ def register(app: typer.Typer) -> None:
 
 
 def serve(
-    index: Annotated[Path, options.option("--index", "An index of sfrs index.")],
+    index: Annotated[Path, options.option("--index", "An index of sfrs index, or its address in Milvus.")],
     address: Address,
     limits: Limits,
     running: options.Running,

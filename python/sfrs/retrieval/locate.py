@@ -30,6 +30,7 @@ from sfrs.retrieval.location import (
     places,
 )
 from sfrs.retrieval.matches import Matches, weigh_matches
+from sfrs.retrieval.near import Near
 from sfrs.retrieval.quarters import RememberedQuarters
 from sfrs.retrieval.region_rerank import DEFAULT_SCORE, Reranked, Reranking
 from sfrs.retrieval.region_rerank import rerank as rerank_by_regions
@@ -46,6 +47,7 @@ def locate(
     *,
     top: int = 5,
     rerank: Reranking | Literal["regions", "none"] | None = None,
+    near: Near | None = None,
     sources: Sources = NO_SOURCES,
     batch_size: int = 8,
     workers: int = 2,
@@ -57,6 +59,7 @@ def locate(
         top: how many matches to return; the estimate weighs `CONSIDERED` in any case.
         rerank: order the first images found by their regions; "regions" is ``Reranking()``. At least ``top``
             and `CONSIDERED` images are ordered. None does so where the index's self-test recommends it.
+        near: compare with the images within this circle alone.
         sources: what says where they were taken, besides their names and EXIF; it only shows the error.
         workers: threads that decode files.
         tasks: opens a progress display per stage.
@@ -75,7 +78,7 @@ def locate(
     progress = tasks("describing") if tasks else None
     descriptors, alike = _described(index, photos, batch_size, workers, progress)
     clock.append(time.perf_counter())
-    similarities, rows = index.search(descriptors, depth)
+    similarities, rows = index.search(descriptors, depth, near)
     clock.append(time.perf_counter())
     shares = dict(zip(("describe", "search"), 1000 * np.diff(clock) / max(1, len(photos)), strict=True))
     progress = tasks("re-ranking") if tasks and rerank else None

@@ -1,5 +1,6 @@
 """The result of an index's self-test: how it is kept, and what it says in words."""
 
+import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypedDict
@@ -8,7 +9,7 @@ from sfrs.retrieval.confidence import Calibration
 from sfrs.retrieval.coverage import Gap
 from sfrs.runtime.atomic_io import write_json
 from sfrs.runtime.errors import UserError
-from sfrs.runtime.records import Natural, RecordError, as_record, read_record
+from sfrs.runtime.records import Natural, RecordError, as_record, parse_json
 
 VERSION = 1
 FILE = "self-test.json"
@@ -119,7 +120,31 @@ class SelfTest:
         if not file.is_file():
             return None
         try:
-            kept: Kept = read_record(file, Kept)
+            content = file.read_bytes()
+        except OSError as error:
+            raise UserError(
+                f"{file}: this file cannot be read ({error.strerror}). sfrs index --check --out "
+                f"{folder} makes it again."
+            ) from error
+        return cls.from_json(content, folder, generation, fingerprint, images)
+
+    def to_json(self) -> str:
+        """Write it as a text for `from_json`."""
+        return json.dumps({"version": VERSION, **asdict(self)})
+
+    @classmethod
+    def from_json(
+        cls,
+        text: str | bytes,
+        index: str | Path,
+        generation: int,
+        fingerprint: str,
+        images: int,
+    ) -> "SelfTest | None":
+        """Read the self-test of ``index`` from a text, as `load` does from its file."""
+        file = Path(index) / FILE
+        try:
+            kept: Kept = as_record(parse_json(text, file), Kept, file)
             if tuple(kept[name] for name in Kept.__annotations__) != (VERSION, generation, fingerprint):
                 return None
             test = as_record({name: kept[name] for name in kept if name != "version"}, cls, file)
@@ -127,7 +152,7 @@ class SelfTest:
                 raise RecordError(f"{file}: answers are of images beyond the {images:,} of the index.")
             return test
         except RecordError as error:
-            raise UserError(f"{error} sfrs index --check --out {folder} makes it again.") from error
+            raise UserError(f"{error} sfrs index --check --out {index} makes it again.") from error
 
     def summary(self) -> dict[str, Any]:
         """Sum it up for JSON; the answers stay in the file."""

@@ -9,10 +9,11 @@
     lock                         held by whoever writes
 
 G is the generation (`store`) that wrote the file. `Index` builds and searches an index,
-`Builder` also removes from one.
+`Builder` also removes from one. Where a folder on one machine is not enough, Milvus holds the images
+(`milvus`), and the same calls with an address in place of a path build and search it.
 """
 
 from sfrs.retrieval.index.build import Adding, Builder, Change
-from sfrs.retrieval.index.opened import Index
+from sfrs.retrieval.index.opened import Index, builder_class, summarise
 
-__all__ = ["Adding", "Builder", "Change", "Index"]
+__all__ = ["Adding", "Builder", "Change", "Index", "builder_class", "summarise"]

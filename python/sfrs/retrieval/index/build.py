@@ -105,16 +105,27 @@ class Builder:
     ) -> None:
         if kind is not None and kind not in KINDS:
             raise UserError(f"--kind is {kind!r}; expected one of {', '.join(KINDS)}.")
-        self.path, self.model, self.change = Path(path), model, Change()
-        self.zone = parse_zone(zone) if zone else ""
-        self._kind, self._regions = kind, regions
-        self._tasks = tasks or quiet
-        self._store: Store | None = None
+        self._prepare(model, kind, regions, zone, tasks)
+        self.path = Path(path)
         self._new = not (self.path / TABLE).exists()
         if self._new:
             _check_free(self.path)
             if model is None:
                 Store.open(self.path)  # raises: it has the one message for this
+
+    def _prepare(
+        self, model: Model | None, kind: str | None, regions: bool | None, zone: str, tasks: Tasks | None
+    ) -> None:
+        self.model, self.change = model, Change()
+        self.zone = parse_zone(zone) if zone else ""
+        self._kind, self._regions = kind, regions
+        self._tasks = tasks or quiet
+        self._store: Store | None = None
+
+    @staticmethod
+    def begun(path: str | Path) -> bool:
+        """Return True if there is an index at ``path``, finished or not."""
+        return (Path(path) / TABLE).is_file()
 
     def __enter__(self) -> "Builder":
         with ExitStack() as stack:
@@ -217,13 +228,14 @@ class Builder:
             batch_size=adding.batch_size,
             skip_bad_images=adding.skip_bad_images,
         )
+        self._begin(photos, zone, bool(regions), whiten_from, adding)
+
+    def _begin(
+        self, photos: Sequence[Photo], zone: str, regions: bool, whiten_from: int | None, adding: Adding
+    ) -> None:
+        assert self.model is not None
         self._store = Store.create(
-            self.path,
-            self.model,
-            self._kind or "exact",
-            zone=zone,
-            regions=bool(regions),
-            whiten_from=whiten_from,
+            self.path, self.model, self._kind or "exact", zone=zone, regions=regions, whiten_from=whiten_from
         )
 
     def _check_options(self) -> None:

@@ -4,7 +4,7 @@ import threading
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import overload
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -13,11 +13,14 @@ from torch import Tensor
 from sfrs.data.collection import read_photos
 from sfrs.models.model import Model, Photograph
 from sfrs.retrieval.found import Found
+from sfrs.retrieval.index import store
 from sfrs.retrieval.index.build import Adding, Builder, Change
+from sfrs.retrieval.index.milvus import on_engine
 from sfrs.retrieval.index.rows import map_rows
 from sfrs.retrieval.index.scan import compare, scan
-from sfrs.retrieval.index.store import TABLE, Store, Table
+from sfrs.retrieval.index.store import Store, Table
 from sfrs.retrieval.locate import locate
+from sfrs.retrieval.near import Near
 from sfrs.retrieval.self_test import SAMPLE, self_test
 from sfrs.retrieval.tested import SelfTest
 from sfrs.runtime.errors import UserError
@@ -101,7 +104,8 @@ class Index:
             photos: a folder, a place folder or a CSV manifest, see `sfrs.data.collection.read_photos`.
             model: describes them; None is the index's own, and for a new index EfficientNet-Lite0 as ImageNet
                 trained it, with clusters made from these photographs.
-            out: directory of the index; by default the name of ``photos`` with ``.index`` added.
+            out: directory of the index, or its address in Milvus; by default the name of ``photos``
+                with ``.index`` added.
             kind: of the descriptors, see `Builder`, also for what it raises.
             regions: see `Builder`.
             zone: see `Builder`.
@@ -110,7 +114,8 @@ class Index:
         photos, adding = Path(photos), adding or Adding()
         name = photos.stem if photos.is_file() else photos.absolute().name
         path = photos.absolute().with_name(f"{name}.index") if out is None else Path(out)
-        if model is None and not (path / TABLE).is_file():
+        builder_of = builder_class(path)
+        if model is None and not builder_of.begun(path):
             model = Model.load(device=adding.device)
         progress = tasks("reading coordinates") if tasks else None
         found = read_photos(
@@ -120,7 +125,7 @@ class Index:
             sources=adding.sources,
             progress=progress,
         )
-        with Builder(path, model, kind=kind, regions=regions, zone=zone, tasks=tasks) as builder:
+        with builder_of(path, model, kind=kind, regions=regions, zone=zone, tasks=tasks) as builder:
             builder.add(found, adding)
             change = builder.finish()
         index = cls.open(path, device=adding.device if model is None else str(model.device))
@@ -131,25 +136,29 @@ class Index:
 
     @classmethod
     def open(cls, path: str | Path, *, device: str = "cpu") -> "Index":
-        """Open the index at ``path`` as its last finished change left it.
+        """Open the index at ``path``, a folder or an address in Milvus, as its last finished change left it.
 
         Raises:
             UserError: it is no index, its first build has not finished, its format is another, or a file of
                 it is damaged.
         """
+        if on_engine(path):
+            from sfrs.retrieval.index.engine import EngineIndex
+
+            return EngineIndex(path, device)
         for attempt in range(ATTEMPTS):
-            with closing(Store.open(path)) as store:
+            with closing(Store.open(path)) as opened:
                 try:
-                    table = store.snapshot()
-                    if store.generation == 0:
+                    table = opened.snapshot()
+                    if opened.generation == 0:
                         raise UserError(
-                            f"{path}: this index is not finished; {len(store.pending().files):,} images are "
+                            f"{path}: this index is not finished; {len(opened.pending().files):,} images are "
                             "in it so far. The command that began it goes on where it stopped."
                         )
-                    return cls(store, table, device)
+                    return cls(opened, table, device)
                 except UserError:
                     # A writer that compacts puts other files in the place of those just read about.
-                    if attempt + 1 == ATTEMPTS or Store.open(path).generation == store.generation:
+                    if attempt + 1 == ATTEMPTS or Store.open(path).generation == opened.generation:
                         raise
         raise AssertionError("unreachable")
 
@@ -173,11 +182,14 @@ class Index:
         found = locate(self, [photos] if one else photos, **options)
         return found[0] if one else found
 
-    def search(self, descriptors: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    def search(
+        self, descriptors: np.ndarray, k: int, near: Near | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Find the k most similar images of each query, best first.
 
         Args:
             descriptors: float32 ``[m, dim]`` unit vectors, from ``model.encode``.
+            near: the circle to keep to; None is everywhere.
 
         Returns:
             (similarities float32 ``[m, k]``, rows int64 ``[m, k]`` of `files` and `positions`);
@@ -186,7 +198,8 @@ class Index:
 
         Raises:
             ValueError: a shape or k is wrong, or a value is not finite.
-            UserError: the index holds a descriptor that is not finite, or no unit vector.
+            UserError: the index holds a descriptor that is not finite, or no unit vector; or no image is
+                within the circle.
         """
         queries = np.ascontiguousarray(descriptors, dtype=np.float32)
         if queries.ndim != 2 or queries.shape[1] != self.model.dim or k < 1:
@@ -196,18 +209,28 @@ class Index:
             )
         if not np.isfinite(queries).all():
             raise ValueError("search: the descriptors hold values that are not finite")
+        if near is not None and not near.holds(self.positions, self.zone).any():
+            raise UserError(f"--near {near}: {self.path} holds no image in this circle.")
         try:
-            if self._compressed is None:
-                scores, slots = scan(self._descriptors, self._live, queries, k)
-            else:
-                with self._lock:  # faiss keeps in the index how many lists to read
-                    candidates = self._compressed.candidates(queries, k, self._live)
-                scores, slots = compare(self._descriptors, candidates, queries, k)
+            scores, rows = self._find(queries, k, near)
         except ValueError as error:  # of values that are not finite; the queries' are
             raise self._damaged(str(error)) from error
         longest = LONGEST * np.linalg.norm(queries, axis=1, keepdims=True)
-        if (np.abs(scores) > longest)[slots >= 0].any():
+        if (np.abs(scores) > longest)[rows >= 0].any():
             raise self._damaged("they are no unit vectors")
+        return scores, rows
+
+    def _find(self, queries: np.ndarray, k: int, near: Near | None) -> tuple[np.ndarray, np.ndarray]:
+        live = self._live
+        if near is not None:
+            live = np.zeros_like(live)
+            live[self._slots] = near.holds(self.positions, self.zone)
+        if self._compressed is None:
+            scores, slots = scan(self._descriptors, live, queries, k)
+        else:
+            with self._lock:  # faiss keeps in the index how many lists to read
+                candidates = self._compressed.candidates(queries, k, live)
+            scores, slots = compare(self._descriptors, candidates, queries, k)
         return scores, np.where(slots >= 0, self._row_of[slots], -1) if len(self) else slots
 
     def descriptors(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
@@ -233,8 +256,11 @@ class Index:
             sample, seed, tasks: see `sfrs.retrieval.self_test.self_test`.
         """
         self.self_test = self_test(self, sample=sample, seed=seed, tasks=tasks)
-        self.self_test.save(self.path)
+        self._keep(self.self_test)
         return self.self_test
+
+    def _keep(self, test: SelfTest) -> None:
+        test.save(self.path)
 
     def quarters(self, rows: Sequence[int] | np.ndarray) -> Tensor:
         """Quarter VLADs of images, float32 ``[len(rows), 4, K, D]``, compact: as stored, else from the files.
@@ -245,3 +271,23 @@ class Index:
         if self._quarters is None:
             return self.model.quarters([self.files[row] for row in rows])
         return torch.from_numpy(self._quarters[self._slots[np.asarray(rows, dtype=np.int64)]]).float()
+
+
+def builder_class(path: str | Path) -> type[Builder]:
+    """Return what builds the index at ``path``, a folder or an address in Milvus."""
+    if not on_engine(path):
+        return Builder
+    from sfrs.retrieval.index.engine import EngineBuilder
+
+    return EngineBuilder
+
+
+def summarise(path: str | Path) -> dict[str, Any]:
+    """Say what is in the index at ``path``, finished or not, and of its self-test, as JSON takes it."""
+    if on_engine(path):
+        from sfrs.retrieval.index import engine
+
+        return engine.summarise(path)
+    facts = store.summarise(path)
+    tested = SelfTest.load(Path(path), facts["generation"], facts["fingerprint"], facts["images"])
+    return facts | {"self_test": None if tested is None else tested.summary()}

@@ -10,7 +10,7 @@ import fcntl
 import json
 import os
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -316,11 +316,36 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def summarise(path: str | Path) -> dict[str, Any]:
-    """Say what is in the index at ``path``, finished or not, as JSON takes it; its network is not opened."""
+    """Say what is in the index in the folder ``path``, finished or not, as JSON takes it.
+
+    Its network is not opened.
+    """
     with closing(Store.open(path)) as store:
         finished = store.generation > 0
         table = store.snapshot() if finished else store.pending()
         settings, slots = store.settings, store.slots()
+    return facts_of(
+        path,
+        settings,
+        table,
+        finished=finished,
+        removed_rows=slots - len(table.files),
+        compressed=settings["compressed"] is not None,
+        sizes={file.name: file.stat().st_size for file in sorted(Path(path).iterdir()) if file.is_file()},
+    )
+
+
+def facts_of(
+    path: str | Path,
+    settings: Mapping[str, Any],
+    table: Table,
+    *,
+    finished: bool,
+    removed_rows: int,
+    compressed: bool,
+    sizes: dict[str, int],
+) -> dict[str, Any]:
+    """Say what is in an index with these settings and images, as JSON takes it."""
     placed = table.positions[np.isfinite(table.positions).all(axis=1)]
     backbone, _, clusters = read_architecture(settings["digests"]["architecture"], path)
     return {
@@ -329,12 +354,12 @@ def summarise(path: str | Path) -> dict[str, Any]:
         "generation": settings["generation"],
         "images": len(table.files),
         "without_position": len(table.files) - len(placed),
-        "removed_rows": slots - len(table.files),
+        "removed_rows": removed_rows,
         "kind": settings["kind"],
-        "compressed": settings["compressed"] is not None,
+        "compressed": compressed,
         "descriptor_dim": settings["dim"],
         "stored_as": settings["dtype"],
-        "regions": settings["quarters"] is not None,
+        "regions": bool(settings["quarters"]),
         "zone": settings["zone"],
         "west_south_east_north": [*placed.min(axis=0), *placed.max(axis=0)] if len(placed) else None,
         "backbone": backbone,
@@ -342,7 +367,7 @@ def summarise(path: str | Path) -> dict[str, Any]:
         "whitened": settings["digests"]["whitening"] != "",
         "size": settings["size"],
         "fingerprint": settings["fingerprint"],
-        "bytes": {file.name: file.stat().st_size for file in sorted(Path(path).iterdir()) if file.is_file()},
+        "bytes": sizes,
     }
 
 
