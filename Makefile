@@ -45,7 +45,7 @@ endif
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(CLEAR) $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check "$(TORCH)" numpy "setuptools>=77" "cmake>=3.22" ninja
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation --editable ".[train,serve,export,pretrained,heif,test,lint,docs]"
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation --editable ".[train,serve,export,pretrained,heif,milvus,test,lint,docs]"
 	@touch $@
 
 CXX_FILES = $(shell git ls-files 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.inl' 'csrc/*.cu' 'csrc/*.cuh')
