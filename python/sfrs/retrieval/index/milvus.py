@@ -207,6 +207,7 @@ class Milvus:
 
 
 def _connect(path: str, uri: str) -> Any:
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # it reports its own keeping alive as errors
     try:
         from pymilvus import MilvusClient
         from pymilvus.exceptions import MilvusException
