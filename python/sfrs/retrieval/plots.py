@@ -9,7 +9,7 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import MultipleLocator, PercentFormatter
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from sfrs.retrieval.explain import open_photograph
@@ -93,10 +93,11 @@ def generation_curves(curves: Mapping[str, Mapping[float, float]], path: str | P
             }
             axes.plot(*zip(*sorted(recalls.items()), strict=True), **look, label=label, zorder=3)
         axes.set_xticks(range(1, 1 + int(max(max(recalls) for recalls in curves.values()))))
+        axes.yaxis.set_major_locator(MultipleLocator(0.05))
         axes.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
         axes.set_xlabel(f"generation ({dashed}: as many passes in one training)")
         axes.set_ylabel("recall@1")
-        axes.legend(loc="best", framealpha=0.9)
+        figure.legend(loc="outside upper left", frameon=False)
 
 
 @contextmanager
