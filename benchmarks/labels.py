@@ -4,7 +4,7 @@ Reads the cities and networks that ``sfrs study --generations 3 --variants negat
 Each network of a generation labels the training queries' difficult positives as a teacher does. The rendered
 city knows which way every photo looks, so it knows which positives within 10 m do not show what the query
 shows: those that look more than a field of view away from it. Recall on the test quarter is split by the time
-of day and by how far the query looks away from the database's best aligned photo that is near.
+of day.
 
 Figures go to benchmarks/results/labels.json; `make report` puts them into docs/research.md.
 """
@@ -34,7 +34,6 @@ from .record import RESULTS, command, machine, write_json
 ROOT = Path(__file__).resolve().parents[1]
 FILE = RESULTS / "labels.json"
 FIELD_OF_VIEW = 65.0  # degrees, of the training quarter's photos
-TURNED = 11.0  # degrees; the test quarter's database looks every 45, so no query is turned more than 22.5
 PARTS = {"the whole": slice(0, 1), "halves": slice(1, 5), "quarters": slice(5, 9)}
 RUNS = {
     "image labels, soft negatives": ("negatives", SOFT_NEGATIVES),
@@ -118,13 +117,10 @@ def _weights(
 
 
 def groups(places: Places) -> dict[str, np.ndarray]:
-    """Return the test queries by time of day, and by their turn from the best aligned photo nearby."""
+    """Return the test queries by time of day."""
     conditions = np.array([file.name.split("@")[14].partition("-")[0] for file in places.queries.files])
     found = {name: conditions == name for name in sorted(set(conditions))}
-    looks, shows = headings(places.queries), headings(places.database)
-    near = Neighbourhood.of_places(places, 25.0, 25.0).positives
-    least = np.array([turn(look, shows[near[q]]).min(initial=180.0) for q, look in enumerate(looks)])
-    return found | {f"turned up to {TURNED:g} degrees": least <= TURNED, "turned further": least > TURNED}
+    return found
 
 
 def recalls(result: Evaluation, by_group: dict[str, np.ndarray]) -> dict[str, float]:
