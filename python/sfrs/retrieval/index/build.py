@@ -15,10 +15,10 @@ from sfrs.data.coordinates import parse_zone
 from sfrs.data.images import BadImageError, check_images
 from sfrs.data.photos import NO_SOURCES, Photo, Sources, check_inside, project
 from sfrs.models.fitting import Fitting
-from sfrs.models.model import Digests, Model, read_architecture
+from sfrs.models.model import Model
 from sfrs.retrieval.index.derive import derive, whiten
 from sfrs.retrieval.index.rows import RowFile
-from sfrs.retrieval.index.settings import Settings
+from sfrs.retrieval.index.settings import check_same
 from sfrs.retrieval.index.store import LOCK, NETWORK, TABLE, WHITENING, Entry, Store, locked
 from sfrs.runtime.errors import UserError
 from sfrs.runtime.progress import Tasks, quiet
@@ -93,6 +93,8 @@ class Builder:
             process is writing.
     """
 
+    kinds: tuple[str, ...] = KINDS
+
     def __init__(
         self,
         path: str | Path,
@@ -103,24 +105,22 @@ class Builder:
         zone: str = "",
         tasks: Tasks | None = None,
     ) -> None:
-        if kind is not None and kind not in KINDS:
-            raise UserError(f"--kind is {kind!r}; expected one of {', '.join(KINDS)}.")
-        self._prepare(model, kind, regions, zone, tasks)
-        self.path = Path(path)
-        self._new = not (self.path / TABLE).exists()
-        if self._new:
-            _check_free(self.path)
-            if model is None:
-                Store.open(self.path)  # raises: it has the one message for this
-
-    def _prepare(
-        self, model: Model | None, kind: str | None, regions: bool | None, zone: str, tasks: Tasks | None
-    ) -> None:
-        self.model, self.change = model, Change()
+        if kind not in (None, *self.kinds):
+            raise UserError(f"--kind is {kind!r}; expected one of {', '.join(self.kinds)}.")
+        self.path, self.model, self.change = Path(path), model, Change()
         self.zone = parse_zone(zone) if zone else ""
         self._kind, self._regions = kind, regions
         self._tasks = tasks or quiet
         self._store: Store | None = None
+        self._check_place()
+
+    def _check_place(self) -> None:
+        """Raise `UserError` if there is something else at the path, or nothing and no model to begin with."""
+        self._new = not (self.path / TABLE).exists()
+        if self._new:
+            _check_free(self.path)
+            if self.model is None:
+                Store.open(self.path)  # raises: it has the one message for this
 
     @staticmethod
     def begun(path: str | Path) -> bool:
@@ -241,7 +241,7 @@ class Builder:
     def _check_options(self) -> None:
         settings = self._opened().settings
         if self.model is not None:
-            _check_same(self.path, self.model, settings)
+            check_same(self.path, self.model, settings)
             if not self.model.has_clusters:
                 self.model = self._opened().load_model(str(self.model.device))
         if self._kind == "exact" and settings["dtype"] != "float32":
@@ -385,29 +385,3 @@ def _check_placed(photos: Sequence[Photo], positions: np.ndarray) -> None:
             "Expected names such as @0386531.34@6174119.45@.jpg, EXIF GPS, --positions FILE.csv or --track "
             "FILE.gpx; --skip-unplaced leaves them out, --allow-unplaced indexes them all the same."
         )
-
-
-def _check_same(path: Path, model: Model, settings: Settings) -> None:
-    """Raise `UserError` that names the first part in which the model is not the index's."""
-    ours, theirs = model.digests(), settings["digests"]
-    here, there = _in_words(ours, model.fingerprint()), _in_words(theirs, settings["fingerprint"])
-    taken = () if model.has_clusters else ("weights", "whitening")  # those of the index
-    for part in here:
-        if part not in taken and ours[part] != theirs[part]:
-            raise UserError(
-                f"{path}: the {part} of this index: {there[part]}; of these options: {here[part]}. Their "
-                "descriptors could not be compared. Leave the options out to go on with the index's own "
-                "network, or choose another --out."
-            )
-
-
-def _in_words(digests: Digests, fingerprint: str) -> dict[str, str]:
-    """Say what a model is by its parts; weights by the fingerprint of the whole, which --info shows too."""
-    backbone, options, clusters = read_architecture(digests["architecture"], "the index")
-    size, whole = digests["size"], f"those of fingerprint {fingerprint[:12]}"
-    return {
-        "architecture": f"K = {clusters}, {backbone} {options}",
-        "weights": whole,
-        "whitening": whole if digests["whitening"] else "none",
-        "size": "own size" if size == "null" else size.strip("[]").replace(", ", "x"),
-    }

@@ -40,22 +40,11 @@ class EngineBuilder(Builder):
 
     _store: EngineStore | None  # type: ignore[assignment]  # it takes the place of a folder
 
-    def __init__(
-        self,
-        path: str | Path,
-        model: Model | None = None,
-        *,
-        kind: str | None = None,
-        regions: bool | None = None,
-        zone: str = "",
-        tasks: Tasks | None = None,
-    ) -> None:
-        self._prepare(model, kind, regions, zone, tasks)
-        self.path = Path(path)
-        if kind not in (None, *KINDS):
-            raise UserError(f"--kind is {kind!r}; Milvus keeps descriptors as {' or '.join(KINDS)}.")
-        if model is None:
-            EngineStore.open(path).close()  # raises: it has the one message for this
+    kinds = KINDS
+
+    def _check_place(self) -> None:
+        if self.model is None:
+            EngineStore.open(self.path).close()  # raises: it has the one message for this
 
     @staticmethod
     def begun(path: str | Path) -> bool:

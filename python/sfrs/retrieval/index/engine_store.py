@@ -11,15 +11,15 @@ import os
 import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 import numpy as np
 
-from sfrs.data.images import Size
 from sfrs.data.photos import time_of
-from sfrs.models.model import Digests, Model
+from sfrs.models.model import Model
 from sfrs.models.weights_file import WeightsError
 from sfrs.retrieval.index.milvus import Milvus, key_of
+from sfrs.retrieval.index.settings import ModelSettings, model_settings
 from sfrs.retrieval.index.store import Entry, Paths, Table
 from sfrs.runtime.errors import UserError
 from sfrs.runtime.records import Natural, Positive, as_record, parse_json
@@ -31,19 +31,14 @@ COLUMNS = ("file", "easting", "northing", "bytes", "modified")
 QUARTERS = ("quarter0", "quarter1", "quarter2", "quarter3")
 
 
-class EngineSettings(TypedDict):
+class EngineSettings(ModelSettings):
     """The settings of an index in Milvus."""
 
     format: int
     generation: Natural  # finished ones
     kind: str
     zone: str
-    size: Size
-    dim: Positive
     dtype: str
-    digests: Digests
-    fingerprint: str
-    quarters_shape: tuple[Positive, Positive, Positive]
     quarters: bool
     changing: bool  # a writer has changed images since the last finished generation
     whiten_from: Positive | None  # photographs from which on whitening was learned; None: it was not
@@ -108,12 +103,8 @@ class EngineStore:
             "generation": 0,
             "kind": kind,
             "zone": zone,
-            "size": model.size,
-            "dim": model.dim,
+            **model_settings(model),
             "dtype": "float16" if half else "float32",
-            "digests": model.digests(),
-            "fingerprint": model.fingerprint(),
-            "quarters_shape": model.quarters_shape,
             "quarters": regions,
             "changing": False,
             "whiten_from": whiten_from,

@@ -6,12 +6,22 @@ from pathlib import Path
 from typing import Literal, TypedDict
 
 from sfrs.data.images import Size
-from sfrs.models.model import Digests
+from sfrs.models.model import Digests, Model, read_architecture
 from sfrs.retrieval.index.quantised import KINDS as COMPRESSED
 from sfrs.runtime.errors import UserError
 from sfrs.runtime.records import Natural, Positive, as_record, parse_json
 
 FORMAT = 1
+
+
+class ModelSettings(TypedDict):
+    """What an index's settings say of its model, see `model_settings`."""
+
+    size: Size
+    dim: Positive
+    digests: Digests
+    fingerprint: str
+    quarters_shape: tuple[Positive, Positive, Positive]
 
 
 class LaterSettings(TypedDict, total=False):
@@ -21,20 +31,15 @@ class LaterSettings(TypedDict, total=False):
     compressed_digest: str  # of the compressed copy, see `sfrs.retrieval.index.quantised.digest_of`
 
 
-class Settings(LaterSettings):
+class Settings(ModelSettings, LaterSettings):
     """The settings in the table. Names of files are of the index's own directory."""
 
     format: int
     generation: Natural  # finished ones
     kind: Literal["exact", "float16", "pq", "ivf", "disk"]
     zone: str
-    size: Size
-    dim: Positive
     dtype: Literal["float32", "float16"]
-    digests: Digests
-    fingerprint: str
     descriptors: str
-    quarters_shape: tuple[Positive, Positive, Positive]
     quarters: str | None
     compressed: str | None
     trained: Natural  # rows that the compressed copy was fitted to
@@ -56,3 +61,40 @@ def read_settings(texts: Mapping[str, str], table: Path) -> Settings:
     if settings["compressed"] and settings["kind"] not in COMPRESSED:
         raise UserError(f"{table}: compressed is not null, but kind is {settings['kind']}.")
     return settings
+
+
+def model_settings(model: Model) -> ModelSettings:
+    """Return what an index's settings say of its model."""
+    return {
+        "size": model.size,
+        "dim": model.dim,
+        "digests": model.digests(),
+        "fingerprint": model.fingerprint(),
+        "quarters_shape": model.quarters_shape,
+    }
+
+
+def check_same(path: Path, model: Model, settings: Settings) -> None:
+    """Raise `UserError` that names the first part in which the model is not the index's."""
+    ours, theirs = model.digests(), settings["digests"]
+    here, there = _in_words(ours, model.fingerprint()), _in_words(theirs, settings["fingerprint"])
+    taken = () if model.has_clusters else ("weights", "whitening")  # those of the index
+    for part in here:
+        if part not in taken and ours[part] != theirs[part]:
+            raise UserError(
+                f"{path}: the {part} of this index: {there[part]}; of these options: {here[part]}. Their "
+                "descriptors could not be compared. Leave the options out to go on with the index's own "
+                "network, or choose another --out."
+            )
+
+
+def _in_words(digests: Digests, fingerprint: str) -> dict[str, str]:
+    """Say what a model is by its parts; weights by the fingerprint of the whole, which --info shows too."""
+    backbone, options, clusters = read_architecture(digests["architecture"], "the index")
+    size, whole = digests["size"], f"those of fingerprint {fingerprint[:12]}"
+    return {
+        "architecture": f"K = {clusters}, {backbone} {options}",
+        "weights": whole,
+        "whitening": whole if digests["whitening"] else "none",
+        "size": "own size" if size == "null" else size.strip("[]").replace(", ", "x"),
+    }

@@ -22,7 +22,7 @@ from sfrs.models.model import Model, read_architecture
 from sfrs.models.network import save_network
 from sfrs.models.weights_file import WeightsError
 from sfrs.retrieval.index.quantised import Compressed
-from sfrs.retrieval.index.settings import FORMAT, Settings, read_settings
+from sfrs.retrieval.index.settings import FORMAT, Settings, model_settings, read_settings
 from sfrs.runtime.atomic_io import lock_taken, replaced
 from sfrs.runtime.errors import UserError
 
@@ -124,13 +124,9 @@ class Store:
             "generation": 0,
             "kind": kind,
             "zone": zone,
-            "size": model.size,
-            "dim": model.dim,
+            **model_settings(model),
             "dtype": dtype,
-            "digests": model.digests(),
-            "fingerprint": model.fingerprint(),
             "descriptors": f"descriptors-0.{dtype}",  # generation 1 may have to write another file
-            "quarters_shape": model.quarters_shape,
             "quarters": "quarters-0.float16" if regions else None,
             "compressed": None,
             "trained": 0,
