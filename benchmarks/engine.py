@@ -21,7 +21,7 @@ from sfrs.retrieval.index import Index
 from sfrs.retrieval.index.engine_store import EngineStore
 from sfrs.retrieval.index.store import Entry
 
-from .million import Photographs, fill, network_of, resident
+from .million import Photographs, fill, measured_on, network_of, resident
 from .pages import show
 from .record import RESULTS, machine, write_json
 
@@ -95,9 +95,7 @@ def table(recorded: dict) -> str:
     """The page's table: two rows per size."""
     about = recorded["machine"]
     lines = [
-        f"{about['cpu']}, {about['threads']} thread{'s' * (about['threads'] > 1)} of {about['cores']} cores, "
-        f"load {about['load_before']:.0f} to {about['load_after']:.0f}, commit {about['commit']}, "
-        f"{about['date']}, pymilvus {recorded['pymilvus']}: `{about['command']}`.",
+        f"{measured_on(about)}, pymilvus {recorded['pymilvus']}: `{about['command']}`.",
         "",
         "| images x numbers | index | written | on disk | opens in | memory: own + mapped "
         "| ms per query: p50 / p95 | of the exact first 10 |",

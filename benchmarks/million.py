@@ -201,14 +201,21 @@ def bench(folder: Path, images: int, dim: int, kinds: list[str]) -> list[dict]:
     return results
 
 
+def measured_on(machine: dict) -> str:
+    """The machine of a record, how busy it was, and what was measured."""
+    return (
+        f"{machine['cpu']}, {machine['threads']} thread{'s' * (machine['threads'] > 1)} of "
+        f"{machine['cores']} cores, load {machine['load_before']:.0f} to {machine['load_after']:.0f}, commit {machine['commit']}, "
+        f"{machine['date']}"
+    )
+
+
 def table(recorded: dict) -> str:
     """The page's table: one row per kind."""
     machine = recorded["machine"]
     lines = [
-        f"{recorded['images']:,} descriptors of {recorded['dim']:,} numbers; {machine['cpu']}, "
-        f"{machine['threads']} thread{'s' * (machine['threads'] > 1)} of {machine['cores']} cores, load "
-        f"{machine['load_before']:.0f} to {machine['load_after']:.0f}, commit {machine['commit']}, "
-        f"{machine['date']}: `{machine['command']}`.",
+        f"{recorded['images']:,} descriptors of {recorded['dim']:,} numbers; {measured_on(machine)}: "
+        f"`{machine['command']}`.",
         "",
         "| kind | written in | on disk | of it codes | memory | ms per query | in batches of 64 "
         "| same 1st / first 10 as exact | place found at 1 / 10 |",
