@@ -205,8 +205,8 @@ def measured_on(machine: dict) -> str:
     """The machine of a record, how busy it was, and what was measured."""
     return (
         f"{machine['cpu']}, {machine['threads']} thread{'s' * (machine['threads'] > 1)} of "
-        f"{machine['cores']} cores, load {machine['load_before']:.0f} to {machine['load_after']:.0f}, commit {machine['commit']}, "
-        f"{machine['date']}"
+        f"{machine['cores']} cores, load {machine['load_before']:.0f} to {machine['load_after']:.0f}, "
+        f"commit {machine['commit']}, {machine['date']}"
     )
 
 
