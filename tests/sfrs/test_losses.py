@@ -7,7 +7,15 @@ import torch
 import torch.nn.functional as F
 
 import sfrs_ext
-from sfrs.training.losses import hard_loss, region_negatives, sare_ind, sare_joint, soft_loss, triplet
+from sfrs.training.losses import (
+    SOFT_LOSSES,
+    hard_loss,
+    region_negatives,
+    sare_ind,
+    sare_joint,
+    soft_loss,
+    triplet,
+)
 
 REGIONS = ((0, 1, 2, 3), (0, 1), (2, 3), (0, 2), (1, 3), (0,), (1,), (2,), (3,))
 T, K, D, N, P = 3, 4, 5, 4, 3
@@ -49,6 +57,34 @@ def assert_same_with_gradients(actual, expected, inputs):
     for mine, other in zip(torch.autograd.grad(actual, inputs), theirs, strict=True):
         torch.testing.assert_close(mine, other, rtol=1e-7, atol=1e-10)
         assert other.abs().max() > 1e-6
+
+
+def explicit_soft(query, quarters, teacher, regions, regions_of_negatives, with_negatives):
+    """The soft losses ``[T]`` from descriptors.
+
+    Args:
+        regions: (tuple, positive) -> its regions.
+        regions_of_negatives: None for the one most similar to the query.
+    """
+    descriptors = explicit_regions(quarters)
+    losses = []
+    for t in range(T):
+        similarity = descriptors[t] @ unit(query)[t].flatten()  # [G, 9]
+        places = [(p, r) for p in range(P) for r in regions(t, p)]
+        labels = [math.exp(teacher[t, p, r] / TAU_TEACHER) for p, r in places]
+        student = [torch.exp(similarity[1 + N + p, r] / TAU) for p, r in places]
+        others = [
+            torch.exp(similarity[1 + n, r] / TAU)
+            for n in range(N if with_negatives else 0)
+            for r in regions_of_negatives or [int(similarity[1 + n].argmax())]
+        ]
+        losses.append(
+            -sum(
+                label / sum(labels) * torch.log(value / (sum(student) + sum(others)))
+                for label, value in zip(labels, student, strict=True)
+            )
+        )
+    return torch.stack(losses)
 
 
 def explicit_hard(kind, q, p, negatives, distance="squared"):
@@ -110,17 +146,36 @@ def test_soft_loss_is_the_papers_cross_entropy_over_the_regions_of_all_difficult
         TAU,
         negatives=negatives if soft_negatives else None,
     ).mean()
-    descriptors = explicit_regions(quarters)
-    expected = 0
-    for t in range(T):
-        q = unit(query)[t].flatten()
-        labels = [math.exp(teacher[t, p, r] / TAU_TEACHER) for p in range(P) for r in range(count)]
-        student = [torch.exp(q @ descriptors[t, 1 + N + p, r] / TAU) for p in range(P) for r in range(count)]
-        others = [torch.exp(q @ descriptors[t, 1 + n, r] / TAU) for n in range(N) for r in range(count)]
-        denominator = sum(student) + (sum(others) if soft_negatives else 0)
-        for label, value in zip(labels, student, strict=True):
-            expected = expected - label / sum(labels) * torch.log(value / denominator) / T
-    assert_same_with_gradients(actual, expected, tuples)
+    regions = range(count)
+    expected = explicit_soft(query, quarters, teacher, lambda t, p: regions, regions, soft_negatives)
+    assert_same_with_gradients(actual, expected.mean(), tuples)
+
+
+@pytest.mark.parametrize("soft_negatives", [False, True])
+def test_soft_losses_by_level_and_of_the_best_region_are_means_of_soft_losses(tuples, soft_negatives):
+    query, quarters = tuples
+    teacher = torch.rand(T, P, 9, generator=torch.Generator().manual_seed(6), dtype=torch.float64)
+
+    def actual(name, count):
+        similarity = ours(tuples)[:, :, :count]
+        negatives = similarity[:, 1 : 1 + N] if soft_negatives else None
+        loss = SOFT_LOSSES[name]
+        return loss(
+            similarity[:, 1 + N :], teacher[:, :, :count], TAU_TEACHER, TAU, negatives=negatives
+        ).mean()
+
+    def explicit(of, regions_of_negatives):
+        return explicit_soft(query, quarters, teacher, of, regions_of_negatives, soft_negatives).mean()
+
+    levels = [[0], [1, 2, 3, 4], [5, 6, 7, 8]]
+    whole, halves, quarter = (explicit(lambda t, p, level=level: level, level) for level in levels)
+    best = explicit(lambda t, p: [max(range(9), key=lambda r: teacher[t, p, r])], None)
+    for name, expected in (
+        ("by-level", (whole + halves + quarter) / 3),
+        ("whole-and-best", (whole + best) / 2),
+    ):
+        assert_same_with_gradients(actual(name, 9), expected, tuples)
+        torch.testing.assert_close(actual(name, 1), whole)
 
 
 def test_a_tuple_with_few_difficult_positives_counts_like_that_tuple_alone():

@@ -165,7 +165,8 @@ def _claim(study: Study) -> None:
         raise UserError(
             f"{study.out} holds a study of {found}, expected {study.settings}; take another --out"
         )
-    write_json(file, study.settings)
+    if not file.exists():  # several processes may share a folder, each with its seeds
+        write_json(file, study.settings)
 
 
 Training = tuple[str, dict, Callable[[], list[Score]]]

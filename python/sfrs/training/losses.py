@@ -161,14 +161,19 @@ def soft_loss_whole_and_best(student: Tensor, teacher: Tensor, *temperatures: fl
     """
     region = teacher.argmax(dim=2, keepdim=True)  # [T, P, 1]
     negatives = options.get("negatives")
-    best = {**options, "negatives": None if negatives is None else region_negatives(negatives)[:, :, None]}
-    whole = _soft_loss_of(slice(0, 1), student, teacher, *temperatures, **options)
-    return (whole + soft_loss(student.gather(2, region), teacher.gather(2, region), *temperatures, **best)) / 2
+    closest = None if negatives is None else region_negatives(negatives)[:, :, None]
+    best = soft_loss(
+        student.gather(2, region),
+        teacher.gather(2, region),
+        *temperatures,
+        **options | {"negatives": closest},
+    )
+    return (_soft_loss_of(slice(0, 1), student, teacher, *temperatures, **options) + best) / 2
 
 
-def _soft_loss_of(regions: slice, student: Tensor, teacher: Tensor, *temperatures: float, **options) -> Tensor:
-    negatives = options.get("negatives")
-    options = {**options, "negatives": None if negatives is None else negatives[:, :, regions]}
+def _soft_loss_of(regions: slice, student: Tensor, teacher: Tensor, *temperatures, **options) -> Tensor:
+    if options.get("negatives") is not None:
+        options["negatives"] = options["negatives"][:, :, regions]
     return soft_loss(student[:, :, regions], teacher[:, :, regions], *temperatures, **options)
 
 
