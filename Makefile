@@ -18,7 +18,7 @@ test fuzz: export CMAKE_ARGS = -DSFRS_WIDE_KERNELS=ON -DSFRS_EMULATED_KERNELS=ON
 # Workers that share cores must not spin while they wait: that alone makes it twice as long.
 test fuzz: export OMP_WAIT_POLICY = PASSIVE
 test: build  ## all tests, on all cores
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest --numprocesses auto --dist loadfile
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 LIBRARIES_PYTHON ?= python3
 libraries: build  ## timm's and torchvision's networks as backbones, where $(LIBRARIES_PYTHON) imports both with sfrs
