@@ -97,3 +97,7 @@ def test_generations_are_compared_with_sare_of_as_many_passes(run, tmp_path):
     assert code == 2 and "mine_3.scores.json is of a variant with {'soft_negatives': True}" in err
     code, _, err = run("study", "--out", out, "--size", "demo")
     assert code == 2 and "holds a study of {'size': 'small'" in err
+    code, table, _ = run(*asked[:2], tmp_path / "choice", *asked[3:], "--split", "val")
+    validated = (tmp_path / "choice/study.json").read_text()
+    assert code == 0 and [row["passes"] for row in json.loads(validated)["rows"]] == [0, 2]
+    assert "Recall on the val quarters" in table

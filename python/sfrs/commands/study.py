@@ -55,6 +55,10 @@ def study(
             help="One of your own: its changes to the configuration of generations 2 and later. Repeatable.",
         ),
     ] = None,
+    split: Annotated[
+        str,
+        typer.Option("--split", help="Quarters that are scored: test, or val to choose among variants."),
+    ] = "test",
     size: Annotated[str, typer.Option("--size", help="demo, or small to rehearse.")] = "demo",
     threads: Annotated[
         int | None, typer.Option("--threads", min=1, help="Threads.", show_default="all cores")
@@ -63,8 +67,8 @@ def study(
     """Compare SFRS and its variants with SARE-ind of equal length, generation by generation.
 
     Each row is tested against SARE-ind of as many passes on the same queries; the differences of single seeds
-    stand beside it. What is done already is kept: an interrupted study goes on, and a study with more seeds
-    reuses the others.
+    stand beside it. On validation quarters, SARE-ind is trained for one generation only. What is done already
+    is kept: an interrupted study goes on, and a study with more seeds reuses the others.
     """
     import torch
 
@@ -75,6 +79,8 @@ def study(
 
     if size not in SCALES:
         raise UserError(f"--size is {size!r}, expected one of {', '.join(SCALES)}")
+    if split not in ("test", "val"):
+        raise UserError(f"--split is {split!r}, expected test or val")
     try:
         numbers = [int(part) for part in seeds.split(",") if part.strip()]
     except ValueError:
@@ -91,7 +97,7 @@ def study(
     if threads is not None:
         torch.set_num_threads(threads)
     with progress_tasks() as tasks:
-        run_study(Study(out, numbers, compared, generations, size, backbone), tasks=tasks, say=say)
+        run_study(Study(out, numbers, compared, generations, size, backbone, split), tasks=tasks, say=say)
     print((out / "study.md").read_text(), end="")
     show()
     show(f"{out / 'study.json'} holds the counts, {out / 'study.png'} draws them")

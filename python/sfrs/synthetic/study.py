@@ -70,6 +70,8 @@ class Study:
         generations: of every variant; SARE-ind is trained for as many passes as 2, 3, ... of them.
         scale: "demo", or "small" to rehearse.
         backbone: see `Experiment`.
+        split: the quarter that is scored, "test", or "val" to choose a variant; then SARE-ind is trained for
+            generation 1 only.
     """
 
     out: Path
@@ -78,16 +80,18 @@ class Study:
     generations: int = 2
     scale: str = "demo"
     backbone: str = GRADIENT
+    split: str = "test"
 
     @property
     def settings(self) -> dict:
         """What a folder's scores depend on, beside their seed and variant."""
-        return {"size": self.scale, "backbone": self.backbone}
+        of_split = {} if self.split == "test" else {"split": self.split}
+        return {"size": self.scale, "backbone": self.backbone, **of_split}
 
 
 @dataclass(frozen=True)
 class Score:
-    """One row for one seed: hits@N (bool [m]) on the test queries, validation recall, and the passes it
+    """One row for one seed: hits@N (bool [m]) on the queries, validation recall, and the passes it
     took.
     """
 
@@ -149,7 +153,7 @@ def run_study(study: Study, *, tasks: Tasks, say: Callable[[str], None]) -> list
             scores[seed] += _read_scores(file, changes)
             last = scores[seed][-1]
             say(
-                f"seed {seed}: {last.label}, {last.passes} passes: recall@1 on the test queries "
+                f"seed {seed}: {last.label}, {last.passes} passes: recall@1 on the {study.split} queries "
                 f"{100 * last.hits[1].mean():.1f}"
             )
     lines = summarise(list(scores.values()))
@@ -175,23 +179,24 @@ Training = tuple[str, dict, Callable[[], list[Score]]]
 def _trainings(study: Study, experiment: Experiment, watch: Stopwatch) -> Iterator[Training]:
     """Every run of a seed: the name of its folder, its changes, and what trains and scores it."""
     epochs, last = experiment.epochs, study.generations
+    scored = partial(_scored, experiment, watch, study.split)
 
     def first() -> list[Score]:
         run = experiment.train(GENERATION_1, (epochs,), label=BASELINE)
-        return [_scored(experiment, BASELINE, run, g, g * epochs, watch) for g in (0, 1)]
+        return [scored(BASELINE, run, g, g * epochs) for g in (0, 1)]
 
     def as_long(generations: int) -> list[Score]:
         passes = generations * epochs
         run = experiment.train(f"sare_{generations}", (passes,), label=BASELINE)
-        return [_scored(experiment, BASELINE, run, 1, passes, watch)]
+        return [scored(BASELINE, run, 1, passes)]
 
     def generations(name: str, variant: Variant) -> list[Score]:
         lengths = (epochs,) * last
         run = experiment.train(name, lengths, label=variant.label, after=GENERATION_1, **variant.changes)
-        return [_scored(experiment, variant.label, run, g, g * epochs, watch) for g in range(2, last + 1)]
+        return [scored(variant.label, run, g, g * epochs) for g in range(2, last + 1)]
 
     yield GENERATION_1, {}, first
-    for count in range(2, last + 1):
+    for count in range(2, last + 1) if study.split == "test" else ():
         yield f"sare_{count}", {}, partial(as_long, count)
     for variant in study.variants:
         name = variant.name if last == 2 else f"{variant.name}_{last}"
@@ -199,9 +204,15 @@ def _trainings(study: Study, experiment: Experiment, watch: Stopwatch) -> Iterat
 
 
 def _scored(
-    experiment: Experiment, label: str, run: RunResult, generation: int, passes: int, watch: Stopwatch
+    experiment: Experiment,
+    watch: Stopwatch,
+    split: str,
+    label: str,
+    run: RunResult,
+    generation: int,
+    passes: int,
 ) -> Score:
-    result: Evaluation = experiment.test(run.network(generation))
+    result: Evaluation = experiment.test(run.network(generation), split)
     kept = (run.initial, *run.generations)[generation]
     hits = {n: result.hits(n)[result.answerable] for n in RECALLS}
     seconds = watch.seconds.get(f"train: {label}", 0.0)
@@ -230,10 +241,10 @@ def summarise(scores: list[list[Score]]) -> list[Line]:
     return sorted(lines, key=lambda line: line.against is not None)  # baselines first, else as they came
 
 
-def markdown(lines: Sequence[Line], seeds: Sequence[int], queries: int) -> str:
+def markdown(lines: Sequence[Line], seeds: Sequence[int], queries: int, split: str = "test") -> str:
     """The study's table in Markdown."""
     text = [
-        f"Recall on the test quarters in %, means of {len(seeds)} seeds; {queries:,} test queries in all.",
+        f"Recall on the {split} quarters in %, means of {len(seeds)} seeds; {queries:,} queries in all.",
         "",
         "| | query passes | recall@1 | recall@5 | recall@10 | @1 against SARE-ind as long | by seed | p |",
         "|---|---|---|---|---|---|---|---|",
@@ -316,13 +327,13 @@ def _write_study(study: Study, lines: Sequence[Line], queries: int, watch: Stopw
             "seconds": {stage: round(seconds, 1) for stage, seconds in watch.seconds.items()},
         },
     )
-    (study.out / "study.md").write_text(markdown(lines, study.seeds, queries))
-    generation_curves(_curves(lines, study.generations), study.out / "study.png", dashed=BASELINE)
+    (study.out / "study.md").write_text(markdown(lines, study.seeds, queries, study.split))
+    generation_curves(_curves(lines), study.out / "study.png", dashed=BASELINE)
 
 
-def _curves(lines: Sequence[Line], generations: int) -> dict[str, dict[float, float]]:
+def _curves(lines: Sequence[Line]) -> dict[str, dict[float, float]]:
     """Return label -> {generation, or as many passes: recall@1}; all curves begin at generation 1."""
-    epochs = max(line.passes for line in lines) / generations
+    epochs = min(line.passes for line in lines if line.passes)
     curves: dict[str, dict[float, float]] = {}
     for line in lines:
         if line.passes:
