@@ -1,7 +1,7 @@
 """The ``sfrs`` command.
 
-Each command is a module of `sfrs.commands` with a function ``register(app)``. Those modules import
-what takes long (torch, faiss, matplotlib) inside their functions, so that ``sfrs --help`` is quick.
+Each module of `sfrs.commands` has a `sfrs.commands.flags.Command`. They import what takes long (torch,
+faiss, matplotlib) inside their functions, so that ``sfrs --help`` is quick.
 """
 
 import inspect
@@ -20,7 +20,7 @@ COMMANDS = (
     "demo", "city", "data", "train", "runs", "evaluate", "report", "index",
     "locate", "serve", "describe", "whiten", "export", "study"
 )  # fmt: skip
-"""Modules of `sfrs.commands`, in the order ``--help`` lists them."""
+"""Modules of `sfrs.commands`, each with a command of its name, in the order ``--help`` lists them."""
 
 
 class App(typer.Typer):
@@ -72,6 +72,13 @@ def fill_paragraphs(app: typer.Typer) -> None:
             fill_paragraphs(group.typer_instance)
 
 
-for command in COMMANDS:
-    import_module(f"sfrs.commands.{command}").register(app)
+data = typer.Typer(no_args_is_help=True, help="Look at data sets.", rich_markup_mode="rich")
+data.callback()(lambda: None)  # keeps `check` a command of its own while it is the only one
+app.add_typer(data, name="data")
+for name in COMMANDS:
+    module = import_module(f"sfrs.commands.{name}")
+    if name == "data":
+        module.check.register(data)
+    else:
+        getattr(module, name).register(app)
 fill_paragraphs(app)

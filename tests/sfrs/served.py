@@ -126,7 +126,7 @@ def build_index(folder: Path) -> Path:
     save_network(folder / "network.safetensors", network, {"image_size": [96, 128]})
     app = typer.Typer()
     app.callback()(lambda: None)
-    index.register(app)
+    index.index.register(app)
     out = folder / "town.index"
     arguments = ["index", photos, "--weights", folder / "network.safetensors", "--out", out]
     app([str(argument) for argument in arguments], standalone_mode=False)

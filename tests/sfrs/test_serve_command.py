@@ -33,7 +33,7 @@ def serve(monkeypatch):
     monkeypatch.setattr(server, "run", lambda *arguments: runs.append(arguments))
     app = typer.Typer()
     app.callback()(lambda: None)
-    command.register(app)
+    command.serve.register(app)
 
     def call(*arguments):
         app(["serve", *map(str, arguments)], standalone_mode=False)

@@ -3,34 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
 
-import typer
-
-EXAMPLES = """
-[b]Examples[/b]
-
-  sfrs city --out runs/city
-
-  sfrs city --out runs/small --size small --seed 3
-"""
+from sfrs.commands.flags import command, option
 
 
-def register(app: typer.Typer) -> None:
-    app.command("city", epilog=EXAMPLES)(city)
-
-
+@command(
+    "sfrs city --out runs/city",
+    "sfrs city --out runs/small --size small --seed 3",
+)
 def city(
-    out: Annotated[
-        Path, typer.Option("--out", help="Folder to write images/{train,val,test} into.", show_default=False)
-    ],
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Equal seeds give equal pictures.")] = 0,
-    size: Annotated[
-        str, typer.Option("--size", help="demo: about 10,000 images in a minute; small: a few hundred.")
-    ] = "demo",
-    threads: Annotated[
-        int | None, typer.Option("--threads", min=1, help="Rendering threads.", show_default="all cores")
-    ] = None,
+    *,
+    out: Path = option("Folder to write images/{train,val,test} into.", default=...),
+    seed: int = option("Equal seeds give equal pictures.", default=0, min=0),
+    size: str = option("demo: about 10,000 images in a minute; small: a few hundred.", default="demo"),
+    threads: int | None = option("Rendering threads.", min=1, show_default="all cores"),
 ) -> None:
     """Render a city in the field's folder format: disjoint quarters to train, validate and test on.
 

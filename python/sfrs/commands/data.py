@@ -4,71 +4,54 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
 from sfrs.commands import data_options, options
-from sfrs.commands.options import Workers, decoding_workers, option
+from sfrs.commands.flags import argument, command, option
+from sfrs.commands.options import decoding_workers
 
 if TYPE_CHECKING:
     from rich.text import Text
 
     from sfrs.data.check import SplitCheck
 
-EXAMPLES = """
-[b]Examples[/b]
-
-  sfrs data check datasets/pitts30k
-
-  sfrs data check datasets/pitts30k_val.mat --decode
-
-  sfrs data check MSLS --split val --json
-
-  sfrs data check photos/ --hold-out time
-
-  sfrs data check walks/2023 --queries walks/2024
-"""
-DATA = (
-    "A folder with images/SPLIT/{database,queries}, .mat files of Pittsburgh or Tokyo, the root of MSLS or "
-    "GSV-Cities, a CSV manifest, or photographs of your own."
-)
-POSITIVE = "Metres within which training takes positives."
-NEGATIVE = "Metres beyond which training takes negatives, and within which an answer is right."
-RADIUS = {"min": 0, "show_default": True}
-
-
-def register(app: typer.Typer) -> None:
-    data = typer.Typer(no_args_is_help=True, help="Look at data sets.", rich_markup_mode="rich")
-    data.callback()(lambda: None)  # keeps `check` a command of its own while it is the only one
-    data.command("check", epilog=EXAMPLES)(options.grouped(check))
-    app.add_typer(data, name="data")
-
 
 @dataclass(frozen=True)
 class Rules:
     """What a split is held to."""
 
-    positive_radius: Annotated[float, option("--positive-radius", POSITIVE, "Rules", **RADIUS)] = 10.0
-    negative_radius: Annotated[float, option("--negative-radius", NEGATIVE, "Rules", **RADIUS)] = 25.0
-    tuple_negatives: Annotated[
-        int, option("--tuple-negatives", "Negatives in a tuple.", "Rules", min=1, show_default=True)
-    ] = 10
+    positive_radius: float = option("Metres within which training takes positives.", "Rules", 10.0, min=0)
+    negative_radius: float = option(
+        "Metres beyond which training takes negatives, and within which an answer is right.",
+        "Rules",
+        25.0,
+        min=0,
+    )
+    tuple_negatives: int = option("Negatives in a tuple.", "Rules", default=10, min=1)
 
 
+@command(
+    "sfrs data check datasets/pitts30k",
+    "sfrs data check datasets/pitts30k_val.mat --decode",
+    "sfrs data check MSLS --split val --json",
+    "sfrs data check photos/ --hold-out time",
+    "sfrs data check walks/2023 --queries walks/2024",
+)
 def check(
-    path: Annotated[Path, typer.Argument(help=DATA, show_default=False)],
+    *,
+    path: Path = argument(
+        "A folder with images/SPLIT/{database,queries}, .mat files of Pittsburgh or Tokyo, the root of MSLS "
+        "or GSV-Cities, a CSV manifest, or photographs of your own."
+    ),
     rules: Rules,
     said: data_options.DataSaid,
     coordinates: data_options.Coordinates,
-    split: Annotated[
-        list[str] | None, option("--split", "A split to check; may be repeated. All by default.")
-    ] = None,
-    decode: Annotated[
-        bool, option("--decode", "Read every image whole, not only the beginning of its file.")
-    ] = False,
-    as_json: Annotated[bool, option("--json", "Print JSON instead of a table.", "Output")] = False,
-    workers: Workers = None,
+    split: list[str] | None = option("A split to check; may be repeated. All by default."),
+    decode: bool = option("Read every image whole, not only the beginning of its file.", default=False),
+    as_json: bool = option("Print JSON instead of a table.", "Output", default=False, flag="--json"),
+    workers: int | None = options.WORKERS,
 ) -> None:
     """Say what a data set holds and what is wrong with it.
 

@@ -4,55 +4,33 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import typer
+from sfrs.commands.flags import command, option
 
 if TYPE_CHECKING:
     from sfrs.synthetic.demo import DemoResult
 
-EXAMPLES = """
-[b]Examples[/b]
 
-  sfrs demo --out runs/demo
-
-  sfrs demo --out runs/seed1 --seed 1
-
-  sfrs demo --out /tmp/quick --size small --photos places/corridor
-"""
-
-
-def register(app: typer.Typer) -> None:
-    app.command("demo", epilog=EXAMPLES)(demo)
-
-
+@command(
+    "sfrs demo --out runs/demo",
+    "sfrs demo --out runs/seed1 --seed 1",
+    "sfrs demo --out /tmp/quick --size small --photos places/corridor",
+)
 def demo(
-    out: Annotated[Path, typer.Option("--out", help="Folder for everything the demonstration makes.")] = Path(
-        "runs/demo"
+    *,
+    out: Path = option("Folder for everything the demonstration makes.", default=Path("runs/demo")),
+    seed: int = option("Of the city and of the training.", default=0, min=0),
+    size: str = option("demo, or small: a run of seconds that proves only that all works.", default="demo"),
+    backbone: str = option(
+        "gradient, trained from nothing, or one with published weights, as efficientnet-lite0.",
+        default="gradient",
+        metavar="NAME",
     ),
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the city and of the training.")] = 0,
-    size: Annotated[
-        str, typer.Option("--size", help="demo, or small: a run of seconds that proves only that all works.")
-    ] = "demo",
-    backbone: Annotated[
-        str,
-        typer.Option(
-            "--backbone",
-            metavar="NAME",
-            help="gradient, trained from nothing, or one with published weights, as efficientnet-lite0.",
-        ),
-    ] = "gradient",
-    photos: Annotated[
-        Path | None,
-        typer.Option(
-            "--photos",
-            help="Data set of real photographs to locate at the end with a network pretrained on ImageNet.",
-            show_default=False,
-        ),
-    ] = None,
-    threads: Annotated[
-        int | None, typer.Option("--threads", min=1, help="Threads.", show_default="all cores")
-    ] = None,
+    photos: Path | None = option(
+        "Data set of real photographs to locate at the end with a network pretrained on ImageNet."
+    ),
+    threads: int | None = option("Threads.", min=1, show_default="all cores"),
 ) -> None:
     """Render a city, train SARE-ind and SFRS on it, test both on another city, and show the result.
 

@@ -1,24 +1,10 @@
 """``sfrs describe``: descriptors of a file or a folder as .npy."""
 
 from pathlib import Path
-from typing import Annotated
-
-import typer
 
 from sfrs.commands import options
+from sfrs.commands.flags import argument, command, option
 from sfrs.runtime.errors import UserError, counted
-
-EXAMPLES = """
-[b]Examples[/b]
-
-  sfrs describe photos/ --weights runs/demo/best.safetensors --out photos.npy
-
-  sfrs describe one.jpg --weights sfrs.safetensors --whitening sfrs_pca.safetensors --out one.npy
-"""
-
-
-def register(app: typer.Typer) -> None:
-    app.command("describe", epilog=EXAMPLES)(options.grouped(describe))
 
 
 def one_line(file: Path) -> str:
@@ -26,19 +12,19 @@ def one_line(file: Path) -> str:
     return str(file).replace("\n", r"\n").replace("\r", r"\r")
 
 
+@command(
+    "sfrs describe photos/ --weights runs/demo/best.safetensors --out photos.npy",
+    "sfrs describe one.jpg --weights sfrs.safetensors --whitening sfrs_pca.safetensors --out one.npy",
+)
 def describe(
-    path: Annotated[
-        Path,
-        typer.Argument(help="An image, or a folder of images (subfolders included).", show_default=False),
-    ],
-    out: Annotated[
-        Path, options.option("--out", "Where to write the descriptors, float32 [n, dim].", metavar="X.npy")
-    ],
+    *,
+    path: Path = argument("An image, or a folder of images (subfolders included)."),
+    out: Path = option("Where to write the descriptors, float32 [n, dim].", default=..., metavar="X.npy"),
     weights: options.Weights,
     whitening: options.Whitening,
     images: options.Images,
     running: options.Running,
-    skip_bad_images: options.SkipBadImages = False,
+    skip_bad_images: bool = options.SKIP_BAD_IMAGES,
 ) -> None:
     """Write the descriptors of images to X.npy, and the list of their files to X.txt.
 

@@ -2,41 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
-
-import typer
+from typing import TYPE_CHECKING
 
 from sfrs.commands import options
-from sfrs.commands.data_options import DataSet
+from sfrs.commands.data_options import Coordinates, DataSet
+from sfrs.commands.flags import command, option
 from sfrs.runtime.errors import UserError, counted
 
 if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
-    from sfrs.data.places import Places, Reading
+    from sfrs.data.places import Places
     from sfrs.models.model import Model
     from sfrs.retrieval.evaluation import Evaluation, Scoring
 
-EXAMPLES = """
-[b]Examples[/b]
-
-  sfrs evaluate --data places/lund --weights runs/demo/best.safetensors --out runs/lund
-
-  sfrs evaluate --data tokyo247.mat --weights sfrs.safetensors --nms --query-shorter-side 640
-
-  sfrs evaluate --data data/city --weights runs/demo/best.safetensors --rerank regions
-
-  sfrs evaluate --database walks/2023 --queries walks/2024 --out runs/walks
-
-  sfrs evaluate --data photos/ --hold-out time
-
-  sfrs evaluate --descriptors database.npy queries.npy --positions database.csv --positions queries.csv
-
-  sfrs evaluate --data places/lund --json
-"""
 SHEET_ROWS = 12
 
 
@@ -44,19 +26,9 @@ SHEET_ROWS = 12
 class Score:
     """What counts as found."""
 
-    recall_at: Annotated[
-        str,
-        typer.Option("--recall-at", metavar="N,N,...", help="Depths of recall.", rich_help_panel="Scoring"),
-    ] = "1,5,10,20"
-    radius: Annotated[
-        float,
-        typer.Option(
-            "--radius", min=0, help="Metres within which an image is right.", rich_help_panel="Scoring"
-        ),
-    ] = 25.0
-    nms: Annotated[bool, options.option("--nms", "Keep one image per panorama (Tokyo 24/7).", "Scoring")] = (
-        False
-    )
+    recall_at: str = option("Depths of recall.", "Scoring", default="1,5,10,20", metavar="N,N,...")
+    radius: float = option("Metres within which an image is right.", "Scoring", default=25.0, min=0)
+    nms: bool = option("Keep one image per panorama (Tokyo 24/7).", "Scoring", default=False)
 
     def parse(self) -> Scoring:
         from sfrs.retrieval.evaluation import Scoring
@@ -68,25 +40,26 @@ class Score:
 class Output:
     """Where the result goes."""
 
-    out: Annotated[
-        Path | None,
-        options.option("--out", "Folder for results.json, predictions.csv and recall.png.", "Output"),
-    ] = None
-    save_contact_sheet: Annotated[
-        bool,
-        options.option(
-            "--save-contact-sheet", "Also write contact_sheet.png: queries with their top 5.", "Output"
-        ),
-    ] = False
-    as_json: Annotated[bool, options.option("--json", "Print JSON instead of a table.", "Output")] = False
+    out: Path | None = option("Folder for results.json, predictions.csv and recall.png.", "Output")
+    save_contact_sheet: bool = option(
+        "Also write contact_sheet.png: queries with their top 5.", "Output", default=False
+    )
+    as_json: bool = option("Print JSON instead of a table.", "Output", default=False, flag="--json")
 
 
-def register(app: typer.Typer) -> None:
-    app.command("evaluate", epilog=EXAMPLES)(options.grouped(evaluate))
-
-
+@command(
+    "sfrs evaluate --data places/lund --weights runs/demo/best.safetensors --out runs/lund",
+    "sfrs evaluate --data tokyo247.mat --weights sfrs.safetensors --nms --query-shorter-side 640",
+    "sfrs evaluate --data data/city --weights runs/demo/best.safetensors --rerank regions",
+    "sfrs evaluate --database walks/2023 --queries walks/2024 --out runs/walks",
+    "sfrs evaluate --data photos/ --hold-out time",
+    "sfrs evaluate --descriptors database.npy queries.npy --positions database.csv --positions queries.csv",
+    "sfrs evaluate --data places/lund --json",
+)
 def evaluate(
+    *,
     on: DataSet,
+    coordinates: Coordinates,
     weights: options.Weights,
     whitening: options.LearnedWhitening,
     images: options.Images,
@@ -104,15 +77,15 @@ def evaluate(
     reranking = None if reranking == "none" else reranking
     if output.save_contact_sheet and output.out is None:
         raise UserError("--save-contact-sheet needs --out DIR to write to.")
-    reading = on.reading(on.coordinates())
     if on.descriptors is not None:
         if weights.given or reranking or whitening.whitening or whitening.whiten:
             raise UserError(
                 "--descriptors are scored as they are; leave out --weights, --whitening, --whiten and "
                 "--rerank."
             )
-        _evaluate_saved(on, reading, scored, output)
+        _evaluate_saved(on, coordinates, scored, output)
         return
+    reading = on.reading(coordinates)
     data = on.path(reading)
     model = options.open_model(weights, whitening, images, running)
 
@@ -160,7 +133,7 @@ def evaluate(
     _show(summary, skipped, output.out, output.as_json)
 
 
-def _evaluate_saved(on: DataSet, reading: Reading, scored: Score, output: Output) -> None:
+def _evaluate_saved(on: DataSet, coordinates: Coordinates, scored: Score, output: Output) -> None:
     """Score descriptors that another program wrote."""
     from sfrs.data.places import load_places
     from sfrs.data.places.rows import read_rows
@@ -168,10 +141,11 @@ def _evaluate_saved(on: DataSet, reading: Reading, scored: Score, output: Output
 
     if output.save_contact_sheet and on.data is None and on.database is None:
         raise UserError("--save-contact-sheet shows images; say which with --data.")
+    tables, reading = coordinates.positions or (), on.reading(replace(coordinates, positions=None))
     database, queries = map(load_descriptors, on.descriptors or ())
     if on.data is None and on.database is None:
-        places = read_rows(on.positions or (), (len(database), len(queries)), reading)
-    elif on.positions:
+        places = read_rows(tables, (len(database), len(queries)), reading)
+    elif tables:
         raise UserError("--positions places the rows of --descriptors; leave it out, or --data.")
     else:
         places = load_places(on.path(reading), on.split, reading)

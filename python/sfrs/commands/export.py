@@ -3,81 +3,47 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
-
-import typer
+from typing import TYPE_CHECKING
 
 from sfrs.commands import options
+from sfrs.commands.flags import argument, command, option
 from sfrs.runtime.errors import UserError
 
 if TYPE_CHECKING:
     from sfrs.models.export import ImageShape
     from sfrs.models.model import Model
 
-EXAMPLES = """
-[b]Examples[/b]
-
-  sfrs export runs/sfrs --whitening pca.safetensors --out place.safetensors
-
-  sfrs export place.safetensors --size dynamic --out place.onnx --check photos/
-
-  sfrs export place.safetensors --format aoti --size 480x640 --out place.pt2
-"""
 MOST_PHOTOS = 16
 """Of a folder to compare on."""
 EXAMPLE_SIZE = (240, 320)
 """Of networks that keep images at their own size."""
 
 
-def register(app: typer.Typer) -> None:
-    app.command("export", epilog=EXAMPLES)(options.grouped(export))
-
-
+@command(
+    "sfrs export runs/sfrs --whitening pca.safetensors --out place.safetensors",
+    "sfrs export place.safetensors --size dynamic --out place.onnx --check photos/",
+    "sfrs export place.safetensors --format aoti --size 480x640 --out place.pt2",
+)
 def export(
-    source: Annotated[
-        Path,
-        typer.Argument(
-            metavar="RUN|WEIGHTS",
-            help="A training run, whose last generation's best network is taken, or a file of weights.",
-            show_default=False,
-        ),
-    ],
+    *,
+    source: Path = argument(
+        "A training run, whose last generation's best network is taken, or a file of weights.",
+        metavar="RUN|WEIGHTS",
+    ),
     whitening: options.Whitening,
-    out: Annotated[
-        Path,
-        typer.Option(
-            "--out", help="File to write.", metavar="X.safetensors|X.pt2|X.onnx", show_default=False
-        ),
-    ],
-    format: Annotated[
-        str | None,
-        typer.Option(
-            "--format",
-            help="safetensors (weights), torch (torch.export program), aoti (the program compiled), onnx. "
-            "Default: by the suffix; .pt2 is torch.",
-            show_default=False,
-        ),
-    ] = None,
-    size: Annotated[
-        str | None,
-        typer.Option(
-            "--size",
-            metavar="HxW|dynamic",
-            help="Size of the images the file takes. Default: as trained; 480x640 for VGG16.",
-            show_default=False,
-        ),
-    ] = None,
-    check: Annotated[
-        list[Path] | None,
-        typer.Option(
-            "--check",
-            help=f"Image, or folder of which {MOST_PHOTOS} are taken, to compare on; may be repeated.",
-            rich_help_panel="Comparison",
-            show_default=False,
-        ),
-    ] = None,
-    ignore_keys: options.IgnoreKeys = None,
-    device: Annotated[str, options.option("--device", "cpu, cuda, cuda:1, ... or auto.", "Running")] = "cpu",
+    out: Path = option("File to write.", default=..., metavar="X.safetensors|X.pt2|X.onnx"),
+    format: str | None = option(
+        "safetensors (weights), torch (torch.export program), aoti (the program compiled), onnx. "
+        "Default: by the suffix; .pt2 is torch."
+    ),
+    size: str | None = option(
+        "Size of the images the file takes. Default: as trained; 480x640 for VGG16.", metavar="HxW|dynamic"
+    ),
+    check: list[Path] | None = option(
+        f"Image, or folder of which {MOST_PHOTOS} are taken, to compare on; may be repeated.", "Comparison"
+    ),
+    ignore_keys: list[str] | None = options.IGNORE_KEYS,
+    device: str = option("cpu, cuda, cuda:1, ... or auto.", "Running", default="cpu"),
 ) -> None:
     """Write a network as one file: normalisation, backbone, NetVLAD and whitening.
 

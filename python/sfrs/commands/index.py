@@ -5,19 +5,18 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
-
-import typer
+from typing import TYPE_CHECKING, Any
 
 from sfrs.commands import data_options, options
-from sfrs.commands.options import option
+from sfrs.commands.flags import argument, command, option
 from sfrs.runtime.errors import UserError
 
 if TYPE_CHECKING:
     from sfrs.models.model import Model
     from sfrs.retrieval.index import Change
 
-EXAMPLES = """
+
+KINDS = """
 [b]Kinds[/b], with a million descriptors of 4,096 numbers on one core (docs/indexing.md): descriptors and
 codes on disk; memory; ms per query; queries whose place is found first.
 
@@ -29,99 +28,73 @@ codes on disk; memory; ms per query; queries whose place is found first.
 
   ivf      pq in inverted lists           8.2 + 0.3 GB   0.5 GB     28   92.6 %
 
-  disk     inverted lists on the disk     8.2 + 0.5 GB   0.1 GB    111   92.6 %
-
-[b]Examples[/b]
-
-  sfrs index photos/ --out city.index
-
-  sfrs index places/lund --out lund.index --weights sfrs.safetensors --zone 33N --kind pq
-
-  sfrs index --out city.index --remove 'photos/2019/*'
-
-  sfrs index --out city.index --info
-
-  sfrs index photos/ --out milvus://db:19530/city
-"""
-
-
-OUT = "Directory of the index; or milvus:FILE.db or milvus://HOST:PORT/COLLECTION, to keep it in Milvus."
-PHOTOS = typer.Argument(
-    help="A folder of photographs (subfolders included), a place folder, or a CSV manifest.",
-    show_default=False,
-)
-REMOVE = option(
-    "--remove", "Remove images in a folder, or whose path or name matches.", "Index", metavar="PATTERN|FOLDER"
-)
-GONE = option("--remove-missing", "Remove images whose file is gone.", "Index")
-KIND = option(
-    "--kind",
-    "How descriptors are searched, see below. Default: exact, or as the index is.",
-    "Index",
-    metavar="exact|float16|pq|ivf|disk",
-)
-REGIONS = option(
-    "--regions/--no-regions",
-    "Keep what re-ranking by regions needs: 8 K D bytes per image, 262 kB for VGG16. Default: as the index "
-    "is; for a new one, only where its clusters are made from the photographs.",
-    "Index",
-)
-CHECK = option(
-    "--check",
-    "Repeat the self-test: locate the index's own photographs, and pictures of nowhere, and keep the result.",
-    "Index",
-)
-SPLIT = option(
-    "--split", "Whose database to index, of a place folder or manifest.", "Coordinates", show_default=True
-)
-ZONE = option(
-    "--zone",
-    "UTM zone of the index, and of easting and northing that do not say theirs. Default: that of the first "
-    "image that has one.",
-    "Coordinates",
-    metavar="33N",
-)
-UNPLACED = option("--allow-unplaced", "Index images without coordinates too.", "Coordinates")
+  disk     inverted lists on the disk     8.2 + 0.5 GB   0.1 GB    111   92.6 %"""
 
 
 @dataclass(frozen=True)
 class Contents:
     """The work to do on the index."""
 
-    photos: Annotated[Path | None, PHOTOS] = None
-    remove: Annotated[list[str] | None, REMOVE] = None
-    remove_missing: Annotated[bool, GONE] = False
-    info: Annotated[bool, option("--info", "Say what is in the index.", "Index")] = False
-    check: Annotated[bool, CHECK] = False
-    as_json: Annotated[bool, option("--json", "Print JSON and nothing else.", "Index")] = False
-    skip_bad_images: options.SkipBadImages = False
+    photos: Path | None = argument(
+        "A folder of photographs (subfolders included), a place folder, or a CSV manifest.", None
+    )
+    remove: list[str] | None = option(
+        "Remove images in a folder, or whose path or name matches.", "Index", metavar="PATTERN|FOLDER"
+    )
+    remove_missing: bool = option("Remove images whose file is gone.", "Index", False)
+    info: bool = option("Say what is in the index.", "Index", False)
+    check: bool = option(
+        "Repeat the self-test: locate the index's own photographs, and pictures of nowhere, and keep the "
+        "result.",
+        "Index",
+        False,
+    )
+    as_json: bool = option("Print JSON and nothing else.", "Index", False, flag="--json")
+    skip_bad_images: bool = options.SKIP_BAD_IMAGES
 
 
 @dataclass(frozen=True)
 class Form:
     """The form of the index, and its coordinates."""
 
-    kind: Annotated[str | None, KIND] = None
-    regions: Annotated[bool | None, REGIONS] = None
-    split: Annotated[str, SPLIT] = "test"
-    zone: Annotated[str, ZONE] = ""
-    allow_unplaced: Annotated[bool, UNPLACED] = False
-    skip_unplaced: data_options.SkipUnplaced = False
+    kind: str | None = option(
+        "How descriptors are searched, see below. Default: exact, or as the index is.",
+        "Index",
+        metavar="exact|float16|pq|ivf|disk",
+    )
+    regions: bool | None = option(
+        "Keep what re-ranking by regions needs: 8 K D bytes per image, 262 kB for VGG16. Default: as the "
+        "index is; for a new one, only where its clusters are made from the photographs.",
+        "Index",
+        flag="--regions/--no-regions",
+    )
+    split: str = option("Whose database to index, of a place folder or manifest.", "Coordinates", "test")
+    zone: str = option(
+        "UTM zone of the index, and of easting and northing that do not say theirs. Default: that of the "
+        "first image that has one.",
+        "Coordinates",
+        "",
+        metavar="33N",
+    )
+    allow_unplaced: bool = option("Index images without coordinates too.", "Coordinates", False)
+    skip_unplaced: bool = data_options.SKIP_UNPLACED
 
 
-def register(app: typer.Typer) -> None:
-    app.command("index", epilog=EXAMPLES)(options.grouped(index))
-
-
+@command(
+    "sfrs index photos/ --out city.index",
+    "sfrs index places/lund --out lund.index --weights sfrs.safetensors --zone 33N --kind pq",
+    "sfrs index --out city.index --remove 'photos/2019/*'",
+    "sfrs index --out city.index --info",
+    "sfrs index photos/ --out milvus://db:19530/city",
+    above=KINDS,
+)
 def index(
-    out: Annotated[
-        Path,
-        option(
-            "--out",
-            OUT,
-            metavar="X.index",
-        ),
-    ],
+    *,
+    out: Path = option(
+        "Directory of the index; or milvus:FILE.db or milvus://HOST:PORT/COLLECTION, to keep it in Milvus.",
+        default=...,
+        metavar="X.index",
+    ),
     contents: Contents,
     form: Form,
     coordinates: data_options.Coordinates,

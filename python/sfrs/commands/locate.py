@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
-
-import typer
+from typing import TYPE_CHECKING, Literal
 
 from sfrs.commands import data_options, options
+from sfrs.commands.flags import argument, command, option
 from sfrs.runtime.errors import UserError, counted
 
 if TYPE_CHECKING:
@@ -16,53 +15,36 @@ if TYPE_CHECKING:
     from sfrs.retrieval.index import Index
     from sfrs.retrieval.region_rerank import Reranking
 
-EXAMPLES = """
-[b]Examples[/b]
-
-  sfrs locate photo.jpg --index city.index
-
-  sfrs locate holiday/ --index city.index --rerank regions --geojson holiday.geojson
-
-  sfrs locate photo.jpg --index city.index --top 1 --json
-
-  sfrs locate photo.jpg --index milvus://db:19530/city --near 55.70,13.19,500
-"""
-
-
-GEOJSON = options.option(
-    "--geojson", "Also write estimates and matches as GeoJSON, for any map.", "Output", metavar="FILE"
-)
-NEAR = options.option(
-    "--near",
-    "Compare with images within RADIUS metres of a point alone.",
-    "Output",
-    metavar="LAT,LON,RADIUS",
-)
-PATH = typer.Argument(help="An image, or a folder of images (subfolders included).", show_default=False)
-
 
 @dataclass(frozen=True)
 class Output:
     """The form of the answer."""
 
-    top: Annotated[int, typer.Option("--top", metavar="N", min=1, help="How many matches to show.")] = 5
-    as_json: Annotated[bool, options.option("--json", "Print JSON instead of text.", "Output")] = False
-    geojson: Annotated[Path | None, GEOJSON] = None
-    near: Annotated[str | None, NEAR] = None
+    top: int = option("How many matches to show.", default=5, metavar="N", min=1)
+    as_json: bool = option("Print JSON instead of text.", "Output", default=False, flag="--json")
+    geojson: Path | None = option(
+        "Also write estimates and matches as GeoJSON, for any map.", "Output", metavar="FILE"
+    )
+    near: str | None = option(
+        "Compare with images within RADIUS metres of a point alone.", "Output", metavar="LAT,LON,RADIUS"
+    )
 
 
-def register(app: typer.Typer) -> None:
-    app.command("locate", epilog=EXAMPLES)(options.grouped(locate))
-
-
+@command(
+    "sfrs locate photo.jpg --index city.index",
+    "sfrs locate holiday/ --index city.index --rerank regions --geojson holiday.geojson",
+    "sfrs locate photo.jpg --index city.index --top 1 --json",
+    "sfrs locate photo.jpg --index milvus://db:19530/city --near 55.70,13.19,500",
+)
 def locate(
-    path: Annotated[Path, PATH],
-    index: Annotated[Path, options.option("--index", "An index of sfrs index, or its address in Milvus.")],
+    *,
+    path: Path = argument("An image, or a folder of images (subfolders included)."),
+    index: Path = option("An index of sfrs index, or its address in Milvus.", default=...),
     rerank: options.Rerank,
     output: Output,
     coordinates: data_options.Coordinates,
     running: options.Running,
-    skip_bad_images: options.SkipBadImages = False,
+    skip_bad_images: bool = options.SKIP_BAD_IMAGES,
 ) -> None:
     """Say where photographs were taken: easting and northing, and latitude and longitude.
 

@@ -1,14 +1,12 @@
-"""Options that several commands share, in groups: a parameter that is such a group is a flag per field."""
+"""Options that several commands share, in groups."""
 
-import inspect
 import re
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import MISSING, dataclass, fields, is_dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal
 
-import typer
-
+from sfrs.commands.flags import option
 from sfrs.runtime.errors import UserError
 
 if TYPE_CHECKING:
@@ -21,103 +19,33 @@ if TYPE_CHECKING:
 RANDOM_WEIGHTS = "random weights"
 
 
-def option(flag: str, help: str, panel: str | None = None, show_default: bool = False, **more: Any) -> Any:
-    """A typer option that shows its default only where asked to."""
-    help = help.replace("[", r"\[")  # no markup
-    return typer.Option(flag, help=help, rich_help_panel=panel, show_default=show_default, **more)
-
-
-def grouped(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command whose parameters include groups (dataclasses) one flag per field of each."""
-    hints = get_type_hints(command, include_extras=True)
-    parameters, groups = [], {}
-    for parameter in inspect.signature(command).parameters.values():
-        kind = hints[parameter.name]
-        if is_dataclass(kind):
-            groups[parameter.name] = kind
-            of_group = get_type_hints(kind, include_extras=True)
-            parameters += [
-                inspect.Parameter(
-                    f.name,
-                    parameter.KEYWORD_ONLY,
-                    default=parameter.empty if f.default is MISSING else f.default,
-                    annotation=of_group[f.name],
-                )
-                for f in fields(kind)
-            ]
-        else:
-            parameters.append(parameter.replace(kind=parameter.KEYWORD_ONLY, annotation=kind))
-
-    def run(**values: Any) -> None:
-        found = {
-            name: kind(**{f.name: values.pop(f.name) for f in fields(kind)}) for name, kind in groups.items()
-        }
-        command(**values, **found)
-
-    return with_parameters(run, command, parameters)
-
-
-def with_parameters(
-    run: Callable[..., None], command: Callable[..., None], parameters: Sequence[inspect.Parameter]
-) -> Callable[..., None]:
-    """Let typer see ``run`` as ``command`` with other parameters.
-
-    An error that one of them would have gone on from (`UserError.skip`) names it.
-    """
-    names = {parameter.name for parameter in parameters}
-
-    def advising(**values: Any) -> None:
-        try:
-            run(**values)
-        except UserError as error:
-            if error.skip in names and not values[error.skip]:
-                error.args = (f"{error} --{error.skip.replace('_', '-')} leaves such images out.",)
-            raise
-
-    advising.__doc__ = command.__doc__
-    advising.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # of every function
-    advising.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    return advising
-
-
-IgnoreKeys = Annotated[
-    list[str] | None,
-    option(
-        "--ignore-keys",
-        "Leave out tensors of the file of weights that would be refused; may be repeated.",
-        "Network",
-        metavar="PATTERN",
-    ),
-]
+# A declaration may stand in several groups, under one name.
+IGNORE_KEYS = option(
+    "Leave out tensors of the file of weights that would be refused; may be repeated.",
+    "Network",
+    metavar="PATTERN",
+)
+WORKERS = option("Threads that decode images. Default: one per core, at most 8.", "Running", min=0)
+SKIP_BAD_IMAGES = option("Leave out images that cannot be read, and list them.", "Images", False)
 
 
 @dataclass(frozen=True)
 class Weights:
     """Which network."""
 
-    weights: Annotated[
-        Path | None,
-        option(
-            "--weights",
-            "Weights: a run of sfrs train or a file of one, the network of another project, or the name of a "
-            "published one, as sfrs/pitts30k.",
-            "Network",
-        ),
-    ] = None
-    backbone: Annotated[
-        str | None,
-        option(
-            "--backbone",
-            "Backbone to take with the weights published for it: efficientnet-lite0, -lite1, -lite2, "
-            "timm:NAME or torchvision:NAME; any with --random-weights.",
-            "Network",
-        ),
-    ] = None
-    random_weights: Annotated[
-        bool, option("--random-weights", "Take random weights, to try the path.", "Network")
-    ] = False
-    ignore_keys: IgnoreKeys = None
-    seed: Annotated[int, option("--seed", "Seed of what is random.", "Running", show_default=True)] = 0
+    weights: Path | None = option(
+        "Weights: a run of sfrs train or a file of one, the network of another project, or the name of a "
+        "published one, as sfrs/pitts30k.",
+        "Network",
+    )
+    backbone: str | None = option(
+        "Backbone to take with the weights published for it: efficientnet-lite0, -lite1, -lite2, "
+        "timm:NAME or torchvision:NAME; any with --random-weights.",
+        "Network",
+    )
+    random_weights: bool = option("Take random weights, to try the path.", "Network", default=False)
+    ignore_keys: list[str] | None = IGNORE_KEYS
+    seed: int = option("Seed of what is random.", "Running", default=0)
 
     @property
     def given(self) -> bool:
@@ -156,16 +84,12 @@ class Weights:
 class Whitening:
     """Which whitening."""
 
-    whitening: Annotated[
-        Path | None,
-        option(
-            "--whitening",
-            "PCA whitening to apply: a file of ours, or the paper's network with its PCA layer. Default: the "
-            "one in the file of weights, if there is one.",
-            "Network",
-        ),
-    ] = None
-    no_whitening: Annotated[bool, option("--no-whitening", "Leave it out.", "Network")] = False
+    whitening: Path | None = option(
+        "PCA whitening to apply: a file of ours, or the paper's network with its PCA layer. Default: the "
+        "one in the file of weights, if there is one.",
+        "Network",
+    )
+    no_whitening: bool = option("Leave it out.", "Network", default=False)
 
     def file(self, weights: Path | None, network: "DescriptorNetwork") -> Path | None:
         """The file to read it from: as given, else the weights that bring one."""
@@ -181,42 +105,28 @@ class Whitening:
 class LearnedWhitening(Whitening):
     """Which whitening, where one may be learned from the photographs that are searched."""
 
-    whiten: Annotated[
-        bool | None,
-        option(
-            "--whiten/--no-whiten",
-            "Learn a whitening from the photographs that are searched (of an index: those it begins with). "
-            "Default: without --weights, from 200 on.",
-            "Network",
-        ),
-    ] = None
+    whiten: bool | None = option(
+        "Learn a whitening from the photographs that are searched (of an index: those it begins with). "
+        "Default: without --weights, from 200 on.",
+        "Network",
+        flag="--whiten/--no-whiten",
+    )
 
 
 @dataclass(frozen=True)
 class Images:
     """How images are read."""
 
-    image_size: Annotated[
-        str | None,
-        option(
-            "--image-size",
-            "Resize images to this height and width. Default: as trained; without that 480x640 for VGG16, "
-            "a shorter side of 240 for EfficientNet-Lite.",
-            "Images",
-            metavar="HxW",
-        ),
-    ] = None
-    shorter_side: Annotated[
-        int | None,
-        option(
-            "--shorter-side",
-            "Resize the shorter side to N pixels, keeping the shape.",
-            "Images",
-            metavar="N",
-            min=16,
-        ),
-    ] = None
-    keep_size: Annotated[bool, option("--keep-size", "Leave every image at its own size.", "Images")] = False
+    image_size: str | None = option(
+        "Resize images to this height and width. Default: as trained; without that 480x640 for VGG16, "
+        "a shorter side of 240 for EfficientNet-Lite.",
+        "Images",
+        metavar="HxW",
+    )
+    shorter_side: int | None = option(
+        "Resize the shorter side to N pixels, keeping the shape.", "Images", metavar="N", min=16
+    )
+    keep_size: bool = option("Leave every image at its own size.", "Images", default=False)
 
     @property
     def given(self) -> bool:
@@ -238,26 +148,14 @@ class Images:
         return network.image_size
 
 
-Workers = Annotated[
-    int | None,
-    option("--workers", "Threads that decode images. Default: one per core, at most 8.", "Running", min=0),
-]
-
-
 @dataclass(frozen=True)
 class Running:
     """How the work is done."""
 
-    batch_size: Annotated[
-        int, option("--batch-size", "Images of equal size per batch.", "Running", min=1, show_default=True)
-    ] = 8
-    workers: Workers = None
-    threads: Annotated[
-        int | None, option("--threads", "Threads that compute. Default: torch's choice.", "Running", min=1)
-    ] = None
-    device: Annotated[
-        str, option("--device", "cpu, cuda, cuda:1, ... or auto.", "Running", show_default=True)
-    ] = "auto"
+    batch_size: int = option("Images of equal size per batch.", "Running", default=8, min=1)
+    workers: int | None = WORKERS
+    threads: int | None = option("Threads that compute. Default: torch's choice.", "Running", min=1)
+    device: str = option("cpu, cuda, cuda:1, ... or auto.", "Running", default="auto")
 
     def begin(self) -> dict[str, Any]:
         """Set the threads that compute; returns batch_size and workers for who describes images."""
@@ -278,29 +176,18 @@ class Running:
 class Rerank:
     """Whether and how to re-rank."""
 
-    rerank: Annotated[
-        str | None,
-        option(
-            "--rerank",
-            "Order the first images found by how their regions match the query's, or do not. Default: as an "
-            "index's self-test recommends, else none.",
-            "Re-ranking",
-            metavar="regions|none",
-        ),
-    ] = None
-    rerank_depth: Annotated[
-        int | None,
-        option("--rerank-depth", "How many images. Default: 100.", "Re-ranking", metavar="N", min=1),
-    ] = None
-    rerank_score: Annotated[
-        str | None,
-        option(
-            "--rerank-score",
-            "mixed (default), chamfer, nine-best, aligned, whole-query or best-pair; see docs/reranking.md.",
-            "Re-ranking",
-            metavar="NAME",
-        ),
-    ] = None
+    rerank: str | None = option(
+        "Order the first images found by how their regions match the query's, or do not. Default: as an "
+        "index's self-test recommends, else none.",
+        "Re-ranking",
+        metavar="regions|none",
+    )
+    rerank_depth: int | None = option("How many images. Default: 100.", "Re-ranking", metavar="N", min=1)
+    rerank_score: str | None = option(
+        "mixed (default), chamfer, nine-best, aligned, whole-query or best-pair; see docs/reranking.md.",
+        "Re-ranking",
+        metavar="NAME",
+    )
 
     def parse(self) -> "Reranking | Literal['none'] | None":
         """The re-ranking asked for, if any. Raises `UserError` if an option has no meaning."""
@@ -315,11 +202,6 @@ class Rerank:
         from sfrs.retrieval.region_rerank import DEFAULT_SCORE, DEPTH, Reranking
 
         return Reranking(self.rerank_depth or DEPTH, self.rerank_score or DEFAULT_SCORE)
-
-
-SkipBadImages = Annotated[
-    bool, option("--skip-bad-images", "Leave out images that cannot be read, and list them.", "Images")
-]
 
 
 def open_model(weights: Weights, whitening: Whitening, images: Images, running: Running) -> "Model":

@@ -4,73 +4,41 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
-
-import typer
 
 from sfrs.commands import options
+from sfrs.commands.flags import argument, command, option
 from sfrs.runtime.errors import UserError
-
-EXAMPLES = """
-[b]Examples[/b]
-
-  sfrs report runs/lund --out runs/lund/report
-
-  sfrs report runs/demo --out report --cases 24
-
-  sfrs report runs/sfrs --out report --data pitts30k --split val
-
-  sfrs report city.index --out report
-"""
 
 
 @dataclass(frozen=True)
 class Moved:
     """What the user says of things that are not where the folder says."""
 
-    data: Annotated[
-        Path | None, options.option("--data", "Where the data set is, if it has moved.", "Where things are")
-    ] = None
-    weights: Annotated[
-        Path | None,
-        options.option(
-            "--weights",
-            "Where the network is, if it has moved; of a training run, which one to evaluate.",
-            "Where things are",
-        ),
-    ] = None
-    split: Annotated[
-        str | None,
-        options.option(
-            "--split", "Of a training run: the split to evaluate. Default: test.", "Where things are"
-        ),
-    ] = None
+    data: Path | None = option("Where the data set is, if it has moved.", "Where things are")
+    weights: Path | None = option(
+        "Where the network is, if it has moved; of a training run, which one to evaluate.", "Where things are"
+    )
+    split: str | None = option("Of a training run: the split to evaluate. Default: test.", "Where things are")
 
 
-def register(app: typer.Typer) -> None:
-    app.command("report", epilog=EXAMPLES)(options.grouped(report))
-
-
+@command(
+    "sfrs report runs/lund --out runs/lund/report",
+    "sfrs report runs/demo --out report --cases 24",
+    "sfrs report runs/sfrs --out report --data pitts30k --split val",
+    "sfrs report city.index --out report",
+)
 def report(
-    source: Annotated[
-        Path,
-        typer.Argument(
-            metavar="RUN_EVAL_OR_INDEX",
-            help="Folder written by sfrs evaluate --out, sfrs train, sfrs demo or sfrs index.",
-            show_default=False,
-        ),
-    ],
-    out: Annotated[Path, options.option("--out", "Folder for index.html.", metavar="FOLDER")],
+    *,
+    source: Path = argument(
+        "Folder written by sfrs evaluate --out, sfrs train, sfrs demo or sfrs index.",
+        metavar="RUN_EVAL_OR_INDEX",
+    ),
+    out: Path = option("Folder for index.html.", default=..., metavar="FOLDER"),
     moved: Moved,
     running: options.Running,
-    cases: Annotated[
-        int,
-        typer.Option(
-            "--cases",
-            min=0,
-            help="How many failures and how many successes to show; of an index, look-alikes.",
-        ),
-    ] = 12,
+    cases: int = option(
+        "How many failures and how many successes to show; of an index, look-alikes.", default=12, min=0
+    ),
 ) -> None:
     """Write one HTML page that shows how often, where and why a network or an index is right or wrong.
 

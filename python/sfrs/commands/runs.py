@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
+from sfrs.commands.flags import argument, command, option
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -14,27 +14,18 @@ if TYPE_CHECKING:
 
     from sfrs.training.runs import Run
 
-EXAMPLES = """
-[b]Examples[/b]
-
-  sfrs runs runs/sfrs
-
-  sfrs runs runs/study
-
-  sfrs runs runs/a runs/b --json
-"""
 SHOWN = (1, 5, 10)
 
 
-def register(app: typer.Typer) -> None:
-    app.command("runs", epilog=EXAMPLES)(runs)
-
-
+@command(
+    "sfrs runs runs/sfrs",
+    "sfrs runs runs/study",
+    "sfrs runs runs/a runs/b --json",
+)
 def runs(
-    paths: Annotated[
-        list[Path], typer.Argument(metavar="RUN...", help="Directories of sfrs train, or folders of them.")
-    ],
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+    *,
+    paths: list[Path] = argument("Directories of sfrs train, or folders of them.", metavar="RUN..."),
+    as_json: bool = option("Print JSON instead of tables.", default=False, flag="--json"),
 ) -> None:
     """Show training runs together: how far they are, losses, best recalls, and in what they differ.
 

@@ -5,22 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated
-
-import typer
 
 from sfrs.commands import options
+from sfrs.commands.flags import command, option
 from sfrs.runtime.errors import UserError, counted
 
-EXAMPLES = """
-[b]Examples[/b]
-
-  sfrs serve --index city.index --open
-
-  sfrs serve --index city.index --port 0 --max-megabytes 8
-
-  curl -F photo=@photo.jpg "http://127.0.0.1:8000/locate?top=3"
-"""
 NEEDED = {"fastapi": "fastapi", "uvicorn": "uvicorn", "python-multipart": "python_multipart"}
 """Package -> module of the extra ``serve``."""
 
@@ -29,65 +18,41 @@ NEEDED = {"fastapi": "fastapi", "uvicorn": "uvicorn", "python-multipart": "pytho
 class Address:
     """Where to listen."""
 
-    host: Annotated[
-        str,
-        options.option(
-            "--host",
-            "Address to listen on. Another than this machine's own lets others in.",
-            "Address",
-            show_default=True,
-        ),
-    ] = "127.0.0.1"
-    port: Annotated[
-        int, options.option("--port", "0: any free one.", "Address", min=0, max=65535, show_default=True)
-    ] = 8000
-    allow_host: Annotated[
-        list[str] | None,
-        options.option(
-            "--allow-host",
-            "Another name that browsers may address this server by; may be repeated.",
-            "Address",
-            metavar="NAME",
-        ),
-    ] = None
-    open_page: Annotated[bool, options.option("--open", "Open the page in the browser.", "Address")] = False
+    host: str = option(
+        "Address to listen on. Another than this machine's own lets others in.",
+        "Address",
+        default="127.0.0.1",
+    )
+    port: int = option("0: any free one.", "Address", default=8000, min=0, max=65535)
+    allow_host: list[str] | None = option(
+        "Another name that browsers may address this server by; may be repeated.", "Address", metavar="NAME"
+    )
+    open_page: bool = option("Open the page in the browser.", "Address", default=False, flag="--open")
 
 
 @dataclass(frozen=True)
 class Limits:
     """What is let in."""
 
-    max_megabytes: Annotated[
-        float,
-        options.option(
-            "--max-megabytes", "Size of a photo's file.", "Limits", min=0.01, max=1000, show_default=True
-        ),
-    ] = 20.0
-    max_megapixels: Annotated[
-        float,
-        options.option(
-            "--max-megapixels", "Width times height of it.", "Limits", min=0.01, max=170, show_default=True
-        ),
-    ] = 50.0
-    max_waiting: Annotated[
-        int,
-        options.option(
-            "--max-waiting",
-            "Photos that may wait for the one being located; more have to come again.",
-            "Limits",
-            min=0,
-            max=1000,
-            show_default=True,
-        ),
-    ] = 16
+    max_megabytes: float = option("Size of a photo's file.", "Limits", default=20.0, min=0.01, max=1000)
+    max_megapixels: float = option("Width times height of it.", "Limits", default=50.0, min=0.01, max=170)
+    max_waiting: int = option(
+        "Photos that may wait for the one being located; more have to come again.",
+        "Limits",
+        default=16,
+        min=0,
+        max=1000,
+    )
 
 
-def register(app: typer.Typer) -> None:
-    app.command("serve", epilog=EXAMPLES)(options.grouped(serve))
-
-
+@command(
+    "sfrs serve --index city.index --open",
+    "sfrs serve --index city.index --port 0 --max-megabytes 8",
+    'curl -F photo=@photo.jpg "http://127.0.0.1:8000/locate?top=3"',
+)
 def serve(
-    index: Annotated[Path, options.option("--index", "An index of sfrs index, or its address in Milvus.")],
+    *,
+    index: Path = option("An index of sfrs index, or its address in Milvus.", default=...),
     address: Address,
     limits: Limits,
     running: options.Running,

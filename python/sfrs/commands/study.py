@@ -4,65 +4,37 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import typer
+from sfrs.commands.flags import command, option
 
 if TYPE_CHECKING:
     from sfrs.synthetic.study import Variant
 
-EXAMPLES = """
-[b]Examples[/b]
 
-  sfrs study --out runs/study --seeds 0,1,2
-
-  sfrs study --out runs/generations --generations 4 --backbone efficientnet-lite0 --variants softer,negatives
-
-  sfrs study --variants negatives --variant "heavy: soft_negatives=true soft_level=image soft_weight=1"
-"""
-
-
-def register(app: typer.Typer) -> None:
-    app.command("study", epilog=EXAMPLES)(study)
-
-
+@command(
+    "sfrs study --out runs/study --seeds 0,1,2",
+    "sfrs study --out runs/long --generations 4 --backbone efficientnet-lite0 --variants softer,negatives",
+    'sfrs study --variants negatives --variant "heavy: soft_negatives=true soft_level=image soft_weight=1"',
+)
 def study(
-    out: Annotated[Path, typer.Option("--out", help="Folder for cities, runs and tables.")] = Path(
-        "runs/study"
+    *,
+    out: Path = option("Folder for cities, runs and tables.", default=Path("runs/study")),
+    seeds: str = option("Each is a city and a training of its own.", default="0,1,2", metavar="N,N,..."),
+    generations: int = option("Of every variant; the first is SARE-ind.", default=2, min=2, max=20),
+    backbone: str = option("gradient, or one with published weights.", default="gradient"),
+    variants: str = option(
+        "Of paper, softer, negatives, image, regions; empty: only those of --variant.",
+        default="paper,softer,negatives,image",
+        metavar="NAME,...",
     ),
-    seeds: Annotated[
-        str, typer.Option("--seeds", metavar="N,N,...", help="Each is a city and a training of its own.")
-    ] = "0,1,2",
-    generations: Annotated[
-        int, typer.Option("--generations", min=2, max=20, help="Of every variant; the first is SARE-ind.")
-    ] = 2,
-    backbone: Annotated[
-        str, typer.Option("--backbone", help="gradient, or one with published weights.")
-    ] = "gradient",
-    variants: Annotated[
-        str,
-        typer.Option(
-            "--variants",
-            metavar="NAME,...",
-            help="Of paper, softer, negatives, image, regions; empty: only those of --variant.",
-        ),
-    ] = "paper,softer,negatives,image",
-    variant: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--variant",
-            metavar="'NAME: FIELD=VALUE ...'",
-            help="One of your own: its changes to the configuration of generations 2 and later. Repeatable.",
-        ),
-    ] = None,
-    split: Annotated[
-        str,
-        typer.Option("--split", help="Quarters that are scored: test, or val to choose among variants."),
-    ] = "test",
-    size: Annotated[str, typer.Option("--size", help="demo, or small to rehearse.")] = "demo",
-    threads: Annotated[
-        int | None, typer.Option("--threads", min=1, help="Threads.", show_default="all cores")
-    ] = None,
+    variant: list[str] | None = option(
+        "One of your own: its changes to the configuration of generations 2 and later. Repeatable.",
+        metavar="'NAME: FIELD=VALUE ...'",
+    ),
+    split: str = option("Quarters that are scored: test, or val to choose among variants.", default="test"),
+    size: str = option("demo, or small to rehearse.", default="demo"),
+    threads: int | None = option("Threads.", min=1, show_default="all cores"),
 ) -> None:
     """Compare SFRS and its variants with SARE-ind of equal length, generation by generation.
 

@@ -1,16 +1,15 @@
 """``sfrs train``: train a network in generations, or go on with a run."""
 
-import inspect
 import shlex
-from collections.abc import Callable, Iterator
 from contextlib import ExitStack, nullcontext
-from dataclasses import fields, replace
+from dataclasses import fields, make_dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Optional, get_type_hints
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 import typer
 
-from sfrs.commands.options import show_skipped, with_parameters
+from sfrs.commands.flags import command, option
+from sfrs.commands.options import show_skipped
 from sfrs.runtime.errors import UserError
 from sfrs.training.config import PRESETS, TrainConfig, flag_text, parse_flag
 
@@ -18,17 +17,6 @@ if TYPE_CHECKING:
     from sfrs.data.places import Places
     from sfrs.training.run_folder import RunResult
 
-EXAMPLES = """
-[b]Examples[/b]
-
-  sfrs train --data pitts30k --weights vgg16.safetensors --out runs/sfrs
-
-  sfrs train --data city --preset demo --generations 1 --epochs 12 --out runs/baseline
-
-  sfrs train --resume runs/sfrs
-
-  torchrun --nproc-per-node 4 -m sfrs train --data pitts30k --weights vgg16.safetensors --out runs/sfrs
-"""
 
 PANELS = {
     "data": "Images and network",
@@ -43,71 +31,40 @@ PANELS = {
 """The panel of ``--help`` that begins with a configuration field."""
 
 
-def register(app: typer.Typer) -> None:
-    app.command("train", epilog=EXAMPLES)(with_config_flags(train))
-
-
-def with_config_flags(command: Callable[..., None]) -> Callable[..., None]:
-    """Give ``command`` a flag for every field of `TrainConfig`; those that were set come as ``changes``."""
-    hints = get_type_hints(command, include_extras=True)
-    own = [p.replace(annotation=hints[p.name]) for p in inspect.signature(command).parameters.values()]
-    parameters = [*own[:-1], *_flags()]
-
-    def run(**values: Any) -> None:
-        given = {f.name: values.pop(f.name) for f in fields(TrainConfig)}
-        changes = {
-            name: parse_flag(name, value) if isinstance(value, str) else value
-            for name, value in given.items()
-            if value is not None
-        }
-        command(**values, changes=changes)
-
-    return with_parameters(run, command, parameters)
-
-
-def _flags() -> Iterator[inspect.Parameter]:
-    kinds, panel = get_type_hints(TrainConfig), ""
+def _flags() -> type:
+    """Make a group of a flag for every field of `TrainConfig`, None where it is not given."""
+    kinds, panel, declared = get_type_hints(TrainConfig), "", []
     for f in fields(TrainConfig):
         panel = PANELS.get(f.name, panel)
         kind = kinds[f.name] if kinds[f.name] in (bool, int, float) else str
         name = f.name.replace("_", "-")
         choices = f" ({' | '.join(f.metadata['choices'])})" if f.metadata["choices"] else ""
-        option = typer.Option(
-            f"--{name}/--no-{name}" if kind is bool else f"--{name}",
-            help=f.metadata["help"] + choices,
-            rich_help_panel=panel,
-            show_default=flag_text(f.default) or False,
+        flag = f"--{name}/--no-{name}" if kind is bool else f"--{name}"
+        shown = flag_text(f.default) or False
+        declared.append(
+            (f.name, kind | None, option(f.metadata["help"] + choices, panel, flag=flag, show_default=shown))
         )
-        annotation = Annotated[Optional[kind], option]  # noqa: UP045  typer on 3.10 wants Optional
-        yield inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+    return make_dataclass("Flags", declared, frozen=True)
 
 
+Flags: Any = _flags()
+
+
+@command(
+    "sfrs train --data pitts30k --weights vgg16.safetensors --out runs/sfrs",
+    "sfrs train --data city --preset demo --generations 1 --epochs 12 --out runs/baseline",
+    "sfrs train --resume runs/sfrs",
+    "torchrun --nproc-per-node 4 -m sfrs train --data pitts30k --weights vgg16.safetensors --out runs/sfrs",
+)
 def train(
     *,
-    out: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option("--out", help="Directory of the new run.", show_default=False),
-    ] = None,
-    resume: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option("--resume", metavar="RUN", help="Go on with the run in RUN.", show_default=False),
-    ] = None,
-    preset: Annotated[
-        str, typer.Option("--preset", help=f"Values to start from: {', '.join(PRESETS)}.")
-    ] = "paper",
-    first_generation: Annotated[
-        Optional[Path],  # noqa: UP045
-        typer.Option(
-            "--first-generation", metavar="RUN", help="Take generation 1 from RUN.", show_default=False
-        ),
-    ] = None,
-    tensorboard: Annotated[
-        bool, typer.Option("--tensorboard", help="Also write event files to RUN/tensorboard.")
-    ] = False,
-    random_weights: Annotated[
-        bool, typer.Option("--random-weights", help="Begin with random weights, to try the path.")
-    ] = False,
-    changes: dict[str, Any],
+    out: Path | None = option("Directory of the new run."),
+    resume: Path | None = option("Go on with the run in RUN.", metavar="RUN"),
+    preset: str = option(f"Values to start from: {', '.join(PRESETS)}.", default="paper"),
+    first_generation: Path | None = option("Take generation 1 from RUN.", metavar="RUN"),
+    tensorboard: bool = option("Also write event files to RUN/tensorboard.", default=False),
+    random_weights: bool = option("Begin with random weights, to try the path.", default=False),
+    flags: Flags,  # type: ignore[valid-type]  # made of the configuration
 ) -> None:
     """Train a network in generations (SFRS), on the splits train and val of --data.
 
@@ -115,6 +72,11 @@ def train(
     --resume goes on after the last checkpoint and ends with the same network, bit for bit.
     Several processes, for several GPUs: torchrun --nproc-per-node N -m sfrs train, with the same options.
     """
+    changes = {
+        name: parse_flag(name, value) if isinstance(value, str) else value
+        for name, value in vars(flags).items()
+        if value is not None
+    }
     folder = out or resume
     if folder is None or (out and resume):
         raise UserError("give either --out DIR for a new run or --resume RUN")

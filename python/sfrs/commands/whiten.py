@@ -1,35 +1,26 @@
 """``sfrs whiten``: fit PCA whitening to a network's descriptors."""
 
 from pathlib import Path
-from typing import Annotated
-
-import typer
 
 from sfrs.commands import options
+from sfrs.commands.flags import command, option
 from sfrs.runtime.errors import UserError, counted
 
-EXAMPLES = """
-[b]Examples[/b]
 
-  sfrs whiten --data pitts30k --weights runs/sfrs/generation_4/best.safetensors --out pca.safetensors
-
-  sfrs evaluate --data pitts30k --weights runs/sfrs/generation_4/best.safetensors --whitening pca.safetensors
-"""
-
-
-def register(app: typer.Typer) -> None:
-    app.command("whiten", epilog=EXAMPLES)(options.grouped(whiten))
-
-
+@command(
+    "sfrs whiten --data pitts30k --weights runs/sfrs --out pca.safetensors",
+    "sfrs evaluate --data pitts30k --weights runs/sfrs --whitening pca.safetensors",
+)
 def whiten(
-    data: Annotated[Path, options.option("--data", "Data set to fit to: a folder or a CSV manifest.")],
-    out: Annotated[Path, options.option("--out", "Where to write it.", metavar="X.safetensors")],
+    *,
+    data: Path = option("Data set to fit to: a folder or a CSV manifest.", default=...),
+    out: Path = option("Where to write it.", default=..., metavar="X.safetensors"),
     weights: options.Weights,
     image_options: options.Images,
     running: options.Running,
-    split: Annotated[str, typer.Option("--split", help="Which split of it.")] = "train",
-    dim: Annotated[int, typer.Option("--dim", min=1, help="Numbers to keep per descriptor.")] = 4096,
-    images: Annotated[int, typer.Option("--images", min=2, help="Fit to at most this many images.")] = 10_000,
+    split: str = option("Which split of it.", default="train"),
+    dim: int = option("Numbers to keep per descriptor.", default=4096, min=1),
+    images: int = option("Fit to at most this many images.", default=10_000, min=2),
 ) -> None:
     """Fit PCA whitening to the training images' descriptors, for [b]--whitening[/b].
 
