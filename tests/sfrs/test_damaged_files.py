@@ -17,7 +17,6 @@ from sfrs.models.model import Model
 from sfrs.models.network import save_network
 from sfrs.retrieval.index import Index, quantised
 from sfrs.retrieval.index.derive import derive
-from sfrs.retrieval.index.rows import RowFile
 from sfrs.retrieval.index.store import TABLE, Entry, Store, summarise
 from sfrs.runtime.errors import UserError
 from sfrs.runtime.tensor_files import read_safetensors, write_tensors
@@ -39,11 +38,9 @@ def index(tmp_path, monkeypatch):
     path = tmp_path / "i"
     path.mkdir()
     with closing(Store.create(path, Model(network_of_seed(), size=SIZE), "ivf")) as store:
-        target = RowFile(*store.rows_of("descriptors"), 0)
         rows = np.random.default_rng(0).normal(size=(ROWS, 24)).astype(np.float32)
-        target.append(rows / np.linalg.norm(rows, axis=1, keepdims=True))
-        target.close()
-        store.add(0, [Entry(b"/made/up/%d.jpg" % i, 9.0 * i, 0.0, 0, 0) for i in range(ROWS)])
+        rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+        store.add([Entry(b"/made/up/%d.jpg" % i, 9.0 * i, 0.0, 0, 0) for i in range(ROWS)], rows)
         derive(store, None)
     return path
 

@@ -106,7 +106,7 @@ def test_a_killed_build_goes_on_and_is_not_read_before_its_end(place_folder, pat
         written.extend(entries)
 
     monkeypatch.setattr(EngineStore, "add", killed)
-    monkeypatch.setattr("sfrs.retrieval.index.engine.BATCH_BYTES", 1)
+    monkeypatch.setattr("sfrs.retrieval.index.build.BATCH_BYTES", 1)
     with pytest.raises(KeyboardInterrupt):
         build(path, place_folder, model)
     with pytest.raises(UserError, match="not finished"):

@@ -17,7 +17,6 @@ from sfrs.data.photos import NO_SOURCES, Photo, Sources, check_inside, project
 from sfrs.models.fitting import Fitting
 from sfrs.models.model import Model
 from sfrs.retrieval.index.derive import derive, whiten
-from sfrs.retrieval.index.rows import RowFile
 from sfrs.retrieval.index.settings import check_same
 from sfrs.retrieval.index.store import LOCK, NETWORK, TABLE, WHITENING, Entry, Store, locked
 from sfrs.runtime.errors import UserError
@@ -26,6 +25,8 @@ from sfrs.runtime.progress import Tasks, quiet
 KINDS = ("exact", "float16", "pq", "ivf", "disk")
 COMMIT_SECONDS = 5.0
 """Work that is lost at most when a build is killed."""
+BATCH_BYTES = 16 * 2**20
+"""Of descriptors and quarters that are written at once."""
 SAME_PLACE = 1e-3
 """Metres below which a position counts as unchanged."""
 NAMED = 3
@@ -306,9 +307,10 @@ class Builder:
     ) -> list[Entry]:
         """The photos to describe: those that are not in the index as they are now."""
         entries = []
-        for photo, (easting, northing), stamp in zip(photos, positions.tolist(), stamps, strict=True):
+        known_images = self._opened().known([os.fsencode(photo.file) for photo in photos])
+        rows = zip(photos, positions.tolist(), stamps, known_images, strict=True)
+        for photo, (easting, northing), stamp, known in rows:
             entry = Entry(os.fsencode(photo.file), easting, northing, *stamp)
-            known = self._opened().find(entry.file)
             if known is not None:
                 near = np.allclose((easting, northing), known[1:3], rtol=0, atol=SAME_PLACE, equal_nan=True)
                 if near and stamp == known[3:5]:
@@ -324,35 +326,31 @@ class Builder:
         store = self._opened()
         if self.model is None:
             self.model = store.load_model(adding.device)
-        regions, first = bool(store.settings["quarters"]), store.slots()
-        names = ("descriptors", "quarters") if regions else ("descriptors",)
-        targets = [RowFile(*store.rows_of(name), first) for name in names]
         files = [Path(os.fsdecode(entry.file)) for entry in entries]
         described = self.model.encode_batches(
-            files, regions=regions, batch_size=adding.batch_size, workers=adding.workers
+            files,
+            regions=bool(store.settings["quarters"]),
+            batch_size=adding.batch_size,
+            workers=adding.workers,
         )
-        progress = self._tasks("describing")
-        written = committed = 0
-        last = time.monotonic()
-        try:
-            for rows, descriptors, quarters in described:
-                parts = (descriptors,) if quarters is None else (descriptors, quarters)
-                for target, part in zip(targets, parts, strict=True):
-                    target.append(part.cpu().numpy())
-                written = rows[-1] + 1
-                if time.monotonic() - last >= COMMIT_SECONDS:
-                    self._commit(targets, first + committed, entries[committed:written])
-                    committed, last = written, time.monotonic()
-                progress(written, len(files))
-        finally:
-            self._commit(targets, first + committed, entries[committed:written])
-            for target in targets:
-                target.close()
+        progress, batch, done, last = self._tasks("describing"), [], 0, time.monotonic()
 
-    def _commit(self, targets: Sequence[RowFile], slot: int, entries: Sequence[Entry]) -> None:
-        for target in targets:  # rows reach the disk before the table names them
-            target.sync()
-        self._opened().add(slot, entries)
+        def write() -> None:
+            parts = [np.concatenate(part) for part in zip(*batch, strict=True)]
+            batch.clear()  # what cannot be written is not tried again
+            store.add(entries[done - len(parts[0]) : done], *parts)
+
+        try:
+            for rows, *found in described:
+                batch.append([part.cpu().numpy() for part in found if part is not None])
+                done, held = rows[-1] + 1, sum(part.nbytes for parts in batch for part in parts)
+                if held >= BATCH_BYTES or time.monotonic() - last >= COMMIT_SECONDS:
+                    write()
+                    last = time.monotonic()
+                progress(done, len(files))
+        finally:
+            if batch:
+                write()
 
     def _remove(self, chosen: Callable[[Path], bool]) -> int:
         store = self._opened()

@@ -100,8 +100,7 @@ def _rewritten(store: Store, name: str, dtype: str, kept: np.ndarray | None, tas
     step = max(1, BLOCK_BYTES // max(1, source[:1].nbytes))
     for start in range(0, len(kept), step):
         target.append(source[kept[start : start + step]])
-        if progress is not None:
-            progress(min(start + step, len(kept)), len(kept))
+        progress(min(start + step, len(kept)), len(kept))
     target.close()
     return file.name
 
@@ -114,8 +113,7 @@ def _compressed(store: Store, kind: str, rows: np.ndarray, extend: bool, tasks: 
         copy = store.open_compressed(to_extend=True)
     else:
         trained, copy = len(rows), Compressed.train(kind, rows)
-        if fitting is not None:
-            fitting(1, 1)
+        fitting(1, 1)
     copy.extend(rows, tasks("compressing"))
     digest = copy.save(file)
     return {"compressed": file.name, "compressed_digest": digest, "trained": trained}

@@ -1,7 +1,5 @@
 """An index whose images an engine holds (`engine_store`): built, opened and summed up."""
 
-import os
-import time
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import replace
@@ -16,18 +14,16 @@ from sfrs.data.images import check_images
 from sfrs.data.photos import Photo
 from sfrs.models.fitting import WHITENED_BY, learn_whitening
 from sfrs.models.model import Model
-from sfrs.retrieval.index.build import COMMIT_SECONDS, Adding, Builder, Change
+from sfrs.retrieval.index.build import Adding, Builder, Change
 from sfrs.retrieval.index.engine_store import EngineStore
 from sfrs.retrieval.index.milvus import WIDEST, Milvus
 from sfrs.retrieval.index.opened import Index
-from sfrs.retrieval.index.store import Entry, facts_of
+from sfrs.retrieval.index.store import facts_of
 from sfrs.retrieval.near import Near
 from sfrs.retrieval.tested import SelfTest
 from sfrs.runtime.errors import UserError
 from sfrs.runtime.progress import Tasks
 
-BATCH_BYTES = 16 * 2**20
-"""Of descriptors and quarters that are written at once."""
 KINDS = ("exact", "float16")
 
 
@@ -101,35 +97,6 @@ class EngineBuilder(Builder):
             )
         self._engine.create(self.model, kind, zone, regions, whiten_from)
         self._store = self._engine
-
-    def _changed(
-        self, photos: Sequence[Photo], positions: np.ndarray, stamps: Sequence[tuple[int, int]]
-    ) -> list[Entry]:
-        self._opened().look_up([os.fsencode(photo.file) for photo in photos])
-        return super()._changed(photos, positions, stamps)
-
-    def _describe(self, entries: Sequence[Entry], adding: Adding) -> None:
-        if not entries:
-            return
-        store = self._opened()
-        if self.model is None:
-            self.model = store.load_model(adding.device)
-        files = [Path(os.fsdecode(entry.file)) for entry in entries]
-        described = self.model.encode_batches(
-            files,
-            regions=store.settings["quarters"],
-            batch_size=adding.batch_size,
-            workers=adding.workers,
-        )
-        progress, batch, written, last = self._tasks("describing"), [], 0, time.monotonic()
-        for rows, descriptors, quarters in described:
-            batch.append([part.cpu().numpy() for part in (descriptors, quarters) if part is not None])
-            done, held = rows[-1] + 1, sum(part.nbytes for parts in batch for part in parts)
-            full = held >= BATCH_BYTES or time.monotonic() - last >= COMMIT_SECONDS
-            if full or done == len(files):
-                store.add(entries[written:done], *map(np.concatenate, zip(*batch, strict=True)))
-                batch, written, last = [], done, time.monotonic()
-            progress(done, len(files))
 
 
 class EngineIndex(Index):
@@ -212,9 +179,7 @@ def summarise(path: str | Path) -> dict[str, Any]:
         settings: Any = store.settings
         table = store.pending()
         test, sizes = _self_test(store, len(table.files)), store.milvus.sizes()
-    finished = settings["complete"] != ""
-    facts = facts_of(path, settings, table, finished=finished, removed_rows=0, compressed=False, sizes=sizes)
-    return facts | {"self_test": None if test is None else test.summary()}
+    return facts_of(path, settings, table, sizes) | {"self_test": test and test.summary()}
 
 
 def _self_test(store: EngineStore, images: int) -> SelfTest | None:

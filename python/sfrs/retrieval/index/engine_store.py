@@ -9,7 +9,7 @@ import base64
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +53,7 @@ class EngineStore:
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path, self._known = str(path), {}
+        self.path = str(path)
         self.settings: EngineSettings | None = None
         self.milvus = Milvus(path)
         self._images = self.milvus.name
@@ -148,22 +148,18 @@ class EngineStore:
         found = np.array(positions, np.float64).reshape(-1, 2)[order]
         return Table(np.array(keys, np.int64)[order], Paths(b"".join(files), lengths), found)
 
-    def look_up(self, files: Sequence[bytes]) -> None:
-        """Ask which of the files are there, for `find`."""
-        keys = {key_of(file): file for file in files}
-        self._known = {}
-        for row in self.milvus.get(self._images, list(keys), COLUMNS):
-            if row["file"].encode() != keys[row["id"]]:
+    def known(self, files: Sequence[bytes]) -> Iterator[Entry | None]:
+        """Yield for each file its image, with its key in ``replaces``; None if it is not there."""
+        names, found = {key_of(file): file for file in files}, {}
+        for row in self.milvus.get(self._images, list(names), COLUMNS):
+            file = names[row["id"]]
+            if row["file"].encode() != file:
                 raise UserError(
-                    f"{os.fsdecode(keys[row['id']])} and {row['file']} have the same key in {self.path}; "
+                    f"{os.fsdecode(file)} and {row['file']} have the same key in {self.path}; "
                     "rename one of them."
                 )
-            values = [_or_nan(row[name]) for name in COLUMNS[1:]]
-            self._known[keys[row["id"]]] = Entry(keys[row["id"]], *values, replaces=row["id"])
-
-    def find(self, file: bytes) -> Entry | None:
-        """Find one of the files of `look_up`, with its key in ``replaces``."""
-        return self._known.get(file)
+            found[file] = Entry(file, *(_or_nan(row[name]) for name in COLUMNS[1:]), replaces=row["id"])
+        return map(found.get, files)
 
     def add(
         self, entries: Sequence[Entry], descriptors: np.ndarray, quarters: np.ndarray | None = None

@@ -290,4 +290,4 @@ def summarise(path: str | Path) -> dict[str, Any]:
         return engine.summarise(path)
     facts = store.summarise(path)
     tested = SelfTest.load(Path(path), facts["generation"], facts["fingerprint"], facts["images"])
-    return facts | {"self_test": None if tested is None else tested.summary()}
+    return facts | {"self_test": tested and tested.summary()}

@@ -22,6 +22,7 @@ from sfrs.models.model import Model, read_architecture
 from sfrs.models.network import save_network
 from sfrs.models.weights_file import WeightsError
 from sfrs.retrieval.index.quantised import Compressed
+from sfrs.retrieval.index.rows import RowFile
 from sfrs.retrieval.index.settings import FORMAT, Settings, model_settings, read_settings
 from sfrs.runtime.atomic_io import lock_taken, replaced
 from sfrs.runtime.errors import UserError
@@ -208,13 +209,14 @@ class Store:
         with self._using():
             return self._images(self.generation + 1)
 
-    def find(self, file: bytes) -> Entry | None:
-        """Find an image of the generation that is being built, with its own slot in ``replaces``."""
+    def known(self, files: Iterable[bytes]) -> Iterator[Entry | None]:
+        """Yield for each file its image in the generation being built, with its own slot in ``replaces``."""
         columns = "IFNULL(easting, 9e999), IFNULL(northing, 9e999), bytes, modified, slot"
         query = f"SELECT file, {columns} FROM images WHERE file = ? AND died IS NULL"
-        with self._using():
-            row = self._database.execute(query, (file,)).fetchone()
-        return row and Entry._make(np.nan if value == np.inf else value for value in row)
+        for file in files:
+            with self._using():
+                row = self._database.execute(query, (file,)).fetchone()
+            yield row and Entry._make(np.nan if value == np.inf else value for value in row)
 
     def slots(self) -> int:
         """Count the rows the descriptor file must have; what lies beyond is of a writer that was killed."""
@@ -227,9 +229,19 @@ class Store:
         with self._using():
             return bool(self._database.execute(query, (self.generation,)).fetchone()[0])
 
-    def add(self, first: int, entries: Sequence[Entry]) -> None:
-        """Add images to the generation being built, in slots from ``first`` on, for those they replace."""
-        coming = self.generation + 1
+    def add(
+        self, entries: Sequence[Entry], descriptors: np.ndarray, quarters: np.ndarray | None = None
+    ) -> None:
+        """Add images to the generation being built, for those they replace.
+
+        Args:
+            descriptors, quarters: ``[n, dim]`` and, if the index keeps regions, ``[n, 4, K, D]``.
+        """
+        first, coming = self.slots(), self.generation + 1
+        for name, part in (("descriptors", descriptors), ("quarters", quarters)):
+            if part is not None:  # rows reach the disk before the table names them
+                with closing(RowFile(*self.rows_of(name), first)) as file:
+                    file.append(part)
         rows = [(slot, *entry[:5], coming) for slot, entry in enumerate(entries, start=first)]
         with self._using():
             self._database.executemany("INSERT INTO images VALUES (?, ?, ?, ?, ?, ?, ?, NULL)", rows)
@@ -317,42 +329,32 @@ def summarise(path: str | Path) -> dict[str, Any]:
     Its network is not opened.
     """
     with closing(Store.open(path)) as store:
-        finished = store.generation > 0
-        table = store.snapshot() if finished else store.pending()
-        settings, slots = store.settings, store.slots()
-    return facts_of(
-        path,
-        settings,
-        table,
-        finished=finished,
-        removed_rows=slots - len(table.files),
-        compressed=settings["compressed"] is not None,
-        sizes={file.name: file.stat().st_size for file in sorted(Path(path).iterdir()) if file.is_file()},
-    )
+        table = store.snapshot() if store.generation else store.pending()
+        settings, removed = store.settings, store.slots() - len(table.files)
+    sizes = {file.name: file.stat().st_size for file in sorted(Path(path).iterdir()) if file.is_file()}
+    return facts_of(path, settings, table, sizes, removed_rows=removed)
 
 
 def facts_of(
     path: str | Path,
     settings: Mapping[str, Any],
     table: Table,
-    *,
-    finished: bool,
-    removed_rows: int,
-    compressed: bool,
     sizes: dict[str, int],
+    *,
+    removed_rows: int = 0,
 ) -> dict[str, Any]:
     """Say what is in an index with these settings and images, as JSON takes it."""
     placed = table.positions[np.isfinite(table.positions).all(axis=1)]
     backbone, _, clusters = read_architecture(settings["digests"]["architecture"], path)
     return {
         "path": str(path),
-        "finished": finished,
+        "finished": settings["generation"] > 0,
         "generation": settings["generation"],
         "images": len(table.files),
         "without_position": len(table.files) - len(placed),
         "removed_rows": removed_rows,
         "kind": settings["kind"],
-        "compressed": compressed,
+        "compressed": settings.get("compressed") is not None,
         "descriptor_dim": settings["dim"],
         "stored_as": settings["dtype"],
         "regions": bool(settings["quarters"]),
