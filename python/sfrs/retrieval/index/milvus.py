@@ -13,7 +13,6 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +28,6 @@ PAGE, QUERIES = 1_000, 100
 """Rows that one request names, and queries it asks."""
 MOST = 16_384
 """Rows that Milvus answers at most."""
-FILLED = 12_288
-"""Rows that a range of keys should hold, well below that; few ranges, since each is a scan of all."""
-KEYS = 2**63
 ATTEMPTS, TIMEOUT = 3, 60.0
 """Times to connect, and seconds within which a request is repeated where the engine does not answer."""
 _USERS: Counter[str] = Counter()
@@ -167,12 +163,11 @@ class Milvus:
         return np.array([[_numbers(found[int(key)][name]) for name in columns] for key in keys], np.float32)
 
     def rows(self, name: str, columns: Sequence[str]) -> Iterator[dict]:
-        """Yield all rows, by ranges of their keys, which are spread evenly."""
+        """Yield all rows, in any order."""
         with self._using():
-            count = self._client.query(name, "", output_fields=["count(*)"], timeout=TIMEOUT)
-        ranges = count[0]["count(*)"] // FILLED + 1
-        for low, high in pairwise(KEYS * i // ranges for i in range(ranges + 1)):
-            yield from self._between(name, columns, low, high)
+            pages = self._client.query_iterator(name, MOST, output_fields=["id", *columns], timeout=TIMEOUT)
+            while page := pages.next():
+                yield from page
 
     def search(self, name: str, queries: np.ndarray, k: int, condition: str) -> list[list[tuple[int, float]]]:
         """Find the k rows most similar to each query, (key, similarity), best first."""
@@ -183,17 +178,6 @@ class Milvus:
                 hits = self._client.search(name, part, condition, limit=min(k, MOST), timeout=TIMEOUT)
             found += [[(hit["id"], hit["distance"]) for hit in one] for one in hits]
         return found
-
-    def _between(self, name: str, columns: Sequence[str], low: int, high: int) -> list[dict]:
-        condition = f"id >= {low} and id <= {high - 1}"
-        with self._using():
-            rows = self._client.query(
-                name, condition, output_fields=["id", *columns], limit=MOST, timeout=TIMEOUT
-            )
-        if len(rows) < MOST:
-            return rows
-        middle = (low + high) // 2
-        return self._between(name, columns, low, middle) + self._between(name, columns, middle, high)
 
     @contextmanager
     def _using(self) -> Iterator[None]:
