@@ -90,8 +90,7 @@ def export(
 def parse_shape(size: str | None, model: Model) -> ImageShape:
     """The images ``--size`` asks for; without it, those the network was trained on.
 
-    Raises:
-        UserError: it is neither HxW nor dynamic, or smaller than two positions of the feature map.
+    Raises `UserError` if it is neither HxW nor dynamic, or smaller than two positions of the feature map.
     """
     from sfrs.models.export import ImageShape
 

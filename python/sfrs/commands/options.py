@@ -55,8 +55,7 @@ class Weights:
     def open(self) -> "Model":
         """Open the model; without any option, the default backbone with its published weights.
 
-        Raises:
-            UserError: the options contradict each other, or weights are missing or cannot be read.
+        Raises `UserError` if the options contradict each other, or weights are missing or cannot be read.
         """
         if self.weights is not None and (self.backbone or self.random_weights):
             raise UserError("--weights says which network it is; leave out --backbone and --random-weights.")
@@ -136,8 +135,7 @@ class Images:
     def size(self, network: "DescriptorNetwork") -> "Size":
         """The image size; without any option, the one the network was trained at.
 
-        Raises:
-            UserError: more than one option, or --image-size is not HxW.
+        Raises `UserError` if more than one is given, or --image-size is not HxW.
         """
         if sum((self.image_size is not None, self.shorter_side is not None, self.keep_size)) > 1:
             raise UserError("--image-size, --shorter-side and --keep-size exclude each other.")
@@ -207,8 +205,7 @@ class Rerank:
 def open_model(weights: Weights, whitening: Whitening, images: Images, running: Running) -> "Model":
     """Open the model that the options describe.
 
-    Raises:
-        UserError: an option is wrong, or a file cannot be used.
+    Raises `UserError` if an option is wrong, or a file cannot be used.
     """
     from sfrs.models.model import Model
     from sfrs.models.whitening import Whitening as PCA

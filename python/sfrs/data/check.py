@@ -98,7 +98,7 @@ def check_data(
     workers: int = 2,
     tasks: Tasks | None = None,
 ) -> tuple[str, list[SplitCheck]]:
-    """Check the splits of a data set.
+    """Check the splits of a data set. Raises `PlacesError` if ``path`` is no data set.
 
     Args:
         splits: names; none: all that are there.
@@ -108,9 +108,6 @@ def check_data(
 
     Returns:
         (name of the format, checks of the splits, the training split first).
-
-    Raises:
-        PlacesError: ``path`` is no data set.
     """
     reading = replace(reading, lenient=not reading.skip_unplaced)
     kind = format_of(path, reading)

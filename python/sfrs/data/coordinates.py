@@ -112,11 +112,9 @@ def to_metres(degrees: ArrayLike, zone: str | None = None) -> tuple[np.ndarray, 
     """Convert latitude and longitude ``[n, 2]`` to (easting and northing in metres ``[n, 2]``, zone).
 
     All points are projected into one zone, so that distances between them are distances: ``zone``, or the
-    zone of the first known point. Rows that are not finite become nan.
-
-    Raises:
-        UserError: no point is known and no zone given; a point is none on earth, or lies so far outside of
-            the zone (`FURTHEST`) that its metres would be wrong.
+    zone of the first known point. Rows that are not finite become nan. Raises `UserError` if no point is
+    known and no zone given; a point is none on earth, or lies so far outside of the zone (`FURTHEST`) that
+    its metres would be wrong.
     """
     known = _known(degrees)
     if zone is None:
@@ -140,12 +138,10 @@ def _known(degrees: ArrayLike) -> np.ndarray:
 def to_system(degrees: ArrayLike, system: str = "") -> tuple[np.ndarray, str]:
     """Convert latitude and longitude ``[n, 2]`` to (metres ``[n, 2]`` of a system, the system).
 
-    Points go into the first zone of ``system`` that reaches them (`FURTHEST`); for the others, the zone
-    of the first of them is appended. Points that are linked by steps of less than `APART` stay together
-    as far as one zone reaches, so that no border cuts through a place. Rows that are not finite become nan.
-
-    Raises:
-        UserError: a point is none on earth, or beyond the latitudes of UTM.
+    Points go into the first zone of ``system`` that reaches them (`FURTHEST`); for the others, the zone of
+    the first of them is appended. Points that are linked by steps of less than `APART` stay together as far
+    as one zone reaches, so that no border cuts through a place. Rows that are not finite become nan. Raises
+    `UserError` if a point is none on earth, or beyond the latitudes of UTM.
     """
     degrees = np.asarray(degrees, dtype=np.float64).reshape(-1, 2)
     groups = _neighbourhoods(_known(degrees))

@@ -17,13 +17,10 @@ def hashed(*numbers: int) -> int:
 class ColorJitter:
     """Random brightness, contrast, saturation and hue in random order, with torchvision's meaning.
 
-    Factors of the first three are uniform in ``[max(0, 1 - x), 1 + x]``, the hue shift is uniform in
-    ``[-hue, hue]`` turns. The paper uses (0.7, 0.7, 0.7, 0.5). The draws follow from ``seed`` and the key of
-    each call alone, so neither the order of calls nor threads nor processes matter, and a resumed run needs
-    no checkpoint of them.
-
-    Raises:
-        ValueError: an amount is out of range.
+    Factors of the first three are uniform in ``[max(0, 1 - x), 1 + x]``, the hue shift is uniform in ``[-hue,
+    hue]`` turns. The paper uses (0.7, 0.7, 0.7, 0.5). The draws follow from ``seed`` and the key of each call
+    alone, so neither the order of calls nor threads nor processes matter, and a resumed run needs no
+    checkpoint of them. Raises `ValueError` if an amount is out of range.
     """
 
     def __init__(

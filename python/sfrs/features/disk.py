@@ -48,10 +48,8 @@ class DiskRows:
     def open(self, say: Callable[[str], None]) -> None:
         """Get ready to fill what is missing: keep a file that fits, else begin another and ``say`` why.
 
-        Call it in one process, before the others ask for what is `left`.
-
-        Raises:
-            UserError: another run is filling the cache, or the disk is too full.
+        Call it in one process, before the others ask for what is `left`. Raises `UserError` if another run is
+        filling the cache, or the disk is too full.
         """
         with explained(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)

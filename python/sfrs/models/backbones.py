@@ -118,8 +118,7 @@ class Backbone(nn.Module):
     def load_pretrained(self) -> None:
         """Take the weights that are published with the backbone, in place.
 
-        Raises:
-            PretrainedWeightsError: there are none, or they are not installed.
+        Raises `PretrainedWeightsError` if there are none, or they are not installed.
         """
         raise PretrainedWeightsError(
             f"{self.name}: no weights come with this backbone; give --weights FILE, or --random-weights to "
@@ -199,8 +198,7 @@ def build_backbone(name: str, **options) -> Backbone:
     """Build a backbone, with random weights, by its name in `REGISTRY`, or a network of timm or
     torchvision (`sfrs.models.libraries`); ``options`` go to its constructor.
 
-    Raises:
-        BackboneError: no such name, or the library does not import.
+    Raises `BackboneError` if there is no such name, or the library does not import.
     """
     if name.startswith(LIBRARIES):
         from sfrs.models.libraries import LibraryBackbone

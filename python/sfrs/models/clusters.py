@@ -23,8 +23,7 @@ class TooFewFeaturesError(UserError, ValueError):
 def kmeans(features: Tensor, num_clusters: int, *, iterations: int = 25, seed: int = 0) -> Tensor:
     """Compute centres float32 ``[num_clusters, D]`` of ``features`` ``[n, D]`` by Lloyd's algorithm in faiss.
 
-    Raises:
-        TooFewFeaturesError: fewer features than clusters.
+    Raises `TooFewFeaturesError` if there are fewer features than clusters.
     """
     if len(features) < num_clusters:
         raise TooFewFeaturesError(

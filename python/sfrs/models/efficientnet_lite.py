@@ -123,8 +123,7 @@ class EfficientNetLite(Backbone):
     def load_pretrained(self) -> None:
         """Take the weights of ImageNet from the installed package; nothing of it is run.
 
-        Raises:
-            PretrainedWeightsError: it is not installed, or its file is another one.
+        Raises `PretrainedWeightsError` if it is not installed, or its file is another one.
         """
         size = self.name[-1]
         path = _weights_file(size)

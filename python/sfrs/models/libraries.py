@@ -150,11 +150,10 @@ class LibraryBackbone(Backbone):
     """A network of timm or torchvision, in evaluation mode while it is trained, too: batch norm keeps the
     statistics of its weights, and nothing is dropped.
 
+    Raises `BackboneError` if the library does not import, or has no such network, or that has no such map.
+
     Args:
         name: see `Spec`.
-
-    Raises:
-        BackboneError: the library does not import, or has no such network, or that has no such map.
     """
 
     default_size = 224  # a multiple of all strides

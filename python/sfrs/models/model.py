@@ -248,8 +248,7 @@ class Model(nn.Module):
     def quarters(self, images: Sequence[Photograph], *, batch_size: int = 8) -> Tensor:
         """Compute quarter VLADs, float32 ``[n, 4, K, D]`` on the CPU, un-whitened, `compact`.
 
-        Raises:
-            BadImageError: an image cannot be read.
+        Raises `BadImageError` if an image cannot be read.
         """
         self.check_clusters()
         found = torch.empty(len(images), *self.quarters_shape)

@@ -152,14 +152,12 @@ def load_network(path: str | Path, *, ignore_keys: Sequence[str] = ()) -> Descri
     """Rebuild a network from `save_network`'s file, or from VGG16 weights of other projects.
 
     The latter are listed in `sfrs.models.foreign.LAYOUTS`. Bare VGG16, such as torchvision's, gets an
-    untrained NetVLAD (``network.meta["untrained_vlad"]`` is set; see `sfrs.models.clusters`).
+    untrained NetVLAD (``network.meta["untrained_vlad"]`` is set; see `sfrs.models.clusters`). Raises
+    `WeightsError` if the file cannot be read, or a tensor is missing, not finite, has another shape, or no
+    place in the network; the message names the file and the tensor.
 
     Args:
         ignore_keys: patterns (``fc.*``) of names of tensors to leave out, which would be refused.
-
-    Raises:
-        WeightsError: the file cannot be read, or a tensor is missing, not finite, has another shape, or no
-            place in the network; the message names the file and the tensor.
     """
     return network_of(read_weights(path, ignore_keys))
 

@@ -92,8 +92,7 @@ def published(path: str | Path) -> PublishedNetwork | None:
 def downloaded(network: PublishedNetwork) -> Path:
     """Return the file of a published network in torch.hub's cache, downloaded if it is not there.
 
-    Raises:
-        DownloadError: it cannot be downloaded, or its digest is not the published one.
+    Raises `DownloadError` if it cannot be downloaded, or its digest is not the published one.
     """
     file = Path(torch.hub.get_dir()) / "checkpoints" / network.url.rpartition("/")[2]
     if not file.is_file():

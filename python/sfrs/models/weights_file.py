@@ -33,14 +33,12 @@ def read_tensors(path: Path, ignore_keys: Sequence[str] = ()) -> tuple[dict[str,
     """Read all tensors of a file, and the description in it if it is our own.
 
     Names are the path through what a checkpoint wraps around its tensors, joined with dots, without
-    ``module`` and ``_orig_mod``, which DataParallel and torch.compile put around parts of a model.
+    ``module`` and ``_orig_mod``, which DataParallel and torch.compile put around parts of a model. Raises
+    `WeightsError` if there is no such file, or it holds no weights.
 
     Args:
         path: a file, the folder of a run, or the name of a published network (`network_file`).
         ignore_keys: tensors whose names match one of these patterns (as ``fc.*``) are left out.
-
-    Raises:
-        WeightsError: no such file, or not a weights file.
     """
     path = network_file(path)
     try:

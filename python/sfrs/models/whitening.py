@@ -70,10 +70,7 @@ class Whitening:
         All n - 1 directions of n descriptors, whitened, make these very descriptors equally unlike. With
         ``shrinkage`` the variance of the direction at that share of them, by falling variance, is added to
         all variances: ``P = diag((variance + added)^-1/2) U^T``. What few images say of rare directions then
-        counts less.
-
-        Raises:
-            ValueError: fewer than two different descriptors, or ``dim`` larger than d.
+        counts less. Raises `ValueError` if there are fewer than two different descriptors, or ``dim`` is larger.
         """
         n, d = descriptors.shape
         if n < 2 or not 0 < dim <= d:
@@ -98,10 +95,8 @@ class Whitening:
         """Read `save`'s file, or the whitening in a network of ours or of other origin.
 
         The latter are listed in `sfrs.models.foreign.LAYOUTS`; also read is ``pca_params_*.h5`` of the
-        paper's implementation. For ``ignore_keys`` see `sfrs.models.network.load_network`.
-
-        Raises:
-            WeightsError: the file cannot be read, or no whitening is in it.
+        paper's implementation. For ``ignore_keys`` see `sfrs.models.network.load_network`. Raises
+        `WeightsError` if the file cannot be read, or no whitening is in it.
         """
         found = cls.of(read_weights(path, ignore_keys))
         if found is None:

@@ -207,8 +207,7 @@ def without_bad_images(
 ) -> tuple[Places, list[tuple]]:
     """Leave out images that cannot be read; returns (data set, (file, reason) of those left out).
 
-    Raises:
-        UserError: no image of a role can be read.
+    Raises `UserError` if no image of a role can be read.
     """
     kept, bad = [], []
     for role, images in (("database", places.database), ("queries", places.queries)):

@@ -107,8 +107,7 @@ def chosen_reranking(
 ) -> Reranking | None:
     """Return the re-ranking asked for; with None the one that the index's self-test recommends, if any.
 
-    Raises:
-        UserError: it is none of these.
+    Raises `UserError` if it is none of these.
     """
     if rerank == "none":
         return None

@@ -15,8 +15,7 @@ NUMBER = r"\s*([+-]?\d+(?:\.\d*)?)\s*"
 class Near:
     """The images within ``radius`` metres of a point in degrees.
 
-    Raises:
-        UserError: the point is none on earth, or the radius is not positive.
+    Raises `UserError` if the point is none on earth, or the radius is not positive.
     """
 
     latitude: float
@@ -44,10 +43,8 @@ class Near:
     def center(self, system: str) -> np.ndarray:
         """Return easting and northing of the point in the coordinate system of an index, ``[2]``.
 
-        nan where no zone of the system reaches it.
-
-        Raises:
-            UserError: the index's metres are of a zone nobody knows.
+        nan where no zone of the system reaches it. Raises `UserError` if the index's metres are of a zone
+        nobody knows.
         """
         if not system:
             raise UserError(

@@ -125,10 +125,8 @@ def contact_sheet(
 ) -> None:
     """Draw each query next to the first ``top`` images found for it.
 
-    Right ones have a green border and a tick, wrong ones a red border and a cross.
-
-    Raises:
-        BadImageError: an image cannot be read.
+    Right ones have a green border and a tick, wrong ones a red border and a cross. Raises `BadImageError` if
+    an image cannot be read.
     """
     columns = [MARGIN + i * (TILE[0] + GAP) + (GAP if i else 0) for i in range(top + 2)]
     header = MARGIN + (40 if title else 0) + (28 if subtitle else 0) + CAPTION

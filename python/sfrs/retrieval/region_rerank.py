@@ -76,8 +76,7 @@ DEFAULT_SCORE = next(iter(SCORES))
 class Reranking:
     """The number of images of a search to order by their regions, and the one of `SCORES` to order by.
 
-    Raises:
-        UserError: there is no such score.
+    Raises `UserError` if there is no such score.
     """
 
     depth: int = DEPTH

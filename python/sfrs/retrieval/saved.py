@@ -34,10 +34,8 @@ def evaluate_saved(
 ) -> Evaluation:
     """Rank descriptors ``[n, dim]`` of the database for those of the queries ``[m, dim]``, and score them.
 
-    Unit vectors are ranked by inner product, others by Euclidean distance, for unit vectors the same.
-
-    Raises:
-        UserError: the two do not go together, or with ``places``; a value is not finite.
+    Unit vectors are ranked by inner product, others by Euclidean distance, for unit vectors the same. Raises
+    `UserError` if the two do not go together, or with ``places``; a value is not finite.
     """
     scoring = scoring or Scoring()
     for role, array, images in (

@@ -12,8 +12,9 @@ def search(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Find the k database rows of each query with the largest inner products, largest first.
 
-    The database is walked in blocks where it lies, so it may be a memory map or float16, and no index
-    holds a second copy of it.
+    The database is walked in blocks where it lies, so it may be a memory map or float16, and no index holds a
+    second copy of it. Raises `ValueError` if shapes do not match, the database is empty, or a value is not
+    finite.
 
     Args:
         database: ``[n, d]``.
@@ -24,9 +25,6 @@ def search(
     Returns:
         (inner products float32 ``[m, k]``, falling, indices int64 ``[m, k]``). Of equal scores the lower row
         comes first, whatever the blocks.
-
-    Raises:
-        ValueError: shapes do not match, the database is empty, or a value is not finite.
     """
     if database.ndim != 2 or queries.ndim != 2 or database.shape[1] != queries.shape[1]:
         raise ValueError(
@@ -71,11 +69,10 @@ def _ranked(scores: np.ndarray, indices: np.ndarray, k: int) -> tuple[np.ndarray
 def largest(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Find the k largest of each row and their columns, largest first; of equal ones the lower column first.
 
+    Raises `ValueError` if a score is not a number.
+
     Args:
         scores: ``[m, n]``.
-
-    Raises:
-        ValueError: a score is not a number.
     """
     found, columns = scores.topk(k, dim=1)
     if found.isnan().any():

@@ -113,8 +113,7 @@ class SelfTest:
     def load(cls, folder: Path, generation: int, fingerprint: str, images: int) -> "SelfTest | None":
         """Read the self-test of an index; None if there is none, or it is of the index as it was before.
 
-        Raises:
-            UserError: the file is damaged.
+        Raises `UserError` if the file is damaged.
         """
         file = folder / FILE
         if not file.is_file():

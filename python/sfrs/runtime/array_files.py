@@ -27,15 +27,14 @@ class ArrayFileError(UserError, ValueError):
 def read_arrays(path: str | Path, *variables: str) -> dict[str, Any]:
     """Read a ``.mat`` file up to version 7, or an HDF5 file; nothing in it can run.
 
+    Raises `ArrayFileError` if there is no such file, it is another or a damaged one, or h5py is not installed.
+
     Args:
         variables: those to read of a ``.mat`` file; by default all.
 
     Returns:
         Structs and groups as dicts, cells and arrays of structs as lists, texts as ``str``, numbers as
         arrays in the shape they are stored in; None for objects of MATLAB classes.
-
-    Raises:
-        ArrayFileError: no such file, another or a damaged one, or h5py is not installed.
     """
     path = Path(path)
     kind = "HDF5" if path.suffix in HDF5 else "MATLAB"

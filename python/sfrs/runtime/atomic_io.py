@@ -39,14 +39,12 @@ def replaced(path: Path, *, size: int | None = None, suffix: str = ".partial") -
     """Yield the name to write a file under that becomes ``path`` once the block has ended well.
 
     The file has reached the disk before it takes the place of the previous one. If the block fails, the
-    previous file stays and nothing else is left. Folders are made as needed.
+    previous file stays and nothing else is left. Folders are made as needed. Raises `WriteError` if the disk
+    is full, or for another fault of `WHY`.
 
     Args:
         size: bytes that are to be written, for the message.
         suffix: added to the name meanwhile.
-
-    Raises:
-        WriteError: the disk is full, or another fault of `WHY`.
     """
     partial = path.with_name(path.name + suffix)
     try:
@@ -81,8 +79,7 @@ def refuse_foreign(folder: Path, *ours: str) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write UTF-8 text, file names of any bytes included, replacing ``path`` in one step.
 
-    Raises:
-        WriteError: the disk is full, or another fault of it.
+    Raises `WriteError` if the disk is full, or for another fault of it.
     """
     with replaced(path, size=len(text)) as partial:
         partial.write_text(text, encoding="utf-8", errors="surrogateescape")

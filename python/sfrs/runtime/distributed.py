@@ -133,8 +133,7 @@ class Processes:
 def processes() -> Processes:
     """Join the processes of this run, from the environment torchrun sets; later calls return the same.
 
-    Raises:
-        UserError: the environment is not torchrun's, or the others cannot be reached.
+    Raises `UserError` if the environment is not torchrun's, or the others cannot be reached.
     """
     count = _from_environment("WORLD_SIZE", "1")
     if count == 1:

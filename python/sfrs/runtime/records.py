@@ -60,8 +60,7 @@ def read_record(path: Path, kind: Any) -> Any:
 def as_record(value: Any, kind: Any, where: object) -> Any:
     """Return parsed JSON as ``kind``, lists and keys made tuples and numbers where that says so.
 
-    Raises:
-        RecordError: a value is missing or of another type; the message begins with ``where``.
+    Raises `RecordError` if a value is missing or of another type; the message begins with ``where``.
     """
     try:
         return _read(value, kind, "")

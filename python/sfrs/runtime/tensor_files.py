@@ -21,8 +21,7 @@ class TensorFileError(UserError, ValueError):
 def read_safetensors(path: Path, key: str) -> tuple[dict[str, Tensor], Any]:
     """Read all tensors, and the JSON that the metadata holds under ``key`` (None if nothing).
 
-    Raises:
-        TensorFileError: there is no such file, or it is damaged.
+    Raises `TensorFileError` if there is no such file, or it is damaged.
     """
     with _opened(path) as file:
         return {name: file.get_tensor(name) for name in file.keys()}, _described(file, path, key)  # noqa: SIM118
@@ -57,8 +56,7 @@ def write_tensors(
 ) -> None:
     """Write tensors, of any device and layout, to a safetensors file that replaces ``path`` in one step.
 
-    Raises:
-        WriteError: the disk is full, or another fault of it; the message names the file.
+    Raises `WriteError` if the disk is full, or for another fault of it; the message names the file.
     """
     separate, seen = {}, set()  # safetensors refuses tensors that share memory
     for name, value in tensors.items():

@@ -200,11 +200,10 @@ def describe_in_shares(
 ) -> Tensor | None:
     """Describe ``images`` (int64 ``[b]``), of which every process computes a share.
 
+    Raises `DivergedError` if a value is not finite.
+
     Returns:
         float32 ``[b, K * D]`` in the main process, None in the others.
-
-    Raises:
-        DivergedError: a value is not finite.
     """
     total, count = len(images), processes.count
 

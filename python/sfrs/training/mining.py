@@ -41,9 +41,8 @@ class Tuples:
 class Miner:
     """Finds tuples, and remembers each query's hardest negatives for the next time.
 
-    Raises:
-        UserError: no query has a positive; or a query with one has fewer than ``config.tuple_negatives``
-            images to choose negatives from.
+    Raises `UserError` if no query has a positive; or a query with one has fewer than
+    ``config.tuple_negatives`` images to choose negatives from.
     """
 
     def __init__(self, neighbourhood: Neighbourhood, config: TrainConfig, *, seed: int = 0) -> None:

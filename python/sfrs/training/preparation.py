@@ -109,8 +109,7 @@ def build_features(
 def run_device(config: TrainConfig) -> torch.device:
     """Return ``config.device``, with auto resolved; each of several processes has a GPU of its own.
 
-    Raises:
-        UserError: torch has no such device, or there are more processes than GPUs.
+    Raises `UserError` if torch has no such device, or there are more processes than GPUs.
     """
     name, joined = usable_device(config.device), processes()
     if joined.count > 1 and name.startswith("cuda"):
@@ -127,8 +126,7 @@ def training_images(
 ) -> TrainingImages:
     """Bring the training images' features together; for training steps jittered as ``config`` says.
 
-    Raises:
-        ValueError: ``features`` was built without the variants that ``config`` wants.
+    Raises `ValueError` if ``features`` was built without the variants that ``config`` wants.
     """
     steps = features
     if config.cache.variants:

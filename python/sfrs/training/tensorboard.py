@@ -27,10 +27,8 @@ class TensorBoard(TrainingProgress):
     """Follows the metrics of a run and writes ``RUN/tensorboard``.
 
     The axis counts optimisation steps over all generations. Scalars of an epoch (its mean losses, its
-    validation recalls) stand at its last step.
-
-    Raises:
-        UserError: the package tensorboard is not installed.
+    validation recalls) stand at its last step. Raises `UserError` if the package tensorboard is not
+    installed.
     """
 
     def __init__(self, directory: RunDirectory) -> None:

@@ -78,9 +78,8 @@ PLAIN = Reading()
 def format_of(path: str | Path, reading: Reading = PLAIN) -> Format:
     """Return the format of a data set.
 
-    Raises:
-        PlacesError: it has none, and the message says what was looked for; or ``reading`` says what this
-            format says itself.
+    Raises `PlacesError` if it has none, and the message says what was looked for; or ``reading`` says what
+    this format says itself.
     """
     path = Path(path)
     if reading.queries:

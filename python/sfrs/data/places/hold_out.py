@@ -41,11 +41,10 @@ def held_out(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the rows of (database, queries) of ``split``, int64.
 
+    Raises `UserError` if the rule or the split is none, a time is missing, or there are too few photographs.
+
     Args:
         files, positions: the photographs in the order of their names, and metres ``[n, 2]``.
-
-    Raises:
-        UserError: the rule or the split is none, a time is missing, or there are too few photographs.
     """
     if split not in SPLITS:
         raise PlacesError(f"--split is {split!r}; a folder that is split has {', '.join(SPLITS)}.")

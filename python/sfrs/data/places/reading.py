@@ -74,8 +74,7 @@ def located(photo: Photo, locator: Locator) -> Photo:
 def shots_of(photos: dict[str, list[Photo]], reading: Reading) -> tuple[Shots, str]:
     """Bring the photographs of all roles into one coordinate system, and return it too.
 
-    Raises:
-        PlacesError: it is not known where a photograph was taken, or it cannot be where it says.
+    Raises `PlacesError` if it is not known where a photograph was taken, or it cannot be where it says.
     """
     every = [photo for of_role in photos.values() for photo in of_role]
     unplaced = [photo.file for photo in every if not photo.placed]

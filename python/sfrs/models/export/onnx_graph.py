@@ -26,8 +26,7 @@ LARGEST_FILE = 2**31 - 2**24
 def write_onnx(model: Model, path: Path, shape: ImageShape, description: dict, device: str) -> None:
     """Write one ``.onnx`` file with input ``images`` and output ``descriptors``; always from the CPU.
 
-    Raises:
-        UserError: onnx or onnxscript is not installed, or the weights do not fit into one file.
+    Raises `UserError` if onnx or onnxscript is not installed, or the weights do not fit into one file.
     """
     require("onnx", "onnxscript", "onnxruntime")
     size = sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))

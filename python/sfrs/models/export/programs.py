@@ -51,8 +51,7 @@ def open_program(path: Path) -> Callable[[Tensor], Tensor]:
 def write_package(model: Model, path: Path, shape: ImageShape, description: dict, device: str) -> None:
     """Write ``.pt2`` of machine code, which ``torch._inductor.aoti_load_package`` and C++ read.
 
-    Raises:
-        UserError: there is no C++ compiler.
+    Raises `UserError` if there is no C++ compiler.
     """
     compiler = cxx()
     if shutil.which(compiler) is None:

@@ -76,8 +76,9 @@ class Change:
 class Builder:
     """Makes an index or changes one, alone: holds the index's lock until it is left.
 
-    Readers see nothing of it before `finish`. Interrupted in any way, the same calls go on with the
-    rest.
+    Readers see nothing of it before `finish`. Interrupted in any way, the same calls go on with the rest.
+    Raises `UserError` if there is no index and no model; the model or another option is not the index's;
+    another process is writing.
 
     Args:
         path: of the index.
@@ -88,10 +89,6 @@ class Builder:
             model's clusters are made from the photographs).
         zone: UTM zone of the index, and of metres that do not say theirs.
         tasks: opens a progress display per stage.
-
-    Raises:
-        UserError: there is no index and no model; the model or another option is not the index's; another
-            process is writing.
     """
 
     kinds: tuple[str, ...] = KINDS
@@ -187,8 +184,7 @@ class Builder:
     def remove(self, pattern: str) -> None:
         """Remove the images below a folder, or those whose path or name matches a shell pattern.
 
-        Raises:
-            UserError: no image does.
+        Raises `UserError` if no image does.
         """
         folder = Path(os.path.abspath(pattern))
 

@@ -138,9 +138,8 @@ class Index:
     def open(cls, path: str | Path, *, device: str = "cpu") -> "Index":
         """Open the index at ``path``, a folder or an address in Milvus, as its last finished change left it.
 
-        Raises:
-            UserError: it is no index, its first build has not finished, its format is another, or a file of
-                it is damaged.
+        Raises `UserError` if it is no index, its first build has not finished, its format is another, or a
+        file of it is damaged.
         """
         if on_engine(path):
             from sfrs.retrieval.index.engine import EngineIndex
@@ -236,8 +235,7 @@ class Index:
     def descriptors(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
         """Read the descriptors of images, float32 ``[len(rows), dim]``.
 
-        Raises:
-            UserError: one is not finite.
+        Raises `UserError` if one is not finite.
         """
         found = self._descriptors[self._slots[np.asarray(rows, dtype=np.int64)]].astype(np.float32)
         if not np.isfinite(found).all():
@@ -265,8 +263,7 @@ class Index:
     def quarters(self, rows: Sequence[int] | np.ndarray) -> Tensor:
         """Quarter VLADs of images, float32 ``[len(rows), 4, K, D]``, compact: as stored, else from the files.
 
-        Raises:
-            BadImageError: they are not stored, and a file has gone or cannot be read.
+        Raises `BadImageError` if they are not stored, and a file has gone or cannot be read.
         """
         if self._quarters is None:
             return self.model.quarters([self.files[row] for row in rows])

@@ -110,11 +110,10 @@ class Compressed:
     ) -> "Compressed":
         """Read `save`'s file; the lists of the kind disk stay there unless ``to_extend``.
 
+        Raises `UserError` if the file is missing or damaged.
+
         Args:
             digest: what `save` returned. A damaged file can make faiss take any amount of memory.
-
-        Raises:
-            UserError: the file is missing or damaged.
         """
         mapped = kind == "disk" and not to_extend
         flags = faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY if mapped else 0

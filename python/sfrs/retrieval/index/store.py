@@ -161,8 +161,7 @@ class Store:
     def load_model(self, device: str = "cpu") -> Model:
         """Load the index's copy of its model.
 
-        Raises:
-            WeightsError: a file of it is damaged, or not the one the images were described with.
+        Raises `WeightsError` if a file of it is damaged, or not the one the images were described with.
         """
         stored = self.settings["digests"]
         whitening = self.path / WHITENING if stored["whitening"] else None
