@@ -54,29 +54,20 @@ class Finding:
 
 @dataclass(frozen=True)
 class SplitCheck:
-    """The content of one split: numbers of images, and of places (positions or panoramas) in the database.
-
-    Attributes:
-        radius: metres within which a database image is a positive.
-        without_positive: queries that have none.
-        median_positives: of the queries that have one; 0 if none has.
-        unplaced: images that say nowhere where they were taken.
-        serves: "evaluate", "train" and "index", as far as nothing stands in the way.
-        findings: what is wrong or noteworthy, what stops first.
-    """
+    """The content of one split: numbers of images, and of places (positions or panoramas) in the database."""
 
     split: str
     database: int = 0
     queries: int = 0
     places: int = 0
-    radius: float = 0.0
-    without_positive: int = 0
-    median_positives: float = 0.0
+    radius: float = 0.0  # metres within which a database image is a positive
+    without_positive: int = 0  # queries that have none
+    median_positives: float = 0.0  # of the queries that have one; 0 if none has
     missing: int = 0
     unreadable: int = 0
-    unplaced: int = 0
-    serves: tuple[str, ...] = ()
-    findings: tuple[Finding, ...] = ()
+    unplaced: int = 0  # images that say nowhere where they were taken
+    serves: tuple[str, ...] = ()  # "evaluate", "train" and "index", as far as nothing stands in the way
+    findings: tuple[Finding, ...] = ()  # what is wrong or noteworthy, what stops first
 
     @property
     def ok(self) -> bool:

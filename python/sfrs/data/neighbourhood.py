@@ -9,17 +9,11 @@ from sfrs.data.ragged import Ragged
 
 @dataclass(frozen=True)
 class Neighbourhood:
-    """Database images by where they may stand in a query's tuple.
+    """Database images by where they may stand in a query's tuple."""
 
-    Attributes:
-        positives: for each query the database images that show its place.
-        excluded: for each query the database images that may not be its negatives.
-        database: number of database images.
-    """
-
-    positives: Ragged
-    excluded: Ragged
-    database: int
+    positives: Ragged  # for each query the database images that show its place
+    excluded: Ragged  # for each query the database images that may not be its negatives
+    database: int  # number of database images
 
     @classmethod
     def of_places(cls, places: Places, positive_radius: float, negative_radius: float) -> "Neighbourhood":

@@ -26,22 +26,15 @@ OPTIONAL = ("easting, northing (or latitude, longitude)", "zone")
 
 @dataclass(frozen=True)
 class Photo:
-    """An image and where it was taken: UTM metres, or else degrees, or neither is known.
-
-    Attributes:
-        zone: UTM zone of ``metres``, such as "33N"; "" where it is not said.
-        unreadable: why the file cannot be read; "" where it can, as far as anybody looked.
-        panorama: the panorama it was cut from, by its name; "" where it is not said.
-        condition: what it was taken under, such as "night"; "" where it is not said.
-    """
+    """An image and where it was taken: UTM metres, or else degrees, or neither is known."""
 
     file: Path
     metres: tuple[float, float] | None = None
-    zone: str = ""
+    zone: str = ""  # UTM zone of metres, such as "33N"; "" where it is not said
     degrees: tuple[float, float] | None = None
-    unreadable: str = ""
-    panorama: str = ""
-    condition: str = ""
+    unreadable: str = ""  # why the file cannot be read; "" where it can, as far as anybody looked
+    panorama: str = ""  # the panorama it was cut from, by its name; "" where it is not said
+    condition: str = ""  # what it was taken under, such as "night"; "" where it is not said
 
     @property
     def placed(self) -> bool:
@@ -51,18 +44,13 @@ class Photo:
 
 @dataclass(frozen=True)
 class Sources:
-    """What says where photographs were taken, besides their names and their EXIF.
+    """What says where photographs were taken, besides their names and their EXIF."""
 
-    Attributes:
-        positions: a CSV file with the columns file and easting, northing (zone), or latitude, longitude; it
-            goes before names and EXIF.
-        track: a GPX file, for photographs of which nothing else says it; by the time in their EXIF.
-        clock: what the camera's clock was ahead of UTC, see `sfrs.data.track.clock_of`; "": as the
-            photographs say.
-    """
-
+    # A CSV file with the columns file and easting, northing (zone), or latitude, longitude; it goes before
+    # names and EXIF.
     positions: str = ""
-    track: str = ""
+    track: str = ""  # a GPX file, for photographs of which nothing else says it; by the time in their EXIF
+    # What the camera's clock was ahead of UTC, see `sfrs.data.track.clock_of`; "": as the photographs say.
     clock: str = ""
 
     def __post_init__(self):

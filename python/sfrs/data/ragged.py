@@ -8,15 +8,10 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Ragged:
-    """Lists of different lengths, one after the other.
+    """Lists of different lengths, one after the other."""
 
-    Attributes:
-        values: int64 ``[nnz]``.
-        offsets: int64 ``[n + 1]``; list ``i`` is ``values[offsets[i]:offsets[i + 1]]``.
-    """
-
-    values: np.ndarray
-    offsets: np.ndarray
+    values: np.ndarray  # int64 [nnz]
+    offsets: np.ndarray  # int64 [n + 1]; list i is values[offsets[i]:offsets[i + 1]]
 
     @classmethod
     def from_lists(cls, lists: Sequence[Sequence[int]]) -> "Ragged":

@@ -44,15 +44,10 @@ VGG16_HEAD = (("conv5_1", 512), ("conv5_2", 512), ("conv5_3", 512))
 
 @dataclass(frozen=True)
 class Published:
-    """Weights that are published with a backbone.
+    """Weights that are published with a backbone."""
 
-    Attributes:
-        source: where `Backbone.load_pretrained` takes them from.
-        licence: theirs, as their publisher names it.
-    """
-
-    source: str
-    licence: str
+    source: str  # where `Backbone.load_pretrained` takes them from
+    licence: str  # theirs, as their publisher names it
 
 
 class BackboneError(UserError, ValueError):

@@ -24,15 +24,12 @@ WHITENED_DIM, WHITENED_BY, SHRINKAGE = 2048, 3000, 0.1
 
 @dataclass(frozen=True)
 class Fitting:
-    """What a model takes from the photographs that it searches.
+    """What a model takes from the photographs that it searches."""
 
-    Attributes:
-        whiten: learn a whitening from them; None: only where clusters are made from them too, and they are
-            `WHITENED_FROM` or more.
-        clusters: options of `sfrs.models.model.Model.fit_clusters`, for a model without clusters.
-    """
-
+    # Learn a whitening from them; None: only where clusters are made from them too, and they are
+    # `WHITENED_FROM` or more.
     whiten: bool | None = None
+    # Options of `sfrs.models.model.Model.fit_clusters`, for a model without clusters.
     clusters: Mapping[str, Any] = field(default_factory=dict)
 
     def make_clusters(self, model: Model, files: Sequence[Path], tasks: Tasks, **options: Any) -> int | None:

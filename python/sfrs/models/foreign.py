@@ -20,23 +20,14 @@ WHITENING = "whitening."
 
 @dataclass(frozen=True)
 class Layout:
-    """Where a project keeps its tensors.
+    """Where a project keeps its tensors."""
 
-    Attributes:
-        backbone: prefix of VGG16's layers, which are numbered as torchvision numbers them.
-        inputs: how it normalises images, a key of `sfrs.models.backbones.VGG16_INPUTS`.
-        assignment: prefix of NetVLAD's 1x1 convolution.
-        centroids: key of the centroids.
-        whitening: prefix of the layer after NetVLAD.
-        cluster_minor: centroids are ``[D, K]``, and descriptors have their clusters innermost.
-    """
-
-    backbone: str
-    inputs: str
-    assignment: str = ""
-    centroids: str = ""
-    whitening: str = ""
-    cluster_minor: bool = False
+    backbone: str  # prefix of VGG16's layers, which are numbered as torchvision numbers them
+    inputs: str  # how it normalises images, a key of `sfrs.models.backbones.VGG16_INPUTS`
+    assignment: str = ""  # prefix of NetVLAD's 1x1 convolution
+    centroids: str = ""  # key of the centroids
+    whitening: str = ""  # prefix of the layer after NetVLAD
+    cluster_minor: bool = False  # centroids are [D, K], and descriptors have their clusters innermost
 
 
 LAYOUTS = (
@@ -74,21 +65,16 @@ CLASSIFIER = r"classifier\.[036]\.(weight|bias)"
 
 @dataclass(frozen=True)
 class Weights:
-    """Content of a file of weights.
+    """Content of a file of weights."""
 
-    Attributes:
-        path: the file.
-        description: of the network as `sfrs.models.network.network_description` makes it, or None
-            where the file holds a whitening alone.
-        tensors: ``backbone.*`` and ``vlad.*`` of `sfrs.models.network.DescriptorNetwork`, and
-            ``whitening.projection`` ``[dim, K * D]`` for cluster-major descriptors with ``whitening.bias``.
-        ignored: patterns of tensors that were left out.
-    """
-
-    path: Path
+    path: Path  # the file
+    # Of the network as `sfrs.models.network.network_description` makes it, or None where the file holds a
+    # whitening alone.
     description: dict | None
+    # backbone.* and vlad.* of `sfrs.models.network.DescriptorNetwork`, and whitening.projection
+    # [dim, K * D] for cluster-major descriptors with whitening.bias.
     tensors: dict[str, Tensor]
-    ignored: tuple[str, ...] = ()
+    ignored: tuple[str, ...] = ()  # patterns of tensors that were left out
 
 
 def read_weights(path: str | Path, ignore_keys: Sequence[str] = ()) -> Weights:

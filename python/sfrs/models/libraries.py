@@ -28,17 +28,13 @@ TRAINED_BLOCKS = 4
 
 @dataclass(frozen=True)
 class Spec:
-    """What a name asks for, taken apart.
-
-    Attributes:
-        stride: pixels per position of the local features; 0 for 14 or 16 if there are such, else 32.
-        trained: how many of the last modules with parameters, or blocks, are trained; 0 for the default.
-    """
+    """What a name asks for, taken apart."""
 
     full: str
     library: str
     network: str
-    stride: int = 0
+    stride: int = 0  # pixels per position of the local features; 0 for 14 or 16 if there are such, else 32
+    # How many of the last modules with parameters, or blocks, are trained; 0 for the default.
     trained: int = 0
 
     @classmethod

@@ -14,19 +14,13 @@ PROBE = (64, 96)
 
 @dataclass(frozen=True)
 class Link:
-    """A module of a chain.
-
-    Attributes:
-        stride: of its output, in pixels; 0 if that is no map of the image.
-        channels: of its output.
-        channels_last: whether that is ``[B, h, w, C]``.
-    """
+    """A module of a chain."""
 
     name: str
     module: nn.Module
-    stride: int
-    channels: int
-    channels_last: bool
+    stride: int  # of its output, in pixels; 0 if that is no map of the image
+    channels: int  # of its output
+    channels_last: bool  # whether that is [B, h, w, C]
 
     @property
     def has_parameters(self) -> bool:

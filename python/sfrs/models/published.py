@@ -17,21 +17,14 @@ HLOC = "https://cvg-data.inf.ethz.ch/hloc/netvlad/"
 
 @dataclass(frozen=True)
 class PublishedNetwork:
-    """A file of weights of another project.
+    """A file of weights of another project."""
 
-    Attributes:
-        url: where it is downloaded from; its last part names the file in the cache.
-        licence: of the project that published it.
-        what: the layers in it and what they were trained on.
-        sha256: digest of the file, or its first digits; empty where none is published.
-        inputs: how images are normalised, a key of `sfrs.models.backbones.VGG16_INPUTS`, where that is
-            otherwise than in other files with the same names of tensors.
-    """
-
-    url: str
-    licence: str
-    what: str
-    sha256: str = ""
+    url: str  # where it is downloaded from; its last part names the file in the cache
+    licence: str  # of the project that published it
+    what: str  # the layers in it and what they were trained on
+    sha256: str = ""  # digest of the file, or its first digits; empty where none is published
+    # How images are normalised, a key of `sfrs.models.backbones.VGG16_INPUTS`, where that is otherwise than
+    # in other files with the same names of tensors.
     inputs: str = ""
 
 

@@ -19,15 +19,10 @@ SMALLEST_VARIANCE = 1e-9
 
 @dataclass(frozen=True)
 class Whitening:
-    """``y = L2(P x + b)`` with ``P = diag(variance^-1/2) U^T`` and ``b = -P mean``.
+    """``y = L2(P x + b)`` with ``P = diag(variance^-1/2) U^T`` and ``b = -P mean``."""
 
-    Attributes:
-        projection: float32 ``[dim, input_dim]``.
-        bias: float32 ``[dim]``.
-    """
-
-    projection: Tensor
-    bias: Tensor
+    projection: Tensor  # float32 [dim, input_dim]
+    bias: Tensor  # float32 [dim]
 
     @property
     def dim(self) -> int:
@@ -70,7 +65,9 @@ class Whitening:
         All n - 1 directions of n descriptors, whitened, make these very descriptors equally unlike. With
         ``shrinkage`` the variance of the direction at that share of them, by falling variance, is added to
         all variances: ``P = diag((variance + added)^-1/2) U^T``. What few images say of rare directions then
-        counts less. Raises `ValueError` if there are fewer than two different descriptors, or ``dim`` is larger.
+        counts less.
+
+        Raises `ValueError` if there are fewer than two different descriptors, or they are shorter than ``dim``.
         """
         n, d = descriptors.shape
         if n < 2 or not 0 < dim <= d:

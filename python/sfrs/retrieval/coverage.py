@@ -22,13 +22,9 @@ MOST_PAIRS = 100
 
 @dataclass(frozen=True)
 class Gap(Place):
-    """A place whose photographs are not found by the others: one more would help most here.
+    """A place whose photographs are not found by the others: one more would help most here."""
 
-    Attributes:
-        photos: tested photographs within 50 m of it that have no other within 25 m, or are not found.
-    """
-
-    photos: int
+    photos: int  # tested photographs within 50 m of it that have no other within 25 m, or are not found
 
 
 def gaps(index: "Index", answers: Sequence["Answer"], most: int = MOST_GAPS) -> list[Gap]:

@@ -38,29 +38,19 @@ class Match(Place):
 
 @dataclass(frozen=True)
 class Found:
-    """The answer about one photograph. A notebook shows it as pictures.
+    """The answer about one photograph. A notebook shows it as pictures."""
 
-    Attributes:
-        query: its path, or "photo N" for the N-th image in memory.
-        location: the estimate.
-        matches: the best ones, best first.
-        milliseconds: of describing, searching and re-ranking; for all photographs at once, divided by them.
-        photo: the photograph, as it was given.
-        zone: UTM zone, or system of several, of all metres; "" where it is not known.
-        truth: where the photograph itself says it was taken, if it does.
-        left_out: rows that re-ranking could not compare, because their files cannot be read any more.
-        in_index: whether the place may be in the index; None where that is not known.
-    """
-
-    query: str
-    location: Location
-    matches: list[Match]
+    query: str  # its path, or "photo N" for the N-th image in memory
+    location: Location  # the estimate
+    matches: list[Match]  # the best ones, best first
+    # Of describing, searching and re-ranking; for all photographs at once, divided by them.
     milliseconds: dict[str, float]
-    photo: Photograph = field(repr=False)
-    zone: str = ""
-    truth: Place | None = None
+    photo: Photograph = field(repr=False)  # the photograph, as it was given
+    zone: str = ""  # UTM zone, or system of several, of all metres; "" where it is not known
+    truth: Place | None = None  # where the photograph itself says it was taken, if it does
+    # Rows that re-ranking could not compare, because their files cannot be read any more.
     left_out: tuple[int, ...] = ()
-    in_index: bool | None = None
+    in_index: bool | None = None  # whether the place may be in the index; None where that is not known
 
     @property
     def error(self) -> float | None:

@@ -60,15 +60,10 @@ class Place:
 
 @dataclass(frozen=True)
 class Location(Place):
-    """The place where a photograph was taken, with its doubts.
+    """The place where a photograph was taken, with its doubts."""
 
-    Attributes:
-        confidence: 0..1, how likely this is within `RADIUS`; see `estimate`.
-        spread: root mean square distance in metres of the images it was made of, weighted as they were.
-    """
-
-    confidence: float
-    spread: float
+    confidence: float  # 0..1, how likely this is within `RADIUS`; see `estimate`
+    spread: float  # root mean square distance in metres of the images it was made of, weighted as they were
 
 
 def places(positions: np.ndarray, zone: str) -> list[Place]:
@@ -81,17 +76,11 @@ def places(positions: np.ndarray, zone: str) -> list[Place]:
 
 @dataclass(frozen=True)
 class Weighed:
-    """The matches of one query that are weighed against each other, best first.
+    """The matches of one query that are weighed against each other, best first."""
 
-    Attributes:
-        chosen: which of the matches, int64 ``[c]``.
-        weights: ``[c]``, the best one weighs 1.
-        near: bool ``[c]``, those within `RADIUS` of the one around which most weight lies.
-    """
-
-    chosen: np.ndarray
-    weights: np.ndarray
-    near: np.ndarray
+    chosen: np.ndarray  # which of the matches, int64 [c]
+    weights: np.ndarray  # [c], the best one weighs 1
+    near: np.ndarray  # bool [c], those within `RADIUS` of the one around which most weight lies
 
     @property
     def share(self) -> float:

@@ -17,17 +17,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Matches:
-    """Matches of one photograph, best first.
+    """Matches of one photograph, best first."""
 
-    Attributes:
-        rows: of the index, int64 ``[k]``.
-        scores: what they are ordered by, float32 ``[k]``.
-        similarities: of the descriptors, ``[k]``: the scores, unless they are re-ranked.
-    """
-
-    rows: np.ndarray
-    scores: np.ndarray
-    similarities: np.ndarray
+    rows: np.ndarray  # of the index, int64 [k]
+    scores: np.ndarray  # what they are ordered by, float32 [k]
+    similarities: np.ndarray  # of the descriptors, [k]: the scores, unless they are re-ranked
 
     @classmethod
     def searched(cls, similarities: np.ndarray, rows: np.ndarray) -> "Matches":

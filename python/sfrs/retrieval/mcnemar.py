@@ -10,19 +10,12 @@ from scipy.stats import binomtest
 
 @dataclass(frozen=True)
 class Paired:
-    """Two networks on the same queries.
+    """Two networks on the same queries."""
 
-    Attributes:
-        gained: queries the first finds and the second does not.
-        lost: the reverse.
-        difference: recall of the first minus that of the second, in 0..1.
-        p_value: two-sided probability of a split as uneven if neither is better (binomial, exact).
-    """
-
-    gained: int
-    lost: int
-    difference: float
-    p_value: float
+    gained: int  # queries the first finds and the second does not
+    lost: int  # the reverse
+    difference: float  # recall of the first minus that of the second, in 0..1
+    p_value: float  # two-sided probability of a split as uneven if neither is better (binomial, exact)
 
 
 def mcnemar(first: np.ndarray, second: np.ndarray) -> Paired:

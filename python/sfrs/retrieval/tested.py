@@ -31,45 +31,29 @@ class Kept(TypedDict):
 
 @dataclass(frozen=True)
 class Answer:
-    """What was found for one photograph of the index among the others.
+    """What was found for one photograph of the index among the others."""
 
-    Attributes:
-        row: of the photograph.
-        match: row of the best match near the position found.
-        off: metres from where the photograph says it was taken.
-        confidence: of the answer, calibrated.
-        agreeing: matches near the position.
-        answerable: whether a photograph of another moment is within 25 m.
-    """
-
-    row: Natural
-    match: Natural
-    off: float
-    confidence: float
-    agreeing: int
+    row: Natural  # of the photograph
+    match: Natural  # row of the best match near the position found
+    off: float  # metres from where the photograph says it was taken
+    confidence: float  # of the answer, calibrated
+    agreeing: int  # matches near the position
     right: bool
-    answerable: bool
+    answerable: bool  # whether a photograph of another moment is within 25 m
 
 
 @dataclass(frozen=True)
 class Way:
-    """Answers by one way of searching.
-
-    Attributes:
-        found: share of the answerable photographs that were located within 25 m; None if there are none.
-        tested: answerable photographs.
-        refused: pictures of nowhere that were refused, of ``foreign``.
-        gain: found more than by the search alone, of the same photographs; by re-ranking.
-        p_value: of that gain, by an exact McNemar test.
-    """
+    """Answers by one way of searching."""
 
     calibration: Calibration
+    # Share of the answerable photographs that were located within 25 m; None if there are none.
     found: float | None
-    tested: int
-    refused: int
+    tested: int  # answerable photographs
+    refused: int  # pictures of nowhere that were refused, of foreign
     foreign: int
-    gain: float = 0.0
-    p_value: float = 1.0
+    gain: float = 0.0  # found more than by the search alone, of the same photographs; by re-ranking
+    p_value: float = 1.0  # of that gain, by an exact McNemar test
     recommended: bool = False
 
 

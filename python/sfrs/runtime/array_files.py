@@ -27,7 +27,7 @@ class ArrayFileError(UserError, ValueError):
 def read_arrays(path: str | Path, *variables: str) -> dict[str, Any]:
     """Read a ``.mat`` file up to version 7, or an HDF5 file; nothing in it can run.
 
-    Raises `ArrayFileError` if there is no such file, it is another or a damaged one, or h5py is not installed.
+    Raises `ArrayFileError` if it is no such file or a damaged one, or h5py is not installed.
 
     Args:
         variables: those to read of a ``.mat`` file; by default all.

@@ -24,20 +24,15 @@ class ExportError(UserError, RuntimeError):
 
 @dataclass(frozen=True)
 class Format:
-    """A kind of file.
-
-    Attributes:
-        open: path -> function of RGB images in 0..1 on ``device`` (ONNX: on the CPU) to descriptors.
-        tolerance: largest `Agreement.relative_error` in float32, without whitening.
-        on_device: whether the file runs on the device it was written for; otherwise on the CPU.
-    """
+    """A kind of file."""
 
     suffix: str
     title: str
     write: Callable[[Model, Path, ImageShape, dict, str], None]
+    # Path -> function of RGB images in 0..1 on device (ONNX: on the CPU) to descriptors.
     open: Callable[[Path], Callable[[Tensor], Tensor]]
-    tolerance: float
-    on_device: bool
+    tolerance: float  # largest `Agreement.relative_error` in float32, without whitening
+    on_device: bool  # whether the file runs on the device it was written for; otherwise on the CPU
 
 
 WHITENED = 10.0

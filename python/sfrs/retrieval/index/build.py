@@ -35,30 +35,20 @@ NAMED = 3
 
 @dataclass(frozen=True)
 class Adding:
-    """The way photographs are read and described.
+    """The way photographs are read and described."""
 
-    Attributes:
-        split: of a place folder, or of a manifest with splits, whose database is indexed.
-        allow_unplaced: index photographs of which no position is known, too.
-        skip_unplaced: leave them out, see `Change.skipped`.
-        sources: what says where photographs were taken, besides their names and EXIF.
-        skip_bad_images: leave out images that cannot be read, see `Change.skipped`.
-        workers: threads that decode files.
-        device: of the index's own model, where none is given.
-        whiten: learn a whitening from the photographs a new index begins with; None: only where its clusters
-            are made from them too, and they are `sfrs.models.fitting.WHITENED_FROM` or more.
-        clusters: options of `sfrs.models.model.Model.fit_clusters`, for a model without clusters.
-    """
-
-    split: str = "test"
-    allow_unplaced: bool = False
-    skip_unplaced: bool = False
-    sources: Sources = NO_SOURCES
-    skip_bad_images: bool = False
+    split: str = "test"  # of a place folder, or of a manifest with splits, whose database is indexed
+    allow_unplaced: bool = False  # index photographs of which no position is known, too
+    skip_unplaced: bool = False  # leave them out, see `Change.skipped`
+    sources: Sources = NO_SOURCES  # what says where photographs were taken, besides their names and EXIF
+    skip_bad_images: bool = False  # leave out images that cannot be read, see `Change.skipped`
     batch_size: int = 8
-    workers: int = 2
-    device: str = "cpu"
+    workers: int = 2  # threads that decode files
+    device: str = "cpu"  # of the index's own model, where none is given
+    # Learn a whitening from the photographs a new index begins with; None: only where its clusters are made
+    # from them too, and they are `sfrs.models.fitting.WHITENED_FROM` or more.
     whiten: bool | None = None
+    # Options of `sfrs.models.model.Model.fit_clusters`, for a model without clusters.
     clusters: Mapping[str, Any] = field(default_factory=dict)
 
 
