@@ -67,7 +67,7 @@ class Whitening:
         all variances: ``P = diag((variance + added)^-1/2) U^T``. What few images say of rare directions then
         counts less.
 
-        Raises `ValueError` if there are fewer than two different descriptors, or they are shorter than ``dim``.
+        Raises `ValueError` if there are fewer than two different descriptors, or ``dim`` is more than d.
         """
         n, d = descriptors.shape
         if n < 2 or not 0 < dim <= d:
