@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 from sfrs.commands.flags import command, option
+from sfrs.runtime.errors import counted
+from sfrs.runtime.terminal import progress_tasks, show
 
 
 @command(
@@ -25,12 +28,9 @@ def city(
     daylight images and queries by day, overcast, dusk and night, from other places and with other lenses.
     An interrupted run is continued.
     """
-    import time
 
     import torch
 
-    from sfrs.runtime.errors import counted
-    from sfrs.runtime.terminal import progress_tasks, show
     from sfrs.synthetic.city.write import city_config, write_city
 
     if threads is not None:

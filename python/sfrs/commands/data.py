@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 from sfrs.commands import data_options, options
 from sfrs.commands.flags import argument, command, option
 from sfrs.commands.options import decoding_workers
+from sfrs.runtime.terminal import plain, progress_tasks, show
 
 if TYPE_CHECKING:
-    from rich.text import Text
-
     from sfrs.data.check import SplitCheck
 
 
@@ -57,11 +60,9 @@ def check(
 
     Leaves with exit code 1 if something was found at which training or evaluation would stop.
     """  # fmt: skip
-    import json
 
     from sfrs.data.check import Rules as Checked
     from sfrs.data.check import check_data, serves
-    from sfrs.runtime.terminal import progress_tasks
 
     held_to = Checked(**vars(rules))
     settings: dict = dict(decode=decode, workers=decoding_workers(workers), reading=said.reading(coordinates))
@@ -78,11 +79,6 @@ def check(
 
 
 def _show(title: str, checks: list[SplitCheck]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    from sfrs.runtime.terminal import plain, show
 
     table = Table()
     table.add_column("split")
@@ -114,7 +110,6 @@ def _show(title: str, checks: list[SplitCheck]) -> None:
 
 def _serves(checks: list[SplitCheck]) -> list[Text]:
     """Say what the data set is good for."""
-    from rich.text import Text
 
     from sfrs.data.check import ANY, serves
 

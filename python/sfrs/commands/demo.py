@@ -6,7 +6,13 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
 from sfrs.commands.flags import command, option
+from sfrs.runtime.errors import UserError
+from sfrs.runtime.terminal import progress_tasks, say, show
 
 if TYPE_CHECKING:
     from sfrs.synthetic.demo import DemoResult
@@ -40,8 +46,6 @@ def demo(
 
     import torch
 
-    from sfrs.runtime.errors import UserError
-    from sfrs.runtime.terminal import progress_tasks, say
     from sfrs.synthetic.demo import run_demo
     from sfrs.synthetic.experiment import SCALES
 
@@ -63,11 +67,6 @@ def demo(
 
 
 def _show(result: DemoResult, total: float) -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    from sfrs.runtime.terminal import show
 
     console = Console()
     title = f"Recall@N on {result.queries:,} test queries, in %"

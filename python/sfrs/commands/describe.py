@@ -4,7 +4,9 @@ from pathlib import Path
 
 from sfrs.commands import options
 from sfrs.commands.flags import argument, command, option
+from sfrs.runtime.atomic_io import replaced, write_text
 from sfrs.runtime.errors import UserError, counted
+from sfrs.runtime.terminal import progress_tasks, say, show
 
 
 def one_line(file: Path) -> str:
@@ -39,9 +41,6 @@ def describe(
     model = options.open_model(weights, whitening, images, running)
 
     import numpy as np
-
-    from sfrs.runtime.atomic_io import replaced, write_text
-    from sfrs.runtime.terminal import progress_tasks, say, show
 
     if model.network.meta.get("source") == options.RANDOM_WEIGHTS:
         say(("Random weights:", "yellow"), " these descriptors only serve to try the path.")

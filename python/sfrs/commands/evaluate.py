@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
 from sfrs.commands import options
 from sfrs.commands.data_options import Coordinates, DataSet
 from sfrs.commands.flags import command, option
+from sfrs.runtime.atomic_io import write_json
 from sfrs.runtime.errors import UserError, counted
+from sfrs.runtime.terminal import plain, progress_tasks, show
 
 if TYPE_CHECKING:
-    from rich.table import Table
-    from rich.text import Text
-
     from sfrs.data.places import Places
     from sfrs.models.model import Model
     from sfrs.retrieval.evaluation import Evaluation, Scoring
@@ -92,7 +96,6 @@ def evaluate(
     from sfrs.data.places import load_places
     from sfrs.models.fitting import Fitting
     from sfrs.retrieval import evaluation
-    from sfrs.runtime.terminal import progress_tasks
 
     places = load_places(data, on.split, reading)
     evaluation.check_answerable(places, scored.radius)
@@ -236,7 +239,6 @@ def _gain(before: Evaluation, after: Evaluation) -> dict:
 
 def _write(out: Path, summary: dict, result: Evaluation, places: Places, save_contact_sheet: bool) -> None:
     from sfrs.retrieval import plots, results
-    from sfrs.runtime.atomic_io import write_json
 
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / "results.json", summary)
@@ -255,13 +257,6 @@ def _write(out: Path, summary: dict, result: Evaluation, places: Places, save_co
 
 
 def _show(summary: dict, skipped: list[tuple], out: Path | None, as_json: bool) -> None:
-    import json
-
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    from sfrs.runtime.terminal import plain, show
 
     console = Console()
     options.show_skipped(skipped)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from sfrs.commands import options
 from sfrs.commands.flags import argument, command, option
 from sfrs.runtime.errors import UserError
+from sfrs.runtime.terminal import progress_tasks, say, show
 
 if TYPE_CHECKING:
     from sfrs.models.export import ImageShape
@@ -54,7 +55,6 @@ def export(
     from sfrs.models.model import Model
     from sfrs.models.weights_file import network_file
     from sfrs.runtime.host import usable_device
-    from sfrs.runtime.terminal import progress_tasks, say, show
 
     if whitening.whitening is not None and whitening.no_whitening:
         raise UserError("--whitening and --no-whitening exclude each other.")

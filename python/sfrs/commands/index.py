@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sfrs.commands import data_options, options
 from sfrs.commands.flags import argument, command, option
 from sfrs.runtime.errors import UserError
+from sfrs.runtime.terminal import progress_tasks, show
 
 if TYPE_CHECKING:
     from sfrs.models.model import Model
@@ -126,7 +127,6 @@ def index(
     device = running.on_device()
 
     from sfrs.retrieval.index import Adding, Change, Index, builder_class
-    from sfrs.runtime.terminal import progress_tasks
 
     if contents.check:
         running.begin()
@@ -190,7 +190,6 @@ def _model(
 
 
 def _show(out: Path, as_json: bool, change: Change | None = None) -> None:
-    from dataclasses import asdict
 
     from sfrs.retrieval.index import summarise
 
@@ -210,7 +209,6 @@ def _show(out: Path, as_json: bool, change: Change | None = None) -> None:
 
 
 def _print_facts(facts: dict) -> None:
-    from sfrs.runtime.terminal import show
 
     kind, size = facts["kind"], facts["size"]
     if kind in ("pq", "ivf", "disk") and not facts["compressed"]:

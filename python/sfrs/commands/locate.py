@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from sfrs.commands import data_options, options
 from sfrs.commands.flags import argument, command, option
+from sfrs.runtime.atomic_io import write_json
 from sfrs.runtime.errors import UserError, counted
+from sfrs.runtime.terminal import progress_tasks, say, show
 
 if TYPE_CHECKING:
     from sfrs.retrieval.found import Found
@@ -61,8 +64,6 @@ def locate(
     from sfrs.retrieval.found import as_geojson
     from sfrs.retrieval.index import Index
     from sfrs.retrieval.near import Near
-    from sfrs.runtime.atomic_io import write_json
-    from sfrs.runtime.terminal import progress_tasks
 
     near = None if output.near is None else Near.parse(output.near)
     files, settings = images_at(path), running.begin()
@@ -97,7 +98,6 @@ def locate(
 def _chosen(index: Index, asked: Reranking | Literal["none"] | None, top: int) -> Reranking | Literal["none"]:
     """The re-ranking to do, and a word about it where it was not asked for or will take its time."""
     from sfrs.retrieval.locate import chosen_reranking, reranked_depth
-    from sfrs.runtime.terminal import say
 
     reranking = chosen_reranking(index, asked)
     if reranking is None:
@@ -125,7 +125,6 @@ def _show_left_out(founds: list[Found], index: Index) -> None:
 
 
 def _print_json(founds: list[Found]) -> None:
-    import json
 
     from sfrs.retrieval.found import summary
 
@@ -135,7 +134,6 @@ def _print_json(founds: list[Found]) -> None:
 
 def _print_text(founds: list[Found], index: Index, geojson: Path | None) -> None:
     from sfrs.retrieval.found import summary
-    from sfrs.runtime.terminal import show
 
     for found in founds:
         show(found.query)

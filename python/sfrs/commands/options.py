@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from sfrs.commands.flags import option
 from sfrs.runtime.errors import UserError
+from sfrs.runtime.terminal import say
 
 if TYPE_CHECKING:
     from sfrs.data.images import Size
@@ -269,7 +270,6 @@ def readable(files: list[Path], path: Path, workers: int, tasks: "Tasks") -> lis
 
 def show_skipped(skipped: Iterable[tuple[Path, str]]) -> None:
     """Name images that were left out, and why."""
-    from sfrs.runtime.terminal import say
 
     for file, why in skipped:
         say(("Skipped", "yellow"), f" {file}: {why}")

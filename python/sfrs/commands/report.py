@@ -8,6 +8,7 @@ from pathlib import Path
 from sfrs.commands import options
 from sfrs.commands.flags import argument, command, option
 from sfrs.runtime.errors import UserError
+from sfrs.runtime.terminal import progress_tasks, say, show
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,6 @@ def report(
     device = running.on_device()
 
     from sfrs.retrieval.index import Index, builder_class
-    from sfrs.runtime.terminal import progress_tasks, say
     from sfrs.web.report import Overrides, Running, read_subject, write_index_report, write_report
 
     if builder_class(source).begun(source):
@@ -76,6 +76,5 @@ def report(
 
 
 def _written(page: Path) -> None:
-    from sfrs.runtime.terminal import show
 
     show(f"{page}: {page.stat().st_size / 1e6:.1f} MB, nothing outside it is needed")

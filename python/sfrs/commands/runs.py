@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
 from sfrs.commands.flags import argument, command, option
+from sfrs.runtime.terminal import duration, plain
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    from rich.table import Table
 
     from sfrs.training.runs import Run
 
@@ -32,9 +36,7 @@ def runs(
     Runs may be going on meanwhile. The time does not count pauses between a stop and --resume. Curves are
     drawn by TensorBoard (sfrs train --tensorboard), and by sfrs report on the page about a run.
     """
-    import json
 
-    from sfrs.runtime.terminal import plain
     from sfrs.training.runs import Run, find_runs, labels
 
     read = [Run.read(path) for path in find_runs(paths)]
@@ -66,7 +68,6 @@ def _facts(run: Run) -> dict[str, Any]:
 
 
 def _show(runs: Sequence[Run], names: Sequence[str]) -> None:
-    from rich.console import Console
 
     console = Console(markup=False, emoji=False)  # names of folders are text
     console.print(_states(runs, names))
@@ -76,7 +77,6 @@ def _show(runs: Sequence[Run], names: Sequence[str]) -> None:
 
 
 def _states(runs: Sequence[Run], names: Sequence[str]) -> Table:
-    from sfrs.runtime.terminal import duration
 
     table = _table("Runs", "run", "state")
     for heading in ("generation", "epoch", "loss", "tuples/s", "time"):
@@ -127,15 +127,12 @@ def _differences(runs: Sequence[Run], names: Sequence[str]) -> Table | str:
 
 
 def _value(value: Any) -> str:
-    from sfrs.runtime.terminal import plain
 
     text = ",".join(map(str, value)) if isinstance(value, list) else f"{value}"
     return plain(text) or "none"
 
 
 def _table(title: str, *headings: str) -> Table:
-    from rich import box
-    from rich.table import Table
 
     look = {"box": box.SIMPLE_HEAD, "pad_edge": False, "collapse_padding": True}
     table = Table(title=title, title_justify="left", title_style="bold", **look)

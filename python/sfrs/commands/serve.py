@@ -9,6 +9,7 @@ from pathlib import Path
 from sfrs.commands import options
 from sfrs.commands.flags import command, option
 from sfrs.runtime.errors import UserError, counted
+from sfrs.runtime.terminal import say, show
 
 NEEDED = {"fastapi": "fastapi", "uvicorn": "uvicorn", "python-multipart": "python_multipart"}
 """Package -> module of the extra ``serve``."""
@@ -68,7 +69,6 @@ def serve(
     running.begin()
 
     from sfrs.retrieval.index import Index
-    from sfrs.runtime.terminal import say, show
     from sfrs.web.serve import server, uploads
     from sfrs.web.serve.app import create_app
 

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sfrs.commands.flags import command, option
+from sfrs.runtime.errors import UserError
+from sfrs.runtime.terminal import progress_tasks, say, show
 
 if TYPE_CHECKING:
     from sfrs.synthetic.study import Variant
@@ -44,8 +46,6 @@ def study(
     """
     import torch
 
-    from sfrs.runtime.errors import UserError
-    from sfrs.runtime.terminal import progress_tasks, say, show
     from sfrs.synthetic.experiment import SCALES
     from sfrs.synthetic.study import VARIANTS, Study, run_study
 
@@ -81,7 +81,6 @@ def own_variant(text: str) -> Variant:
     Raises:
         UserError: it reads otherwise, or a field or value is none of the configuration's.
     """
-    from sfrs.runtime.errors import UserError
     from sfrs.synthetic.study import Variant
     from sfrs.training.config import TrainConfig, parse_flag
 

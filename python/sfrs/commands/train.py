@@ -7,10 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 
 import typer
+from rich.console import Console
+from rich.table import Table
 
 from sfrs.commands.flags import command, option
 from sfrs.commands.options import show_skipped
 from sfrs.runtime.errors import UserError
+from sfrs.runtime.terminal import progress_tasks, say, show
 from sfrs.training.config import PRESETS, TrainConfig, flag_text, parse_flag
 
 if TYPE_CHECKING:
@@ -103,7 +106,6 @@ def train(
     import sfrs
     from sfrs.data.places import load_places
     from sfrs.runtime.distributed import running_together
-    from sfrs.runtime.terminal import say
     from sfrs.training.preparation import random_network
     from sfrs.training.progress import Several
 
@@ -158,7 +160,6 @@ def _watchers(config: TrainConfig, folder: Path, tensorboard: bool) -> list[Any]
 
 def _without_bad_images(places: tuple["Places", "Places"], *, show: bool) -> tuple["Places", "Places"]:
     from sfrs.retrieval.evaluation import without_bad_images
-    from sfrs.runtime.terminal import progress_tasks
 
     kept = []
     with progress_tasks() if show else nullcontext() as tasks:
@@ -170,10 +171,6 @@ def _without_bad_images(places: tuple["Places", "Places"], *, show: bool) -> tup
 
 
 def _show(result: "RunResult") -> None:
-    from rich.console import Console
-    from rich.table import Table
-
-    from sfrs.runtime.terminal import show
 
     table = Table(title="Validation recall, %", title_style="bold", title_justify="left")
     table.add_column("network")

@@ -5,6 +5,7 @@ from pathlib import Path
 from sfrs.commands import options
 from sfrs.commands.flags import command, option
 from sfrs.runtime.errors import UserError, counted
+from sfrs.runtime.terminal import progress_tasks, say, show
 
 
 @command(
@@ -39,7 +40,6 @@ def whiten(
 
     from sfrs.data.places import load_places
     from sfrs.models.whitening import Whitening
-    from sfrs.runtime.terminal import progress_tasks, say, show
 
     places = load_places(data, split, lenient=True)
     files = places.database.files + places.queries.files
