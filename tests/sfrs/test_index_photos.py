@@ -6,7 +6,7 @@ import pytest
 from sfrs.data.collection import read_photos
 from sfrs.data.coordinates import to_metres
 from sfrs.data.images import BadImageError
-from sfrs.data.photos import Photo, photo_of, project
+from sfrs.data.photos import Locator, Photo, from_name, project
 from sfrs.runtime.errors import UserError
 
 FULL = "@{}@{}@33@U@52.7@13.4@d00008@00@8.1@5.6@0.0@2.4@20190626_074107@day@.jpg"
@@ -32,11 +32,11 @@ def test_exif_places_what_the_name_does_not(shared_places, tmp_path):
 
 
 def test_a_photo_of_any_suffix_says_where_it_was_taken(make_image, tmp_path):
-    assert photo_of(tmp_path / "@5@6@.webp") == Photo(tmp_path / "@5@6@.webp", (5.0, 6.0))
+    assert Locator().locate(from_name(tmp_path / "@5@6@.webp")) == Photo(tmp_path / "@5@6@.webp", (5.0, 6.0))
     plain = make_image("plain.png")
-    assert photo_of(plain) == Photo(plain)
+    assert Locator().locate(from_name(plain)) == Photo(plain)
     with pytest.raises(BadImageError, match="nowhere.webp: there is no such image file"):
-        photo_of(tmp_path / "nowhere.webp")
+        Locator().locate(from_name(tmp_path / "nowhere.webp"))
 
 
 def test_an_unreadable_photo_stops_reading_or_says_why(make_image, tmp_path):

@@ -8,7 +8,7 @@ from pictures import write_photo
 
 from sfrs.data.coordinates import in_own_zone, metres_between, to_degrees, to_metres, to_system, within
 from sfrs.data.exif import taken
-from sfrs.data.photos import Locator, Sources
+from sfrs.data.photos import Locator, Photo, Sources
 from sfrs.data.places import load_places
 from sfrs.data.track import Track, clock_of
 from sfrs.models.model import Model
@@ -113,19 +113,19 @@ def test_a_track_places_photographs_by_their_time(tmp_path):
     track = gpx(
         tmp_path / "walk.gpx", (0, 52.0, 13.0), (100, 52.001, 13.0), (1000, 52.001, 13.1), (1060, 52.0, 13.2)
     )
-    locate = Locator(Sources(track=str(track)))
+    locate = Locator(Sources(track=str(track))).locate
     halfway = write_photo(tmp_path / "a.jpg", time="2024:05:01 14:00:50", offset="+02:00")
-    assert locate(halfway).degrees == pytest.approx((52.0005, 13.0))
+    assert locate(Photo(halfway)).degrees == pytest.approx((52.0005, 13.0))
     gap = write_photo(tmp_path / "b.jpg", time="2024:05:01 12:08:00", offset="+00:00")
     late = write_photo(tmp_path / "c.jpg", time="2024:05:01 13:00:00", offset="+00:00")
     own = write_photo(tmp_path / "d.jpg", BERLIN, time="2024:05:01 14:00:50", offset="+02:00")
-    assert locate(gap).degrees is None and locate(late).degrees is None
-    assert locate(own).degrees == pytest.approx(BERLIN), "EXIF goes before the track"
+    assert locate(Photo(gap)).degrees is None and locate(Photo(late)).degrees is None
+    assert locate(Photo(own)).degrees == pytest.approx(BERLIN), "EXIF goes before the track"
     local = write_photo(tmp_path / "e.jpg", time="2024:05:01 14:01:27")
     with pytest.raises(UserError, match="e.jpg: .* without an offset from UTC.*--clock"):
-        locate(local)
+        locate(Photo(local))
     for clock in ("+02:00:37", "Europe/Berlin"):
-        fast = Locator(Sources(track=str(track), clock=clock))(local)
+        fast = Locator(Sources(track=str(track), clock=clock)).locate(Photo(local))
         assert fast.degrees == pytest.approx((52.0005 if clock[0] == "+" else 52.00087, 13.0), abs=1e-5)
 
 
@@ -177,8 +177,8 @@ def test_a_table_places_photographs_by_the_end_of_their_path(tmp_path):
         write_photo(tmp_path / f"photos/{folder}/1.jpg", BERLIN)
     table = tmp_path / "where.csv"
     table.write_text("Filename,Lat,Lon\na/1.jpg,48.0,9.0\nb/1.jpg,49.0,9.0\n")
-    locate = Locator(Sources(positions=str(table)))
-    assert [locate(tmp_path / f"photos/{folder}/1.jpg").degrees for folder in "ab"] == [
+    locate = Locator(Sources(positions=str(table))).locate
+    assert [locate(Photo(tmp_path / f"photos/{folder}/1.jpg")).degrees for folder in "ab"] == [
         (48.0, 9.0),
         (49.0, 9.0),
     ]

@@ -23,7 +23,7 @@ from sfrs.data.coordinates import (
     zone_at,
     zone_of_band,
 )
-from sfrs.data.photos import photo_of
+from sfrs.data.photos import from_name
 from sfrs.data.places import PlacesError, load_places
 from sfrs.data.ragged import Ragged
 from sfrs.runtime.errors import UserError
@@ -120,7 +120,7 @@ def test_cities_lie_apart_after_their_shifts(cities):
 @given(METRES, METRES, NUMBERS, st.sampled_from("CDEFGHJKLMNPQRSTUVWX"))
 def test_names_say_metres_and_zone(easting, northing, number, band):
     fields = [repr(easting), repr(northing), number, band, *"abcdefghij"]
-    photo = photo_of("@" + "@".join(map(str, fields)) + "@.jpg")
+    photo = from_name(Path("@" + "@".join(map(str, fields)) + "@.jpg"))
     assert photo.metres == (easting, northing)
     assert photo.zone == f"{number}{'N' if band >= 'N' else 'S'}"
 

@@ -3,9 +3,8 @@
 import os
 from pathlib import Path
 
-from sfrs.data.images import BadImageError
 from sfrs.data.photo_files import IMAGE_SUFFIXES, images_at
-from sfrs.data.photos import NO_SOURCES, OPTIONAL, Locator, Photo, Sources, from_line, why_unreadable
+from sfrs.data.photos import NO_SOURCES, OPTIONAL, Locator, Photo, Sources, from_line
 from sfrs.data.places.folder import database_folder
 from sfrs.data.tables import file_of, lines_of_split, role_of
 from sfrs.runtime.errors import UserError
@@ -53,11 +52,4 @@ def _read_manifest(path: Path, split: str, locator: Locator, skip_bad_images: bo
         photos[file], lines_of[file] = from_line(where, line, file), where.rpartition(", ")[2]
     if not photos:
         raise UserError(f"{path}: no image to index in the split {split}.{others}")
-    for file, photo in photos.items():
-        try:
-            photos[file] = locator.locate(photo)
-        except BadImageError as error:
-            if not skip_bad_images:
-                raise
-            photos[file] = Photo(file, unreadable=why_unreadable(file, error))
-    return list(photos.values())
+    return [locator.locate(photo, lenient=skip_bad_images) for photo in photos.values()]

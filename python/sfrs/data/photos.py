@@ -74,26 +74,26 @@ class Locator:
         self._utc = clock_of(sources.clock)
         self._found = 0
 
-    def __call__(self, file: str | Path) -> Photo:
-        """Locate a photograph.
+    def locate(self, photo: Photo, *, lenient: bool = False) -> Photo:
+        """Return the photo with its position from the table, else its own, else from EXIF or the track.
 
         Raises:
-            UserError: its name says a zone that does not exist, or its EXIF says a time without an offset
-                from UTC, and the clock is not known.
-            BadImageError: its EXIF is needed, but it is no image.
+            UserError: its EXIF says a time without an offset from UTC, and the clock is not known.
+            BadImageError: its EXIF is needed, but it is no image. If ``lenient``, it is `Photo.unreadable`.
         """
-        return self.locate(from_name(Path(file)))
-
-    def locate(self, photo: Photo) -> Photo:
-        """Return the photo with its position from the table, else its own, else from EXIF or the track."""
         if listed := self._listed(photo.file):
             self._found += 1
             return replace(photo, metres=listed.metres, zone=listed.zone, degrees=listed.degrees)
         if photo.placed:
             return photo
-        degrees = gps(photo.file)
-        if degrees is None and self._track is not None:
-            degrees = self._on_track(photo.file, self._track)
+        try:
+            degrees = gps(photo.file)
+            if degrees is None and self._track is not None:
+                degrees = self._on_track(photo.file, self._track)
+        except BadImageError as error:
+            if not lenient:
+                raise
+            return replace(photo, unreadable=str(error).removeprefix(f"{photo.file}: "))
         return replace(photo, degrees=degrees)
 
     def all(
@@ -105,12 +105,7 @@ class Locator:
         """
         photos = []
         for i, file in enumerate(files):
-            try:
-                photos.append(self(file))
-            except BadImageError as error:
-                if not skip_bad_images:
-                    raise
-                photos.append(Photo(file, unreadable=why_unreadable(file, error)))
+            photos.append(self.locate(from_name(file), lenient=skip_bad_images))
             if progress is not None:
                 progress(i + 1, len(files))
         if files and self._table and not self._found:
@@ -154,19 +149,6 @@ def read_positions(path: Path) -> Mapping[str, list[Photo]]:
             raise PlacesError(f"{where}: neither easting, northing nor latitude, longitude are given.")
         table[photo.file.name].append(photo)
     return table
-
-
-def photo_of(file: str | Path) -> Photo:
-    """Read where a photograph was taken, by its ``@easting@northing@...`` name, else by EXIF.
-
-    Raises `UserError` if its name says a zone that does not exist, or its EXIF is needed, but it is no image.
-    """
-    return Locator()(file)
-
-
-def why_unreadable(file: Path, error: BadImageError) -> str:
-    """Return the error's message without the file it begins with."""
-    return str(error).removeprefix(f"{file}: ")
 
 
 def from_name(file: Path) -> Photo:

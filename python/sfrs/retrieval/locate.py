@@ -14,7 +14,7 @@ from torch import Tensor
 from sfrs.data.coordinates import to_degrees
 from sfrs.data.exif import gps
 from sfrs.data.images import BadImageError, check_images
-from sfrs.data.photos import NO_SOURCES, Locator, Photo, Sources, project
+from sfrs.data.photos import NO_SOURCES, Locator, Photo, Sources, from_name, project
 from sfrs.data.tables import PlacesError
 from sfrs.models.model import Photograph
 from sfrs.retrieval.confidence import sameness
@@ -227,7 +227,11 @@ def _truth(photo: Photograph, zone: str, locator: Locator) -> Place | None:
     if isinstance(photo, Tensor):
         return None
     try:
-        said = Photo(Path(), degrees=gps(photo)) if isinstance(photo, Image.Image) else locator(photo)
+        said = (
+            Photo(Path(), degrees=gps(photo))
+            if isinstance(photo, Image.Image)
+            else locator.locate(from_name(Path(photo)))
+        )
     except PlacesError:  # its name says no zone there is: where the photograph was taken is not known
         return None
     if not zone:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from sfrs.data.photos import OPTIONAL as POSITION
 from sfrs.data.photos import Photo, from_line
-from sfrs.data.places.reading import Reading, located, shots_of
+from sfrs.data.places.reading import Reading, shots_of
 from sfrs.data.places.sets import Places, make_places
 from sfrs.data.tables import PlacesError, file_of, lines_of_split, role_of, table_rows
 
@@ -32,7 +32,7 @@ def read_manifest(path: Path, split: str, reading: Reading) -> Places:
     photos: dict[str, list[Photo]] = {"database": [], "queries": []}
     for where, line in lines:
         role, file = role_of(where, line), path.parent / file_of(where, line)
-        photo = located(from_line(where, line, file), locator)
+        photo = locator.locate(from_line(where, line, file), lenient=True)
         panorama = line.get("panorama") or photo.panorama
         photos[role].append(replace(photo, panorama=panorama, condition=line.get("condition") or ""))
     for role, found in photos.items():

@@ -2,11 +2,10 @@
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from sfrs.data.images import BadImageError
 from sfrs.data.photo_files import LeftOutWarning
 from sfrs.data.photos import Locator, Photo, Sources, first_zone, from_name, project
 from sfrs.data.places.sets import Shot, Shots
@@ -60,15 +59,8 @@ class Reading:
 def read_shots(files: Mapping[str, Sequence[Path]], reading: Reading) -> tuple[Shots, str]:
     """Locate the images of the roles "database" and "queries", see `shots_of`."""
     locator = reading.locator()
-    return shots_of({role: [located(from_name(f), locator) for f in files[role]] for role in files}, reading)
-
-
-def located(photo: Photo, locator: Locator) -> Photo:
-    """Ask the locator; an image that cannot be read says no place, and whoever needs its pixels says why."""
-    try:
-        return locator.locate(photo)
-    except BadImageError as error:
-        return replace(photo, unreadable=str(error))
+    photos = {role: [locator.locate(from_name(f), lenient=True) for f in files[role]] for role in files}
+    return shots_of(photos, reading)
 
 
 def shots_of(photos: dict[str, list[Photo]], reading: Reading) -> tuple[Shots, str]:

@@ -7,7 +7,7 @@ import numpy as np
 
 from sfrs.data.photos import OPTIONAL, Photo, from_line
 from sfrs.data.places.frames import frame_shots
-from sfrs.data.places.reading import Reading, located, shots_of
+from sfrs.data.places.reading import Reading, shots_of
 from sfrs.data.places.sets import Places, make_places
 from sfrs.data.tables import PlacesError, table_rows
 from sfrs.runtime.errors import UserError
@@ -57,7 +57,7 @@ def _photos(path: Path, reading: Reading) -> list[Photo]:
     else:
         lines = table_rows(path, (), ("file", *OPTIONAL))
     photos = [from_line(where, line, Path(line.get("file") or where)) for where, line in lines]
-    return [located(photo, locator) for photo in photos]
+    return [locator.locate(photo, lenient=True) for photo in photos]
 
 
 def _of_array(path: Path) -> list[Photo]:
