@@ -4,6 +4,8 @@ import csv
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from sfrs.runtime.errors import UserError
 
 METRES, DEGREES = ("easting", "northing"), ("latitude", "longitude")
@@ -100,3 +102,11 @@ def coordinates(where: str, line: dict[str, str], names: Sequence[str] = METRES)
             f"expected {'metres' if names is METRES else 'degrees'}."
         )
     return pair
+
+
+def read_npy(path: Path, mapped: bool = False) -> np.ndarray:
+    """Read a ``.npy`` file, or map it. Raises `PlacesError` if it is none."""
+    try:
+        return np.load(path, mmap_mode="r" if mapped else None, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise PlacesError(f"{path}: this .npy file cannot be read ({error}).") from error

@@ -97,15 +97,16 @@ class EfficientNetLite(Backbone):
 
     def __init__(self, size: str):
         width, depth = SCALES[size]
-        blocks: list[list[Block]] = []
-        inputs = STEM
+        stages: list[list[tuple[str, Block]]] = []
+        inputs, number = STEM, 0  # of the block, as published
         for stage, (count, channels, kernel, stride, expansion) in enumerate(STAGES):
             outputs, count = _scaled(width * channels), math.ceil(depth * count) if stage else count
-            blocks.append([Block(inputs, outputs, kernel, stride, expansion)])
-            blocks[-1] += [Block(outputs, outputs, kernel, 1, expansion) for _ in range(count - 1)]
-            inputs = outputs
+            blocks = [Block(inputs, outputs, kernel, stride, expansion)]
+            blocks += [Block(outputs, outputs, kernel, 1, expansion) for _ in range(count - 1)]
+            stages.append([(f"block{number + i}", block) for i, block in enumerate(blocks)])
+            inputs, number = outputs, number + count
         stem = [("stem", _convolution(3, STEM, 3, 2)), ("relu", nn.ReLU6())]
-        *trunk, head = _numbered(blocks)
+        *trunk, head = stages
         super().__init__(
             nn.Sequential(OrderedDict([*stem, *(named for stage in trunk for named in stage)])),
             nn.Sequential(OrderedDict(head)),
@@ -135,15 +136,6 @@ class EfficientNetLite(Backbone):
         for name, convolution in self.named_modules():
             if isinstance(convolution, nn.Conv2d):
                 _fold(state, *_published(name.split(".")), convolution)
-
-
-def _numbered(stages: list[list[Block]]) -> list[list[tuple[str, Block]]]:
-    """Give the blocks their published numbers."""
-    firsts = [sum(len(stage) for stage in stages[:i]) for i in range(len(stages))]
-    return [
-        [(f"block{first + i}", block) for i, block in enumerate(stage)]
-        for first, stage in zip(firsts, stages, strict=True)
-    ]
 
 
 def _published(path: list[str]) -> tuple[str, str]:

@@ -6,7 +6,6 @@ otherwise: ``timm:resnet50,stride=32,trained=2``.
 """
 
 import re
-from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import import_module
@@ -53,22 +52,6 @@ class Spec:
         return spec
 
 
-class Library(ABC):
-    """A network of a library, before it is built."""
-
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-    published: Published | None
-
-    @abstractmethod
-    def build(self, pretrained: bool = False) -> nn.Module:
-        """Build the network; raises what the library raises if weights cannot be downloaded."""
-
-    @abstractmethod
-    def tokens(self, network: nn.Module) -> "Transformer | None":
-        """Take a vision transformer apart; None for other networks."""
-
-
 @dataclass(frozen=True)
 class Transformer:
     """The parts of a vision transformer."""
@@ -82,7 +65,9 @@ class Transformer:
     positions: nn.Module | None = None
 
 
-class Timm(Library):
+class Timm:
+    """A network of timm, before it is built; `build` raises what timm does without its weights."""
+
     def __init__(self, name: str):
         self.timm, self.name = _library("timm"), name
         self.transformers = (
@@ -103,6 +88,7 @@ class Timm(Library):
         return self.timm.create_model(self.name, pretrained=pretrained, num_classes=0, **any_size)
 
     def tokens(self, network: Any) -> Transformer | None:
+        """Take a vision transformer apart; None for other networks."""
         if not isinstance(network, self.transformers):
             return None
         if getattr(network, "rope_mixed", False):
@@ -114,7 +100,9 @@ class Timm(Library):
         return Transformer(TimmEmbedding(network), blocks, norm, *sizes, positions)
 
 
-class Torchvision(Library):
+class Torchvision:
+    """A network of torchvision, before it is built, see `Timm`."""
+
     def __init__(self, name: str):
         self.models, self.name = _library("torchvision").models, name
         if name not in self.models.list_models(module=self.models):

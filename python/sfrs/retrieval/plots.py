@@ -48,24 +48,16 @@ class SheetRow:
 
 
 def recall_curves(curves: Mapping[str, Mapping[int, float]], path: str | Path, *, title: str = "") -> None:
-    """Draw recall@N over N, one line per label.
-
-    Args:
-        curves: label -> {N: recall in 0..1}.
-    """
+    """Draw recall@N over N, one line per label of ``curves``, label -> {N: recall in 0..1}."""
     with _drawn(path, (7.2, 4.6)) as figure:
         axes = figure.add_subplot()
-        for i, (label, recalls) in enumerate(curves.items()):
-            look = {**_look(i), "linestyle": "-", "markersize": 5, "linewidth": 2}
-            points = zip(*sorted(recalls.items()), strict=True)
-            axes.plot(*points, **look, label=label, clip_on=False, zorder=3)
+        _draw_lines(axes, curves)
         deepest = max(max(recalls) for recalls in curves.values())
         lowest = min(min(recalls.values()) for recalls in curves.values())
         axes.set_xlim(0.5, deepest + 0.5)
         axes.set_xticks([1, *range(5, deepest + 1, 5)] if deepest >= 5 else range(1, deepest + 1))
         # Start at a round number below the lowest point, so that close curves come apart.
         axes.set_ylim(min(0.8, max(0.0, int(10 * lowest - 0.5) / 10)), 1.0)
-        axes.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
         axes.set_xlabel("N, images looked at")
         axes.set_ylabel("recall@N")
         if len(curves) > 1:
@@ -77,24 +69,12 @@ def recall_curves(curves: Mapping[str, Mapping[int, float]], path: str | Path, *
 
 
 def generation_curves(curves: Mapping[str, Mapping[float, float]], path: str | Path, *, dashed: str) -> None:
-    """Draw recall@1 over generations, one line per label; the line of the label ``dashed`` is dashed.
-
-    Args:
-        curves: label -> {generation: recall in 0..1}.
-    """
+    """Draw recall@1 over generations, one line per label, label -> {generation: recall in 0..1}."""
     with _drawn(path, (7.2, 4.2)) as figure:
         axes = figure.add_subplot()
-        for i, (label, recalls) in enumerate(curves.items()):
-            look = {
-                **_look(i),
-                "linestyle": "--" if label == dashed else "-",
-                "markersize": 5,
-                "linewidth": 2,
-            }
-            axes.plot(*zip(*sorted(recalls.items()), strict=True), **look, label=label, zorder=3)
+        _draw_lines(axes, curves, dashed)
         axes.set_xticks(range(1, 1 + int(max(max(recalls) for recalls in curves.values()))))
         axes.yaxis.set_major_locator(MultipleLocator(0.05))
-        axes.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
         axes.set_xlabel(f"generation ({dashed}: as many passes in one training)")
         axes.set_ylabel("recall@1")
         figure.legend(loc="outside upper left", frameon=False)
@@ -109,15 +89,14 @@ def _drawn(path: str | Path, size: tuple[float, float]) -> Iterator[Figure]:
             figure.savefig(partial, format="png")
 
 
-def _look(i: int) -> dict:
-    # After the last colour they come round again, in dashes.
-    return {
-        "color": COLOURS[i % len(COLOURS)],
-        "marker": MARKERS[i % len(MARKERS)],
-        "linestyle": ("-", "--", ":")[i // len(COLOURS) % 3],
-        "markersize": 4.5,
-        "linewidth": 1.8,
-    }
+def _draw_lines(axes: Any, curves: Mapping[str, Mapping], dashed: str = "") -> None:
+    """Draw a line per label, that of ``dashed`` in dashes; after the last colour they come round again."""
+    look = {"markersize": 5, "linewidth": 2, "clip_on": False, "zorder": 3}
+    for i, (label, values) in enumerate(curves.items()):
+        look |= {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)]}
+        look["linestyle"] = "--" if label == dashed else "-"
+        axes.plot(*zip(*sorted(values.items()), strict=True), label=label, **look)
+    axes.yaxis.set_major_formatter(PercentFormatter(xmax=1, decimals=0))
 
 
 def contact_sheet(
@@ -129,14 +108,12 @@ def contact_sheet(
     an image cannot be read.
     """
     columns = [MARGIN + i * (TILE[0] + GAP) + (GAP if i else 0) for i in range(top + 2)]
-    header = MARGIN + (40 if title else 0) + (28 if subtitle else 0) + CAPTION
+    header = MARGIN + 68 + CAPTION
     height = header + len(rows) * (TILE[1] + GAP) - GAP + MARGIN
     sheet = Image.new("RGB", (columns[-1] - GAP + MARGIN, height), PAPER)
     draw = ImageDraw.Draw(sheet)
-    if title:
-        draw.text((MARGIN, MARGIN), title, font=_font(28, bold=True), fill=INK)
-    if subtitle:
-        draw.text((MARGIN, MARGIN + (40 if title else 0)), subtitle, font=_font(17), fill=FAINT)
+    draw.text((MARGIN, MARGIN), title, font=_font(28, bold=True), fill=INK)
+    draw.text((MARGIN, MARGIN + 40), subtitle, font=_font(17), fill=FAINT)
     for i, left in enumerate(columns[:-1]):
         text, font = str(i or "query"), _font(19, bold=i == 0)
         draw.text((left + BORDER, header - 12), text, font=font, fill=INK, anchor="ls")

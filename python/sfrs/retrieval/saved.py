@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from sfrs.data.places import Places
+from sfrs.data.tables import read_npy
 from sfrs.retrieval.evaluation import Evaluation, Scoring, check_answerable, score, search_depth
 from sfrs.retrieval.search import search
 from sfrs.runtime.errors import UserError
@@ -18,10 +19,7 @@ ROWS = 65_536
 
 def load_descriptors(path: Path) -> np.ndarray:
     """Map a ``.npy`` file of real numbers ``[n, dim]``. Raises `UserError` if it is none."""
-    try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"{path}: these descriptors cannot be read ({error}).") from error
+    array = read_npy(path, mapped=True)
     if array.ndim != 2 or array.dtype.kind != "f" or 0 in array.shape:
         raise UserError(
             f"{path}: {list(array.shape)} {array.dtype}; expected real numbers [n, dim] of n images."

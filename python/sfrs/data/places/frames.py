@@ -8,11 +8,8 @@ of which no frame is known lie aside, farther than any radius that tells frames 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
-
 from sfrs.data.places.sets import Shot, Shots
-from sfrs.data.tables import PlacesError, table_rows
-from sfrs.runtime.errors import UserError
+from sfrs.data.tables import PlacesError, read_npy, table_rows
 
 SAME = "same"
 """Frame i of the queries is frame i of the database."""
@@ -51,10 +48,7 @@ def frame_shots(files: Mapping[str, Sequence[Path]], frames: str) -> Shots:
 
 
 def _array_pairs(path: Path, queries: int, database: int) -> dict[int, int]:
-    try:
-        array = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"{path}: this .npy file cannot be read ({error}).") from error
+    array = read_npy(path)
     if array.dtype.kind not in "iu" or not (array.shape == (queries,) or array.shape[1:] == (2,)):
         raise PlacesError(
             f"{path}: {list(array.shape)} {array.dtype}; expected whole numbers, [{queries}] frames of the "

@@ -9,7 +9,7 @@ from sfrs.data.photos import OPTIONAL, Photo, from_line
 from sfrs.data.places.frames import frame_shots
 from sfrs.data.places.reading import Reading, shots_of
 from sfrs.data.places.sets import Places, make_places
-from sfrs.data.tables import PlacesError, table_rows
+from sfrs.data.tables import PlacesError, read_npy, table_rows
 from sfrs.runtime.errors import UserError
 
 ROLES = ("database", "queries")
@@ -61,16 +61,8 @@ def _photos(path: Path, reading: Reading) -> list[Photo]:
 
 
 def _of_array(path: Path) -> list[Photo]:
-    try:
-        array = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise PlacesError(f"{path}: this .npy file cannot be read ({error}).") from error
-    if (
-        array.ndim != 2
-        or array.shape[1] != 2
-        or array.dtype.kind not in "iuf"
-        or not np.isfinite(array).all()
-    ):
+    array = read_npy(path)
+    if array.shape[1:] != (2,) or array.dtype.kind not in "iuf" or not np.isfinite(array).all():
         raise PlacesError(
             f"{path}: {list(array.shape)} {array.dtype}; expected finite easting and northing in metres [n, "
             "2]."
