@@ -89,16 +89,11 @@ def check_data(
     workers: int = 2,
     tasks: Tasks | None = None,
 ) -> tuple[str, list[SplitCheck]]:
-    """Check the splits of a data set. Raises `PlacesError` if ``path`` is no data set.
+    """Check the splits of a data set; by default all that are there.
 
-    Args:
-        splits: names; none: all that are there.
-        reading: what the path does not say; photographs without a position are counted all the same.
-        decode: read every image whole, not only the beginning of its file.
-        workers: threads that read images.
-
-    Returns:
-        (name of the format, checks of the splits, the training split first).
+    With ``decode`` every image is read whole, not only the beginning of its file. Photographs without a
+    position are counted all the same. Returns (name of the format, checks, the training split first). Raises
+    `PlacesError` if ``path`` is no data set.
     """
     reading = replace(reading, lenient=not reading.skip_unplaced)
     kind = format_of(path, reading)

@@ -217,11 +217,10 @@ def within(queries: np.ndarray, database: np.ndarray, radius: float) -> Ragged:
 
 
 def eastward_shifts(positions: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """Return how far to move each city so that none lies on another, metres.
+    """Return how far to move each city eastwards so that none lies on another, metres.
 
-    The same metres of two UTM zones are two places on earth. Cities whose rectangles in ``positions`` (UTM,
-    ``[n, 2]``) come nearer than `APART` would have neighbours in each other: the later one is moved. Others
-    stay where they are.
+    The same metres of two UTM zones are two places on earth. A city whose rectangle in ``positions`` (UTM,
+    ``[n, 2]``) comes nearer than `APART` to an earlier one is moved.
     """
     placed: list[tuple[np.ndarray, np.ndarray]] = []
     shifts = {}

@@ -204,16 +204,13 @@ def from_line(where: str, line: dict[str, str], file: Path) -> Photo:
 
 
 def project(photos: Sequence[Photo], system: str = "") -> tuple[np.ndarray, str]:
-    """Bring all photos into one coordinate system: float64 ``[n, 2]`` metres, and the system.
+    """Bring all photos into one coordinate system: float64 ``[n, 2]`` metres, nan if unknown, and the system.
 
-    Positions are nan where nothing is known of a photo; the system is "" for plain metres. Photographs that
-    the zone does not reach get a zone of their own in the system (`sfrs.data.coordinates.to_system`). Raises
-    `UserError` if there are plain metres and positions that do have a zone, and ``system`` is ""; or a photo,
-    which is named, cannot be where it says.
-
-    Args:
-        system: to begin with; its first zone is that of metres that do not say theirs. "": the zone of the
-            first photo that has one, or plain metres of nobody knows which zone if none has.
+    It begins with ``system``, whose first zone is that of metres that do not say theirs; with "", the zone of
+    the first photo that has one, or plain metres of nobody knows which zone, "". Photographs that the zone
+    does not reach get a zone of their own (`sfrs.data.coordinates.to_system`). Raises `UserError` if there
+    are plain metres and positions that do have a zone, and ``system`` is ""; or a photo, which is named,
+    cannot be where it says.
     """
     plain = [photo for photo in photos if photo.metres is not None and not photo.zone]
     located = [photo for photo in photos if photo.zone or photo.degrees is not None]

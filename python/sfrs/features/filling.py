@@ -173,8 +173,7 @@ def _fingerprint(files: tuple[Path, ...]) -> str:
 def _refuse_too_large(needed: int, device: torch.device, processes: int) -> None:
     """Raise `UserError` before the system kills the process for the memory it takes.
 
-    Args:
-        processes: of this machine; each has a GPU of its own, but all share the host's memory.
+    Each of the ``processes`` of this machine has a GPU of its own, but all share its memory.
     """
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else _available_memory()
     count = 1 if device.type == "cuda" else processes

@@ -23,11 +23,9 @@ class FeatureSource:
     def __call__(self, images: Tensor, *, step: int = 0) -> Tensor:
         """Return features of ``images`` (int64 ``[b]``), float32 ``[b, C, h, w]`` on the network's device.
 
-        They are channels_last, in which the heads' convolutions run 10 to 20 % faster on a CPU.
-
-        Args:
-            step: number of the optimisation step, see `step_number`. A source that jitters gives an image
-                what depends on (seed, step, image) only; others ignore it.
+        They are channels_last, in which the heads' convolutions run 10 to 20 % faster on a CPU. A source that
+        jitters gives an image what depends on (seed, step, image) only, see `step_number`; others ignore the
+        step.
         """
         return self.read(self.draws(images, step))
 

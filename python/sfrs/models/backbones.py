@@ -129,10 +129,8 @@ class VGG16(Backbone):
     """VGG16 up to conv5_3 without its ReLU: 512 channels, stride 16 (Simonyan & Zisserman, 2015).
 
     The trunk is conv1_1 .. conv4_3 with pool4, the head conv5_1 .. conv5_3, as SFRS trains it. Convolutions
-    start from He initialisation by fan-out and zero biases, drawn from torch's global generator.
-
-    Args:
-        inputs: how pixels are normalised, a key of `VGG16_INPUTS`; it belongs to the weights.
+    start from He initialisation by fan-out and zero biases. ``inputs``, a key of `VGG16_INPUTS`, says how
+    pixels are normalised; it belongs to the weights.
     """
 
     default_size = (480, 640)

@@ -77,9 +77,8 @@ def init_vlad_from_images(
     seed: int = 0,
     progress: Progress | None = None,
 ) -> float:
-    """Set the model's NetVLAD from ``images`` random ones of ``files``; return alpha.
-
-    The defaults are the paper's 50,000 features.
+    """Set the model's NetVLAD from ``images`` random ones of ``files``, by default the paper's 50,000
+    features; return alpha.
 
     Raises:
         BadImageError: an image cannot be read, unless ``skip_bad_images``.

@@ -84,10 +84,8 @@ def read_weights(path: str | Path, ignore_keys: Sequence[str] = ()) -> Weights:
         path: a file, the folder of a run, or a name in `sfrs.models.published.PUBLISHED`.
         ignore_keys: tensors to leave out, see `sfrs.models.weights_file.read_tensors`.
 
-    Raises:
-        DownloadError: a published network cannot be downloaded.
-        WeightsError: it cannot be read, or a tensor is missing, has another shape, is not finite, or has
-            no place in the network; the message names it.
+    Raises `DownloadError`, or `WeightsError` if it cannot be read, or a tensor is missing, has another shape,
+    is not finite, or has no place in the network; the message names it.
     """
     network = published(path)
     path = Path(path) if network is None else downloaded(network)

@@ -131,13 +131,10 @@ class Torchvision:
 
 
 class LibraryBackbone(Backbone):
-    """A network of timm or torchvision, in evaluation mode while it is trained, too: batch norm keeps the
-    statistics of its weights, and nothing is dropped.
+    """A network of timm or torchvision by its name (`Spec`), in evaluation mode while it is trained, too:
+    batch norm keeps the statistics of its weights, and nothing is dropped.
 
     Raises `BackboneError` if the library does not import, or has no such network, or that has no such map.
-
-    Args:
-        name: see `Spec`.
     """
 
     default_size = 224  # a multiple of all strides

@@ -30,14 +30,9 @@ class MatConvNetError(UserError, ValueError):
 def read_matconvnet(path: Path) -> dict[str, Tensor]:
     """Read a network: ``base_model.base.N.*``, ``net_vlad.*`` and ``pca_layer.*``, as far as it has them.
 
-    Convolutions that have no place in the paper's networks keep their names.
-
-    Args:
-        path: a ``.mat`` file up to version 7 with the variable ``net``, or its fields.
-
-    Raises:
-        ArrayFileError: not such a file, or a damaged one.
-        MatConvNetError: there is no network in it, or it computes something else than the paper's do.
+    The file is a ``.mat`` up to version 7 with the variable ``net``, or its fields. Convolutions that have no
+    place in the paper's networks keep their names. Raises `ArrayFileError`, or `MatConvNetError` if there is
+    no network in it, or it computes something else than the paper's do.
     """
     content = read_arrays(path)
     net = content.get("net", content)

@@ -110,10 +110,9 @@ def evidence(
     """Collect what speaks for an answer.
 
     Args:
-        weighed: the matches, at least one of them.
         positions: of all matches, ``[k, 2]``.
         similarities: of their descriptors with the photograph's, ``[k]``, beyond the background's.
-        alike: of the weighed matches with each other, the same, ``[c, c]``.
+        alike: of the weighed matches, at least one, with each other, the same, ``[c, c]``.
     """
     chosen, near = weighed.chosen, weighed.near
     best = int(np.argmax(near))
@@ -131,13 +130,11 @@ def evidence(
 
 @torch.no_grad()
 def sameness(quarters: Tensor) -> np.ndarray:
-    """Return how alike the four quarters of each image are, mean similarity in -1..1, ``[B]``.
+    """Return how alike the four quarters ``[B, 4, K, D]`` of each image are, mean similarity in -1..1,
+    ``[B]``.
 
-    Clusters made from a collection tell the things in its photographs apart. What they were not made
-    for, a wall, noise, or another town, falls into a few of them, in all four quarters alike.
-
-    Args:
-        quarters: quarter VLADs ``[B, 4, K, D]``.
+    Clusters made from a collection tell the things in its photographs apart. What they were not made for, a
+    wall, noise, or another town, falls into a few of them, in all four quarters alike.
     """
     parts = region_descriptors(quarters.float())[:, -4:].flatten(2)  # [B, 4, K * D]
     return ((parts @ parts.transpose(1, 2)).sum(dim=(1, 2)) - 4).div(12).cpu().numpy()

@@ -87,10 +87,8 @@ def explain_pair(model: Model, query: Tensor, image: Tensor) -> PairExplanation:
 
 @torch.no_grad()
 def strongest_clusters(model: Model, features: Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """Find the cluster that every position of local features ``[1, D, h, w]`` belongs to most.
-
-    Returns:
-        (clusters int64 ``[h, w]``, their soft assignments float32 ``[h, w]`` in 0..1: NetVLAD, equation 3).
+    """Find the cluster that every position of local features ``[1, D, h, w]`` belongs to most, int64 ``[h,
+    w]``, and their soft assignments float32 ``[h, w]`` in 0..1 (NetVLAD, equation 3).
     """
     positions = positions_first(features)
     vlad = model.network.vlad

@@ -61,8 +61,6 @@ def locate(
             and `CONSIDERED` images are ordered. None does so where the index's self-test recommends it.
         near: compare with the images within this circle alone.
         sources: what says where they were taken, besides their names and EXIF; it only shows the error.
-        workers: threads that decode files.
-        tasks: opens a progress display per stage.
 
     Raises:
         UserError: the index is empty, an option has no meaning, or re-ranking needs the files of images and
@@ -186,8 +184,7 @@ class RegionOrder:
     def __call__(self, query: Tensor, rows: np.ndarray) -> tuple[Reranked, tuple[int, ...]]:
         """Order the first `depth` rows by the query's quarter VLADs ``[1, 4, K, D]``, drop the others.
 
-        Returns:
-            (the rows in their order, those of them that were left out).
+        Returns (the rows in their order, those of them that were left out).
         """
         first = rows[: self.depth]
         while True:

@@ -104,14 +104,13 @@ def estimate(
 ) -> Location:
     """Weigh the matches of one query into a position.
 
-    The first `CONSIDERED` matches with a known position weigh ``w = exp(s / temperature)``. The
-    neighbourhood is what lies within `RADIUS` of the match around which most weight lies; the position
-    is the weighted mean of the neighbourhood, which one good match far away does not move.
+    The first `CONSIDERED` matches with a known position weigh ``w = exp(s / temperature)``. The neighbourhood
+    is what lies within `RADIUS` of the match around which most weight lies; the position is the weighted mean
+    of the neighbourhood, which one good match far away does not move.
 
     The confidence is the neighbourhood's share of the weight of all these matches and of one more that nobody
-    has looked at, as similar as the last of them: ``sum_near w / (sum_all w + w_last)``. So it rises with the
-    similarities near the position, falls with those elsewhere, and never reaches 1. It compares places of the
-    database with each other; `sfrs.retrieval.confidence` makes a probability of it and of more.
+    has looked at, as similar as the last of them: ``sum_near w / (sum_all w + w_last)``. It compares places
+    of the database with each other; `sfrs.retrieval.confidence` makes a probability of it and of more.
 
     Args:
         positions: easting and northing in metres, ``[k, 2]``; nan where an image has none.

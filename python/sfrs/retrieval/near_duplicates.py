@@ -34,8 +34,7 @@ class NearDuplicates:
     def of(self, row: int, others: np.ndarray, similarities: np.ndarray) -> np.ndarray:
         """Return which of ``others``, rows ``[n]``, show the moment of ``row``; bool ``[n]``.
 
-        Args:
-            similarities: of the descriptors of ``others`` with that of ``row``; -inf where not known.
+        ``similarities`` are those of their descriptors; -inf where not known.
         """
         return np.array(
             [

@@ -100,13 +100,12 @@ class Reranked:
 def rerank(
     query_quarters: Tensor, rows: np.ndarray, quarters: Quarters, score: str = DEFAULT_SCORE
 ) -> Reranked:
-    """Order the candidates of one query by their regions; equal scores keep their order.
+    """Order the candidates ``rows`` (int64 ``[C]``) of one query by their regions; equal scores keep their
+    order.
 
     Args:
         query_quarters: ``[1, 4, K, D]``, float32.
-        rows: candidates, int64 ``[C]``, without blanks.
         quarters: gives the candidates' quarter VLADs, kept by `sfrs.models.model.compact`.
-        score: one of `SCORES`.
     """
     if len(rows) == 0:
         return Reranked(np.zeros(0, np.int64), np.zeros(0, np.float32), np.zeros((0, 2), np.int64))
@@ -130,11 +129,8 @@ def rerank_all(
     depth: int = DEPTH,
     progress: Progress | None = None,
 ) -> np.ndarray:
-    """Order the first ``depth`` candidates of every query; those after them stay where they are.
-
-    Args:
-        query_quarters: gives the quarter VLADs of queries.
-        candidates: database rows int64 ``[m, k]``, best first; -1 past the end.
+    """Order the first ``depth`` candidates of every query (database rows int64 ``[m, k]``, best first, -1
+    past the end); those after them stay where they are.
     """
     result = candidates.copy()
     for query, found in enumerate(candidates[:, :depth]):

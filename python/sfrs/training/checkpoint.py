@@ -73,8 +73,7 @@ def load_state(
 ) -> EpochState | None:
     """Put a checkpoint's tensors into ``pair``; return the epoch that was in progress, if there was one.
 
-    Raises:
-        CheckpointError: the tensors are not those of such a pair; the message names the file and the tensor.
+    Raises `CheckpointError` that names the file and the tensor if they are not those of such a pair.
     """
     groups: dict[str, dict[str, Tensor]] = {group: {} for group in GROUPS}
     for name, value in tensors.items():

@@ -72,8 +72,7 @@ class Epoch:
             on_mining: called with (done, total) images while descriptors for mining are refreshed.
             save: called every ``config.checkpoint_minutes``, after a step.
 
-        Raises:
-            DivergedError: a loss or gradient is not finite. The step that gave it has not been taken.
+        Raises `DivergedError` if a loss or gradient is not finite. The step that gave it has not been taken.
         """
         saved = time.perf_counter()
         self.pair.student.train()
@@ -198,12 +197,8 @@ def describe_in_shares(
     processes: Processes,
     progress: Progress,
 ) -> Tensor | None:
-    """Describe ``images`` (int64 ``[b]``), of which every process computes a share.
-
-    Raises `DivergedError` if a value is not finite.
-
-    Returns:
-        float32 ``[b, K * D]`` in the main process, None in the others.
+    """Describe ``images`` (int64 ``[b]``), of which every process computes a share: float32 ``[b, K * D]`` in
+    the main process, None in the others. Raises `DivergedError` if a value is not finite.
     """
     total, count = len(images), processes.count
 

@@ -150,10 +150,8 @@ class RunDirectory:
             return False
 
     def create(self, config: TrainConfig, data: dict[str, Any], start: dict[str, Any]) -> None:
-        """Begin the directory, over what a run left that stopped before its first checkpoint.
-
-        Args:
-            start: what else a run needs that begins, see `run_start`.
+        """Begin the directory, over what a run left that stopped before its first checkpoint; ``start`` is of
+        `run_start`.
         """
         versions = {"torch": torch.__version__, "sfrs_ext": getattr(sfrs_ext, "__version__", "unknown")}
         content = {"config": config.to_dict(), "data": data, "start": start, "versions": versions}
@@ -215,12 +213,8 @@ def run_start(
 ) -> dict[str, Any]:
     """Decide how a run begins: whether from a checkpoint, and what it takes over.
 
-    Returns:
-        JSON: ``resume``, whether there is a checkpoint to go on from; else ``first_generation``, the
-        directory of another run or None, and ``network_given``.
-
-    Raises:
-        UserError: as `sfrs.training.trainer.train` says.
+    Returns JSON: ``resume``, whether there is a checkpoint to go on from; else ``first_generation``, the
+    directory of another run or None, and ``network_given``. Raises as `sfrs.training.trainer.train` does.
     """
     path = directory.path
     if resume:

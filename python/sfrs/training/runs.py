@@ -70,13 +70,10 @@ LOGGED = {
 
 
 class Run:
-    """A run's configuration and what it has logged.
+    """A run's configuration, the lines of its ``metrics.jsonl``, and whether a process is training it now.
 
-    Args:
-        config: field values; those that an older version did not know have today's defaults, and those that
-            this one does not know are as they were written.
-        lines: of ``metrics.jsonl``.
-        held: a process is training it now.
+    Fields that an older version did not know have today's defaults, and those that this one does not know are
+    as they were written.
     """
 
     def __init__(self, path: Path, config: dict[str, Any], lines: list[dict], *, held: bool) -> None:

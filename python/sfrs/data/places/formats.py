@@ -76,10 +76,8 @@ PLAIN = Reading()
 
 
 def format_of(path: str | Path, reading: Reading = PLAIN) -> Format:
-    """Return the format of a data set.
-
-    Raises `PlacesError` if it has none, and the message says what was looked for; or ``reading`` says what
-    this format says itself.
+    """Return the format of a data set. Raises `PlacesError` if it has none, or ``reading`` says what it says
+    itself.
     """
     path = Path(path)
     if reading.queries:

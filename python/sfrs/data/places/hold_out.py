@@ -39,12 +39,9 @@ Chooser = Callable[[np.ndarray, int], np.ndarray]
 def held_out(
     files: Sequence[Path], positions: np.ndarray, rule: str, split: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the rows of (database, queries) of ``split``, int64.
+    """Return the rows of (database, queries) of ``split``, int64, of photographs in the order of their names.
 
     Raises `UserError` if the rule or the split is none, a time is missing, or there are too few photographs.
-
-    Args:
-        files, positions: the photographs in the order of their names, and metres ``[n, 2]``.
     """
     if split not in SPLITS:
         raise PlacesError(f"--split is {split!r}; a folder that is split has {', '.join(SPLITS)}.")

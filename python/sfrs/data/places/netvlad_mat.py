@@ -44,10 +44,8 @@ def set_and_split(path: Path) -> tuple[str, str]:
 
 
 def mat_files(path: Path) -> dict[str, list[Path]]:
-    """Return the ``.mat`` files that ``path`` may mean, by split.
-
-    It is a file; a folder that holds files itself or in ``datasets`` or ``raw``; or the beginning of files'
-    names, ``datasets/pitts30k``.
+    """Return the ``.mat`` files that ``path`` may mean, by split: a file; those in a folder, or in its
+    ``datasets`` or ``raw``; or by the beginning of their names, ``datasets/pitts30k``.
     """
     if path.is_dir():
         folders = (path, path / "datasets", path / "raw")

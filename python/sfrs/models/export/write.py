@@ -131,13 +131,10 @@ def export(
         photos: images to compare on, besides made-up ones.
         device: where ``torch`` and ``aoti`` will run, and are compared.
         source: the name of the file it was made from, to be kept in it.
-        progress: called with (done, total) as batches are compared.
 
     Raises:
         ExportError: the file's descriptors are farther from the original's than the format's tolerance.
         UserError: the format needs what is not installed, or the backbone one size, or ``path`` is a folder.
-        WriteError: the disk is full, or another fault of it.
-        BadImageError: a photo cannot be read.
     """
     path, kind = Path(path), FORMATS[format]
     if path.is_dir():

@@ -71,14 +71,12 @@ class Builder:
     another process is writing.
 
     Args:
-        path: of the index.
         model: describes images; None takes the one of the index. One without clusters gets them from the
             photographs that a new index begins with.
         kind: exact, float16, pq, ivf or disk; None leaves it as it is (exact for a new index).
         regions: keep quarter VLADs for re-ranking; None leaves it as it is (for a new index: only where the
             model's clusters are made from the photographs).
         zone: UTM zone of the index, and of metres that do not say theirs.
-        tasks: opens a progress display per stage.
     """
 
     kinds: tuple[str, ...] = KINDS

@@ -59,13 +59,8 @@ def key_of(file: bytes) -> int:
 
 
 class Milvus:
-    """A connection to the engine.
-
-    Attributes:
-        path: the address, as users give it.
-        name: of the collection in it.
-        lite: whether it is Milvus Lite.
-        collections: names of those there are.
+    """A connection to the engine at an address; ``name`` is that of the collection in it, ``collections`` are
+    those there are, and ``lite`` tells whether it is Milvus Lite.
     """
 
     def __init__(self, path: str | Path) -> None:

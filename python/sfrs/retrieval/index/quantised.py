@@ -58,8 +58,7 @@ class Compressed:
     - ivf: the same in inverted lists, of which the nearest are read; in memory.
     - disk: one bit per number (RaBitQ) in inverted lists that stay in the file, mapped.
 
-    Attributes:
-        dim: of the descriptors; the faiss index pads them to a multiple of the parts.
+    It pads descriptors of ``dim`` numbers to a multiple of the parts.
     """
 
     def __init__(self, kind: str, index: Any, dim: int) -> None:
@@ -108,12 +107,11 @@ class Compressed:
     def open(
         cls, path: Path, kind: str, dim: int, digest: str | None = None, *, to_extend: bool = False
     ) -> "Compressed":
-        """Read `save`'s file; the lists of the kind disk stay there unless ``to_extend``.
+        """Read `save`'s file, if it has this ``digest``: a damaged one can make faiss take any amount of
+        memory.
 
-        Raises `UserError` if the file is missing or damaged.
-
-        Args:
-            digest: what `save` returned. A damaged file can make faiss take any amount of memory.
+        The lists of the kind disk stay there unless ``to_extend``. Raises `UserError` if the file is missing
+        or damaged.
         """
         mapped = kind == "disk" and not to_extend
         flags = faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY if mapped else 0

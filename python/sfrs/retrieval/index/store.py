@@ -89,11 +89,7 @@ class Table:
 
 
 class Store:
-    """An index directory as it lies on disk.
-
-    Attributes:
-        settings: as they were last read or written.
-    """
+    """An index directory as it lies on disk; ``settings`` are as they were last read or written."""
 
     def __init__(self, path: Path, database: sqlite3.Connection) -> None:
         self.path, self._database = path, database
@@ -113,8 +109,7 @@ class Store:
     ) -> "Store":
         """Begin an index in the directory ``path``: write its model, then its table, which is empty.
 
-        Args:
-            whiten_from: images from which on the first generation is whitened; None: never.
+        From ``whiten_from`` images on the first generation is whitened; None: never.
         """
         save_network(path / NETWORK, model.network)
         if model.whitening is not None:
@@ -231,10 +226,8 @@ class Store:
     def add(
         self, entries: Sequence[Entry], descriptors: np.ndarray, quarters: np.ndarray | None = None
     ) -> None:
-        """Add images to the generation being built, for those they replace.
-
-        Args:
-            descriptors, quarters: ``[n, dim]`` and, if the index keeps regions, ``[n, 4, K, D]``.
+        """Add images, with descriptors ``[n, dim]`` and, if the index keeps regions, quarters ``[n, 4, K,
+        D]``, to the generation being built, for those they replace.
         """
         first, coming = self.slots(), self.generation + 1
         for name, part in (("descriptors", descriptors), ("quarters", quarters)):
@@ -260,8 +253,7 @@ class Store:
     def finish(self, compacted: np.ndarray | None = None, **settings: Any) -> None:
         """Make the generation being built the one that readers see, in one transaction with ``settings``.
 
-        Args:
-            compacted: the slots of its images, rising, if they became the slots 0, 1, 2, ...
+        ``compacted`` are the slots of its images, rising, if they became the slots 0, 1, 2, ...
         """
         settings["generation"] = self.generation + 1
         with self._using():
