@@ -13,6 +13,7 @@ from rich.table import Table
 from sfrs.commands.flags import command, option
 from sfrs.commands.options import show_skipped
 from sfrs.runtime.errors import UserError
+from sfrs.runtime.progress import quiet
 from sfrs.runtime.terminal import progress_tasks, say, show
 from sfrs.training.config import PRESETS, TrainConfig, flag_text, parse_flag
 
@@ -162,7 +163,7 @@ def _without_bad_images(places: tuple["Places", "Places"], *, show: bool) -> tup
     from sfrs.retrieval.evaluation import without_bad_images
 
     kept = []
-    with progress_tasks() if show else nullcontext() as tasks:
+    with progress_tasks() if show else nullcontext(quiet) as tasks:
         for split in places:
             good, bad = without_bad_images(split, tasks=tasks)
             kept.append(good)

@@ -18,7 +18,7 @@ from sfrs.data.places.formats import PLAIN
 from sfrs.data.places.hold_out import SPLITS as HELD_OUT
 from sfrs.data.ragged import Ragged
 from sfrs.runtime.errors import UserError, counted
-from sfrs.runtime.progress import Tasks
+from sfrs.runtime.progress import Tasks, quiet
 
 TRAINING, VALIDATION, ANY = "train", "val", "any"
 """The splits of training and of validation, and how a data set without splits is shown."""
@@ -87,7 +87,7 @@ def check_data(
     reading: Reading = PLAIN,
     decode: bool = False,
     workers: int = 2,
-    tasks: Tasks | None = None,
+    tasks: Tasks = quiet,
 ) -> tuple[str, list[SplitCheck]]:
     """Check the splits of a data set; by default all that are there.
 
@@ -114,7 +114,7 @@ def check_data(
             if w.category in (CoordinatesWarning, LeftOutWarning)
         ]
         files = list(dict.fromkeys((*places.database.files, *places.queries.files)))
-        show = tasks(f"images of {split}") if tasks else None
+        show = tasks(f"images of {split}")
         bad = check_images(files, decode=decode, workers=workers, progress=show)
         checks.append(_check_split(places, rules, bad, training, known))
         training = places if split == TRAINING else training

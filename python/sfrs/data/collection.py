@@ -8,7 +8,7 @@ from sfrs.data.photos import NO_SOURCES, OPTIONAL, Locator, Photo, Sources, from
 from sfrs.data.places.folder import database_folder
 from sfrs.data.tables import file_of, lines_of_split, role_of
 from sfrs.runtime.errors import UserError
-from sfrs.runtime.progress import Progress
+from sfrs.runtime.progress import Progress, silent
 
 
 def read_photos(
@@ -17,7 +17,7 @@ def read_photos(
     *,
     skip_bad_images: bool = False,
     sources: Sources = NO_SOURCES,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> list[Photo]:
     """Read the images of a folder (any depth), of a place folder's database, or of a CSV manifest.
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sfrs.data.photo_files import HEIF, HEIF_SUFFIXES, NOT_READ
 from sfrs.runtime.errors import UserError
-from sfrs.runtime.progress import Progress
+from sfrs.runtime.progress import Progress, silent
 from sfrs.runtime.threads import single_threads
 
 Size = tuple[int, int] | int | None
@@ -191,7 +191,7 @@ def batches(
 
 
 def check_images(
-    files: Sequence[Path], *, decode: bool = True, progress: Progress | None = None, workers: int = 2
+    files: Sequence[Path], *, decode: bool = True, progress: Progress = silent, workers: int = 2
 ) -> list[tuple[Path, str]]:
     """Decode every file (or read its header only) and return those that fail with the reason, in order."""
     bad = []
@@ -199,8 +199,7 @@ def check_images(
     for i, (file, why) in enumerate(zip(files, reasons, strict=True)):
         if why is not None:
             bad.append((file, why))
-        if progress is not None:
-            progress(i + 1, len(files))
+        progress(i + 1, len(files))
     return bad
 
 

@@ -17,7 +17,7 @@ from sfrs.data.images import BadImageError
 from sfrs.data.tables import DEGREES, METRES, PlacesError, coordinates, file_of, finite_pair, table_rows
 from sfrs.data.track import Track, clock_of
 from sfrs.runtime.errors import UserError
-from sfrs.runtime.progress import Progress
+from sfrs.runtime.progress import Progress, silent
 
 ZONE_FIELD, BAND_FIELD, DEGREE_FIELDS, PANORAMA_FIELD, TIME_FIELD = 3, 4, slice(5, 7), 7, 13
 FULL_FORM_FIELDS = 16
@@ -97,7 +97,7 @@ class Locator:
         return replace(photo, degrees=degrees)
 
     def all(
-        self, files: Sequence[Path], *, skip_bad_images: bool = False, progress: Progress | None = None
+        self, files: Sequence[Path], *, skip_bad_images: bool = False, progress: Progress = silent
     ) -> list[Photo]:
         """Locate several photographs; with ``skip_bad_images`` one may be `Photo.unreadable`.
 
@@ -106,8 +106,7 @@ class Locator:
         photos = []
         for i, file in enumerate(files):
             photos.append(self.locate(from_name(file), lenient=skip_bad_images))
-            if progress is not None:
-                progress(i + 1, len(files))
+            progress(i + 1, len(files))
         if files and self._table and not self._found:
             first = next(iter(self._table.values()))[0].file
             raise UserError(

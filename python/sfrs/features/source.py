@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from sfrs.models.network import DescriptorNetwork
-from sfrs.runtime.progress import Progress
+from sfrs.runtime.progress import Progress, silent
 
 
 class Draw(NamedTuple):
@@ -56,7 +56,7 @@ def describe_features(
     images: Tensor,
     *,
     batch_size: int = 32,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> Tensor:
     """Describe ``images`` (int64 ``[b]``, at least one) by head and NetVLAD only: float32 ``[b, K * D]``."""
     if len(images) == 0:
@@ -73,7 +73,6 @@ def describe_features(
                 out = descriptors.new_empty(len(images), descriptors.shape[1])
             out[done : done + len(part)] = descriptors
             done += len(part)
-            if progress is not None:
-                progress(done, len(images))
+            progress(done, len(images))
     network.train(was_training)
     return out

@@ -13,7 +13,7 @@ from sfrs.data.images import ImageFiles, batches, check_images
 from sfrs.models.model import Model
 from sfrs.models.network import DescriptorNetwork
 from sfrs.runtime.errors import UserError
-from sfrs.runtime.progress import Progress
+from sfrs.runtime.progress import Progress, silent
 
 
 class TooFewFeaturesError(UserError, ValueError):
@@ -75,7 +75,7 @@ def init_vlad_from_images(
     skip_bad_images: bool = False,
     batch_size: int = 8,
     seed: int = 0,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> float:
     """Set the model's NetVLAD from ``images`` random ones of ``files``, by default the paper's 50,000
     features; return alpha.
@@ -96,7 +96,6 @@ def init_vlad_from_images(
     def trunks() -> Iterable[Tensor]:
         for rows, batch in batches(dataset, batch_size):
             yield network.trunk(batch.to(device))
-            if progress is not None:
-                progress(rows[-1] + 1, len(dataset))
+            progress(rows[-1] + 1, len(dataset))
 
     return init_vlad(network, sample_features(network, trunks(), per_image, generator), seed=seed)

@@ -20,7 +20,7 @@ from sfrs.models.network import DescriptorNetwork, network_of, pretrained_networ
 from sfrs.models.weights_file import WeightsError
 from sfrs.models.whitening import Whitening
 from sfrs.runtime.errors import UserError
-from sfrs.runtime.progress import Progress
+from sfrs.runtime.progress import Progress, silent
 from sfrs.runtime.records import Positive, as_record, parse_json
 
 DEFAULT = "efficientnet-lite0"
@@ -189,7 +189,7 @@ class Model(nn.Module):
         *,
         batch_size: int = 8,
         workers: int = 2,
-        progress: Progress | None = None,
+        progress: Progress = silent,
         out: np.ndarray | None = None,
         quarters: np.ndarray | None = None,
     ) -> np.ndarray:
@@ -220,8 +220,7 @@ class Model(nn.Module):
             out[there] = descriptors.cpu().numpy()
             if quarters is not None and regions is not None:
                 quarters[there] = regions.cpu().numpy()
-            if progress is not None:
-                progress(rows[-1] + 1, len(images))
+            progress(rows[-1] + 1, len(images))
         return out
 
     @torch.no_grad()

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from sfrs.models.model import compact
 from sfrs.runtime.errors import UserError
-from sfrs.runtime.progress import Progress
+from sfrs.runtime.progress import Progress, silent
 from sfrs_ext import region_similarity
 from sfrs_ext.reference import region_descriptors
 
@@ -127,7 +127,7 @@ def rerank_all(
     *,
     score: str = DEFAULT_SCORE,
     depth: int = DEPTH,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> np.ndarray:
     """Order the first ``depth`` candidates of every query (database rows int64 ``[m, k]``, best first, -1
     past the end); those after them stay where they are.
@@ -136,6 +136,5 @@ def rerank_all(
     for query, found in enumerate(candidates[:, :depth]):
         ranked = rerank(query_quarters(np.array([query])), found[found >= 0], quarters, score)
         result[query, : len(ranked.rows)] = ranked.rows
-        if progress is not None:
-            progress(query + 1, len(candidates))
+        progress(query + 1, len(candidates))
     return result

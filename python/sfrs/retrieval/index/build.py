@@ -89,14 +89,14 @@ class Builder:
         kind: str | None = None,
         regions: bool | None = None,
         zone: str = "",
-        tasks: Tasks | None = None,
+        tasks: Tasks = quiet,
     ) -> None:
         if kind not in (None, *self.kinds):
             raise UserError(f"--kind is {kind!r}; expected one of {', '.join(self.kinds)}.")
         self.path, self.model, self.change = Path(path), model, Change()
         self.zone = parse_zone(zone) if zone else ""
         self._kind, self._regions = kind, regions
-        self._tasks = tasks or quiet
+        self._tasks = tasks
         self._store: Store | None = None
         self._check_place()
 

@@ -24,7 +24,7 @@ from sfrs.retrieval.near import Near
 from sfrs.retrieval.self_test import SAMPLE, self_test
 from sfrs.retrieval.tested import SelfTest
 from sfrs.runtime.errors import UserError
-from sfrs.runtime.progress import Tasks
+from sfrs.runtime.progress import Tasks, quiet
 
 LONGEST = 1.01
 """Length of a unit vector, at most, whose numbers were rounded to float16."""
@@ -93,7 +93,7 @@ class Index:
         regions: bool | None = None,
         zone: str = "",
         adding: Adding | None = None,
-        tasks: Tasks | None = None,
+        tasks: Tasks = quiet,
     ) -> "Index":
         """Index photographs, or add to an index what is new or changed, and open it.
 
@@ -117,7 +117,7 @@ class Index:
         builder_of = builder_class(path)
         if model is None and not builder_of.begun(path):
             model = Model.load(device=adding.device)
-        progress = tasks("reading coordinates") if tasks else None
+        progress = tasks("reading coordinates")
         found = read_photos(
             photos,
             adding.split,
@@ -245,7 +245,7 @@ class Index:
     def _damaged(self, why: str) -> UserError:
         return UserError(f"{self.path}: its descriptors are damaged ({why}); build it again.")
 
-    def check(self, *, sample: int = SAMPLE, seed: int = 0, tasks: Tasks | None = None) -> SelfTest:
+    def check(self, *, sample: int = SAMPLE, seed: int = 0, tasks: Tasks = quiet) -> SelfTest:
         """Locate the index's own photographs among the others, and keep what that says in the index.
 
         Answers of `locate` are calibrated by it from then on. A change of the index makes it void.

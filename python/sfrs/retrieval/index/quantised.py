@@ -12,7 +12,7 @@ import torch
 
 from sfrs.runtime.atomic_io import replaced
 from sfrs.runtime.errors import UserError
-from sfrs.runtime.progress import Progress
+from sfrs.runtime.progress import Progress, silent
 
 HEAD = 64 * 2**20
 """Bytes of a file that are checked before faiss reads it: of ten million images all that is not codes."""
@@ -90,12 +90,11 @@ class Compressed:
             faiss.omp_set_num_threads(threads)
         return cls(kind, index, rows.shape[1])
 
-    def extend(self, rows: np.ndarray, progress: Progress | None = None) -> None:
+    def extend(self, rows: np.ndarray, progress: Progress = silent) -> None:
         """Add the rows of ``rows`` ``[n, dim]`` that are not in yet, which are the last ones."""
         for start in range(len(self), len(rows), BLOCK_ROWS):
             self.index.add(_padded(rows[start : start + BLOCK_ROWS], self.index.d))
-            if progress is not None:
-                progress(len(self), len(rows))
+            progress(len(self), len(rows))
 
     def save(self, path: Path) -> str:
         """Write the copy, replacing ``path`` in one step; return its `digest_of`."""
