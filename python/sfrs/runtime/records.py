@@ -14,7 +14,9 @@ from collections.abc import Iterable
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints, is_typeddict
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from typing_extensions import NotRequired, is_typeddict
 
 from sfrs.runtime.errors import UserError
 
@@ -93,6 +95,8 @@ def _words(kind: Any) -> str:
 
 def _read(value: Any, kind: Any, name: str) -> Any:
     origin, arguments = get_origin(kind), get_args(kind)
+    if origin is NotRequired:
+        return _read(value, arguments[0], name)
     if kind is Any or (origin is Literal and value in arguments):
         return value
     if origin in (Union, UnionType):

@@ -6,10 +6,11 @@ The file is replaced in one step. Nothing is pickled. Facts are JSON in the file
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import NotRequired, TypedDict
 
 from sfrs.models.network import DescriptorNetwork
 from sfrs.runtime.errors import UserError
@@ -31,11 +32,7 @@ class Best(TypedDict):
     recalls: dict[int, float]
 
 
-class WithinEpoch(TypedDict, total=False):
-    done: Natural  # queries of the epoch in progress
-
-
-class Facts(WithinEpoch):
+class Facts(TypedDict):
     """Where a run stands."""
 
     format: Natural
@@ -43,6 +40,7 @@ class Facts(WithinEpoch):
     epoch: Natural  # epochs of it that are done
     best: Best | None
     metrics_size: Natural  # bytes of metrics.jsonl that count
+    done: NotRequired[Natural]  # queries of the epoch in progress
 
 
 class CheckpointError(UserError, RuntimeError):

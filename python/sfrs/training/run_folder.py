@@ -18,9 +18,10 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, NamedTuple
 
 import torch
+from typing_extensions import NotRequired, TypedDict
 
 import sfrs_ext
 from sfrs.data.places import Places
@@ -55,18 +56,13 @@ class Start(TypedDict, total=False):
     network_given: bool
 
 
-class LaterStored(TypedDict, total=False):
-    """Entries that the first runs lack."""
-
-    start: Start
-    versions: dict[str, str]
-
-
-class Stored(LaterStored):
+class Stored(TypedDict):
     """The content of config.json: the configuration, and of each split the fingerprint of its images."""
 
     config: dict[str, Any]
     data: dict[str, dict[str, Any]]
+    start: NotRequired[Start]
+    versions: NotRequired[dict[str, str]]
 
 
 class GenerationResult(NamedTuple):

@@ -3,7 +3,9 @@
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, TypedDict
+from typing import Literal
+
+from typing_extensions import NotRequired, TypedDict
 
 from sfrs.data.images import Size
 from sfrs.models.model import Digests, Model, read_architecture
@@ -24,14 +26,7 @@ class ModelSettings(TypedDict):
     quarters_shape: tuple[Positive, Positive, Positive]
 
 
-class LaterSettings(TypedDict, total=False):
-    """Settings that an older index lacks."""
-
-    whiten_from: Positive | None  # images from which on the first generation is whitened
-    compressed_digest: str  # of the compressed copy, see `sfrs.retrieval.index.quantised.digest_of`
-
-
-class Settings(ModelSettings, LaterSettings):
+class Settings(ModelSettings):
     """The settings in the table. Names of files are of the index's own directory."""
 
     format: int
@@ -43,6 +38,8 @@ class Settings(ModelSettings, LaterSettings):
     quarters: str | None
     compressed: str | None
     trained: Natural  # rows that the compressed copy was fitted to
+    whiten_from: NotRequired[Positive | None]  # images from which on the first generation is whitened
+    compressed_digest: NotRequired[str]  # see `sfrs.retrieval.index.quantised.digest_of`
 
 
 def read_settings(texts: Mapping[str, str], table: Path) -> Settings:
