@@ -23,8 +23,7 @@ from sfrs.runtime.progress import Tasks, quiet
 TRAINING, VALIDATION, ANY = "train", "val", "any"
 """The splits of training and of validation, and how a data set without splits is shown."""
 IMAGES, QUERIES = ("image", "images"), ("query", "queries")
-FAR = 1_000.0
-"""Metres to the nearest database image from which on a query hardly belongs to the data set."""
+FAR = 1_000.0  # metres to the nearest database image from which on a query hardly belongs to the data set
 
 
 @dataclass(frozen=True)

@@ -37,8 +37,7 @@ ACROSS = tuple(TURNS[orientation] for orientation in (5, 6, 7, 8))
 """Turns that make of a wide image a tall one."""
 METADATA = ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif")
 """Where Pillow keeps blocks that hold an orientation."""
-MOST_PIXELS = 32_000_000
-"""Pixels that resizing may make of an image."""
+MOST_PIXELS = 32_000_000  # pixels that resizing may make of an image
 REDUCED = 2
 """A JPEG is decoded at 1/2, 1/4 or 1/8 of its size where it stays this many times larger than wanted."""
 

@@ -15,8 +15,7 @@ from sfrs.runtime.errors import UserError
 
 GAP_SECONDS, GAP_METRES = 120.0, 25.0
 """Between two points of a track it is known where one was if they are this near in time or in space."""
-EDGE_SECONDS = 60.0
-"""Before the first and after the last point a position still holds."""
+EDGE_SECONDS = 60.0  # before the first and after the last point a position still holds
 
 
 class Track:

@@ -14,8 +14,7 @@ from sfrs.features.source import Draw, FeatureSource
 from sfrs.models.network import DescriptorNetwork
 from sfrs.runtime.threads import single_threads
 
-AHEAD = 4
-"""Calls whose images are loaded ahead, at most."""
+AHEAD = 4  # calls whose images are loaded ahead, at most
 
 
 class OnTheFlyFeatures(FeatureSource):

@@ -20,11 +20,8 @@ REGISTRY = {
 }
 """Name -> module:class or function, imported when asked for."""
 
-LIBRARIES = ("timm:", "torchvision:")
-"""Prefixes of the names of other libraries' networks."""
-
-NEEDS_WEIGHTS = ("vgg16",)
-"""Backbones that do not train from random weights and have no published ones."""
+LIBRARIES = ("timm:", "torchvision:")  # prefixes of the names of other libraries' networks
+NEEDS_WEIGHTS = ("vgg16",)  # backbones that do not train from random weights and have no published ones
 
 # Layer names of VGG16 (configuration D) up to conv5_3 with their output channels; "pool" halves the size.
 VGG16_TRUNK = (

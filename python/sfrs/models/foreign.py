@@ -14,8 +14,7 @@ from sfrs.models.backbones import VGG16_HEAD, VGG16_INPUTS, VGG16_TRUNK, vgg16_l
 from sfrs.models.published import downloaded, published
 from sfrs.models.weights_file import WeightsError, checked, listed, read_tensors
 
-WHITENING = "whitening."
-"""Prefix of the whitening's tensors in a network's file."""
+WHITENING = "whitening."  # prefix of the whitening's tensors in a network's file
 
 
 @dataclass(frozen=True)

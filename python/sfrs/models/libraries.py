@@ -21,8 +21,7 @@ from sfrs.models.weights_file import reason
 
 STRIDES = (14, 16, 32)
 ODD_SIZE = (69, 101)
-TRAINED_BLOCKS = 4
-"""Last blocks that are trained where all of a network's are of one stride."""
+TRAINED_BLOCKS = 4  # last blocks that are trained where all of a network's are of one stride
 
 
 @dataclass(frozen=True)

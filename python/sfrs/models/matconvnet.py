@@ -19,8 +19,7 @@ from sfrs.runtime.errors import UserError
 
 CLUSTER_LAYER = "vlad:core"
 CLASSIFIER = {"fc6": "classifier.0", "fc7": "classifier.3", "fc8": "classifier.6"}
-MEAN_TOLERANCE = 0.05
-"""Grey levels by which the mean image may differ from VGG's mean colour."""
+MEAN_TOLERANCE = 0.05  # grey levels by which the mean image may differ from VGG's mean colour
 
 
 class MatConvNetError(UserError, ValueError):

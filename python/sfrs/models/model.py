@@ -23,9 +23,7 @@ from sfrs.runtime.errors import UserError
 from sfrs.runtime.progress import Progress, silent
 from sfrs.runtime.records import Positive, as_record, parse_json
 
-DEFAULT = "efficientnet-lite0"
-"""Backbone of a model that nobody trained."""
-
+DEFAULT = "efficientnet-lite0"  # backbone of a model that nobody trained
 Photograph = str | Path | Image.Image | Tensor
 """A file, an image in memory, or RGB in 0..1 ``[3, H, W]``, which is taken at its own size."""
 

@@ -32,20 +32,15 @@ KNOWN = (5.661, 1.167, -8.82)
 LEAST_KNOWN = 0.886
 """Probability of a place in the index below which an answer is refused, unless `fit` lowers it."""
 
-REFUSED_OWN = 0.05
-"""Share of its own photographs that an index may refuse at most."""
-
+REFUSED_OWN = 0.05  # share of its own photographs that an index may refuse at most
 WEAK_SHARE = 0.864
 """Log odds of the share that nine of ten right answers of the search reach, see `probability_own`."""
 
-SLOPE_MOVES, INTERCEPT_MOVES = 0.3, 0.5
-"""Standard deviations of what an index may change: the prior of `fit`."""
-
+SLOPE_MOVES, INTERCEPT_MOVES = 0.3, 0.5  # standard deviations of what an index may change: the prior of `fit`
 COUNTED = 100.0
 """Photographs that a self-test counts as at most against that prior: queries are not like them."""
 
-LEAST_SIMILAR = 1e-3
-"""Similarities below are as good as none, so that their logarithms stay finite."""
+LEAST_SIMILAR = 1e-3  # similarities below are as good as none, so that their logarithms stay finite
 
 
 @dataclass(frozen=True)

@@ -29,8 +29,7 @@ from sfrs.retrieval.search import search
 from sfrs.runtime.errors import UserError
 from sfrs.runtime.progress import Tasks, quiet
 
-RADIUS = 25.0
-"""Metres within which a database image is right for a query."""
+RADIUS = 25.0  # metres within which a database image is right for a query
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,7 @@ from sfrs.retrieval.region_rerank import region_matches
 from sfrs_ext import REGIONS
 from sfrs_ext.reference import assignments, positions_first, region_descriptors
 
-Box = tuple[float, float, float, float]
-"""(left, top, right, bottom) in 0..1 of an image's width and height."""
-
+Box = tuple[float, float, float, float]  # (left, top, right, bottom) in 0..1 of an image's width and height
 REGION_NAMES = ("whole image", "top half", "bottom half", "left half", "right half") + (
     *("top left quarter", "top right quarter"),
     *("bottom left quarter", "bottom right quarter"),
@@ -42,8 +40,7 @@ def region_boxes(height: int, width: int) -> tuple[Box, ...]:
     return tuple(boxes)
 
 
-REGION_BOXES = region_boxes(2, 2)
-"""The boxes of a map with even sides, as the usual image sizes give."""
+REGION_BOXES = region_boxes(2, 2)  # the boxes of a map with even sides, as the usual image sizes give
 
 
 @dataclass(frozen=True)

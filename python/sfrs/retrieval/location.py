@@ -8,15 +8,9 @@ import numpy as np
 
 from sfrs.data.coordinates import in_own_zone, metres_between, to_degrees
 
-RADIUS = 25.0
-"""Metres around an image within which others show the same place."""
-
-CONSIDERED = 20
-"""Matches that are weighed against each other."""
-
-TEMPERATURE = 0.02
-"""Of the similarities of descriptors: a match this much less similar weighs 1/e of another."""
-
+RADIUS = 25.0  # metres around an image within which others show the same place
+CONSIDERED = 20  # matches that are weighed against each other
+TEMPERATURE = 0.02  # of the similarities of descriptors: a match this much less similar weighs 1/e of another
 REGION_TEMPERATURE = 0.015
 """The same for the scores of re-ranking by regions, which lie closer together.
 

@@ -12,11 +12,8 @@ from sfrs.data.photos import time_of
 if TYPE_CHECKING:
     from sfrs.retrieval.index import Index
 
-SECONDS = 30.0
-"""Photographs taken within so long of each other are of one moment."""
-
-COPY = 0.999
-"""Similarity from which on two photographs are copies of one."""
+SECONDS = 30.0  # photographs taken within so long of each other are of one moment
+COPY = 0.999  # similarity from which on two photographs are copies of one
 
 
 class NearDuplicates:

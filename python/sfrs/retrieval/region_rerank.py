@@ -21,9 +21,7 @@ from sfrs.runtime.progress import Progress, silent
 from sfrs_ext import region_similarity
 from sfrs_ext.reference import region_descriptors
 
-DEPTH = 100
-"""Images of a search that are re-ranked."""
-
+DEPTH = 100  # images of a search that are re-ranked
 Quarters = Callable[[np.ndarray], Tensor]
 """Database rows ``[C]`` -> their quarter VLADs ``[C, 4, K, D]``; may be valid only until the next call."""
 

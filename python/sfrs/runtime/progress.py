@@ -2,11 +2,8 @@
 
 from collections.abc import Callable
 
-Progress = Callable[[int, int], None]
-"""Takes (done, total) as work goes on."""
-
-Tasks = Callable[[str], Progress]
-"""Opens a display of progress by its name."""
+Progress = Callable[[int, int], None]  # takes (done, total) as work goes on
+Tasks = Callable[[str], Progress]  # opens a display of progress by its name
 
 
 def silent(done: int, total: int) -> None:

@@ -33,8 +33,7 @@ WORDS = {
     dict: "an object",
     NoneType: "null",
 }
-LONGEST = 60
-"""Characters of a wrong value that a message shows."""
+LONGEST = 60  # characters of a wrong value that a message shows
 LARGEST, DIGITS = 2**63, 19
 
 

@@ -16,8 +16,7 @@ class ConfigError(UserError, ValueError):
     """A configuration field has a value it cannot have; the message names the field."""
 
 
-MOST = 10**9
-"""No number that is given is larger, so that a wrong one takes no terabytes."""
+MOST = 10**9  # no number that is given is larger, so that a wrong one takes no terabytes
 
 
 def _option(default: Any, text: str, **changes: Any) -> Any:

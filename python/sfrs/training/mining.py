@@ -18,8 +18,7 @@ from sfrs.training.config import TrainConfig
 from sfrs.training.k_reciprocal import TILE_BYTES, promoted, reranked_distances, similarities
 
 DIFFICULT = ("none", "promoted", "ranks")
-RANKS = 64
-"""For how many ranks random numbers are drawn at once."""
+RANKS = 64  # for how many ranks random numbers are drawn at once
 
 
 @dataclass(frozen=True)

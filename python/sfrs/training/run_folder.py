@@ -34,8 +34,7 @@ from sfrs.runtime.tensor_files import read_description
 from sfrs.training.checkpoint import Best, load_checkpoint
 from sfrs.training.config import ConfigError, TrainConfig
 
-LOCK_SECONDS = 1.0
-"""How long to try for the lock, since a look at who holds it takes it for a moment."""
+LOCK_SECONDS = 1.0  # how long to try for the lock, since a look at who holds it takes it for a moment
 
 
 class BestMeta(Best):

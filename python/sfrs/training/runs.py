@@ -12,9 +12,7 @@ from sfrs.runtime.records import Natural, Positive, RecordError, as_record, pars
 from sfrs.training.config import TrainConfig
 from sfrs.training.run_folder import GenerationResult, RunDirectory
 
-DEPTH = 3
-"""How many levels below a folder its runs are looked for."""
-
+DEPTH = 3  # how many levels below a folder its runs are looked for
 FINISHED, RUNNING, INTERRUPTED = "finished", "running", "interrupted"
 
 

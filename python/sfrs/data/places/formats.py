@@ -70,8 +70,7 @@ FORMATS = (
 )
 """The first that recognises a path reads it."""
 PAIR = Format("two folders", TWO_FOLDERS, Path.is_dir, lambda _: ["test"], _two_folders)
-LONGEST_NAME = 255
-"""Bytes of a file's name, at most."""
+LONGEST_NAME = 255  # bytes of a file's name, at most
 PLAIN = Reading()
 
 

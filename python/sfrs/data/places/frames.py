@@ -11,8 +11,7 @@ from pathlib import Path
 from sfrs.data.places.sets import Shot, Shots
 from sfrs.data.tables import PlacesError, read_npy, table_rows
 
-SAME = "same"
-"""Frame i of the queries is frame i of the database."""
+SAME = "same"  # frame i of the queries is frame i of the database
 
 
 def frame_shots(files: Mapping[str, Sequence[Path]], frames: str) -> Shots:

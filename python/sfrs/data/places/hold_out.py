@@ -26,10 +26,8 @@ from sfrs.runtime.errors import UserError
 
 SPLITS = ("train", "val", "test")
 FIFTH, HALF = 5, 2
-SHARES = (0.6, 0.8)
-"""Shares of the photographs at which an area is cut into train, val and test."""
-BORDER = 50.0
-"""Metres on both sides of a cut in which photographs are left out."""
+SHARES = (0.6, 0.8)  # shares of the photographs at which an area is cut into train, val and test
+BORDER = 50.0  # metres on both sides of a cut in which photographs are left out
 EXPECTED = "expected time, area, or every:N with N from 2"
 
 Chooser = Callable[[np.ndarray, int], np.ndarray]

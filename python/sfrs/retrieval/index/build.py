@@ -23,14 +23,10 @@ from sfrs.runtime.errors import UserError
 from sfrs.runtime.progress import Tasks, quiet
 
 KINDS = ("exact", "float16", "pq", "ivf", "disk")
-COMMIT_SECONDS = 5.0
-"""Work that is lost at most when a build is killed."""
-BATCH_BYTES = 16 * 2**20
-"""Of descriptors and quarters that are written at once."""
-SAME_PLACE = 1e-3
-"""Metres below which a position counts as unchanged."""
-NAMED = 3
-"""Images that an error about many of them names."""
+COMMIT_SECONDS = 5.0  # work that is lost at most when a build is killed
+BATCH_BYTES = 16 * 2**20  # of descriptors and quarters that are written at once
+SAME_PLACE = 1e-3  # metres below which a position counts as unchanged
+NAMED = 3  # images that an error about many of them names
 
 
 @dataclass(frozen=True)

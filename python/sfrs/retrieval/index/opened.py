@@ -26,10 +26,8 @@ from sfrs.retrieval.tested import SelfTest
 from sfrs.runtime.errors import UserError
 from sfrs.runtime.progress import Tasks, quiet
 
-LONGEST = 1.01
-"""Length of a unit vector, at most, whose numbers were rounded to float16."""
-ATTEMPTS = 3
-"""Times to open an index whose files a writer replaces meanwhile."""
+LONGEST = 1.01  # length of a unit vector, at most, whose numbers were rounded to float16
+ATTEMPTS = 3  # times to open an index whose files a writer replaces meanwhile
 
 
 class Index:

@@ -16,16 +16,11 @@ from sfrs.runtime.progress import Progress, silent
 
 HEAD = 64 * 2**20
 """Bytes of a file that are checked before faiss reads it: of ten million images all that is not codes."""
-FEWEST = 2_000
-"""Images below which no copy is made: comparing every row takes milliseconds."""
-PART = 8
-"""Numbers of a descriptor that share a product-quantised code of 4 bits."""
-LARGEST_PARTS = 512
-"""Parts at most: faiss adds their similarities in 16 bits, and more would saturate."""
-TRAINED_ON = 4_096
-"""Descriptors that the 16 centres of every part are fitted to."""
-PER_LIST = 64
-"""Descriptors per inverted list that its centre is fitted to."""
+FEWEST = 2_000  # images below which no copy is made: comparing every row takes milliseconds
+PART = 8  # numbers of a descriptor that share a product-quantised code of 4 bits
+LARGEST_PARTS = 512  # parts at most: faiss adds their similarities in 16 bits, and more would saturate
+TRAINED_ON = 4_096  # descriptors that the 16 centres of every part are fitted to
+PER_LIST = 64  # descriptors per inverted list that its centre is fitted to
 BLOCK_ROWS = 8_192
 
 

@@ -29,9 +29,7 @@ from sfrs.runtime.errors import UserError
 
 TABLE, LOCK = "index.sqlite", "lock"
 NETWORK, WHITENING = "network.safetensors", "whitening.safetensors"
-PATIENCE = 60.0
-"""Seconds to wait for a transaction of another process, which take milliseconds."""
-
+PATIENCE = 60.0  # seconds to wait for a transaction of another process, which take milliseconds
 SCHEMA = """
 CREATE TABLE settings (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE images (
