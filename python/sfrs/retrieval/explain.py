@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from sfrs.data.images import opened, upright
-from sfrs.models.model import Model, Photograph
+from sfrs.data.images import Photograph, opened, upright
+from sfrs.models.model import Model
 from sfrs.retrieval.region_rerank import region_matches
 from sfrs_ext import REGIONS
 from sfrs_ext.reference import assignments, positions_first, region_descriptors

@@ -9,8 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from sfrs.data.coordinates import geodesic, in_own_zone, metres_between
-from sfrs.data.images import BadImageError
-from sfrs.models.model import Photograph
+from sfrs.data.images import BadImageError, Photograph
 from sfrs.retrieval.explain import REGION_NAMES, draw_region, jpeg_uri, open_photograph
 from sfrs.retrieval.location import Location, Place, rounded
 

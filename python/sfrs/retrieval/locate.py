@@ -13,10 +13,9 @@ from torch import Tensor
 
 from sfrs.data.coordinates import to_degrees
 from sfrs.data.exif import gps
-from sfrs.data.images import BadImageError, check_images
+from sfrs.data.images import BadImageError, Photograph, check_images
 from sfrs.data.photos import NO_SOURCES, Locator, Photo, Sources, from_name, project
 from sfrs.data.tables import PlacesError
-from sfrs.models.model import Photograph
 from sfrs.retrieval.confidence import sameness
 from sfrs.retrieval.found import Found, Match
 from sfrs.retrieval.location import (

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from sfrs.data.collection import read_photos
-from sfrs.models.model import Model, Photograph
+from sfrs.data.images import Photograph
+from sfrs.models.model import Model
 from sfrs.retrieval.found import Found
 from sfrs.retrieval.index import store
 from sfrs.retrieval.index.build import Adding, Builder, Change
