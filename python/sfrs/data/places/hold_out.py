@@ -46,7 +46,7 @@ def held_out(
     every = re.fullmatch(r"every:(\d+)", rule)
     if rule not in ("time", "area") and (every is None or int(every[1]) < 2):
         raise UserError(f"--hold-out is {rule!r}; {EXPECTED}.")
-    rows, share = np.arange(len(files)), FIFTH
+    rows = np.arange(len(files))
     if rule == "area":
         rows = _strip(files, positions, split)
         times = [_time(files[row]) for row in rows]
@@ -55,14 +55,10 @@ def held_out(
         queries = choose(np.arange(len(rows)), HALF if split == "train" else FIFTH)
         return _checked(files, rows[~queries], rows[queries], split)
     choose = _every_nth if every else _newest(_times(files))
-    share = int(every[1]) if every else FIFTH
-    queries = choose(rows, share)
-    if split != "test":
+    share, queries = int(every[1]) if every else FIFTH, np.zeros(len(files), bool)
+    for n in {"test": (share,), "val": (share, share), "train": (share, share, HALF)}[split]:
         rows = rows[~queries]
-        queries = choose(rows, share)
-    if split == "train":
-        rows = rows[~queries]
-        queries = choose(rows, HALF)
+        queries = choose(rows, n)
     return _checked(files, rows[~queries], rows[queries], split)
 
 

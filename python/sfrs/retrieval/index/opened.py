@@ -14,11 +14,11 @@ from sfrs.data.collection import read_photos
 from sfrs.data.images import Photograph
 from sfrs.models.model import Model
 from sfrs.retrieval.found import Found
-from sfrs.retrieval.index import store
 from sfrs.retrieval.index.build import Adding, Builder, Change
 from sfrs.retrieval.index.milvus import on_engine
 from sfrs.retrieval.index.rows import map_rows
 from sfrs.retrieval.index.scan import compare, scan
+from sfrs.retrieval.index.settings import facts_of
 from sfrs.retrieval.index.store import Store, Table
 from sfrs.retrieval.locate import locate
 from sfrs.retrieval.near import Near
@@ -284,6 +284,10 @@ def summarise(path: str | Path) -> dict[str, Any]:
         from sfrs.retrieval.index import engine
 
         return engine.summarise(path)
-    facts = store.summarise(path)
-    tested = SelfTest.load(Path(path), facts["generation"], facts["fingerprint"], facts["images"])
+    with closing(Store.open(path)) as store:
+        table = store.snapshot() if store.generation else store.pending()
+        settings, removed = store.settings, store.slots() - len(table.files)
+    sizes = {file.name: file.stat().st_size for file in sorted(Path(path).iterdir()) if file.is_file()}
+    facts = facts_of(path, settings, table.positions, sizes, removed_rows=removed)
+    tested = SelfTest.load(Path(path), settings["generation"], settings["fingerprint"], len(table.files))
     return facts | {"self_test": tested and tested.summary()}
