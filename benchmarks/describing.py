@@ -22,7 +22,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from sfrs.data.images import ImageFiles
+from sfrs.data.images import Photographs
 from sfrs.models.backbones import REGISTRY, build_backbone
 from sfrs.models.convolution import Convolution3x3
 from sfrs.models.model import Model
@@ -89,7 +89,7 @@ def seconds(function: Callable) -> float:
 
 
 @torch.no_grad()
-def stages(network: DescriptorNetwork, images: ImageFiles) -> dict[str, float]:
+def stages(network: DescriptorNetwork, images: Photographs) -> dict[str, float]:
     """Seconds per image of each stage alone, the least of some; decoding is of one thread."""
     least: dict[str, float] = {}
 
@@ -121,7 +121,7 @@ def measure(backbone: str, files: list[Path], threads: int) -> dict:
     for _ in range(ROUNDS):
         for name, model in models.items():
             taken[name].append(seconds(lambda model=model: model.encode(files, **options)))
-    images = ImageFiles(files, SIZE, ours.backbone.mean, ours.backbone.std)
+    images = Photographs(files, SIZE)
     return {
         "backbone": backbone,
         "difference": error,

@@ -15,9 +15,9 @@ from tiny_training import SIZE, network_of_seed, tiny_config
 from sfrs.models.backbones import REGISTRY
 from sfrs.models.model import Model
 from sfrs.models.network import save_network
-from sfrs.retrieval.index import Index, quantised
+from sfrs.retrieval.index import Index, quantised, summarise
 from sfrs.retrieval.index.derive import derive
-from sfrs.retrieval.index.store import TABLE, Entry, Store, summarise
+from sfrs.retrieval.index.store import TABLE, Entry, Store
 from sfrs.runtime.errors import UserError
 from sfrs.runtime.tensor_files import read_safetensors, write_tensors
 from sfrs.training.checkpoint import KEY

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from sfrs.data.images import BadImageError, ImageFiles
+from sfrs.data.images import BadImageError, load_image
 from sfrs.models.backbones import build_backbone
 from sfrs.models.model import Model
 from sfrs.models.network import DescriptorNetwork, load_network, save_network
@@ -55,9 +55,11 @@ def test_saving_over_a_network_replaces_it_and_keeps_its_meta(tmp_path, tiny_net
 def test_describe_keeps_the_order_and_does_not_depend_on_batches(tiny_network, make_image, batch_size):
     sizes = [(48, 64)] * 4 + [(64, 48)] + [(48, 64)] * 3
     files = [make_image(f"{i}.png", scene=i, height=h, width=w) for i, (h, w) in enumerate(sizes)]
-    images = ImageFiles(files, None, tiny_network.backbone.mean, tiny_network.backbone.std)
+    mean, std = (
+        torch.tensor(v)[:, None, None] for v in (tiny_network.backbone.mean, tiny_network.backbone.std)
+    )
     with torch.no_grad():
-        expected = torch.cat([tiny_network(image[None]) for image in images]).numpy()
+        expected = torch.cat([tiny_network((load_image(file) - mean)[None] / std) for file in files]).numpy()
     calls = []
     found = Model(tiny_network, size=None).encode(
         files, batch_size=batch_size, progress=lambda *call: calls.append(call)

@@ -8,7 +8,7 @@ from PIL import Image
 
 from sfrs.data.images import (
     BadImageError,
-    ImageFiles,
+    Photographs,
     batches,
     check_images,
     decode_reduced,
@@ -112,7 +112,7 @@ def test_bad_images_are_named(tmp_path, make_image):
 
 def test_a_worker_hands_on_the_name_of_a_bad_image(tmp_path, make_image):
     files = [make_image("a.jpg"), tmp_path / "missing.jpg"]
-    loader = torch.utils.data.DataLoader(ImageFiles(files), num_workers=1)
+    loader = torch.utils.data.DataLoader(Photographs(files), num_workers=1)
     with pytest.raises(BadImageError, match="missing.jpg"):
         list(loader)
 
@@ -128,34 +128,21 @@ def test_check_images_lists_the_bad_ones_in_order(tmp_path, make_image):
     assert calls == [(i + 1, 6) for i in range(6)]
 
 
-def test_images_are_normalised_by_mean_and_std(make_image):
-    path = make_image("a.png")
-    mean, std = (0.4, 0.5, 0.6), (0.1, 0.2, 0.3)
-    expected = (load_image(path) - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
-    assert torch.allclose(ImageFiles([path], mean=mean, std=std)[0], expected)
-
-
 @pytest.mark.parametrize("workers", [0, 1, 3])
 def test_batches_hold_images_of_one_size_in_order(make_image, workers):
     sizes = [(48, 64)] * 5 + [(32, 32)] + [(48, 64)] * 2
     files = [make_image(f"{i}.png", scene=i, height=h, width=w) for i, (h, w) in enumerate(sizes)]
-    images = ImageFiles(files)
+    images = Photographs(files)
     found = list(batches(images, 2, workers=workers))
     assert [rows for rows, _ in found] == [[0, 1], [2, 3], [4], [5], [6, 7]]
     for rows, batch in found:
         assert torch.equal(batch, torch.stack([images[i] for i in rows]))
 
 
-def test_batches_take_a_given_order(make_image):
-    images = ImageFiles([make_image(f"{i}.png", scene=i) for i in range(4)])
-    rows, batch = next(batches(images, 8, order=[3, 1, 1]))
-    assert rows == [3, 1, 1] and torch.equal(batch[0], images[3]) and torch.equal(batch[1], batch[2])
-
-
 def test_batches_read_only_a_little_ahead(make_image):
     loaded = []
 
-    class Counting(ImageFiles):
+    class Counting(Photographs):
         def __getitem__(self, index):
             loaded.append(index)
             return super().__getitem__(index)

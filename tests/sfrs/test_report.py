@@ -279,7 +279,7 @@ def test_failures_get_the_right_image_most_like_the_query(evaluation):
     labels = cases.conditions(read.places)
     worst, best = cases.choose_cases(read.places, read.result, labels, 12)
     assert {labels[case.query] for case in worst} <= set(QUERIES) and len(worst) == 3
-    shown = views.case_views(read, [*worst, *best], labels, None)
+    shown = views.case_views(read, [*worst, *best], labels)
     for view in shown:
         assert len(view["pairs"]) == (1 if view["success"] else 2)
         assert view["pairs"][-1]["right"] and view["pairs"][0]["rank"] == 1

@@ -14,10 +14,8 @@ if TYPE_CHECKING:
     from sfrs.models.export import ImageShape
     from sfrs.models.model import Model
 
-MOST_PHOTOS = 16
-"""Of a folder to compare on."""
-EXAMPLE_SIZE = (240, 320)
-"""Of networks that keep images at their own size."""
+MOST_PHOTOS = 16  # of a folder to compare on
+EXAMPLE_SIZE = (240, 320)  # of networks that keep images at their own size
 
 
 @command(

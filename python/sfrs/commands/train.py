@@ -4,7 +4,7 @@ import shlex
 from contextlib import ExitStack, nullcontext
 from dataclasses import fields, make_dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
 import typer
 from rich.console import Console
@@ -13,6 +13,7 @@ from rich.table import Table
 from sfrs.commands.flags import command, option
 from sfrs.commands.options import show_skipped
 from sfrs.runtime.errors import UserError
+from sfrs.runtime.progress import quiet
 from sfrs.runtime.terminal import progress_tasks, say, show
 from sfrs.training.config import PRESETS, TrainConfig, flag_text, parse_flag
 
@@ -41,7 +42,7 @@ def _flags() -> type:
         panel = PANELS.get(f.name, panel)
         kind = kinds[f.name] if kinds[f.name] in (bool, int, float) else str
         name = f.name.replace("_", "-")
-        choices = f" ({' | '.join(f.metadata['choices'])})" if f.metadata["choices"] else ""
+        choices = f" ({' | '.join(get_args(kinds[f.name]))})" if get_origin(kinds[f.name]) is Literal else ""
         flag = f"--{name}/--no-{name}" if kind is bool else f"--{name}"
         shown = flag_text(f.default) or False
         declared.append(
@@ -162,7 +163,7 @@ def _without_bad_images(places: tuple["Places", "Places"], *, show: bool) -> tup
     from sfrs.retrieval.evaluation import without_bad_images
 
     kept = []
-    with progress_tasks() if show else nullcontext() as tasks:
+    with progress_tasks() if show else nullcontext(quiet) as tasks:
         for split in places:
             good, bad = without_bad_images(split, tasks=tasks)
             kept.append(good)

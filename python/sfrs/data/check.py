@@ -18,13 +18,12 @@ from sfrs.data.places.formats import PLAIN
 from sfrs.data.places.hold_out import SPLITS as HELD_OUT
 from sfrs.data.ragged import Ragged
 from sfrs.runtime.errors import UserError, counted
-from sfrs.runtime.progress import Tasks
+from sfrs.runtime.progress import Tasks, quiet
 
 TRAINING, VALIDATION, ANY = "train", "val", "any"
 """The splits of training and of validation, and how a data set without splits is shown."""
 IMAGES, QUERIES = ("image", "images"), ("query", "queries")
-FAR = 1_000.0
-"""Metres to the nearest database image from which on a query hardly belongs to the data set."""
+FAR = 1_000.0  # metres to the nearest database image from which on a query hardly belongs to the data set
 
 
 @dataclass(frozen=True)
@@ -87,18 +86,13 @@ def check_data(
     reading: Reading = PLAIN,
     decode: bool = False,
     workers: int = 2,
-    tasks: Tasks | None = None,
+    tasks: Tasks = quiet,
 ) -> tuple[str, list[SplitCheck]]:
-    """Check the splits of a data set. Raises `PlacesError` if ``path`` is no data set.
+    """Check the splits of a data set; by default all that are there.
 
-    Args:
-        splits: names; none: all that are there.
-        reading: what the path does not say; photographs without a position are counted all the same.
-        decode: read every image whole, not only the beginning of its file.
-        workers: threads that read images.
-
-    Returns:
-        (name of the format, checks of the splits, the training split first).
+    With ``decode`` every image is read whole, not only the beginning of its file. Photographs without a
+    position are counted all the same. Returns (name of the format, checks, the training split first). Raises
+    `PlacesError` if ``path`` is no data set.
     """
     reading = replace(reading, lenient=not reading.skip_unplaced)
     kind = format_of(path, reading)
@@ -119,7 +113,7 @@ def check_data(
             if w.category in (CoordinatesWarning, LeftOutWarning)
         ]
         files = list(dict.fromkeys((*places.database.files, *places.queries.files)))
-        show = tasks(f"images of {split}") if tasks else None
+        show = tasks(f"images of {split}")
         bad = check_images(files, decode=decode, workers=workers, progress=show)
         checks.append(_check_split(places, rules, bad, training, known))
         training = places if split == TRAINING else training

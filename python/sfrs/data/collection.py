@@ -8,7 +8,7 @@ from sfrs.data.photos import NO_SOURCES, OPTIONAL, Locator, Photo, Sources, from
 from sfrs.data.places.folder import database_folder
 from sfrs.data.tables import file_of, lines_of_split, role_of
 from sfrs.runtime.errors import UserError
-from sfrs.runtime.progress import Progress
+from sfrs.runtime.progress import Progress, silent
 
 
 def read_photos(
@@ -17,20 +17,17 @@ def read_photos(
     *,
     skip_bad_images: bool = False,
     sources: Sources = NO_SOURCES,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> list[Photo]:
     """Read the images of a folder (any depth), of a place folder's database, or of a CSV manifest.
 
-    Positions come from what `sfrs.data.photos.Locator` asks; in a manifest first from the columns easting and
-    northing (optionally zone) or latitude and longitude. Lines of a manifest whose role is query or whose
-    split is another are passed over. Raises `UserError` if nothing is there, or it holds no image; a line of
-    the manifest is wrong, or a name says a UTM zone that does not exist; a file whose EXIF is needed is no
-    image.
+    Positions come from what `sfrs.data.photos.Locator` asks; in a manifest first from its columns. Lines of a
+    manifest whose role is query or whose split is another are passed over. Raises `UserError` if nothing is
+    there, a line of the manifest is wrong, or a name says a UTM zone that does not exist.
 
     Args:
         split: of a place folder (``images/SPLIT/database``), or of a manifest with a split column.
         skip_bad_images: keep a photo whose EXIF is needed and cannot be read, as `Photo.unreadable`.
-        sources: what else says where photographs were taken.
     """
     path, locator = Path(path), Locator(sources)
     if path.is_file() and path.suffix.lower() not in IMAGE_SUFFIXES:

@@ -20,13 +20,10 @@ from sfrs.data.ragged import Ragged
 from sfrs.runtime.errors import UserError
 
 SOUTHERN_BANDS, NORTHERN_BANDS = "CDEFGHJKLM", "NPQRSTUVWX"
-FURTHEST = 1_000_000.0
-"""Metres from a zone's central meridian beyond which its metres are more than 1 % off."""
+FURTHEST = 1_000_000.0  # metres from a zone's central meridian beyond which its metres are more than 1 % off
 _ELLIPSOID = Geod(ellps="WGS84")
-APART = 1_000.0
-"""Metres that cities have to lie apart, and photographs to be no neighbours."""
-SHIFT = 2 * FURTHEST
-"""Metres between the zones of a system, and that a city is moved eastwards."""
+APART = 1_000.0  # metres that cities have to lie apart, and photographs to be no neighbours
+SHIFT = 2 * FURTHEST  # metres between the zones of a system, and that a city is moved eastwards
 EARTH_RADIUS = 6_371_000.0
 
 
@@ -217,11 +214,10 @@ def within(queries: np.ndarray, database: np.ndarray, radius: float) -> Ragged:
 
 
 def eastward_shifts(positions: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """Return how far to move each city so that none lies on another, metres.
+    """Return how far to move each city eastwards so that none lies on another, metres.
 
-    The same metres of two UTM zones are two places on earth. Cities whose rectangles in ``positions`` (UTM,
-    ``[n, 2]``) come nearer than `APART` would have neighbours in each other: the later one is moved. Others
-    stay where they are.
+    The same metres of two UTM zones are two places on earth. A city whose rectangle in ``positions`` (UTM,
+    ``[n, 2]``) comes nearer than `APART` to an earlier one is moved.
     """
     placed: list[tuple[np.ndarray, np.ndarray]] = []
     shifts = {}

@@ -14,11 +14,13 @@ from torch import Tensor
 
 from sfrs.data.photo_files import HEIF, HEIF_SUFFIXES, NOT_READ
 from sfrs.runtime.errors import UserError
-from sfrs.runtime.progress import Progress
+from sfrs.runtime.progress import Progress, silent
 from sfrs.runtime.threads import single_threads
 
 Size = tuple[int, int] | int | None
 """(height, width), the length of the shorter side, or None to keep each image's own size; in pixels."""
+Photograph = str | Path | Image.Image | Tensor
+"""A file, an image in memory, or RGB in 0..1 ``[3, H, W]``, which is taken at its own size."""
 UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 """Pillow's errors about files that are no images, or damaged ones."""
 BROKEN_EXIF = (*UNREADABLE[:3], EOFError, TypeError, AttributeError, LookupError, struct.error)
@@ -37,8 +39,7 @@ ACROSS = tuple(TURNS[orientation] for orientation in (5, 6, 7, 8))
 """Turns that make of a wide image a tall one."""
 METADATA = ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif")
 """Where Pillow keeps blocks that hold an orientation."""
-MOST_PIXELS = 32_000_000
-"""Pixels that resizing may make of an image."""
+MOST_PIXELS = 32_000_000  # pixels that resizing may make of an image
 REDUCED = 2
 """A JPEG is decoded at 1/2, 1/4 or 1/8 of its size where it stays this many times larger than wanted."""
 
@@ -149,36 +150,39 @@ def target_size(original: tuple[int, int], size: Size) -> tuple[int, int]:
     return height, width
 
 
-class ImageFiles(torch.utils.data.Dataset):
-    """Images of a list of files as float32 tensors ``[3, H, W]``, normalised by ``(x - mean) / std``."""
+class Photographs(torch.utils.data.Dataset):
+    """Images as float32 RGB ``[3, H, W]`` in 0..1, resized to ``size``; no side may be below ``least``."""
 
-    def __init__(
-        self,
-        files: Sequence[str | Path],
-        size: Size = None,
-        mean: Sequence[float] = (0.0, 0.0, 0.0),
-        std: Sequence[float] = (1.0, 1.0, 1.0),
-    ):
-        self.files, self.size = tuple(map(Path, files)), size
-        self.mean = torch.tensor(mean).view(3, 1, 1)
-        self.std = torch.tensor(std).view(3, 1, 1)
+    def __init__(self, images: Sequence[Photograph], size: Size = None, least: int = 1):
+        self.images, self.size, self.least = images, size, least
 
     def __len__(self) -> int:
-        return len(self.files)
+        return len(self.images)
 
     def __getitem__(self, index: int) -> Tensor:
-        return load_image(self.files[index], self.size).sub_(self.mean).div_(self.std)
+        image = self.images[index]
+        if isinstance(image, Tensor):
+            pixels = image
+        elif isinstance(image, Image.Image):
+            pixels = image_tensor(image, self.size)
+        else:
+            pixels = load_image(image, self.size)
+        height, width = pixels.shape[-2:]
+        if min(height, width) < self.least:
+            name = image if isinstance(image, str | Path) else f"image {index}"
+            raise BadImageError(
+                f"{name}: {height}x{width} pixels are too few; this network needs {self.least} each way."
+            )
+        return pixels
 
 
-def batches(
-    images: torch.utils.data.Dataset, batch_size: int, *, workers: int = 2, order: Sequence[int] | None = None
-) -> Iterator[tuple[list[int], Tensor]]:
+def batches(images: Photographs, batch_size: int, *, workers: int = 2) -> Iterator[tuple[list[int], Tensor]]:
     """Yield (indices, images ``[B, 3, H, W]``), B at most ``batch_size``, in order.
 
     Images of unequal size never share a batch: a batch ends where the size changes. ``workers`` threads
     decode ahead (Pillow releases the interpreter lock), none if 0; at most two batches are held.
     """
-    indices = list(range(len(images)) if order is None else order)  # type: ignore[arg-type]
+    indices = list(range(len(images)))
     batch: list[Tensor] = []
     first = 0
     for i, image in enumerate(_in_order(images.__getitem__, indices, workers, 2 * batch_size)):
@@ -191,7 +195,7 @@ def batches(
 
 
 def check_images(
-    files: Sequence[Path], *, decode: bool = True, progress: Progress | None = None, workers: int = 2
+    files: Sequence[Path], *, decode: bool = True, progress: Progress = silent, workers: int = 2
 ) -> list[tuple[Path, str]]:
     """Decode every file (or read its header only) and return those that fail with the reason, in order."""
     bad = []
@@ -199,8 +203,7 @@ def check_images(
     for i, (file, why) in enumerate(zip(files, reasons, strict=True)):
         if why is not None:
             bad.append((file, why))
-        if progress is not None:
-            progress(i + 1, len(files))
+        progress(i + 1, len(files))
     return bad
 
 

@@ -17,7 +17,7 @@ from sfrs.data.images import BadImageError
 from sfrs.data.tables import DEGREES, METRES, PlacesError, coordinates, file_of, finite_pair, table_rows
 from sfrs.data.track import Track, clock_of
 from sfrs.runtime.errors import UserError
-from sfrs.runtime.progress import Progress
+from sfrs.runtime.progress import Progress, silent
 
 ZONE_FIELD, BAND_FIELD, DEGREE_FIELDS, PANORAMA_FIELD, TIME_FIELD = 3, 4, slice(5, 7), 7, 13
 FULL_FORM_FIELDS = 16
@@ -97,7 +97,7 @@ class Locator:
         return replace(photo, degrees=degrees)
 
     def all(
-        self, files: Sequence[Path], *, skip_bad_images: bool = False, progress: Progress | None = None
+        self, files: Sequence[Path], *, skip_bad_images: bool = False, progress: Progress = silent
     ) -> list[Photo]:
         """Locate several photographs; with ``skip_bad_images`` one may be `Photo.unreadable`.
 
@@ -106,8 +106,7 @@ class Locator:
         photos = []
         for i, file in enumerate(files):
             photos.append(self.locate(from_name(file), lenient=skip_bad_images))
-            if progress is not None:
-                progress(i + 1, len(files))
+            progress(i + 1, len(files))
         if files and self._table and not self._found:
             first = next(iter(self._table.values()))[0].file
             raise UserError(
@@ -204,16 +203,13 @@ def from_line(where: str, line: dict[str, str], file: Path) -> Photo:
 
 
 def project(photos: Sequence[Photo], system: str = "") -> tuple[np.ndarray, str]:
-    """Bring all photos into one coordinate system: float64 ``[n, 2]`` metres, and the system.
+    """Bring all photos into one coordinate system: float64 ``[n, 2]`` metres, nan if unknown, and the system.
 
-    Positions are nan where nothing is known of a photo; the system is "" for plain metres. Photographs that
-    the zone does not reach get a zone of their own in the system (`sfrs.data.coordinates.to_system`). Raises
-    `UserError` if there are plain metres and positions that do have a zone, and ``system`` is ""; or a photo,
-    which is named, cannot be where it says.
-
-    Args:
-        system: to begin with; its first zone is that of metres that do not say theirs. "": the zone of the
-            first photo that has one, or plain metres of nobody knows which zone if none has.
+    It begins with ``system``, whose first zone is that of metres that do not say theirs; with "", the zone of
+    the first photo that has one, or plain metres of nobody knows which zone, "". Photographs that the zone
+    does not reach get a zone of their own (`sfrs.data.coordinates.to_system`). Raises `UserError` if there
+    are plain metres and positions that do have a zone, and ``system`` is ""; or a photo, which is named,
+    cannot be where it says.
     """
     plain = [photo for photo in photos if photo.metres is not None and not photo.zone]
     located = [photo for photo in photos if photo.zone or photo.degrees is not None]

@@ -9,8 +9,7 @@ import numpy as np
 from sfrs.runtime.errors import UserError
 
 METRES, DEGREES = ("easting", "northing"), ("latitude", "longitude")
-FARTHEST = 1e9
-"""Metres from the origin beyond which a coordinate is none; the earth's circumference is 4e7."""
+FARTHEST = 1e9  # metres from the origin beyond which a coordinate is none; the earth's circumference is 4e7
 ALIASES = {
     "lat": "latitude", "lon": "longitude", "lng": "longitude", "long": "longitude",
     "utm_east": "easting", "utm_north": "northing",

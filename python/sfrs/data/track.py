@@ -15,16 +15,12 @@ from sfrs.runtime.errors import UserError
 
 GAP_SECONDS, GAP_METRES = 120.0, 25.0
 """Between two points of a track it is known where one was if they are this near in time or in space."""
-EDGE_SECONDS = 60.0
-"""Before the first and after the last point a position still holds."""
+EDGE_SECONDS = 60.0  # before the first and after the last point a position still holds
 
 
 class Track:
-    """Points of a GPX file, by time.
-
-    Attributes:
-        seconds: float64 ``[n]``, Unix time, rising.
-        degrees: float64 ``[n, 2]``, latitude and longitude.
+    """Points of a GPX file, by time: Unix time, float64 ``[n]``, rising, and latitude and longitude, ``[n,
+    2]``.
     """
 
     def __init__(self, path: Path) -> None:
@@ -62,9 +58,8 @@ class Track:
 def clock_of(text: str) -> Callable[[datetime], datetime]:
     """Return how the time that a camera's clock showed becomes one that says its offset from UTC.
 
-    Args:
-        text: what the clock is ahead of UTC, "+02:00", "-5", "+02:00:37" (37 s fast), or a time zone,
-            "Europe/Berlin"; "": nothing, so that a time without an offset of its own is refused.
+    ``text`` says what the clock is ahead of UTC, "+02:00", "-5", "+02:00:37" (37 s fast), or a time zone,
+    "Europe/Berlin"; "" changes nothing, so that a time without an offset of its own is refused.
     """
     if found := re.fullmatch(r"([+-])(\d{1,2})(?::(\d\d))?(?::(\d\d))?", text.strip()):
         hours, minutes, seconds = (int(part or 0) for part in found.groups()[1:])

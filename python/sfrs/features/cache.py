@@ -83,8 +83,7 @@ class FeatureCache(FeatureSource):
     """Kept features of images as they are; `sfrs.features.filling.build_cache` computes them.
 
     Args:
-        features: ``[rows, C, h, w]``, in any floating type; on any device. Fastest in channels_last.
-        device: where results are put.
+        features: ``[rows, C, h, w]``, in any floating type. Fastest in channels_last.
         plan: what is in which row; by default row i is image i as it is.
         source: computes what the plan does not keep.
         file: that ``features`` is mapped from, opened: its name may go to another run's cache meanwhile.

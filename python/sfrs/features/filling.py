@@ -15,7 +15,7 @@ from sfrs.features.disk import DiskRows
 from sfrs.features.on_the_fly import OnTheFlyFeatures
 from sfrs.runtime.distributed import Processes
 from sfrs.runtime.errors import UserError
-from sfrs.runtime.progress import Progress
+from sfrs.runtime.progress import Progress, silent
 
 Say = Callable[[str], None]
 
@@ -26,7 +26,7 @@ def build_cache(
     *,
     processes: Processes | None = None,
     say: Say = lambda text: None,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> FeatureCache:
     """Compute the features of all images of ``source`` once, or read what an earlier run left on the disk.
 
@@ -56,7 +56,7 @@ class _Filling:
         source: OnTheFlyFeatures,
         settings: CacheSettings,
         processes: Processes,
-        progress: Progress | None,
+        progress: Progress,
     ) -> None:
         self.source, self.settings, self.processes, self.progress = source, settings, processes, progress
         channels, height, width = source.trunk.output_shape(source.size)
@@ -125,9 +125,8 @@ class _Filling:
             features = features.permute(0, 2, 3, 1).unflatten(0, (len(images), -1))
             parts = features[:, :1].flatten(0, 1), features[:, 1:].flatten(0, 1)  # as they are, and variants
             yield number, list(zip(self.plan.row_ranges(images), parts, strict=False))
-            if self.progress is not None:
-                filled = len(blocks) - len(left) + min(len(left), (place + 1) * joined.count)
-                self.progress(blocks[filled - 1].stop, self.plan.plain)
+            filled = len(blocks) - len(left) + min(len(left), (place + 1) * joined.count)
+            self.progress(blocks[filled - 1].stop, self.plan.plain)
 
     def _announce(self, where: str, say: Say) -> None:
         """Say how large the cache will be, and what it does not hold."""
@@ -173,8 +172,7 @@ def _fingerprint(files: tuple[Path, ...]) -> str:
 def _refuse_too_large(needed: int, device: torch.device, processes: int) -> None:
     """Raise `UserError` before the system kills the process for the memory it takes.
 
-    Args:
-        processes: of this machine; each has a GPU of its own, but all share the host's memory.
+    Each of the ``processes`` of this machine has a GPU of its own, but all share its memory.
     """
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else _available_memory()
     count = 1 if device.type == "cuda" else processes

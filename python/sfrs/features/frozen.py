@@ -11,13 +11,10 @@ from sfrs.models.network import DescriptorNetwork
 
 
 class FrozenTrunk:
-    """The trunk of a network as a function of images, without gradients.
+    """The trunk of a network, which is moved to ``device``, as a function of images, without gradients.
 
-    Args:
-        network: moved to ``device``.
-        autocast: off, bfloat16 or float16, see `sfrs.models.autocast`.
-        compiled: run through torch.compile. Where that fails, for example because there is no compiler, a
-            warning says so and the trunk runs as it is.
+    ``autocast`` is off, bfloat16 or float16. Where torch.compile fails, for example because there is no
+    compiler, a warning says so and the trunk runs as it is.
     """
 
     def __init__(

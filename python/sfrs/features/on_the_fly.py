@@ -14,15 +14,14 @@ from sfrs.features.source import Draw, FeatureSource
 from sfrs.models.network import DescriptorNetwork
 from sfrs.runtime.threads import single_threads
 
-AHEAD = 4
-"""Calls whose images are loaded ahead, at most."""
+AHEAD = 4  # calls whose images are loaded ahead, at most
 
 
 class OnTheFlyFeatures(FeatureSource):
     """Frozen features computed from the files.
 
-    Threads decode the files, and on a CPU also jitter and normalise; a GPU does that itself. What is loaded
-    ahead waits in memory until it is asked for, so ask for what was announced.
+    Threads (``workers``) decode the files, and on a CPU also jitter and normalise; a GPU does that itself.
+    What is loaded ahead waits in memory until it is asked for, so ask for what was announced.
 
     Args:
         trunk: or the network it belongs to.
@@ -30,7 +29,6 @@ class OnTheFlyFeatures(FeatureSource):
         jitter: what calls with a ``step`` apply.
         batch_size: images per pass through the trunk; by default 32 on a GPU and 2 on a CPU, whose caches
             more would leave (VGG16 at 240x320: 0.56 s an image and core in twos, 0.63 s in eights).
-        workers: threads that decode.
     """
 
     def __init__(

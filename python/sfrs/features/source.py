@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from sfrs.models.network import DescriptorNetwork
-from sfrs.runtime.progress import Progress
+from sfrs.runtime.progress import Progress, silent
 
 
 class Draw(NamedTuple):
@@ -23,11 +23,9 @@ class FeatureSource:
     def __call__(self, images: Tensor, *, step: int = 0) -> Tensor:
         """Return features of ``images`` (int64 ``[b]``), float32 ``[b, C, h, w]`` on the network's device.
 
-        They are channels_last, in which the heads' convolutions run 10 to 20 % faster on a CPU.
-
-        Args:
-            step: number of the optimisation step, see `step_number`. A source that jitters gives an image
-                what depends on (seed, step, image) only; others ignore it.
+        They are channels_last, in which the heads' convolutions run 10 to 20 % faster on a CPU. A source that
+        jitters gives an image what depends on (seed, step, image) only, see `step_number`; others ignore the
+        step.
         """
         return self.read(self.draws(images, step))
 
@@ -58,7 +56,7 @@ def describe_features(
     images: Tensor,
     *,
     batch_size: int = 32,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> Tensor:
     """Describe ``images`` (int64 ``[b]``, at least one) by head and NetVLAD only: float32 ``[b, K * D]``."""
     if len(images) == 0:
@@ -75,7 +73,6 @@ def describe_features(
                 out = descriptors.new_empty(len(images), descriptors.shape[1])
             out[done : done + len(part)] = descriptors
             done += len(part)
-            if progress is not None:
-                progress(done, len(images))
+            progress(done, len(images))
     network.train(was_training)
     return out

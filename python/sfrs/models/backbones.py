@@ -20,11 +20,8 @@ REGISTRY = {
 }
 """Name -> module:class or function, imported when asked for."""
 
-LIBRARIES = ("timm:", "torchvision:")
-"""Prefixes of the names of other libraries' networks."""
-
-NEEDS_WEIGHTS = ("vgg16",)
-"""Backbones that do not train from random weights and have no published ones."""
+LIBRARIES = ("timm:", "torchvision:")  # prefixes of the names of other libraries' networks
+NEEDS_WEIGHTS = ("vgg16",)  # backbones that do not train from random weights and have no published ones
 
 # Layer names of VGG16 (configuration D) up to conv5_3 with their output channels; "pool" halves the size.
 VGG16_TRUNK = (
@@ -129,10 +126,8 @@ class VGG16(Backbone):
     """VGG16 up to conv5_3 without its ReLU: 512 channels, stride 16 (Simonyan & Zisserman, 2015).
 
     The trunk is conv1_1 .. conv4_3 with pool4, the head conv5_1 .. conv5_3, as SFRS trains it. Convolutions
-    start from He initialisation by fan-out and zero biases, drawn from torch's global generator.
-
-    Args:
-        inputs: how pixels are normalised, a key of `VGG16_INPUTS`; it belongs to the weights.
+    start from He initialisation by fan-out and zero biases. ``inputs``, a key of `VGG16_INPUTS`, says how
+    pixels are normalised; it belongs to the weights.
     """
 
     default_size = (480, 640)

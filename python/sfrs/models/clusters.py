@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sfrs.data.images import ImageFiles, batches, check_images
+from sfrs.data.images import Photographs, batches, check_images
 from sfrs.models.model import Model
 from sfrs.models.network import DescriptorNetwork
 from sfrs.runtime.errors import UserError
-from sfrs.runtime.progress import Progress
+from sfrs.runtime.progress import Progress, silent
 
 
 class TooFewFeaturesError(UserError, ValueError):
@@ -75,11 +75,10 @@ def init_vlad_from_images(
     skip_bad_images: bool = False,
     batch_size: int = 8,
     seed: int = 0,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> float:
-    """Set the model's NetVLAD from ``images`` random ones of ``files``; return alpha.
-
-    The defaults are the paper's 50,000 features.
+    """Set the model's NetVLAD from ``images`` random ones of ``files``, by default the paper's 50,000
+    features; return alpha.
 
     Raises:
         BadImageError: an image cannot be read, unless ``skip_bad_images``.
@@ -92,12 +91,11 @@ def init_vlad_from_images(
         bad = {file for file, _ in check_images(taken)}
         taken = [file for file in taken if file not in bad]
     network, device = model.network.eval(), model.device
-    dataset = ImageFiles(taken, model.size, network.backbone.mean, network.backbone.std)
+    photographs = Photographs(taken, model.size, network.backbone.stride)
 
     def trunks() -> Iterable[Tensor]:
-        for rows, batch in batches(dataset, batch_size):
-            yield network.trunk(batch.to(device))
-            if progress is not None:
-                progress(rows[-1] + 1, len(dataset))
+        for rows, batch in batches(photographs, batch_size):
+            yield network.trunk((batch.to(device) - model.mean) / model.std)
+            progress(rows[-1] + 1, len(taken))
 
     return init_vlad(network, sample_features(network, trunks(), per_image, generator), seed=seed)

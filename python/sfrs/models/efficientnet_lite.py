@@ -83,14 +83,10 @@ def _scaled(channels: float) -> int:
 
 
 class EfficientNetLite(Backbone):
-    """EfficientNet-Lite up to the last block at stride 16, without its classifier.
+    """EfficientNet-Lite, "0", "1" or "2", up to the last block at stride 16, without its classifier.
 
-    The trunk ends with stride 16's first stage, the head is the second one. Convolutions start from He
-    initialisation by fan-out and zero biases, drawn from torch's global generator, until
-    `load_pretrained`.
-
-    Args:
-        size: "0", "1" or "2".
+    The trunk ends with stride 16's first stage, the head is the second one. Until `load_pretrained`
+    convolutions have He initialisation by fan-out and zero biases.
     """
 
     default_size = 240

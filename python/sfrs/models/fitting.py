@@ -33,17 +33,10 @@ class Fitting:
     clusters: Mapping[str, Any] = field(default_factory=dict)
 
     def make_clusters(self, model: Model, files: Sequence[Path], tasks: Tasks, **options: Any) -> int | None:
-        """Make the clusters of a model that has none.
+        """Make the clusters of a model that has none, by `clusters` and ``options`` of `Model.fit_clusters`.
 
-        Args:
-            options: others of `sfrs.models.model.Model.fit_clusters`; those of `clusters` go first.
-
-        Returns:
-            The number of photographs from which on `learn_whitening` is to follow; None if it is not.
-
-        Raises:
-            UserError: a whitening is to be learned, and the model has one.
-            BadImageError, TooFewFeaturesError: see `sfrs.models.clusters.init_vlad_from_images`.
+        Returns the number of photographs from which on `learn_whitening` is to follow; None if it is not.
+        Raises `UserError` if a whitening is to be learned and the model has one.
         """
         if self.whiten and model.whitening is not None:
             raise UserError(

@@ -14,8 +14,7 @@ from sfrs.models.backbones import VGG16_HEAD, VGG16_INPUTS, VGG16_TRUNK, vgg16_l
 from sfrs.models.published import downloaded, published
 from sfrs.models.weights_file import WeightsError, checked, listed, read_tensors
 
-WHITENING = "whitening."
-"""Prefix of the whitening's tensors in a network's file."""
+WHITENING = "whitening."  # prefix of the whitening's tensors in a network's file
 
 
 @dataclass(frozen=True)
@@ -84,10 +83,8 @@ def read_weights(path: str | Path, ignore_keys: Sequence[str] = ()) -> Weights:
         path: a file, the folder of a run, or a name in `sfrs.models.published.PUBLISHED`.
         ignore_keys: tensors to leave out, see `sfrs.models.weights_file.read_tensors`.
 
-    Raises:
-        DownloadError: a published network cannot be downloaded.
-        WeightsError: it cannot be read, or a tensor is missing, has another shape, is not finite, or has
-            no place in the network; the message names it.
+    Raises `DownloadError`, or `WeightsError` if it cannot be read, or a tensor is missing, has another shape,
+    is not finite, or has no place in the network; the message names it.
     """
     network = published(path)
     path = Path(path) if network is None else downloaded(network)

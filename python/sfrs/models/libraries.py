@@ -21,8 +21,7 @@ from sfrs.models.weights_file import reason
 
 STRIDES = (14, 16, 32)
 ODD_SIZE = (69, 101)
-TRAINED_BLOCKS = 4
-"""Last blocks that are trained where all of a network's are of one stride."""
+TRAINED_BLOCKS = 4  # last blocks that are trained where all of a network's are of one stride
 
 
 @dataclass(frozen=True)
@@ -131,13 +130,10 @@ class Torchvision:
 
 
 class LibraryBackbone(Backbone):
-    """A network of timm or torchvision, in evaluation mode while it is trained, too: batch norm keeps the
-    statistics of its weights, and nothing is dropped.
+    """A network of timm or torchvision by its name (`Spec`), in evaluation mode while it is trained, too:
+    batch norm keeps the statistics of its weights, and nothing is dropped.
 
     Raises `BackboneError` if the library does not import, or has no such network, or that has no such map.
-
-    Args:
-        name: see `Spec`.
     """
 
     default_size = 224  # a multiple of all strides

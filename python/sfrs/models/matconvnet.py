@@ -19,8 +19,7 @@ from sfrs.runtime.errors import UserError
 
 CLUSTER_LAYER = "vlad:core"
 CLASSIFIER = {"fc6": "classifier.0", "fc7": "classifier.3", "fc8": "classifier.6"}
-MEAN_TOLERANCE = 0.05
-"""Grey levels by which the mean image may differ from VGG's mean colour."""
+MEAN_TOLERANCE = 0.05  # grey levels by which the mean image may differ from VGG's mean colour
 
 
 class MatConvNetError(UserError, ValueError):
@@ -30,14 +29,9 @@ class MatConvNetError(UserError, ValueError):
 def read_matconvnet(path: Path) -> dict[str, Tensor]:
     """Read a network: ``base_model.base.N.*``, ``net_vlad.*`` and ``pca_layer.*``, as far as it has them.
 
-    Convolutions that have no place in the paper's networks keep their names.
-
-    Args:
-        path: a ``.mat`` file up to version 7 with the variable ``net``, or its fields.
-
-    Raises:
-        ArrayFileError: not such a file, or a damaged one.
-        MatConvNetError: there is no network in it, or it computes something else than the paper's do.
+    The file is a ``.mat`` up to version 7 with the variable ``net``, or its fields. Convolutions that have no
+    place in the paper's networks keep their names. Raises `ArrayFileError`, or `MatConvNetError` if there is
+    no network in it, or it computes something else than the paper's do.
     """
     content = read_arrays(path)
     net = content.get("net", content)

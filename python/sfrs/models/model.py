@@ -10,25 +10,19 @@ from typing import Any, Literal, TypedDict
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor, nn
 
-from sfrs.data.images import BadImageError, Size, batches, image_tensor, load_image
+from sfrs.data.images import Photograph, Photographs, Size, batches
 from sfrs.models.backbones import is_backbone
 from sfrs.models.foreign import read_weights
 from sfrs.models.network import DescriptorNetwork, network_of, pretrained_network, save_network
 from sfrs.models.weights_file import WeightsError
 from sfrs.models.whitening import Whitening
 from sfrs.runtime.errors import UserError
-from sfrs.runtime.progress import Progress
+from sfrs.runtime.progress import Progress, silent
 from sfrs.runtime.records import Positive, as_record, parse_json
 
-DEFAULT = "efficientnet-lite0"
-"""Backbone of a model that nobody trained."""
-
-Photograph = str | Path | Image.Image | Tensor
-"""A file, an image in memory, or RGB in 0..1 ``[3, H, W]``, which is taken at its own size."""
-
+DEFAULT = "efficientnet-lite0"  # backbone of a model that nobody trained
 TRAINED: Literal["trained"] = "trained"
 EPS = 1e-12
 
@@ -189,7 +183,7 @@ class Model(nn.Module):
         *,
         batch_size: int = 8,
         workers: int = 2,
-        progress: Progress | None = None,
+        progress: Progress = silent,
         out: np.ndarray | None = None,
         quarters: np.ndarray | None = None,
     ) -> np.ndarray:
@@ -220,8 +214,7 @@ class Model(nn.Module):
             out[there] = descriptors.cpu().numpy()
             if quarters is not None and regions is not None:
                 quarters[there] = regions.cpu().numpy()
-            if progress is not None:
-                progress(rows[-1] + 1, len(images))
+            progress(rows[-1] + 1, len(images))
         return out
 
     @torch.no_grad()
@@ -234,7 +227,7 @@ class Model(nn.Module):
         batch ended gives the same numbers, bit for bit.
         """
         self.check_clusters()
-        for rows, batch in batches(_Photographs(images, self), batch_size, workers=workers):
+        for rows, batch in batches(self._photographs(images), batch_size, workers=workers):
             features = self._features(batch.to(self.device))
             quarters = self._quarters(features) if regions else None
             descriptors = self._aggregate(features).float()
@@ -252,14 +245,14 @@ class Model(nn.Module):
         """
         self.check_clusters()
         found = torch.empty(len(images), *self.quarters_shape)
-        for rows, batch in batches(_Photographs(images, self), batch_size):
+        for rows, batch in batches(self._photographs(images), batch_size):
             found[rows] = self._quarters(self._features(batch.to(self.device))).float().cpu()
         return found
 
     @torch.no_grad()
     def features(self, image: Photograph) -> Tensor:
         """Compute local features ``[1, D, h, w]`` of an image. Raises `BadImageError`."""
-        return self._features(_Photographs([image], self)[0][None].to(self.device))
+        return self._features(self._photographs([image])[0][None].to(self.device))
 
     def fit_clusters(
         self, files: Sequence[Path], *, images: int = 500, per_image: int = 100, seed: int = 0, **options
@@ -289,6 +282,9 @@ class Model(nn.Module):
     def fingerprint(self) -> str:
         """Compute SHA-256 over `digests`: equal for models that give equal descriptors."""
         return hashlib.sha256(json.dumps(self.digests(), sort_keys=True).encode()).hexdigest()
+
+    def _photographs(self, images: Sequence[Photograph]) -> Photographs:
+        return Photographs(images, self.size, self.network.backbone.stride)  # with room for a local feature
 
     def _features(self, images: Tensor) -> Tensor:
         return self.network.features(self.network.trunk((images - self.mean) / self.std))
@@ -323,32 +319,6 @@ def compact(quarters: Tensor) -> Tensor:
     """
     largest = quarters.abs().amax(dim=(-3, -1), keepdim=True)
     return torch.where(largest > EPS, quarters / largest.clamp_min(EPS), 0).half()
-
-
-class _Photographs(torch.utils.data.Dataset):
-    """Images as float32 RGB ``[3, H, W]`` in 0..1, each with room for a local feature."""
-
-    def __init__(self, images: Sequence[Photograph], model: Model):
-        self.images, self.size, self.stride = images, model.size, model.network.backbone.stride
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> Tensor:
-        image = self.images[index]
-        if isinstance(image, Tensor):
-            pixels = image
-        elif isinstance(image, Image.Image):
-            pixels = image_tensor(image, self.size)
-        else:
-            pixels = load_image(image, self.size)
-        height, width = pixels.shape[-2:]
-        if min(height, width) < self.stride:
-            name = image if isinstance(image, str | Path) else f"image {index}"
-            raise BadImageError(
-                f"{name}: {height}x{width} pixels are too few; this network needs {self.stride} each way."
-            )
-        return pixels
 
 
 def _digest(tensors: Mapping[str, Tensor]) -> str:

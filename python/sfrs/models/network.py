@@ -3,10 +3,11 @@
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import NotRequired, TypedDict
 
 from sfrs.data.images import Size
 from sfrs.models.backbones import Backbone, build_backbone
@@ -30,20 +31,15 @@ class Meta(TypedDict, total=False):
     ignore_keys: list[str]
 
 
-class LaterDescription(TypedDict, total=False):
-    """Fields that the first files lack."""
-
-    bias: bool
-    whitening: int
-
-
-class Description(LaterDescription):
+class Description(TypedDict):
     """Metadata of a network's file: the backbone's name and options, K, further facts."""
 
     backbone: str
     options: dict[str, Any]
     num_clusters: Positive
     meta: Meta
+    bias: NotRequired[bool]
+    whitening: NotRequired[int]
 
 
 class DescriptorNetwork(nn.Module):

@@ -21,8 +21,7 @@ from sfrs.runtime.array_files import HDF5, read_arrays
 from sfrs.runtime.errors import UserError
 from sfrs.runtime.tensor_files import read_safetensors
 
-METADATA_KEY = "sfrs"
-"""Of the description in the metadata of our own safetensors files."""
+METADATA_KEY = "sfrs"  # of the description in the metadata of our own safetensors files
 
 
 class WeightsError(UserError, ValueError):

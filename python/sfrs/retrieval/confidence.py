@@ -32,20 +32,15 @@ KNOWN = (5.661, 1.167, -8.82)
 LEAST_KNOWN = 0.886
 """Probability of a place in the index below which an answer is refused, unless `fit` lowers it."""
 
-REFUSED_OWN = 0.05
-"""Share of its own photographs that an index may refuse at most."""
-
+REFUSED_OWN = 0.05  # share of its own photographs that an index may refuse at most
 WEAK_SHARE = 0.864
 """Log odds of the share that nine of ten right answers of the search reach, see `probability_own`."""
 
-SLOPE_MOVES, INTERCEPT_MOVES = 0.3, 0.5
-"""Standard deviations of what an index may change: the prior of `fit`."""
-
+SLOPE_MOVES, INTERCEPT_MOVES = 0.3, 0.5  # standard deviations of what an index may change: the prior of `fit`
 COUNTED = 100.0
 """Photographs that a self-test counts as at most against that prior: queries are not like them."""
 
-LEAST_SIMILAR = 1e-3
-"""Similarities below are as good as none, so that their logarithms stay finite."""
+LEAST_SIMILAR = 1e-3  # similarities below are as good as none, so that their logarithms stay finite
 
 
 @dataclass(frozen=True)
@@ -110,10 +105,9 @@ def evidence(
     """Collect what speaks for an answer.
 
     Args:
-        weighed: the matches, at least one of them.
         positions: of all matches, ``[k, 2]``.
         similarities: of their descriptors with the photograph's, ``[k]``, beyond the background's.
-        alike: of the weighed matches with each other, the same, ``[c, c]``.
+        alike: of the weighed matches, at least one, with each other, the same, ``[c, c]``.
     """
     chosen, near = weighed.chosen, weighed.near
     best = int(np.argmax(near))
@@ -131,13 +125,11 @@ def evidence(
 
 @torch.no_grad()
 def sameness(quarters: Tensor) -> np.ndarray:
-    """Return how alike the four quarters of each image are, mean similarity in -1..1, ``[B]``.
+    """Return how alike the four quarters ``[B, 4, K, D]`` of each image are, mean similarity in -1..1,
+    ``[B]``.
 
-    Clusters made from a collection tell the things in its photographs apart. What they were not made
-    for, a wall, noise, or another town, falls into a few of them, in all four quarters alike.
-
-    Args:
-        quarters: quarter VLADs ``[B, 4, K, D]``.
+    Clusters made from a collection tell the things in its photographs apart. What they were not made for, a
+    wall, noise, or another town, falls into a few of them, in all four quarters alike.
     """
     parts = region_descriptors(quarters.float())[:, -4:].flatten(2)  # [B, 4, K * D]
     return ((parts @ parts.transpose(1, 2)).sum(dim=(1, 2)) - 4).div(12).cpu().numpy()

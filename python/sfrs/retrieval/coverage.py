@@ -13,9 +13,7 @@ if TYPE_CHECKING:
     from sfrs.retrieval.index import Index
     from sfrs.retrieval.tested import Answer
 
-FAR = 4 * RADIUS
-"""Metres from where a photograph was taken beyond which its best match shows another place."""
-
+FAR = 4 * RADIUS  # metres from where a photograph was taken beyond which its best match shows another place
 MOST_GAPS = 10
 MOST_PAIRS = 100
 

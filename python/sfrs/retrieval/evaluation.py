@@ -29,8 +29,7 @@ from sfrs.retrieval.search import search
 from sfrs.runtime.errors import UserError
 from sfrs.runtime.progress import Tasks, quiet
 
-RADIUS = 25.0
-"""Metres within which a database image is right for a query."""
+RADIUS = 25.0  # metres within which a database image is right for a query
 
 
 @dataclass(frozen=True)
@@ -95,7 +94,7 @@ def evaluate(
     rerank: Reranking | None = None,
     query_size: Size | Literal["same"] = "same",
     fitting: Fitting | None = None,
-    tasks: Tasks | None = None,
+    tasks: Tasks = quiet,
     **reading: Any,
 ) -> Evaluation:
     """Describe database and queries and score the search.
@@ -117,7 +116,7 @@ def evaluate(
             whitening is to be learned and the model has one.
         BadImageError: an image cannot be read.
     """
-    scoring, tasks = scoring or Scoring(), tasks or quiet
+    scoring = scoring or Scoring()
     check_answerable(places, scoring.radius)
     whiten_from = (fitting or Fitting()).make_clusters(model, places.database.files, tasks)
     count = len(places.database) + len(places.queries)
@@ -203,7 +202,7 @@ def check_answerable(places: Places, radius: float) -> None:
 
 
 def without_bad_images(
-    places: Places, *, workers: int = 2, tasks: Tasks | None = None
+    places: Places, *, workers: int = 2, tasks: Tasks = quiet
 ) -> tuple[Places, list[tuple]]:
     """Leave out images that cannot be read; returns (data set, (file, reason) of those left out).
 
@@ -211,7 +210,7 @@ def without_bad_images(
     """
     kept, bad = [], []
     for role, images in (("database", places.database), ("queries", places.queries)):
-        progress = tasks(f"checking {role}") if tasks else None
+        progress = tasks(f"checking {role}")
         found = dict(check_images(images.files, workers=workers, progress=progress))
         left = images.subset(np.array([file not in found for file in images.files], dtype=bool))
         if len(left) == 0:

@@ -11,15 +11,13 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from sfrs.data.images import opened, upright
-from sfrs.models.model import Model, Photograph
+from sfrs.data.images import Photograph, opened, upright
+from sfrs.models.model import Model
 from sfrs.retrieval.region_rerank import region_matches
 from sfrs_ext import REGIONS
 from sfrs_ext.reference import assignments, positions_first, region_descriptors
 
-Box = tuple[float, float, float, float]
-"""(left, top, right, bottom) in 0..1 of an image's width and height."""
-
+Box = tuple[float, float, float, float]  # (left, top, right, bottom) in 0..1 of an image's width and height
 REGION_NAMES = ("whole image", "top half", "bottom half", "left half", "right half") + (
     *("top left quarter", "top right quarter"),
     *("bottom left quarter", "bottom right quarter"),
@@ -42,8 +40,7 @@ def region_boxes(height: int, width: int) -> tuple[Box, ...]:
     return tuple(boxes)
 
 
-REGION_BOXES = region_boxes(2, 2)
-"""The boxes of a map with even sides, as the usual image sizes give."""
+REGION_BOXES = region_boxes(2, 2)  # the boxes of a map with even sides, as the usual image sizes give
 
 
 @dataclass(frozen=True)
@@ -87,10 +84,8 @@ def explain_pair(model: Model, query: Tensor, image: Tensor) -> PairExplanation:
 
 @torch.no_grad()
 def strongest_clusters(model: Model, features: Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """Find the cluster that every position of local features ``[1, D, h, w]`` belongs to most.
-
-    Returns:
-        (clusters int64 ``[h, w]``, their soft assignments float32 ``[h, w]`` in 0..1: NetVLAD, equation 3).
+    """Find the cluster that every position of local features ``[1, D, h, w]`` belongs to most, int64 ``[h,
+    w]``, and their soft assignments float32 ``[h, w]`` in 0..1 (NetVLAD, equation 3).
     """
     positions = positions_first(features)
     vlad = model.network.vlad

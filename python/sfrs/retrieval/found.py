@@ -9,15 +9,11 @@ from pathlib import Path
 import numpy as np
 
 from sfrs.data.coordinates import geodesic, in_own_zone, metres_between
-from sfrs.data.images import BadImageError
-from sfrs.models.model import Photograph
+from sfrs.data.images import BadImageError, Photograph
 from sfrs.retrieval.explain import REGION_NAMES, draw_region, jpeg_uri, open_photograph
 from sfrs.retrieval.location import Location, Place, rounded
 
-SHOWN, SIDE = 4, 240
-"""Matches in a notebook, and the longer side of a picture there in pixels."""
-
-
+SHOWN, SIDE = 4, 240  # matches in a notebook, and the longer side of a picture there in pixels
 NOT_IN_INDEX = "not in this index, by all that it knows; what looks most like it:"
 
 

@@ -13,10 +13,9 @@ from torch import Tensor
 
 from sfrs.data.coordinates import to_degrees
 from sfrs.data.exif import gps
-from sfrs.data.images import BadImageError, check_images
+from sfrs.data.images import BadImageError, Photograph, check_images
 from sfrs.data.photos import NO_SOURCES, Locator, Photo, Sources, from_name, project
 from sfrs.data.tables import PlacesError
-from sfrs.models.model import Photograph
 from sfrs.retrieval.confidence import sameness
 from sfrs.retrieval.found import Found, Match
 from sfrs.retrieval.location import (
@@ -35,7 +34,7 @@ from sfrs.retrieval.quarters import RememberedQuarters
 from sfrs.retrieval.region_rerank import DEFAULT_SCORE, Reranked, Reranking
 from sfrs.retrieval.region_rerank import rerank as rerank_by_regions
 from sfrs.runtime.errors import UserError
-from sfrs.runtime.progress import Progress, Tasks
+from sfrs.runtime.progress import Progress, Tasks, quiet, silent
 
 if TYPE_CHECKING:
     from sfrs.retrieval.index import Index
@@ -51,7 +50,7 @@ def locate(
     sources: Sources = NO_SOURCES,
     batch_size: int = 8,
     workers: int = 2,
-    tasks: Tasks | None = None,
+    tasks: Tasks = quiet,
 ) -> list[Found]:
     """Say where photographs were taken, files or images in memory.
 
@@ -61,8 +60,6 @@ def locate(
             and `CONSIDERED` images are ordered. None does so where the index's self-test recommends it.
         near: compare with the images within this circle alone.
         sources: what says where they were taken, besides their names and EXIF; it only shows the error.
-        workers: threads that decode files.
-        tasks: opens a progress display per stage.
 
     Raises:
         UserError: the index is empty, an option has no meaning, or re-ranking needs the files of images and
@@ -75,13 +72,13 @@ def locate(
     depth, locator = reranked_depth(rerank, top), Locator(sources)
     order = RegionOrder(index, depth, rerank.score) if rerank else None
     clock = [time.perf_counter()]
-    progress = tasks("describing") if tasks else None
+    progress = tasks("describing")
     descriptors, alike = _described(index, photos, batch_size, workers, progress)
     clock.append(time.perf_counter())
     similarities, rows = index.search(descriptors, depth, near)
     clock.append(time.perf_counter())
     shares = dict(zip(("describe", "search"), 1000 * np.diff(clock) / max(1, len(photos)), strict=True))
-    progress = tasks("re-ranking") if tasks and rerank else None
+    progress = tasks("re-ranking") if rerank else silent
     judge = Judge(index, rerank)
     founds = []
     for i, photo in enumerate(photos):
@@ -97,8 +94,7 @@ def locate(
         shown = _shown(index, matches, pairs, top)
         truth = _truth(photo, index.zone, locator)
         founds.append(Found(named, location, shown, spent, photo, index.zone, truth, left_out, known))
-        if progress is not None:
-            progress(i + 1, len(photos))
+        progress(i + 1, len(photos))
     return founds
 
 
@@ -149,7 +145,7 @@ class Judge:
 
 
 def _described(
-    index: "Index", photos: Sequence[Photograph], batch_size: int, workers: int, progress: Progress | None
+    index: "Index", photos: Sequence[Photograph], batch_size: int, workers: int, progress: Progress
 ) -> tuple[np.ndarray, np.ndarray]:
     """Descriptors of photographs, and how alike the quarters of each are, nan where nobody asks."""
     descriptors = np.empty((len(photos), index.model.dim), np.float32)
@@ -161,8 +157,7 @@ def _described(
         descriptors[rows] = found.cpu().numpy()
         if quarters is not None:
             alike[rows] = sameness(quarters)
-        if progress is not None:
-            progress(rows[-1] + 1, len(photos))
+        progress(rows[-1] + 1, len(photos))
     return descriptors, alike
 
 
@@ -186,8 +181,7 @@ class RegionOrder:
     def __call__(self, query: Tensor, rows: np.ndarray) -> tuple[Reranked, tuple[int, ...]]:
         """Order the first `depth` rows by the query's quarter VLADs ``[1, 4, K, D]``, drop the others.
 
-        Returns:
-            (the rows in their order, those of them that were left out).
+        Returns (the rows in their order, those of them that were left out).
         """
         first = rows[: self.depth]
         while True:

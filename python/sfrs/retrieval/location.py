@@ -8,15 +8,9 @@ import numpy as np
 
 from sfrs.data.coordinates import in_own_zone, metres_between, to_degrees
 
-RADIUS = 25.0
-"""Metres around an image within which others show the same place."""
-
-CONSIDERED = 20
-"""Matches that are weighed against each other."""
-
-TEMPERATURE = 0.02
-"""Of the similarities of descriptors: a match this much less similar weighs 1/e of another."""
-
+RADIUS = 25.0  # metres around an image within which others show the same place
+CONSIDERED = 20  # matches that are weighed against each other
+TEMPERATURE = 0.02  # of the similarities of descriptors: a match this much less similar weighs 1/e of another
 REGION_TEMPERATURE = 0.015
 """The same for the scores of re-ranking by regions, which lie closer together.
 
@@ -104,14 +98,13 @@ def estimate(
 ) -> Location:
     """Weigh the matches of one query into a position.
 
-    The first `CONSIDERED` matches with a known position weigh ``w = exp(s / temperature)``. The
-    neighbourhood is what lies within `RADIUS` of the match around which most weight lies; the position
-    is the weighted mean of the neighbourhood, which one good match far away does not move.
+    The first `CONSIDERED` matches with a known position weigh ``w = exp(s / temperature)``. The neighbourhood
+    is what lies within `RADIUS` of the match around which most weight lies; the position is the weighted mean
+    of the neighbourhood, which one good match far away does not move.
 
     The confidence is the neighbourhood's share of the weight of all these matches and of one more that nobody
-    has looked at, as similar as the last of them: ``sum_near w / (sum_all w + w_last)``. So it rises with the
-    similarities near the position, falls with those elsewhere, and never reaches 1. It compares places of the
-    database with each other; `sfrs.retrieval.confidence` makes a probability of it and of more.
+    has looked at, as similar as the last of them: ``sum_near w / (sum_all w + w_last)``. It compares places
+    of the database with each other; `sfrs.retrieval.confidence` makes a probability of it and of more.
 
     Args:
         positions: easting and northing in metres, ``[k, 2]``; nan where an image has none.

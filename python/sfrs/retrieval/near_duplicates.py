@@ -12,11 +12,8 @@ from sfrs.data.photos import time_of
 if TYPE_CHECKING:
     from sfrs.retrieval.index import Index
 
-SECONDS = 30.0
-"""Photographs taken within so long of each other are of one moment."""
-
-COPY = 0.999
-"""Similarity from which on two photographs are copies of one."""
+SECONDS = 30.0  # photographs taken within so long of each other are of one moment
+COPY = 0.999  # similarity from which on two photographs are copies of one
 
 
 class NearDuplicates:
@@ -34,8 +31,7 @@ class NearDuplicates:
     def of(self, row: int, others: np.ndarray, similarities: np.ndarray) -> np.ndarray:
         """Return which of ``others``, rows ``[n]``, show the moment of ``row``; bool ``[n]``.
 
-        Args:
-            similarities: of the descriptors of ``others`` with that of ``row``; -inf where not known.
+        ``similarities`` are those of their descriptors; -inf where not known.
         """
         return np.array(
             [

@@ -37,11 +37,8 @@ class KeptQuarters:
 
 
 class RememberedQuarters:
-    """Quarter VLADs that take long to compute, computed once: the last ones asked for are kept as float16.
-
-    Args:
-        compute: database rows ``[C]`` -> ``[C, 4, K, D]``.
-        limit: bytes to keep at most.
+    """Quarter VLADs that take long to compute, ``[C]`` -> ``[C, 4, K, D]``, computed once: the last ones
+    asked for are kept as float16, in at most ``limit`` bytes.
     """
 
     def __init__(self, compute: Callable[[np.ndarray], Tensor], limit: int = 2**30):

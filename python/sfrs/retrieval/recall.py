@@ -15,11 +15,9 @@ SAME_TIME_DEPTH = 10
 
 
 def correct(predictions: np.ndarray, positives: Ragged) -> np.ndarray:
-    """Mark the predictions that are right, bool ``[m, k]``.
+    """Mark the predictions ``[m, k]`` (database indices, -1 is never right) that are right, bool ``[m, k]``.
 
-    Args:
-        predictions: database indices ``[m, k]``, best first; -1 is never right.
-        positives: database indices that count as right for each of the m queries.
+    ``positives`` are the database indices that count as right for each of the m queries.
     """
     if len(predictions) != len(positives):
         raise ValueError(
@@ -48,11 +46,10 @@ def recall_at(predictions: np.ndarray, positives: Ragged, ns: Sequence[int] = RE
 def without_same_time(
     predictions: np.ndarray, query_stamps: np.ndarray, database_stamps: np.ndarray, n: int
 ) -> np.ndarray:
-    """Keep the first n predictions whose time stamp is not the query's, int64 ``[m, n]``, -1 past the end.
+    """Keep the first n predictions ``[m, k]`` whose time stamp is not the query's, int64 ``[m, n]``, -1 past
+    the end.
 
-    Args:
-        predictions: database indices ``[m, k]``, best first; -1 past the end.
-        query_stamps, database_stamps: int64 ``[m]``, ``[database]``.
+    Time stamps are int64, of the m queries and of the database.
     """
     keep = (predictions >= 0) & (database_stamps[predictions] != query_stamps[:, None])
     return _first(predictions, keep, n)
@@ -61,10 +58,7 @@ def without_same_time(
 def spatial_nms(predictions: np.ndarray, place_ids: np.ndarray, n: int) -> np.ndarray:
     """Keep the best image of each panorama among the first 12 n predictions, ``[m, n]``, -1 past the end.
 
-    Args:
-        predictions: database indices ``[m, k]``, best first.
-        place_ids: panorama of each database image ``[database]``.
-        n: the largest N of recall@N.
+    ``place_ids`` are the panoramas of the database images, n is the largest N of recall@N.
     """
     predictions = predictions[:, : NMS_DEPTH * n]
     places = place_ids[predictions]

@@ -17,13 +17,11 @@ from torch import Tensor
 
 from sfrs.models.model import compact
 from sfrs.runtime.errors import UserError
-from sfrs.runtime.progress import Progress
+from sfrs.runtime.progress import Progress, silent
 from sfrs_ext import region_similarity
 from sfrs_ext.reference import region_descriptors
 
-DEPTH = 100
-"""Images of a search that are re-ranked."""
-
+DEPTH = 100  # images of a search that are re-ranked
 Quarters = Callable[[np.ndarray], Tensor]
 """Database rows ``[C]`` -> their quarter VLADs ``[C, 4, K, D]``; may be valid only until the next call."""
 
@@ -100,13 +98,12 @@ class Reranked:
 def rerank(
     query_quarters: Tensor, rows: np.ndarray, quarters: Quarters, score: str = DEFAULT_SCORE
 ) -> Reranked:
-    """Order the candidates of one query by their regions; equal scores keep their order.
+    """Order the candidates ``rows`` (int64 ``[C]``) of one query by their regions; equal scores keep their
+    order.
 
     Args:
         query_quarters: ``[1, 4, K, D]``, float32.
-        rows: candidates, int64 ``[C]``, without blanks.
         quarters: gives the candidates' quarter VLADs, kept by `sfrs.models.model.compact`.
-        score: one of `SCORES`.
     """
     if len(rows) == 0:
         return Reranked(np.zeros(0, np.int64), np.zeros(0, np.float32), np.zeros((0, 2), np.int64))
@@ -128,18 +125,14 @@ def rerank_all(
     *,
     score: str = DEFAULT_SCORE,
     depth: int = DEPTH,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> np.ndarray:
-    """Order the first ``depth`` candidates of every query; those after them stay where they are.
-
-    Args:
-        query_quarters: gives the quarter VLADs of queries.
-        candidates: database rows int64 ``[m, k]``, best first; -1 past the end.
+    """Order the first ``depth`` candidates of every query (database rows int64 ``[m, k]``, best first, -1
+    past the end); those after them stay where they are.
     """
     result = candidates.copy()
     for query, found in enumerate(candidates[:, :depth]):
         ranked = rerank(query_quarters(np.array([query])), found[found >= 0], quarters, score)
         result[query, : len(ranked.rows)] = ranked.rows
-        if progress is not None:
-            progress(query + 1, len(candidates))
+        progress(query + 1, len(candidates))
     return result

@@ -11,10 +11,8 @@ from sfrs.retrieval.evaluation import Evaluation, Scoring, check_answerable, sco
 from sfrs.retrieval.search import search
 from sfrs.runtime.errors import UserError
 
-UNIT = 1e-3
-"""How far lengths of descriptors may be from 1 to count as unit vectors."""
-ROWS = 65_536
-"""Descriptors that are looked at at once; the files are mapped."""
+UNIT = 1e-3  # how far lengths of descriptors may be from 1 to count as unit vectors
+ROWS = 65_536  # descriptors that are looked at at once; the files are mapped
 
 
 def load_descriptors(path: Path) -> np.ndarray:

@@ -17,8 +17,7 @@ def search(
     finite.
 
     Args:
-        database: ``[n, d]``.
-        queries: ``[m, d]``.
+        database, queries: ``[n, d]`` and ``[m, d]``.
         k: neighbours per query; at most n are returned.
         block_bytes: size of the float32 copy made of a block that is not float32 already.
 
@@ -67,12 +66,10 @@ def _ranked(scores: np.ndarray, indices: np.ndarray, k: int) -> tuple[np.ndarray
 
 
 def largest(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Find the k largest of each row and their columns, largest first; of equal ones the lower column first.
+    """Find the k largest of each row ``[m, n]`` and their columns, largest first; of equal ones the lower
+    column first.
 
     Raises `ValueError` if a score is not a number.
-
-    Args:
-        scores: ``[m, n]``.
     """
     found, columns = scores.topk(k, dim=1)
     if found.isnan().any():

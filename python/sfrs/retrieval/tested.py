@@ -14,11 +14,8 @@ from sfrs.runtime.records import Natural, RecordError, as_record, parse_json
 VERSION = 1
 FILE = "self-test.json"
 
-FEW = 10
-"""Answers below which nothing is said of their share."""
-
-SAID = 3
-"""Files that a line names."""
+FEW = 10  # answers below which nothing is said of their share
+SAID = 3  # files that a line names
 
 
 class Kept(TypedDict):

@@ -26,8 +26,7 @@ WHY = {
     errno.EIO: "the disk reports an error",
 }
 """Faults that keep a file from being written though the program is right."""
-NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
-"""Answers of network file systems without locks."""
+NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)  # answers of network file systems without locks
 
 
 class WriteError(UserError, OSError):

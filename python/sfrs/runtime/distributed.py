@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import timedelta
 from functools import cache
 from typing import Any
@@ -26,19 +27,19 @@ class PeerLostError(UserError, RuntimeError):
     """Another process of the run has ended."""
 
 
+@dataclass(frozen=True)
 class Processes:
     """The processes of this run, seen from one of them; those of its machine are the local ones."""
 
-    def __init__(
-        self,
-        rank: int = 0,
-        count: int = 1,
-        local_rank: int = 0,
-        local_count: int = 1,
-        store: dist.Store | None = None,
-    ):
-        self.rank, self.count, self.is_main = rank, count, rank == 0
-        self.local_rank, self.local_count, self._store = local_rank, local_count, store
+    rank: int = 0
+    count: int = 1
+    local_rank: int = 0
+    local_count: int = 1
+    store: dist.Store | None = None
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
 
     @property
     def device(self) -> torch.device:
@@ -112,10 +113,10 @@ class Processes:
 
     def first_to_fail(self) -> bool:
         """Tell a process that failed whether it is the first, which says why."""
-        if self._store is None:
+        if self.store is None:
             return self.is_main
         try:
-            return self._store.add("sfrs/failures", 1) == 1
+            return self.store.add("sfrs/failures", 1) == 1
         except RuntimeError:
             return False  # the store went with the process that kept it, which has had its say
 

@@ -2,13 +2,14 @@
 
 from collections.abc import Callable
 
-Progress = Callable[[int, int], None]
-"""Takes (done, total) as work goes on."""
+Progress = Callable[[int, int], None]  # takes (done, total) as work goes on
+Tasks = Callable[[str], Progress]  # opens a display of progress by its name
 
-Tasks = Callable[[str], Progress]
-"""Opens a display of progress by its name."""
+
+def silent(done: int, total: int) -> None:
+    """Show nothing."""
 
 
 def quiet(name: str) -> Progress:
-    """Show nothing."""
-    return lambda done, total: None
+    """Open no display."""
+    return silent

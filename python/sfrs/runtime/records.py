@@ -14,7 +14,9 @@ from collections.abc import Iterable
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints, is_typeddict
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from typing_extensions import NotRequired, is_typeddict
 
 from sfrs.runtime.errors import UserError
 
@@ -31,8 +33,7 @@ WORDS = {
     dict: "an object",
     NoneType: "null",
 }
-LONGEST = 60
-"""Characters of a wrong value that a message shows."""
+LONGEST = 60  # characters of a wrong value that a message shows
 LARGEST, DIGITS = 2**63, 19
 
 
@@ -93,6 +94,8 @@ def _words(kind: Any) -> str:
 
 def _read(value: Any, kind: Any, name: str) -> Any:
     origin, arguments = get_origin(kind), get_args(kind)
+    if origin is NotRequired:
+        return _read(value, arguments[0], name)
     if kind is Any or (origin is Literal and value in arguments):
         return value
     if origin in (Union, UnionType):

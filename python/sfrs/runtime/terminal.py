@@ -19,8 +19,7 @@ from rich.text import Text
 from sfrs.runtime.progress import Progress, Tasks
 
 messages = Console(stderr=True)
-LINE_BREAK = "\n  "
-"""The only break that messages have themselves: the following lines are indented."""
+LINE_BREAK = "\n  "  # the only break that messages have themselves: the following lines are indented
 
 
 def plain(text: object) -> str:

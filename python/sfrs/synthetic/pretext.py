@@ -18,7 +18,7 @@ from sfrs.features.on_the_fly import OnTheFlyFeatures
 from sfrs.models.clusters import init_vlad, sample_features
 from sfrs.models.gradient import GradientBackbone
 from sfrs.models.network import DescriptorNetwork
-from sfrs.runtime.progress import Progress
+from sfrs.runtime.progress import Progress, silent
 
 PANORAMA, TILE = 7, 8  # fields of an image name in the full form
 
@@ -48,8 +48,8 @@ def pretrain(
     steps: int = 250,
     batch: int = 48,
     seed: int = 0,
-    trunk_progress: Progress | None = None,
-    progress: Progress | None = None,
+    trunk_progress: Progress = silent,
+    progress: Progress = silent,
 ) -> DescriptorNetwork:
     """Train a network on the gradient backbone with pairs of views for a fixed number of steps.
 
@@ -81,6 +81,5 @@ def pretrain(
         loss.backward()
         optimizer.step()
         schedule.step()
-        if progress is not None:
-            progress(step + 1, steps)
+        progress(step + 1, steps)
     return network.eval()

@@ -6,10 +6,11 @@ The file is replaced in one step. Nothing is pickled. Facts are JSON in the file
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import NotRequired, TypedDict
 
 from sfrs.models.network import DescriptorNetwork
 from sfrs.runtime.errors import UserError
@@ -31,11 +32,7 @@ class Best(TypedDict):
     recalls: dict[int, float]
 
 
-class WithinEpoch(TypedDict, total=False):
-    done: Natural  # queries of the epoch in progress
-
-
-class Facts(WithinEpoch):
+class Facts(TypedDict):
     """Where a run stands."""
 
     format: Natural
@@ -43,6 +40,7 @@ class Facts(WithinEpoch):
     epoch: Natural  # epochs of it that are done
     best: Best | None
     metrics_size: Natural  # bytes of metrics.jsonl that count
+    done: NotRequired[Natural]  # queries of the epoch in progress
 
 
 class CheckpointError(UserError, RuntimeError):
@@ -73,8 +71,7 @@ def load_state(
 ) -> EpochState | None:
     """Put a checkpoint's tensors into ``pair``; return the epoch that was in progress, if there was one.
 
-    Raises:
-        CheckpointError: the tensors are not those of such a pair; the message names the file and the tensor.
+    Raises `CheckpointError` that names the file and the tensor if they are not those of such a pair.
     """
     groups: dict[str, dict[str, Tensor]] = {group: {} for group in GROUPS}
     for name, value in tensors.items():

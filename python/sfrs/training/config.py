@@ -2,22 +2,13 @@
 
 import json
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import TYPE_CHECKING, Any, NamedTuple, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_origin, get_type_hints
 
-from sfrs.runtime.errors import UserError
+from sfrs.training.config_values import MOST, ConfigError, check_range, coerced
 
 if TYPE_CHECKING:
     from sfrs.data.places import Reading
-
-
-class ConfigError(UserError, ValueError):
-    """A configuration field has a value it cannot have; the message names the field."""
-
-
-MOST = 10**9
-"""No number that is given is larger, so that a wrong one takes no terabytes."""
 
 
 def _option(default: Any, text: str, **changes: Any) -> Any:
@@ -25,7 +16,7 @@ def _option(default: Any, text: str, **changes: Any) -> Any:
 
     Numbers are at least ``least`` (0 if not given), more with ``positive``, and at most ``most``.
     """
-    usual = {"help": text, "choices": (), "compare": True, "least": 0, "positive": False, "most": MOST}
+    usual = {"help": text, "compare": True, "least": 0, "positive": False, "most": MOST}
     return field(default=default, metadata={**usual, **changes})
 
 
@@ -72,10 +63,8 @@ class TrainConfig:
         "colour jitter of training images: brightness,contrast,saturation,hue; empty: none",
     )
 
-    init: str = _option(
-        "kmeans",
-        "NetVLAD weights to start from: k-means of local features, or as given",
-        choices=("kmeans", "given"),
+    init: Literal["kmeans", "given"] = _option(
+        "kmeans", "NetVLAD weights to start from: k-means of local features, or as given"
     )
     init_images: int = _option(500, "images the k-means initialisation samples", least=1)
     init_features: int = _option(50_000, "local features the k-means initialisation samples", least=1)
@@ -86,8 +75,8 @@ class TrainConfig:
         "where frozen features are kept: ram, gpu, disk; off computes them whenever needed. With ,jitter=N "
         "also of N jittered variants of every training image, for training steps to choose from",
     )
-    cache_dtype: str = _option(
-        "float16", "number format of the trunk cache", choices=("float16", "bfloat16", "float32")
+    cache_dtype: Literal["float16", "bfloat16", "float32"] = _option(
+        "float16", "number format of the trunk cache"
     )
     cache_gigabytes: float = _option(
         0.0, "size of the trunk cache, at most; what it does not hold is computed when needed. 0: no limit"
@@ -97,10 +86,8 @@ class TrainConfig:
         "folder of a trunk cache on disk, which later runs use again; empty: that of the run",
         compare=False,
     )
-    autocast: str = _option(
-        "off",
-        "number format of convolutions; everything after them is float32",
-        choices=("off", "bfloat16", "float16"),
+    autocast: Literal["off", "bfloat16", "float16"] = _option(
+        "off", "number format of convolutions; everything after them is float32"
     )
     compile_trunk: bool = _option(False, "run the frozen trunk through torch.compile")
     batch_size: int = _option(32, "images per forward pass when describing", least=1)
@@ -114,10 +101,9 @@ class TrainConfig:
     refresh_every: int = _option(1000, "queries between two refreshes of the mining descriptors", least=1)
 
     learning_rate: float = _option(0.001, "learning rate of SGD", positive=True)
-    lr_schedule: str = _option(
+    lr_schedule: Literal["constant", "linear", "halving"] = _option(
         "constant",
         "learning rate within a generation; linear falls to 0, halving halves it in every fifth epoch",
-        choices=("constant", "linear", "halving"),
     )
     momentum: float = _option(0.9, "momentum of SGD")
     weight_decay: float = _option(0.001, "weight decay of SGD")
@@ -136,16 +122,14 @@ class TrainConfig:
     )
     rerank_neighbours: int = _option(20, "k1 of the k-reciprocal re-ranking", least=1)
     rerank_lambda: float = _option(0.1, "share of the feature distance in the re-ranking distance")
-    rerank_distances: str = _option(
-        "squared",
-        "feature distances that are re-ranked: Euclidean squared, or squared once more",
-        choices=("squared", "squared-twice"),
+    rerank_distances: Literal["squared", "squared-twice"] = _option(
+        "squared", "feature distances that are re-ranked: Euclidean squared, or squared once more"
     )
 
-    hard_loss: str = _option("sare-ind", "hard loss", choices=("triplet", "sare-joint", "sare-ind"))
+    hard_loss: Literal["triplet", "sare-joint", "sare-ind"] = _option("sare-ind", "hard loss")
     temperature: float = _option(0.07, "temperature of the student's softmax", positive=True)
-    triplet_distance: str = _option(
-        "squared", "Euclidean distance of the triplet loss, squared or plain", choices=("squared", "plain")
+    triplet_distance: Literal["squared", "plain"] = _option(
+        "squared", "Euclidean distance of the triplet loss, squared or plain"
     )
     margin: float = _option(0.1, "margin of the triplet loss, a distance as triplet_distance says")
     region_negatives: bool = _option(
@@ -153,17 +137,16 @@ class TrainConfig:
     )
     soft_loss: str = _option("cross-entropy", "soft loss, of those registered in sfrs.training.losses")
     soft_weight: float = _option(0.5, "weight of the soft loss")
-    teacher: str = _option(
+    teacher: Literal["best", "last"] = _option(
         "best",
         "a generation's network that teaches the next: the best in validation, or that of the last epoch",
-        choices=("best", "last"),
     )
     teacher_temperatures: tuple[float, ...] = _option(
         (0.07, 0.07, 0.06, 0.05),
         "temperature of the teacher's labels in each generation (the first is not used)",
         positive=True,
     )
-    soft_level: str = _option("region", "what the soft labels speak of", choices=("region", "image"))
+    soft_level: Literal["region", "image"] = _option("region", "what the soft labels speak of")
     soft_ranks: tuple[int, ...] = _option(
         (),
         "first,last: difficult positives are these ranks of the nearest positives, without re-ranking",
@@ -185,14 +168,9 @@ class TrainConfig:
     def __post_init__(self) -> None:
         hints = get_type_hints(type(self))
         for f in fields(self):
-            value = _coerced(f.name, getattr(self, f.name), hints[f.name])
+            value = coerced(f.name, getattr(self, f.name), hints[f.name])
             object.__setattr__(self, f.name, value)  # the class is frozen; this is its own constructor
-            if f.metadata["choices"] and value not in f.metadata["choices"]:
-                raise ConfigError(
-                    f"{f.name} is {value!r}, expected one of {', '.join(f.metadata['choices'])}"
-                )
-            if hints[f.name] not in (str, bool, tuple[str, ...]):
-                _check_range(f.name, value, f.metadata)
+            check_range(f.name, value, f.metadata)
         _check_together(self)
 
     @classmethod
@@ -305,53 +283,14 @@ def parse_flag(name: str, text: str) -> Any:
     hint = get_type_hints(TrainConfig)[name]
     if hint is bool and text in ("true", "false"):
         return text == "true"
-    if _is_tuple(hint):
-        return _coerced(name, [part.strip() for part in text.split(",") if part.strip()], hint)
-    return _coerced(name, text, hint)
+    if get_origin(hint) is tuple:
+        return coerced(name, [part.strip() for part in text.split(",") if part.strip()], hint)
+    return coerced(name, text, hint)
 
 
 def flag_text(value: Any) -> str:
     """Return what `parse_flag` reads back."""
     return ",".join(f"{v}" for v in value) if isinstance(value, tuple) else f"{value}"
-
-
-def _is_tuple(hint: Any) -> bool:
-    return bool(get_args(hint))
-
-
-def _coerced(name: str, value: Any, hint: Any) -> Any:
-    if _is_tuple(hint):
-        if isinstance(value, str) or not hasattr(value, "__iter__"):
-            raise ConfigError(f"{name} is {value!r}, expected a list of {get_args(hint)[0].__name__}")
-        return tuple(_coerced(name, v, get_args(hint)[0]) for v in value)
-    if hint is bool and isinstance(value, bool):
-        return value
-    if hint is str and isinstance(value, str):
-        if "\0" in value:
-            raise ConfigError(f"{name} is {value!r}, expected text without null bytes")
-        return value
-    if hint in (int, float) and not isinstance(value, bool):
-        try:
-            number = hint(value)
-        except (TypeError, ValueError, OverflowError):
-            number = None
-        if number is not None and (isinstance(value, str) or number == value):
-            return number
-    raise ConfigError(f"{name} is {value!r}, expected {hint.__name__}")
-
-
-def _check_range(name: str, value: Any, limits: Mapping[str, Any]) -> None:
-    """Raise `ConfigError` for a number (or one of a list) that is no number, too small or too large."""
-    least, most, positive, many = (
-        limits["least"],
-        limits["most"],
-        limits["positive"],
-        isinstance(value, tuple),
-    )
-    if not all(least <= x <= most and (x or not positive) for x in (value if many else (value,))):
-        expected = "a positive number" if positive else f"at least {least}" if least else "0 or more"
-        expected += "" if all(x <= most for x in (value if many else (value,))) else f", at most {most}"
-        raise ConfigError(f"{name} is {value}, expected {'for each ' if many else ''}{expected}")
 
 
 def _check_together(config: TrainConfig) -> None:

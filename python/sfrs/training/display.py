@@ -24,10 +24,8 @@ SECONDS_BETWEEN_LINES = 30.0
 
 
 class TrainingDisplay(TrainingProgress):
-    """Shows the estimate while a run goes on, and leaves two lines for every epoch.
-
-    Attributes:
-        bars: on a terminal; below them stand the figures of the last step.
+    """Shows the estimate while a run goes on, and leaves two lines for every epoch. On a terminal there are
+    bars, and below them the figures of the last step.
     """
 
     def __init__(self, config: TrainConfig, console: Console, clock: Callable[[], float]) -> None:

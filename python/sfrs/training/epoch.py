@@ -13,7 +13,7 @@ from torch import Tensor
 from sfrs.features.source import FeatureSource, describe_features, step_number
 from sfrs.models.network import DescriptorNetwork
 from sfrs.runtime.distributed import Processes
-from sfrs.runtime.progress import Progress
+from sfrs.runtime.progress import Progress, silent
 from sfrs.training.config import TrainConfig
 from sfrs.training.mining import Tuples
 from sfrs.training.progress import StepReport
@@ -62,7 +62,7 @@ class Epoch:
     def train(
         self,
         on_step: Callable[[StepReport], None] | None = None,
-        on_mining: Progress | None = None,
+        on_mining: Progress = silent,
         save: Callable[[EpochState], None] | None = None,
     ) -> StepReport:
         """Train the student and return the epoch's means.
@@ -72,8 +72,7 @@ class Epoch:
             on_mining: called with (done, total) images while descriptors for mining are refreshed.
             save: called every ``config.checkpoint_minutes``, after a step.
 
-        Raises:
-            DivergedError: a loss or gradient is not finite. The step that gave it has not been taken.
+        Raises `DivergedError` if a loss or gradient is not finite. The step that gave it has not been taken.
         """
         saved = time.perf_counter()
         self.pair.student.train()
@@ -86,7 +85,7 @@ class Epoch:
                 saved = time.perf_counter()
         return self._report(self.steps, *(self.state.sums / self.of).tolist())
 
-    def _step(self, on_mining: Progress | None) -> StepReport:
+    def _step(self, on_mining: Progress) -> StepReport:
         state, config = self.state, self.config
         start = state.done % config.refresh_every
         following = start + config.tuples_per_step
@@ -117,12 +116,11 @@ class Epoch:
         queries = self.pair.miner.draw_queries(self.config.queries_per_epoch)
         return EpochState(self.processes.broadcast(queries), 0, None, torch.zeros(2, dtype=torch.float64))
 
-    def _mine(self, queries: Tensor, progress: Progress | None) -> Tuples:
+    def _mine(self, queries: Tensor, progress: Progress) -> Tuples:
         def counted(done: int, total: int) -> None:
             if done == total:
                 self.described += total
-            if progress is not None:
-                progress(done, total)
+            progress(done, total)
 
         return mine_tuples(self.pair, queries, self.images, self.config, counted, self.processes)
 
@@ -198,12 +196,8 @@ def describe_in_shares(
     processes: Processes,
     progress: Progress,
 ) -> Tensor | None:
-    """Describe ``images`` (int64 ``[b]``), of which every process computes a share.
-
-    Raises `DivergedError` if a value is not finite.
-
-    Returns:
-        float32 ``[b, K * D]`` in the main process, None in the others.
+    """Describe ``images`` (int64 ``[b]``), of which every process computes a share: float32 ``[b, K * D]`` in
+    the main process, None in the others. Raises `DivergedError` if a value is not finite.
     """
     total, count = len(images), processes.count
 

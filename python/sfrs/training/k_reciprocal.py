@@ -90,14 +90,10 @@ def tile_rows(device: torch.device, row_bytes: int, cached: int = CACHED_BYTES) 
 def reciprocal_sets(
     features: Tensor, images: Tensor, neighbours: Neighbours, power: int = 2
 ) -> tuple[Tensor, Tensor]:
-    """Return the widened k-reciprocal sets of some images as padded rows.
+    """Return the widened k-reciprocal sets of some ``images`` (int64 ``[m]``) as padded rows.
 
-    Args:
-        images: rows of ``features``, int64 ``[m]``.
-
-    Returns:
-        ``(members int64 [m, W], weights [m, W])``: first the k1-reciprocal neighbours, nearest first, then
-        what the sets of others add, ascending; n (of weight 0) for none, anywhere; weights sum to 1.
+    They are ``(members int64 [m, W], weights [m, W])``: first the k1-reciprocal neighbours, nearest first,
+    then what the sets of others add, ascending; n (of weight 0) for none, anywhere; weights sum to 1.
     """
     count, width = len(features), neighbours.images.shape[1]
     core = _reciprocal(neighbours.images, images)
@@ -144,13 +140,10 @@ def _added(neighbours: Neighbours, core: Tensor, count: int) -> tuple[Tensor, Te
 def promoted(distances: Tensor, count: int) -> Tensor:
     """Choose the candidates that re-ranking moved forward (SFRS, supplement: difficult positives).
 
-    Args:
-        distances: re-ranking distances ``[b, C]`` of candidates that stand in the order of their feature
-            distance; infinite where there is no candidate.
-
-    Returns:
-        int64 ``[b, min(count, C)]``: columns of ``distances``. First those that rose, most first, then
-        those that kept their rank, each in re-ranked order; those that fell are dropped; the rest is -1.
+    ``distances`` ``[b, C]`` are re-ranking distances of candidates in the order of their feature distance,
+    infinite where there is no candidate. Returns columns of them, int64 ``[b, min(count, C)]``: first those
+    that rose, most first, then those that kept their rank, each in re-ranked order; those that fell are
+    dropped; the rest is -1.
     """
     order = distances.argsort(dim=1, stable=True)  # the candidate at each re-ranked rank
     rise = order - torch.arange(order.shape[1], device=order.device)

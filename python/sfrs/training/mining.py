@@ -18,8 +18,7 @@ from sfrs.training.config import TrainConfig
 from sfrs.training.k_reciprocal import TILE_BYTES, promoted, reranked_distances, similarities
 
 DIFFICULT = ("none", "promoted", "ranks")
-RANKS = 64
-"""For how many ranks random numbers are drawn at once."""
+RANKS = 64  # for how many ranks random numbers are drawn at once
 
 
 @dataclass(frozen=True)
@@ -166,12 +165,8 @@ def pool_ranks(negatives: Tensor, pool: int, count: int, generator: torch.Genera
     sample of all ranks, and only the lowest have to be drawn: selection sampling, which goes through the
     ranks and takes each with the probability that a pool not yet full takes it (Knuth, TAOCP 3.4.2, S).
 
-    Args:
-        negatives: how many each query has, int64 ``[t]``; at least ``count``.
-        pool: how many of them are drawn, at least ``count``, and all where there are fewer.
-
-    Returns:
-        int64 ``[t, count]``, ascending.
+    Of the ``negatives`` of each query, int64 ``[t]``, at least ``count``, ``pool`` are drawn, all where there
+    are fewer. Returns the lowest ranks, int64 ``[t, count]``, ascending.
     """
     left = negatives.clamp_max(max(pool, count)).double()  # of the pool, still to be drawn
     wanted, drawn = left - count, []
@@ -202,8 +197,7 @@ def hardest_negatives(drawn: Tensor, previous: Tensor, similarity: Tensor) -> Te
         previous: int64 ``[t, N]``, the hardest of last time, -1 for none.
         similarity: ``[t, 2 N]``, of the query to ``drawn`` and then to ``previous``; any number for none.
 
-    Returns:
-        int64 ``[t, N]``, most similar first; of equal ones those that were drawn come first.
+    Returns int64 ``[t, N]``, most similar first; of equal ones those that were drawn come first.
     """
     known = (previous < 0) | (previous[:, :, None] == drawn[:, None, :]).any(dim=2)
     both = torch.cat((drawn, previous), dim=1)

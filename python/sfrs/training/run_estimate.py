@@ -17,12 +17,10 @@ class Remaining(NamedTuple):
 
 
 class RunEstimate:
-    """Measures refreshes of the mining descriptors, steps and validations, each by itself.
+    """Measures refreshes of the mining descriptors, steps and validations, each by itself, by a monotonic
+    clock.
 
     Generation 1 has no teacher and mines less, so it is measured apart from the later generations.
-
-    Args:
-        clock: seconds, monotonic.
     """
 
     def __init__(self, config: TrainConfig, clock: Callable[[], float] = time.monotonic) -> None:

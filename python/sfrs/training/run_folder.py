@@ -18,9 +18,10 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, NamedTuple
 
 import torch
+from typing_extensions import NotRequired, TypedDict
 
 import sfrs_ext
 from sfrs.data.places import Places
@@ -33,8 +34,7 @@ from sfrs.runtime.tensor_files import read_description
 from sfrs.training.checkpoint import Best, load_checkpoint
 from sfrs.training.config import ConfigError, TrainConfig
 
-LOCK_SECONDS = 1.0
-"""How long to try for the lock, since a look at who holds it takes it for a moment."""
+LOCK_SECONDS = 1.0  # how long to try for the lock, since a look at who holds it takes it for a moment
 
 
 class BestMeta(Best):
@@ -55,18 +55,13 @@ class Start(TypedDict, total=False):
     network_given: bool
 
 
-class LaterStored(TypedDict, total=False):
-    """Entries that the first runs lack."""
-
-    start: Start
-    versions: dict[str, str]
-
-
-class Stored(LaterStored):
+class Stored(TypedDict):
     """The content of config.json: the configuration, and of each split the fingerprint of its images."""
 
     config: dict[str, Any]
     data: dict[str, dict[str, Any]]
+    start: NotRequired[Start]
+    versions: NotRequired[dict[str, str]]
 
 
 class GenerationResult(NamedTuple):
@@ -150,10 +145,8 @@ class RunDirectory:
             return False
 
     def create(self, config: TrainConfig, data: dict[str, Any], start: dict[str, Any]) -> None:
-        """Begin the directory, over what a run left that stopped before its first checkpoint.
-
-        Args:
-            start: what else a run needs that begins, see `run_start`.
+        """Begin the directory, over what a run left that stopped before its first checkpoint; ``start`` is of
+        `run_start`.
         """
         versions = {"torch": torch.__version__, "sfrs_ext": getattr(sfrs_ext, "__version__", "unknown")}
         content = {"config": config.to_dict(), "data": data, "start": start, "versions": versions}
@@ -215,12 +208,8 @@ def run_start(
 ) -> dict[str, Any]:
     """Decide how a run begins: whether from a checkpoint, and what it takes over.
 
-    Returns:
-        JSON: ``resume``, whether there is a checkpoint to go on from; else ``first_generation``, the
-        directory of another run or None, and ``network_given``.
-
-    Raises:
-        UserError: as `sfrs.training.trainer.train` says.
+    Returns JSON: ``resume``, whether there is a checkpoint to go on from; else ``first_generation``, the
+    directory of another run or None, and ``network_given``. Raises as `sfrs.training.trainer.train` does.
     """
     path = directory.path
     if resume:

@@ -12,9 +12,7 @@ from sfrs.runtime.records import Natural, Positive, RecordError, as_record, pars
 from sfrs.training.config import TrainConfig
 from sfrs.training.run_folder import GenerationResult, RunDirectory
 
-DEPTH = 3
-"""How many levels below a folder its runs are looked for."""
-
+DEPTH = 3  # how many levels below a folder its runs are looked for
 FINISHED, RUNNING, INTERRUPTED = "finished", "running", "interrupted"
 
 
@@ -70,13 +68,10 @@ LOGGED = {
 
 
 class Run:
-    """A run's configuration and what it has logged.
+    """A run's configuration, the lines of its ``metrics.jsonl``, and whether a process is training it now.
 
-    Args:
-        config: field values; those that an older version did not know have today's defaults, and those that
-            this one does not know are as they were written.
-        lines: of ``metrics.jsonl``.
-        held: a process is training it now.
+    Fields that an older version did not know have today's defaults, and those that this one does not know are
+    as they were written.
     """
 
     def __init__(self, path: Path, config: dict[str, Any], lines: list[dict], *, held: bool) -> None:

@@ -88,14 +88,9 @@ def take_step(
 ) -> tuple[float, float, int]:
     """Train the student on ``tuples``, of which every process takes its share.
 
-    Raises `DivergedError` if a loss or gradient is not finite; the step is not taken.
-
-    Args:
-        number: of the step within the generation, from 1.
-        rate: learning rate.
-
-    Returns:
-        Mean hard loss, mean soft loss, and how many distinct images the shares had, in all processes.
+    ``number`` is that of the step within the generation, from 1, ``rate`` the learning rate. Returns mean
+    hard loss, mean soft loss, and how many distinct images the shares had, in all processes. Raises
+    `DivergedError` if a loss or gradient is not finite; the step is not taken.
     """
     part = processes.share(len(tuples))
     labelled = max(1, int(_labelled(pair, tuples, config).sum()))

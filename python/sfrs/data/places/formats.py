@@ -70,16 +70,13 @@ FORMATS = (
 )
 """The first that recognises a path reads it."""
 PAIR = Format("two folders", TWO_FOLDERS, Path.is_dir, lambda _: ["test"], _two_folders)
-LONGEST_NAME = 255
-"""Bytes of a file's name, at most."""
+LONGEST_NAME = 255  # bytes of a file's name, at most
 PLAIN = Reading()
 
 
 def format_of(path: str | Path, reading: Reading = PLAIN) -> Format:
-    """Return the format of a data set.
-
-    Raises `PlacesError` if it has none, and the message says what was looked for; or ``reading`` says what
-    this format says itself.
+    """Return the format of a data set. Raises `PlacesError` if it has none, or ``reading`` says what it says
+    itself.
     """
     path = Path(path)
     if reading.queries:

@@ -11,18 +11,15 @@ from pathlib import Path
 from sfrs.data.places.sets import Shot, Shots
 from sfrs.data.tables import PlacesError, read_npy, table_rows
 
-SAME = "same"
-"""Frame i of the queries is frame i of the database."""
+SAME = "same"  # frame i of the queries is frame i of the database
 
 
 def frame_shots(files: Mapping[str, Sequence[Path]], frames: str) -> Shots:
-    """Place images by frame.
+    """Place the images of the roles by frame, in the order of the files.
 
-    Args:
-        files: of the roles, in the order of the frames.
-        frames: "same"; or a CSV file with the columns query and database, numbers from 0 or names of files;
-            or a ``.npy`` of whole numbers, ``[m]`` (the database's frame of each query) or ``[n, 2]`` (query,
-            database). Queries that are not listed, or with -1, have no right answer.
+    ``frames`` is "same"; or a CSV file with the columns query and database, numbers from 0 or names of files;
+    or a ``.npy`` of whole numbers, ``[m]`` (the database's frame of each query) or ``[n, 2]`` (query,
+    database). Queries that are not listed, or with -1, have no right answer.
     """
     database, queries = files["database"], files["queries"]
     if frames == SAME:

@@ -26,10 +26,8 @@ from sfrs.runtime.errors import UserError
 
 SPLITS = ("train", "val", "test")
 FIFTH, HALF = 5, 2
-SHARES = (0.6, 0.8)
-"""Shares of the photographs at which an area is cut into train, val and test."""
-BORDER = 50.0
-"""Metres on both sides of a cut in which photographs are left out."""
+SHARES = (0.6, 0.8)  # shares of the photographs at which an area is cut into train, val and test
+BORDER = 50.0  # metres on both sides of a cut in which photographs are left out
 EXPECTED = "expected time, area, or every:N with N from 2"
 
 Chooser = Callable[[np.ndarray, int], np.ndarray]
@@ -39,19 +37,16 @@ Chooser = Callable[[np.ndarray, int], np.ndarray]
 def held_out(
     files: Sequence[Path], positions: np.ndarray, rule: str, split: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the rows of (database, queries) of ``split``, int64.
+    """Return the rows of (database, queries) of ``split``, int64, of photographs in the order of their names.
 
     Raises `UserError` if the rule or the split is none, a time is missing, or there are too few photographs.
-
-    Args:
-        files, positions: the photographs in the order of their names, and metres ``[n, 2]``.
     """
     if split not in SPLITS:
         raise PlacesError(f"--split is {split!r}; a folder that is split has {', '.join(SPLITS)}.")
     every = re.fullmatch(r"every:(\d+)", rule)
     if rule not in ("time", "area") and (every is None or int(every[1]) < 2):
         raise UserError(f"--hold-out is {rule!r}; {EXPECTED}.")
-    rows, share = np.arange(len(files)), FIFTH
+    rows = np.arange(len(files))
     if rule == "area":
         rows = _strip(files, positions, split)
         times = [_time(files[row]) for row in rows]
@@ -60,14 +55,10 @@ def held_out(
         queries = choose(np.arange(len(rows)), HALF if split == "train" else FIFTH)
         return _checked(files, rows[~queries], rows[queries], split)
     choose = _every_nth if every else _newest(_times(files))
-    share = int(every[1]) if every else FIFTH
-    queries = choose(rows, share)
-    if split != "test":
+    share, queries = int(every[1]) if every else FIFTH, np.zeros(len(files), bool)
+    for n in {"test": (share,), "val": (share, share), "train": (share, share, HALF)}[split]:
         rows = rows[~queries]
-        queries = choose(rows, share)
-    if split == "train":
-        rows = rows[~queries]
-        queries = choose(rows, HALF)
+        queries = choose(rows, n)
     return _checked(files, rows[~queries], rows[queries], split)
 
 

@@ -6,8 +6,7 @@ from pathlib import Path
 from sfrs.data.tables import PlacesError
 
 SUFFIXES = (".jpg", ".png", ".jpeg", ".JPG", ".PNG", ".JPEG")
-SAMPLE = 24
-"""Listed names that are looked for; copies are complete or not there, so that few are enough."""
+SAMPLE = 24  # listed names that are looked for; copies are complete or not there, so that few are enough
 
 
 def find_images(

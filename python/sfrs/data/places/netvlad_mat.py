@@ -22,9 +22,7 @@ FOLDERS = {"pitts": ("pitts",), "tokyo247": ("tokyo247",), "tokyotm": ("tokyotm"
 """Beginning of a set's name -> beginnings of the names of image folders; small letters, without _."""
 
 QUERY_FOLDERS = ("queries", "queries_real", "query", "247query_subset_v2")
-CONDITIONS = ("day", "sunset", "night")
-"""Query i of Tokyo 24/7 was taken under CONDITIONS[i % 3]."""
-
+CONDITIONS = ("day", "sunset", "night")  # query i of Tokyo 24/7 was taken under CONDITIONS[i % 3]
 CUTOUT = re.compile(r"(_pitch\d+_yaw\d+|_\d{3}_\d{3})\.\w+$")
 """The direction of view, which follows the panorama in the names of Pittsburgh and of the Tokyo sets."""
 
@@ -44,10 +42,8 @@ def set_and_split(path: Path) -> tuple[str, str]:
 
 
 def mat_files(path: Path) -> dict[str, list[Path]]:
-    """Return the ``.mat`` files that ``path`` may mean, by split.
-
-    It is a file; a folder that holds files itself or in ``datasets`` or ``raw``; or the beginning of files'
-    names, ``datasets/pitts30k``.
+    """Return the ``.mat`` files that ``path`` may mean, by split: a file; those in a folder, or in its
+    ``datasets`` or ``raw``; or by the beginning of their names, ``datasets/pitts30k``.
     """
     if path.is_dir():
         folders = (path, path / "datasets", path / "raw")

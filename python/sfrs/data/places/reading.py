@@ -12,8 +12,7 @@ from sfrs.data.places.sets import Shot, Shots
 from sfrs.data.tables import PlacesError
 from sfrs.runtime.errors import UserError
 
-NAMED = 3
-"""Photographs that a message about many of them names."""
+NAMED = 3  # photographs that a message about many of them names
 
 
 @dataclass(frozen=True)

@@ -16,16 +16,11 @@ ROLES = ("database", "queries")
 
 
 def read_rows(files: Sequence[Path], counts: Sequence[int], reading: Reading) -> Places:
-    """Place ``counts`` rows of the database and of the queries.
+    """Place ``counts`` rows of the database and of the queries; frames, where ``reading`` says so.
 
-    Raises `PlacesError` if a file does not have as many, or a row says no position.
-
-    Args:
-        files: of the database and of the queries, each a CSV file with the columns easting, northing (zone)
-            or latitude, longitude, or file; a ``.txt`` of names, one a line, as ``sfrs describe`` writes
-            them; or a ``.npy`` ``[n, 2]`` of easting and northing in metres. None where ``reading`` says
-            frames.
-        counts: rows of the database and of the queries.
+    A file is a CSV file with the columns easting, northing (zone) or latitude, longitude, or file; a ``.txt``
+    of names, one a line, as ``sfrs describe`` writes them; or a ``.npy`` ``[n, 2]`` of easting and northing
+    in metres. Raises `PlacesError` if a file does not have as many, or a row says no position.
     """
     if reading.frames:
         numbered = {role: [Path(str(i)) for i in range(n)] for role, n in zip(ROLES, counts, strict=True)}

@@ -94,8 +94,7 @@ class Shot(NamedTuple):
     time_stamp: str = ""
 
 
-Shots = dict[str, list[Shot]]
-"""The images of the roles "database" and "queries"."""
+Shots = dict[str, list[Shot]]  # the images of the roles "database" and "queries"
 
 
 def make_places(name: str, split: str, shots: Shots, unit: str = "m", zone: str = "") -> Places:

@@ -19,8 +19,7 @@ from sfrs.models.network import METADATA_KEY
 from sfrs.runtime.errors import UserError
 
 OPSET = 20
-LARGEST_FILE = 2**31 - 2**24
-"""Bytes of weights; a protobuf file ends at 2 GiB, the graph included."""
+LARGEST_FILE = 2**31 - 2**24  # bytes of weights; a protobuf file ends at 2 GiB, the graph included
 
 
 def write_onnx(model: Model, path: Path, shape: ImageShape, description: dict, device: str) -> None:

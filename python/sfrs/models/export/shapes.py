@@ -16,12 +16,8 @@ LARGEST_SIDE = 8192
 
 @dataclass(frozen=True)
 class ImageShape:
-    """Sizes of the images a file takes; batches are of any size.
-
-    Attributes:
-        height, width: in pixels; where ``dynamic``, of the images that serve as examples.
-        stride: the backbone's, in pixels.
-        dynamic: whether other heights and widths are taken as well.
+    """Sizes in pixels of the images a file takes; batches are of any size. If ``dynamic``, other heights and
+    widths are taken as well, and these are of examples. The ``stride`` is the backbone's.
     """
 
     height: int

@@ -15,7 +15,7 @@ from sfrs.models.model import Model
 from sfrs.models.network import network_description, save_network
 from sfrs.runtime.atomic_io import replaced
 from sfrs.runtime.errors import UserError
-from sfrs.runtime.progress import Progress
+from sfrs.runtime.progress import Progress, silent
 
 
 class ExportError(UserError, RuntimeError):
@@ -94,7 +94,7 @@ def compare(
     original: Callable[[Tensor], Tensor],
     exported: Callable[[Tensor], Tensor],
     batches: Sequence[Tensor],
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> Agreement:
     """Describe all batches both ways and compare in float64; NaN or another shape is an infinite error."""
     images, largest, error, cosine = 0, 0.0, 0.0, 1.0
@@ -107,8 +107,7 @@ def compare(
         largest = max(largest, difference.abs().max().item())
         error = max(error, (difference.norm(dim=1) / expected.norm(dim=1)).max().item())
         cosine = min(cosine, torch.cosine_similarity(found, expected).min().item())
-        if progress is not None:
-            progress(done, len(batches))
+        progress(done, len(batches))
     return Agreement(images, largest, error, cosine)
 
 
@@ -121,7 +120,7 @@ def export(
     photos: Sequence[str | Path] = (),
     device: str = "cpu",
     source: str | None = None,
-    progress: Progress | None = None,
+    progress: Progress = silent,
 ) -> Agreement:
     """Write ``model`` to ``path``, which the file replaces once its descriptors are the original's.
 
@@ -131,13 +130,10 @@ def export(
         photos: images to compare on, besides made-up ones.
         device: where ``torch`` and ``aoti`` will run, and are compared.
         source: the name of the file it was made from, to be kept in it.
-        progress: called with (done, total) as batches are compared.
 
     Raises:
         ExportError: the file's descriptors are farther from the original's than the format's tolerance.
         UserError: the format needs what is not installed, or the backbone one size, or ``path`` is a folder.
-        WriteError: the disk is full, or another fault of it.
-        BadImageError: a photo cannot be read.
     """
     path, kind = Path(path), FORMATS[format]
     if path.is_dir():

@@ -23,14 +23,10 @@ from sfrs.runtime.errors import UserError
 from sfrs.runtime.progress import Tasks, quiet
 
 KINDS = ("exact", "float16", "pq", "ivf", "disk")
-COMMIT_SECONDS = 5.0
-"""Work that is lost at most when a build is killed."""
-BATCH_BYTES = 16 * 2**20
-"""Of descriptors and quarters that are written at once."""
-SAME_PLACE = 1e-3
-"""Metres below which a position counts as unchanged."""
-NAMED = 3
-"""Images that an error about many of them names."""
+COMMIT_SECONDS = 5.0  # work that is lost at most when a build is killed
+BATCH_BYTES = 16 * 2**20  # of descriptors and quarters that are written at once
+SAME_PLACE = 1e-3  # metres below which a position counts as unchanged
+NAMED = 3  # images that an error about many of them names
 
 
 @dataclass(frozen=True)
@@ -71,14 +67,12 @@ class Builder:
     another process is writing.
 
     Args:
-        path: of the index.
         model: describes images; None takes the one of the index. One without clusters gets them from the
             photographs that a new index begins with.
         kind: exact, float16, pq, ivf or disk; None leaves it as it is (exact for a new index).
         regions: keep quarter VLADs for re-ranking; None leaves it as it is (for a new index: only where the
             model's clusters are made from the photographs).
         zone: UTM zone of the index, and of metres that do not say theirs.
-        tasks: opens a progress display per stage.
     """
 
     kinds: tuple[str, ...] = KINDS
@@ -91,14 +85,14 @@ class Builder:
         kind: str | None = None,
         regions: bool | None = None,
         zone: str = "",
-        tasks: Tasks | None = None,
+        tasks: Tasks = quiet,
     ) -> None:
         if kind not in (None, *self.kinds):
             raise UserError(f"--kind is {kind!r}; expected one of {', '.join(self.kinds)}.")
         self.path, self.model, self.change = Path(path), model, Change()
         self.zone = parse_zone(zone) if zone else ""
         self._kind, self._regions = kind, regions
-        self._tasks = tasks or quiet
+        self._tasks = tasks
         self._store: Store | None = None
         self._check_place()
 

@@ -13,10 +13,8 @@ from sfrs.retrieval.index.rows import RowFile, map_rows
 from sfrs.retrieval.index.store import WHITENING, Store
 from sfrs.runtime.progress import Tasks, quiet
 
-COMPACTED_ABOVE = 0.25
-"""Share of removed rows above which the files are written again without them."""
-OUTGROWN = 2
-"""Times as many rows as a compressed copy was trained for, from which on another is trained."""
+COMPACTED_ABOVE = 0.25  # share of removed rows above which the files are written again without them
+OUTGROWN = 2  # times as many rows as a compressed copy was trained for, from which on another is trained
 BLOCK_BYTES = 64 * 2**20
 
 

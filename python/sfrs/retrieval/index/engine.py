@@ -18,7 +18,7 @@ from sfrs.retrieval.index.build import Adding, Builder, Change
 from sfrs.retrieval.index.engine_store import EngineStore
 from sfrs.retrieval.index.milvus import WIDEST, Milvus
 from sfrs.retrieval.index.opened import Index
-from sfrs.retrieval.index.store import facts_of
+from sfrs.retrieval.index.settings import facts_of
 from sfrs.retrieval.near import Near
 from sfrs.retrieval.tested import SelfTest
 from sfrs.runtime.errors import UserError
@@ -179,7 +179,7 @@ def summarise(path: str | Path) -> dict[str, Any]:
         settings: Any = store.settings
         table = store.pending()
         test, sizes = _self_test(store, len(table.files)), store.milvus.sizes()
-    return facts_of(path, settings, table, sizes) | {"self_test": test and test.summary()}
+    return facts_of(path, settings, table.positions, sizes) | {"self_test": test and test.summary()}
 
 
 def _self_test(store: EngineStore, images: int) -> SelfTest | None:

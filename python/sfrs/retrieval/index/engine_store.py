@@ -46,11 +46,7 @@ class EngineSettings(ModelSettings):
 
 
 class EngineStore:
-    """An index in Milvus, as `sfrs.retrieval.index.store.Store` is one in a folder.
-
-    Attributes:
-        settings: as they were last read or written; None while nothing is begun.
-    """
+    """An index in Milvus, as `Store` is one in a folder; ``settings`` are None while nothing is begun."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = str(path)

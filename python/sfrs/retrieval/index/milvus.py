@@ -20,18 +20,13 @@ import numpy as np
 
 from sfrs.runtime.errors import UserError
 
-WIDEST = 32_768
-"""Numbers of a vector that Milvus takes."""
-TEXT = 65_535
-"""Bytes of a text that Milvus takes."""
-PAGE, QUERIES = 1_000, 100
-"""Rows that one request names, and queries it asks."""
-MOST = 16_384
-"""Rows that Milvus answers at most."""
+WIDEST = 32_768  # numbers of a vector that Milvus takes
+TEXT = 65_535  # bytes of a text that Milvus takes
+PAGE, QUERIES = 1_000, 100  # rows that one request names, and queries it asks
+MOST = 16_384  # rows that Milvus answers at most
 ATTEMPTS, TIMEOUT = 3, 60.0
 """Times to connect, and seconds within which a request is repeated where the engine does not answer."""
-_USERS: Counter[str] = Counter()
-"""Connections of this process that are open, by URI."""
+_USERS: Counter[str] = Counter()  # connections of this process that are open, by URI
 
 
 def on_engine(path: str | Path) -> bool:
@@ -59,13 +54,8 @@ def key_of(file: bytes) -> int:
 
 
 class Milvus:
-    """A connection to the engine.
-
-    Attributes:
-        path: the address, as users give it.
-        name: of the collection in it.
-        lite: whether it is Milvus Lite.
-        collections: names of those there are.
+    """A connection to the engine at an address; ``name`` is that of the collection in it, ``collections`` are
+    those there are, and ``lite`` tells whether it is Milvus Lite.
     """
 
     def __init__(self, path: str | Path) -> None:

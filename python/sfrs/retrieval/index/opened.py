@@ -11,25 +11,24 @@ import torch
 from torch import Tensor
 
 from sfrs.data.collection import read_photos
-from sfrs.models.model import Model, Photograph
+from sfrs.data.images import Photograph
+from sfrs.models.model import Model
 from sfrs.retrieval.found import Found
-from sfrs.retrieval.index import store
 from sfrs.retrieval.index.build import Adding, Builder, Change
 from sfrs.retrieval.index.milvus import on_engine
 from sfrs.retrieval.index.rows import map_rows
 from sfrs.retrieval.index.scan import compare, scan
+from sfrs.retrieval.index.settings import facts_of
 from sfrs.retrieval.index.store import Store, Table
 from sfrs.retrieval.locate import locate
 from sfrs.retrieval.near import Near
 from sfrs.retrieval.self_test import SAMPLE, self_test
 from sfrs.retrieval.tested import SelfTest
 from sfrs.runtime.errors import UserError
-from sfrs.runtime.progress import Tasks
+from sfrs.runtime.progress import Tasks, quiet
 
-LONGEST = 1.01
-"""Length of a unit vector, at most, whose numbers were rounded to float16."""
-ATTEMPTS = 3
-"""Times to open an index whose files a writer replaces meanwhile."""
+LONGEST = 1.01  # length of a unit vector, at most, whose numbers were rounded to float16
+ATTEMPTS = 3  # times to open an index whose files a writer replaces meanwhile
 
 
 class Index:
@@ -93,7 +92,7 @@ class Index:
         regions: bool | None = None,
         zone: str = "",
         adding: Adding | None = None,
-        tasks: Tasks | None = None,
+        tasks: Tasks = quiet,
     ) -> "Index":
         """Index photographs, or add to an index what is new or changed, and open it.
 
@@ -117,7 +116,7 @@ class Index:
         builder_of = builder_class(path)
         if model is None and not builder_of.begun(path):
             model = Model.load(device=adding.device)
-        progress = tasks("reading coordinates") if tasks else None
+        progress = tasks("reading coordinates")
         found = read_photos(
             photos,
             adding.split,
@@ -245,7 +244,7 @@ class Index:
     def _damaged(self, why: str) -> UserError:
         return UserError(f"{self.path}: its descriptors are damaged ({why}); build it again.")
 
-    def check(self, *, sample: int = SAMPLE, seed: int = 0, tasks: Tasks | None = None) -> SelfTest:
+    def check(self, *, sample: int = SAMPLE, seed: int = 0, tasks: Tasks = quiet) -> SelfTest:
         """Locate the index's own photographs among the others, and keep what that says in the index.
 
         Answers of `locate` are calibrated by it from then on. A change of the index makes it void.
@@ -285,6 +284,10 @@ def summarise(path: str | Path) -> dict[str, Any]:
         from sfrs.retrieval.index import engine
 
         return engine.summarise(path)
-    facts = store.summarise(path)
-    tested = SelfTest.load(Path(path), facts["generation"], facts["fingerprint"], facts["images"])
+    with closing(Store.open(path)) as store:
+        table = store.snapshot() if store.generation else store.pending()
+        settings, removed = store.settings, store.slots() - len(table.files)
+    sizes = {file.name: file.stat().st_size for file in sorted(Path(path).iterdir()) if file.is_file()}
+    facts = facts_of(path, settings, table.positions, sizes, removed_rows=removed)
+    tested = SelfTest.load(Path(path), settings["generation"], settings["fingerprint"], len(table.files))
     return facts | {"self_test": tested and tested.summary()}

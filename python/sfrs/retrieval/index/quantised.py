@@ -12,20 +12,15 @@ import torch
 
 from sfrs.runtime.atomic_io import replaced
 from sfrs.runtime.errors import UserError
-from sfrs.runtime.progress import Progress
+from sfrs.runtime.progress import Progress, silent
 
 HEAD = 64 * 2**20
 """Bytes of a file that are checked before faiss reads it: of ten million images all that is not codes."""
-FEWEST = 2_000
-"""Images below which no copy is made: comparing every row takes milliseconds."""
-PART = 8
-"""Numbers of a descriptor that share a product-quantised code of 4 bits."""
-LARGEST_PARTS = 512
-"""Parts at most: faiss adds their similarities in 16 bits, and more would saturate."""
-TRAINED_ON = 4_096
-"""Descriptors that the 16 centres of every part are fitted to."""
-PER_LIST = 64
-"""Descriptors per inverted list that its centre is fitted to."""
+FEWEST = 2_000  # images below which no copy is made: comparing every row takes milliseconds
+PART = 8  # numbers of a descriptor that share a product-quantised code of 4 bits
+LARGEST_PARTS = 512  # parts at most: faiss adds their similarities in 16 bits, and more would saturate
+TRAINED_ON = 4_096  # descriptors that the 16 centres of every part are fitted to
+PER_LIST = 64  # descriptors per inverted list that its centre is fitted to
 BLOCK_ROWS = 8_192
 
 
@@ -58,8 +53,7 @@ class Compressed:
     - ivf: the same in inverted lists, of which the nearest are read; in memory.
     - disk: one bit per number (RaBitQ) in inverted lists that stay in the file, mapped.
 
-    Attributes:
-        dim: of the descriptors; the faiss index pads them to a multiple of the parts.
+    It pads descriptors of ``dim`` numbers to a multiple of the parts.
     """
 
     def __init__(self, kind: str, index: Any, dim: int) -> None:
@@ -91,12 +85,11 @@ class Compressed:
             faiss.omp_set_num_threads(threads)
         return cls(kind, index, rows.shape[1])
 
-    def extend(self, rows: np.ndarray, progress: Progress | None = None) -> None:
+    def extend(self, rows: np.ndarray, progress: Progress = silent) -> None:
         """Add the rows of ``rows`` ``[n, dim]`` that are not in yet, which are the last ones."""
         for start in range(len(self), len(rows), BLOCK_ROWS):
             self.index.add(_padded(rows[start : start + BLOCK_ROWS], self.index.d))
-            if progress is not None:
-                progress(len(self), len(rows))
+            progress(len(self), len(rows))
 
     def save(self, path: Path) -> str:
         """Write the copy, replacing ``path`` in one step; return its `digest_of`."""
@@ -108,12 +101,11 @@ class Compressed:
     def open(
         cls, path: Path, kind: str, dim: int, digest: str | None = None, *, to_extend: bool = False
     ) -> "Compressed":
-        """Read `save`'s file; the lists of the kind disk stay there unless ``to_extend``.
+        """Read `save`'s file, if it has this ``digest``: a damaged one can make faiss take any amount of
+        memory.
 
-        Raises `UserError` if the file is missing or damaged.
-
-        Args:
-            digest: what `save` returned. A damaged file can make faiss take any amount of memory.
+        The lists of the kind disk stay there unless ``to_extend``. Raises `UserError` if the file is missing
+        or damaged.
         """
         mapped = kind == "disk" and not to_extend
         flags = faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY if mapped else 0

@@ -12,12 +12,10 @@ from sfrs.runtime.errors import UserError
 
 
 class RowFile:
-    """A file of equally long rows of numbers, appended to in batches.
+    """A file of equally long rows of numbers, appended to in batches; what it holds beyond ``first`` is
+    overwritten.
 
-    Raises `UserError` if the file ends before ``first``. Going on would leave rows of zeros.
-
-    Args:
-        first: row to write next; what the file holds beyond is overwritten.
+    Raises `UserError` if the file ends before that. Going on would leave rows of zeros.
     """
 
     def __init__(self, path: Path, dtype: str, shape: tuple[int, ...], first: int) -> None:
@@ -47,10 +45,8 @@ def map_rows(
 ) -> np.ndarray:
     """Map the first ``rows`` rows of a row file, ``[rows, *shape]``, without reading them; not to be written.
 
-    Raises `UserError` if the file is missing or too short.
-
-    Args:
-        scattered: rows here and there will be read, so that reading ahead would be in vain.
+    Where rows here and there will be read, ``scattered``, reading ahead would be in vain. Raises `UserError`
+    if the file is missing or too short.
     """
     expected = checked_bytes(path, dtype, shape, rows)
     if rows == 0:

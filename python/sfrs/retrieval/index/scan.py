@@ -52,10 +52,8 @@ def scan(rows: np.ndarray, live: np.ndarray, queries: np.ndarray, k: int) -> tup
 def compare(
     rows: np.ndarray, candidates: np.ndarray, queries: np.ndarray, k: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Find the k most similar of each query's own candidates, as `scan` returns them.
-
-    Args:
-        candidates: int64 ``[m, c]`` row numbers; -1 is none.
+    """Find the k most similar of each query's own ``candidates``, rows int64 ``[m, c]``, -1 for none; see
+    `scan`.
     """
     best, where = _nothing(len(queries), k)
     for i, query in enumerate(torch.from_numpy(queries)):

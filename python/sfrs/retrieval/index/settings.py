@@ -3,7 +3,10 @@
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, TypedDict
+from typing import Any, Literal
+
+import numpy as np
+from typing_extensions import NotRequired, TypedDict
 
 from sfrs.data.images import Size
 from sfrs.models.model import Digests, Model, read_architecture
@@ -24,14 +27,7 @@ class ModelSettings(TypedDict):
     quarters_shape: tuple[Positive, Positive, Positive]
 
 
-class LaterSettings(TypedDict, total=False):
-    """Settings that an older index lacks."""
-
-    whiten_from: Positive | None  # images from which on the first generation is whitened
-    compressed_digest: str  # of the compressed copy, see `sfrs.retrieval.index.quantised.digest_of`
-
-
-class Settings(ModelSettings, LaterSettings):
+class Settings(ModelSettings):
     """The settings in the table. Names of files are of the index's own directory."""
 
     format: int
@@ -43,6 +39,8 @@ class Settings(ModelSettings, LaterSettings):
     quarters: str | None
     compressed: str | None
     trained: Natural  # rows that the compressed copy was fitted to
+    whiten_from: NotRequired[Positive | None]  # images from which on the first generation is whitened
+    compressed_digest: NotRequired[str]  # see `sfrs.retrieval.index.quantised.digest_of`
 
 
 def read_settings(texts: Mapping[str, str], table: Path) -> Settings:
@@ -97,4 +95,38 @@ def _in_words(digests: Digests, fingerprint: str) -> dict[str, str]:
         "weights": whole,
         "whitening": whole if digests["whitening"] else "none",
         "size": "own size" if size == "null" else size.strip("[]").replace(", ", "x"),
+    }
+
+
+def facts_of(
+    path: str | Path,
+    settings: Mapping[str, Any],
+    positions: np.ndarray,
+    sizes: dict[str, int],
+    *,
+    removed_rows: int = 0,
+) -> dict[str, Any]:
+    """Say what is in an index with these settings and positions of images, as JSON takes it."""
+    placed = positions[np.isfinite(positions).all(axis=1)]
+    backbone, _, clusters = read_architecture(settings["digests"]["architecture"], path)
+    return {
+        "path": str(path),
+        "finished": settings["generation"] > 0,
+        "generation": settings["generation"],
+        "images": len(positions),
+        "without_position": len(positions) - len(placed),
+        "removed_rows": removed_rows,
+        "kind": settings["kind"],
+        "compressed": settings.get("compressed") is not None,
+        "descriptor_dim": settings["dim"],
+        "stored_as": settings["dtype"],
+        "regions": bool(settings["quarters"]),
+        "zone": settings["zone"],
+        "west_south_east_north": [*placed.min(axis=0), *placed.max(axis=0)] if len(placed) else None,
+        "backbone": backbone,
+        "clusters": clusters,
+        "whitened": settings["digests"]["whitening"] != "",
+        "size": settings["size"],
+        "fingerprint": settings["fingerprint"],
+        "bytes": sizes,
     }

@@ -10,7 +10,7 @@ import fcntl
 import json
 import os
 import sqlite3
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, SupportsIndex, overload
 
 import numpy as np
 
-from sfrs.models.model import Model, read_architecture
+from sfrs.models.model import Model
 from sfrs.models.network import save_network
 from sfrs.models.weights_file import WeightsError
 from sfrs.retrieval.index.quantised import Compressed
@@ -29,9 +29,7 @@ from sfrs.runtime.errors import UserError
 
 TABLE, LOCK = "index.sqlite", "lock"
 NETWORK, WHITENING = "network.safetensors", "whitening.safetensors"
-PATIENCE = 60.0
-"""Seconds to wait for a transaction of another process, which take milliseconds."""
-
+PATIENCE = 60.0  # seconds to wait for a transaction of another process, which take milliseconds
 SCHEMA = """
 CREATE TABLE settings (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE images (
@@ -89,11 +87,7 @@ class Table:
 
 
 class Store:
-    """An index directory as it lies on disk.
-
-    Attributes:
-        settings: as they were last read or written.
-    """
+    """An index directory as it lies on disk; ``settings`` are as they were last read or written."""
 
     def __init__(self, path: Path, database: sqlite3.Connection) -> None:
         self.path, self._database = path, database
@@ -113,8 +107,7 @@ class Store:
     ) -> "Store":
         """Begin an index in the directory ``path``: write its model, then its table, which is empty.
 
-        Args:
-            whiten_from: images from which on the first generation is whitened; None: never.
+        From ``whiten_from`` images on the first generation is whitened; None: never.
         """
         save_network(path / NETWORK, model.network)
         if model.whitening is not None:
@@ -231,10 +224,8 @@ class Store:
     def add(
         self, entries: Sequence[Entry], descriptors: np.ndarray, quarters: np.ndarray | None = None
     ) -> None:
-        """Add images to the generation being built, for those they replace.
-
-        Args:
-            descriptors, quarters: ``[n, dim]`` and, if the index keeps regions, ``[n, 4, K, D]``.
+        """Add images, with descriptors ``[n, dim]`` and, if the index keeps regions, quarters ``[n, 4, K,
+        D]``, to the generation being built, for those they replace.
         """
         first, coming = self.slots(), self.generation + 1
         for name, part in (("descriptors", descriptors), ("quarters", quarters)):
@@ -260,8 +251,7 @@ class Store:
     def finish(self, compacted: np.ndarray | None = None, **settings: Any) -> None:
         """Make the generation being built the one that readers see, in one transaction with ``settings``.
 
-        Args:
-            compacted: the slots of its images, rising, if they became the slots 0, 1, 2, ...
+        ``compacted`` are the slots of its images, rising, if they became the slots 0, 1, 2, ...
         """
         settings["generation"] = self.generation + 1
         with self._using():
@@ -320,52 +310,6 @@ def locked(path: Path) -> Iterator[None]:
         if not lock_taken(file, fcntl.LOCK_EX):
             raise UserError(f"{path}: another sfrs index is writing here; wait until it has ended.")
         yield
-
-
-def summarise(path: str | Path) -> dict[str, Any]:
-    """Say what is in the index in the folder ``path``, finished or not, as JSON takes it.
-
-    Its network is not opened.
-    """
-    with closing(Store.open(path)) as store:
-        table = store.snapshot() if store.generation else store.pending()
-        settings, removed = store.settings, store.slots() - len(table.files)
-    sizes = {file.name: file.stat().st_size for file in sorted(Path(path).iterdir()) if file.is_file()}
-    return facts_of(path, settings, table, sizes, removed_rows=removed)
-
-
-def facts_of(
-    path: str | Path,
-    settings: Mapping[str, Any],
-    table: Table,
-    sizes: dict[str, int],
-    *,
-    removed_rows: int = 0,
-) -> dict[str, Any]:
-    """Say what is in an index with these settings and images, as JSON takes it."""
-    placed = table.positions[np.isfinite(table.positions).all(axis=1)]
-    backbone, _, clusters = read_architecture(settings["digests"]["architecture"], path)
-    return {
-        "path": str(path),
-        "finished": settings["generation"] > 0,
-        "generation": settings["generation"],
-        "images": len(table.files),
-        "without_position": len(table.files) - len(placed),
-        "removed_rows": removed_rows,
-        "kind": settings["kind"],
-        "compressed": settings.get("compressed") is not None,
-        "descriptor_dim": settings["dim"],
-        "stored_as": settings["dtype"],
-        "regions": bool(settings["quarters"]),
-        "zone": settings["zone"],
-        "west_south_east_north": [*placed.min(axis=0), *placed.max(axis=0)] if len(placed) else None,
-        "backbone": backbone,
-        "clusters": clusters,
-        "whitened": settings["digests"]["whitening"] != "",
-        "size": settings["size"],
-        "fingerprint": settings["fingerprint"],
-        "bytes": sizes,
-    }
 
 
 def _write(database: sqlite3.Connection, settings: dict[str, Any]) -> None:

@@ -13,7 +13,7 @@ from markupsafe import Markup
 import sfrs_ext
 from sfrs.runtime.atomic_io import write_text
 from sfrs.runtime.errors import counted
-from sfrs.runtime.progress import Tasks
+from sfrs.runtime.progress import Tasks, quiet
 from sfrs.web.report.cases import choose_cases, conditions, difficulty, errors
 from sfrs.web.report.figures import condition_rows, error_figure, recall_figure, training_figures
 from sfrs.web.report.recorded import Subject
@@ -32,7 +32,7 @@ LINES_AT_MOST = 3000
 
 
 def write_report(
-    subject: Subject, out: Path, *, cases: int = 12, device: str = "cpu", tasks: Tasks | None = None
+    subject: Subject, out: Path, *, cases: int = 12, device: str = "cpu", tasks: Tasks = quiet
 ) -> Path:
     """Write ``out/index.html``, replacing it in one step.
 
@@ -45,7 +45,7 @@ def write_report(
     """
     labels, named = _labels(subject)
     worst, best = choose_cases(subject.places, subject.result, labels, cases)
-    progress = tasks("explaining matches" if subject.model else "reading images") if tasks else None
+    progress = tasks("explaining matches" if subject.model else "reading images")
     if subject.model is not None:
         subject.model.to(device)
     views = case_views(subject, [*worst, *best], labels, progress)

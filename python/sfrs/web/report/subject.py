@@ -13,7 +13,7 @@ from sfrs.retrieval.evaluation import evaluate
 from sfrs.retrieval.results import write_predictions
 from sfrs.runtime.atomic_io import write_json
 from sfrs.runtime.errors import UserError
-from sfrs.runtime.progress import Tasks
+from sfrs.runtime.progress import Tasks, quiet
 from sfrs.runtime.records import read_record
 from sfrs.training.run_folder import RunDirectory
 from sfrs.training.runs import read_metrics
@@ -46,7 +46,7 @@ class Running:
     batch_size: int = 8
     workers: int = 2
     device: str = "cpu"
-    tasks: Tasks | None = None
+    tasks: Tasks = quiet
 
 
 def read_subject(source: Path, out: Path, overrides: Overrides, running: Running) -> Subject:

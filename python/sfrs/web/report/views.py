@@ -15,7 +15,7 @@ from sfrs.retrieval.explain import (
     explain_pair,
     strongest_clusters,
 )
-from sfrs.runtime.progress import Progress
+from sfrs.runtime.progress import Progress, silent
 from sfrs.web.report.cases import Case, right_images
 from sfrs.web.report.pictures import LARGE, SMALL, jpeg_uri, packed_clusters
 from sfrs.web.report.recorded import Subject
@@ -121,7 +121,7 @@ def printable(text: object) -> str:
 
 
 def case_views(
-    subject: Subject, cases: Sequence[Case], labels: Sequence[str], progress: Progress | None
+    subject: Subject, cases: Sequence[Case], labels: Sequence[str], progress: Progress = silent
 ) -> list[dict]:
     """Everything the page shows of the cases, in order.
 
@@ -132,8 +132,7 @@ def case_views(
     views = []
     for case in cases:
         views.append(_case_view(subject, explainer, case, labels[case.query]))
-        if progress is not None:
-            progress(len(views), len(cases))
+        progress(len(views), len(cases))
     return views
 
 
