@@ -1,6 +1,7 @@
 """The commands as a user runs them, in this process: ``app`` turns user errors into exit code 2."""
 
 import csv
+import ctypes
 import json
 import re
 import shlex
@@ -274,6 +275,27 @@ def test_help_keeps_brackets_and_fills_its_paragraphs(run, monkeypatch):
     assert (
         max(map(len, (line.strip() for line in paragraph.splitlines()))) > 80 and paragraph.count("\n") == 1
     )
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="malloc is not glibc's")
+def test_commands_take_freed_memory_again_without_the_system():
+    program = """
+import resource, sys, torch
+from sfrs.cli import keep_freed_memory
+if sys.argv[1] == "kept":
+    keep_freed_memory()
+for _ in range(2):
+    torch.ones(10_000_000)
+begin = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(3):
+    torch.ones(10_000_000)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - begin)
+"""
+    faults = [
+        int(subprocess.run([sys.executable, "-c", program, how], capture_output=True, check=True).stdout)
+        for how in ("kept", "as it is")
+    ]
+    assert faults[0] < 100 < 10_000 < faults[1]
 
 
 def test_the_version_is_said(run):
