@@ -30,8 +30,8 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # as malloc.h numbers them
 def keep_freed_memory() -> None:
     """Let glibc's allocator keep up to 2 GiB of what is freed.
 
-    Activations of a batch are freed and asked for again layer by layer; each time, the system would take their
-    pages back and clear new ones, which costs about as much as the convolutions.
+    Activations of a batch are freed and asked for again layer by layer; each time, the system would take
+    their pages back and clear new ones, which costs half as much again as a light network.
     """
     if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
         mallopt(M_MMAP_THRESHOLD, 1 << 30)
