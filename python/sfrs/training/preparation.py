@@ -1,7 +1,8 @@
 """What a run needs before it trains: the network to start from, and the frozen features of its images."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -66,6 +67,25 @@ def check_network(config: TrainConfig, network: DescriptorNetwork) -> None:
     if min(config.height, config.width) < stride:
         size = f"height and width are {config.height} and {config.width}"
         raise UserError(f"{size}, but {config.backbone} needs {stride} pixels each way")
+
+
+def check_processes(joined: Processes, config: TrainConfig, data: dict[str, Any]) -> None:
+    """Raise `UserError` if processes of a run were started differently, or are too many for its images."""
+    values = config.to_dict()
+    joined.agree("configuration", {f.name: values[f.name] for f in fields(config) if f.metadata["compare"]})
+    joined.agree("images", data)
+    fewest = min(found[role] for found in data.values() for role in ("database", "queries"))
+    if fewest < joined.count:
+        raise UserError(
+            f"there are {joined.count} processes, but only {fewest} images in a set, expected as many"
+        )
+
+
+def share_weights(network: DescriptorNetwork, joined: Processes) -> None:
+    """Give all processes the weights that the main one has."""
+    if joined.count > 1:
+        state = {name: value.cpu() for name, value in network.state_dict().items()}
+        network.load_state_dict(joined.broadcast(state))
 
 
 def build_features(

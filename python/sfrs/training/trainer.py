@@ -4,9 +4,7 @@ import copy
 import shutil
 import time
 from contextlib import nullcontext
-from dataclasses import fields
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -30,8 +28,10 @@ from sfrs.training.preparation import (
     build_features,
     build_network,
     check_network,
+    check_processes,
     init_clusters,
     run_device,
+    share_weights,
     training_images,
 )
 from sfrs.training.progress import StepReport, TrainingProgress
@@ -88,7 +88,7 @@ def train(
     joined, directory = processes(), RunDirectory(out)
     check_answerable(places[1], config.negative_radius)
     data = {role: fingerprint(split) for role, split in zip(("train", "val"), places, strict=True)}
-    _check_processes(joined, config, data)
+    check_processes(joined, config, data)
     if resume:
         directory.read()  # before a folder is made for the lock
     elif network is not None:
@@ -106,7 +106,7 @@ def train(
             torch.manual_seed(config.seed)
             network = build_network(config) if network is None else copy.deepcopy(network)
             check_network(config, network)
-            _share(network, joined)
+            share_weights(network, joined)
             watched = (joined.is_main and progress) or TrainingProgress()
             run = _Run(places, config, directory, network, features, joined, watched)
             if joined.is_main and not start["resume"]:
@@ -116,25 +116,6 @@ def train(
             else:
                 run.start(None if first is None else RunDirectory(first))
             return run.finish()
-
-
-def _check_processes(joined: Processes, config: TrainConfig, data: dict[str, Any]) -> None:
-    """Raise `UserError` if processes of a run were started differently, or are too many for its images."""
-    values = config.to_dict()
-    joined.agree("configuration", {f.name: values[f.name] for f in fields(config) if f.metadata["compare"]})
-    joined.agree("images", data)
-    fewest = min(found[role] for found in data.values() for role in ("database", "queries"))
-    if fewest < joined.count:
-        raise UserError(
-            f"there are {joined.count} processes, but only {fewest} images in a set, expected as many"
-        )
-
-
-def _share(network: DescriptorNetwork, joined: Processes) -> None:
-    """Give all processes the weights that the main one has."""
-    if joined.count > 1:
-        state = {name: value.cpu() for name, value in network.state_dict().items()}
-        network.load_state_dict(joined.broadcast(state))
 
 
 class _Run:
@@ -229,7 +210,7 @@ class _Run:
     def _initialise(self) -> None:
         if self.config.init == "kmeans" and self.processes.is_main:
             init_clusters(self.config, self.initial, self.images)
-        _share(self.initial, self.processes)
+        share_weights(self.initial, self.processes)
         recalls = self._validate(self.initial)
         if recalls is not None:
             self._save_network(self.directory.initial, self.initial, recalls)

@@ -13,7 +13,8 @@ G is the generation (`store`) that wrote the file. `Index` builds and searches a
 (`milvus`), and the same calls with an address in place of a path build and search it.
 """
 
-from sfrs.retrieval.index.build import Adding, Builder, Change
+from sfrs.retrieval.index.adding import Adding, Change
+from sfrs.retrieval.index.build import Builder
 from sfrs.retrieval.index.opened import Index, builder_class, summarise
 
 __all__ = ["Adding", "Builder", "Change", "Index", "builder_class", "summarise"]

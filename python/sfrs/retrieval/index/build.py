@@ -2,20 +2,19 @@
 
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from sfrs.data.coordinates import parse_zone
 from sfrs.data.images import BadImageError, check_images
-from sfrs.data.photos import NO_SOURCES, Photo, Sources, check_inside, project
+from sfrs.data.photos import Photo, check_inside, project
 from sfrs.models.fitting import Fitting
 from sfrs.models.model import Model
+from sfrs.retrieval.index.adding import Adding, Change, check_placed
 from sfrs.retrieval.index.derive import derive, whiten
 from sfrs.retrieval.index.settings import check_same
 from sfrs.retrieval.index.store import LOCK, NETWORK, TABLE, WHITENING, Entry, Store, locked
@@ -26,37 +25,6 @@ KINDS = ("exact", "float16", "pq", "ivf", "disk")
 COMMIT_SECONDS = 5.0  # work that is lost at most when a build is killed
 BATCH_BYTES = 16 * 2**20  # of descriptors and quarters that are written at once
 SAME_PLACE = 1e-3  # metres below which a position counts as unchanged
-NAMED = 3  # images that an error about many of them names
-
-
-@dataclass(frozen=True)
-class Adding:
-    """The way photographs are read and described."""
-
-    split: str = "test"  # of a place folder, or of a manifest with splits, whose database is indexed
-    allow_unplaced: bool = False  # index photographs of which no position is known, too
-    skip_unplaced: bool = False  # leave them out, see `Change.skipped`
-    sources: Sources = NO_SOURCES  # what says where photographs were taken, besides their names and EXIF
-    skip_bad_images: bool = False  # leave out images that cannot be read, see `Change.skipped`
-    batch_size: int = 8
-    workers: int = 2  # threads that decode files
-    device: str = "cpu"  # of the index's own model, where none is given
-    # Learn a whitening from the photographs a new index begins with; None: only where its clusters are made
-    # from them too, and they are `sfrs.models.fitting.WHITENED_FROM` or more.
-    whiten: bool | None = None
-    # Options of `sfrs.models.model.Model.fit_clusters`, for a model without clusters.
-    clusters: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass
-class Change:
-    """Numbers of images that `Builder` changed, and (file, why) of those it could not read."""
-
-    added: int = 0
-    described_again: int = 0
-    removed: int = 0
-    unchanged: int = 0
-    skipped: list[tuple[Path, str]] = field(default_factory=list)
 
 
 class Builder:
@@ -146,7 +114,7 @@ class Builder:
         photos, stamps = self._stamped(photos, adding)
         positions, zone = self._project(photos)
         if not adding.allow_unplaced:
-            _check_placed(photos, positions)
+            check_placed(photos, positions)
         if self._store is None:
             self._create(photos, zone, adding)
         elif zone != self._store.settings["zone"]:
@@ -350,16 +318,4 @@ def _check_free(path: Path) -> None:
     if foreign:
         raise UserError(
             f"--out is {path}, a folder that holds {min(foreign)} and no index. Expected a new folder."
-        )
-
-
-def _check_placed(photos: Sequence[Photo], positions: np.ndarray) -> None:
-    """Raise `UserError` that names the first photos without a position, nan."""
-    unknown = [photos[i].file for i in np.flatnonzero(np.isnan(positions).any(axis=1)).tolist()]
-    if unknown:
-        listed = ", ".join(map(str, unknown[:NAMED])) + (", ..." if len(unknown) > NAMED else "")
-        raise UserError(
-            f"{len(unknown):,} of {len(photos):,} images say nowhere where they were taken: {listed}. "
-            "Expected names such as @0386531.34@6174119.45@.jpg, EXIF GPS, --positions FILE.csv or --track "
-            "FILE.gpx; --skip-unplaced leaves them out, --allow-unplaced indexes them all the same."
         )

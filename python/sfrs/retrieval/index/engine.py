@@ -14,7 +14,8 @@ from sfrs.data.images import check_images
 from sfrs.data.photos import Photo
 from sfrs.models.fitting import WHITENED_BY, learn_whitening
 from sfrs.models.model import Model
-from sfrs.retrieval.index.build import Adding, Builder, Change
+from sfrs.retrieval.index.adding import Adding, Change
+from sfrs.retrieval.index.build import Builder
 from sfrs.retrieval.index.engine_store import EngineStore
 from sfrs.retrieval.index.milvus import WIDEST, Milvus
 from sfrs.retrieval.index.opened import Index

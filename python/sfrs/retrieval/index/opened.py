@@ -14,7 +14,8 @@ from sfrs.data.collection import read_photos
 from sfrs.data.images import Photograph
 from sfrs.models.model import Model
 from sfrs.retrieval.found import Found
-from sfrs.retrieval.index.build import Adding, Builder, Change
+from sfrs.retrieval.index.adding import Adding, Change
+from sfrs.retrieval.index.build import Builder
 from sfrs.retrieval.index.milvus import on_engine
 from sfrs.retrieval.index.rows import map_rows
 from sfrs.retrieval.index.scan import compare, scan
