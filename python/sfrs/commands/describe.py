@@ -9,11 +9,6 @@ from sfrs.runtime.errors import UserError, counted
 from sfrs.runtime.terminal import progress_tasks, say, show
 
 
-def one_line(file: Path) -> str:
-    """The path, with its line breaks written as in Python."""
-    return str(file).replace("\n", r"\n").replace("\r", r"\r")
-
-
 @command(
     "sfrs describe photos/ --weights runs/demo/best.safetensors --out photos.npy",
     "sfrs describe one.jpg --weights sfrs.safetensors --whitening sfrs_pca.safetensors --out one.npy",
@@ -58,5 +53,6 @@ def describe(
             model.encode(files, progress=tasks("describing"), out=rows, **settings)
             rows.flush()
     listing = out.with_suffix(".txt")
-    write_text(listing, "".join(one_line(file) + "\n" for file in files))
+    names = (str(file).replace("\n", r"\n").replace("\r", r"\r") for file in files)  # a line each
+    write_text(listing, "".join(f"{name}\n" for name in names))
     show(f"{counted(len(files), 'descriptor')} of {model.dim} numbers in {out}, their files in {listing}")

@@ -115,11 +115,15 @@ def evaluate(
             tasks=tasks,
             **settings,
         )
-    summary = _summary(result, places, model, skipped)
+    summary = _facts(result, places)
     if reranking is not None and result.before is not None:
         summary["rerank"] = {"by": rerank.rerank, **asdict(reranking), **_gain(result.before, result)}
     applied = whitening.file(weights.weights, model.network)
     summary |= {
+        "backbone": model.network.backbone.name,
+        "network": model.network.meta,
+        "image_size": options.describe_size(model.size),
+        "skipped": [{"file": str(file), "reason": why} for file, why in skipped],
         "data": str(data.resolve()),
         "split": on.split,
         "reading": reading.given(),
@@ -181,15 +185,6 @@ def _parse_depths(text: str) -> tuple[int, ...]:
     if not depths or depths[0] < 1:
         raise UserError(f"--recall-at is {text!r}; expected whole numbers from 1, as 1,5,10,20.")
     return depths
-
-
-def _summary(result: Evaluation, places: Places, model: Model, skipped: list[tuple]) -> dict:
-    return _facts(result, places) | {
-        "backbone": model.network.backbone.name,
-        "network": model.network.meta,
-        "image_size": options.describe_size(model.size),
-        "skipped": [{"file": str(file), "reason": why} for file, why in skipped],
-    }
 
 
 def _facts(result: Evaluation, places: Places) -> dict:

@@ -61,7 +61,7 @@ def locate(
         raise UserError(f"--geojson is {geojson}, but there is no folder {geojson.parent}.")
 
     from sfrs.data.photo_files import images_at
-    from sfrs.retrieval.found import as_geojson
+    from sfrs.retrieval.found import as_geojson, summary
     from sfrs.retrieval.index import Index
     from sfrs.retrieval.near import Near
 
@@ -90,7 +90,8 @@ def locate(
     if geojson is not None:
         write_json(geojson, as_geojson(founds))
     if output.as_json:
-        _print_json(founds)
+        found = {"queries": [found.as_json() for found in founds], "summary": summary(founds)}
+        print(json.dumps(found, indent=2, allow_nan=False))
     else:
         _print_text(founds, opened, geojson)
 
@@ -122,14 +123,6 @@ def _show_left_out(founds: list[Found], index: Index) -> None:
         why = f", because the file cannot be read any more: {index.files[rows[0]]}{more}. "
         help = "An index built with --regions re-ranks without the files."
         say(("Left out of re-ranking", "yellow"), why, help)
-
-
-def _print_json(founds: list[Found]) -> None:
-
-    from sfrs.retrieval.found import summary
-
-    found = {"queries": [found.as_json() for found in founds], "summary": summary(founds)}
-    print(json.dumps(found, indent=2, allow_nan=False))
 
 
 def _print_text(founds: list[Found], index: Index, geojson: Path | None) -> None:

@@ -118,7 +118,11 @@ class Locator:
     def _listed(self, file: Path) -> Photo | None:
         """Return the line whose path the file's ends with, the longest."""
         path = Path(os.path.abspath(file))
-        lines = [line for line in self._table.get(file.name, ()) if _ends_with(path, line.file)]
+        lines = [
+            line
+            for line in self._table.get(file.name, ())
+            if path.parts[-len(line.file.parts) :] == line.file.parts
+        ]
         return max(lines, key=lambda line: len(line.file.parts), default=None)
 
     def _on_track(self, file: Path, track: Track) -> tuple[float, float] | None:
@@ -273,7 +277,3 @@ def _naming(where: object) -> Iterator[None]:
         yield
     except UserError as error:
         raise PlacesError(f"{where}: {error}") from error
-
-
-def _ends_with(file: Path, end: Path) -> bool:
-    return file.parts[-len(end.parts) :] == end.parts

@@ -149,7 +149,9 @@ class _Foreign:
         for layout in LAYOUTS:
             for name, value in self.left.items() if key(layout) else ():
                 prefix = name.removesuffix(key(layout))
-                if not _ends(re.escape(key(layout)), name) or (sees_images and not _sees_images(value)):
+                if not _ends(re.escape(key(layout)), name) or (
+                    sees_images and (value.dim(), *value.shape[1:2]) != (4, 3)
+                ):
                     continue
                 if layout.backbone or WRAPPERS.issuperset(prefix.split(".")[:-1]):
                     found.append((layout, prefix))
@@ -224,10 +226,6 @@ class _Foreign:
                 "would not be those of the network that was trained. To leave such tensors out all the same: "
                 f"--ignore-keys '{left[0]}', or a pattern as 'fc.*'."
             )
-
-
-def _sees_images(weight: Tensor) -> bool:
-    return weight.dim() == 4 and weight.shape[1] == 3
 
 
 def _ends(pattern: str, key: str) -> bool:

@@ -54,7 +54,8 @@ def read_tensors(path: Path, ignore_keys: Sequence[str] = ()) -> tuple[dict[str,
         raise WeightsError(f"{path}: this is no weights file, or a damaged one ({reason(error)}).") from error
     found: dict[str, Tensor] = {}
     for name, value in tensors:
-        short = _unwrapped(name)
+        *path_to, last = name.split(".")
+        short = ".".join([part for part in path_to if part not in ("module", "_orig_mod")] + [last])
         found[name if short in found else short] = value
     if not found:
         raise WeightsError(f"{path}: no tensor in it; expected a state dict, or a checkpoint with one.")
@@ -151,11 +152,6 @@ def _named_tensors(value: Any, path: tuple[str, ...]) -> Iterator[tuple[str, Ten
         items = value.items() if isinstance(value, Mapping) else enumerate(value)
         for name, item in items:
             yield from _named_tensors(item, (*path, str(name)))
-
-
-def _unwrapped(name: str) -> str:
-    *path, last = name.split(".")
-    return ".".join([part for part in path if part not in ("module", "_orig_mod")] + [last])
 
 
 def _numpy_values() -> list:

@@ -50,7 +50,10 @@ class Epoch:
     ) -> None:
         self.pair, self.number, self.images, self.config = pair, number, images, config
         self.processes = processes or Processes()
-        self.state = self._begun() if state is None else state
+        if state is None:
+            queries = self.processes.broadcast(pair.miner.draw_queries(config.queries_per_epoch))
+            state = EpochState(queries, 0, None, torch.zeros(2, dtype=torch.float64))
+        self.state = state
         self.of = len(self.state.queries)
         self.steps = self._steps_until(self.of)
         self.first_step, self.all_steps = (
@@ -111,10 +114,6 @@ class Epoch:
         if following >= len(state.mined):
             state.mined = None
         return self._report(number, hard, soft)
-
-    def _begun(self) -> EpochState:
-        queries = self.pair.miner.draw_queries(self.config.queries_per_epoch)
-        return EpochState(self.processes.broadcast(queries), 0, None, torch.zeros(2, dtype=torch.float64))
 
     def _mine(self, queries: Tensor, progress: Progress) -> Tuples:
         def counted(done: int, total: int) -> None:

@@ -49,10 +49,6 @@ def _fixed(read: Callable[[Path, str], Places]) -> Callable[[Path, str, Reading]
     return lambda path, split, _: read(path, split)
 
 
-def _two_folders(path: Path, split: str, reading: Reading) -> Places:
-    return read_two_folders(path, Path(reading.queries), path.resolve().name, split, reading)
-
-
 FORMATS = (
     Format("@ folder", AT_FOLDER, is_place_folder, folder_splits, read_folder),
     Format(
@@ -69,7 +65,13 @@ FORMATS = (
     Format("photo folder", PHOTOS, holds_photos, lambda _: [], read_photo_folder),
 )
 """The first that recognises a path reads it."""
-PAIR = Format("two folders", TWO_FOLDERS, Path.is_dir, lambda _: ["test"], _two_folders)
+PAIR = Format(
+    "two folders",
+    TWO_FOLDERS,
+    Path.is_dir,
+    lambda _: ["test"],
+    lambda path, split, said: read_two_folders(path, Path(said.queries), path.resolve().name, split, said),
+)
 LONGEST_NAME = 255  # bytes of a file's name, at most
 PLAIN = Reading()
 

@@ -171,7 +171,10 @@ class EngineStore:
         rows = []
         for key, entry, vector in zip(keys, entries, self._vectors(descriptors), strict=True):
             taken = time_of(Path(entry.file.decode()))
-            row = {name: _or_none(value) for name, value in zip(COLUMNS, entry[:5], strict=True)}
+            row = {
+                name: None if value != value else value
+                for name, value in zip(COLUMNS, entry[:5], strict=True)
+            }
             when = int(taken.timestamp()) if taken else None
             rows.append({"id": key, **row, "file": entry.file.decode(), "taken": when, "descriptor": vector})
         self.milvus.upsert(self._images, rows)
@@ -259,7 +262,3 @@ class EngineStore:
 
 def _or_nan(value: Any) -> Any:
     return np.nan if value is None else value
-
-
-def _or_none(value: Any) -> Any:
-    return None if value != value else value
