@@ -76,11 +76,7 @@ def study(
 
 
 def own_variant(text: str) -> Variant:
-    """Read ``NAME: FIELD=VALUE ...``, fields as `sfrs train` has them.
-
-    Raises:
-        UserError: it reads otherwise, or a field or value is none of the configuration's.
-    """
+    """Read ``NAME: FIELD=VALUE ...``, fields as `sfrs train` has them. Raises `UserError` if it is none."""
     from sfrs.synthetic.study import Variant
     from sfrs.training.config import TrainConfig, parse_flag
 

@@ -77,9 +77,8 @@ class Locator:
     def locate(self, photo: Photo, *, lenient: bool = False) -> Photo:
         """Return the photo with its position from the table, else its own, else from EXIF or the track.
 
-        Raises:
-            UserError: its EXIF says a time without an offset from UTC, and the clock is not known.
-            BadImageError: its EXIF is needed, but it is no image. If ``lenient``, it is `Photo.unreadable`.
+        Raises `BadImageError` if its EXIF is needed, but it is no image; if ``lenient``, it is
+        `Photo.unreadable`.
         """
         if listed := self._listed(photo.file):
             self._found += 1

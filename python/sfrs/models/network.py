@@ -45,14 +45,9 @@ class Description(TypedDict):
 class DescriptorNetwork(nn.Module):
     """Image -> local features -> NetVLAD descriptor, with the frozen trunk kept apart.
 
-    Training calls `trunk` once per image (or keeps its output) and then `descriptor` and
-    `quarters` on that output.
-
-    Attributes:
-        backbone: `sfrs.models.backbones.Backbone`.
-        vlad: `sfrs_ext.nn.RegionNetVLAD` with K clusters on the backbone's D channels; ``bias``
-            gives its assignment one (NetVLAD v2).
-        meta: further facts of the weights file (image size, training set, ...).
+    Training calls `trunk` once per image (or keeps its output) and then `descriptor` and `quarters` on that
+    output. NetVLAD has K clusters on the backbone's D channels; ``bias`` gives its assignment one (NetVLAD
+    v2). ``meta`` holds further facts of the weights file (image size, training set, ...).
     """
 
     def __init__(self, backbone: Backbone, num_clusters: int = 64, *, bias: bool = False):
@@ -102,9 +97,8 @@ class DescriptorNetwork(nn.Module):
 def pretrained_network(backbone: str) -> DescriptorNetwork:
     """Build a network on a backbone with its published weights; its NetVLAD has no clusters yet.
 
-    Raises:
-        BackboneError: there is no such backbone.
-        PretrainedWeightsError: it has no published weights, or they are not installed.
+    Raises `BackboneError` if there is none of that name, or `PretrainedWeightsError` if its weights are not
+    there.
     """
     network = DescriptorNetwork(build_backbone(backbone))
     network.backbone.load_pretrained()
@@ -145,15 +139,12 @@ def save_network(
 
 
 def load_network(path: str | Path, *, ignore_keys: Sequence[str] = ()) -> DescriptorNetwork:
-    """Rebuild a network from `save_network`'s file, or from VGG16 weights of other projects.
+    """Rebuild a network from `save_network`'s file, or from VGG16 weights of other projects (`LAYOUTS`).
 
-    The latter are listed in `sfrs.models.foreign.LAYOUTS`. Bare VGG16, such as torchvision's, gets an
-    untrained NetVLAD (``network.meta["untrained_vlad"]`` is set; see `sfrs.models.clusters`). Raises
-    `WeightsError` if the file cannot be read, or a tensor is missing, not finite, has another shape, or no
-    place in the network; the message names the file and the tensor.
-
-    Args:
-        ignore_keys: patterns (``fc.*``) of names of tensors to leave out, which would be refused.
+    Bare VGG16, such as torchvision's, gets an untrained NetVLAD (``network.meta["untrained_vlad"]`` is set;
+    see `sfrs.models.clusters`). Tensors whose names match ``ignore_keys`` (``fc.*``), which would be refused,
+    are left out. Raises `WeightsError` if the file cannot be read, or a tensor is missing, not finite, has
+    another shape, or no place in the network; the message names the file and the tensor.
     """
     return network_of(read_weights(path, ignore_keys))
 

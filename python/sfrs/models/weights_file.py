@@ -64,12 +64,10 @@ def read_tensors(path: Path, ignore_keys: Sequence[str] = ()) -> tuple[dict[str,
 
 
 def network_file(path: Path) -> Path:
-    """Return a file of weights: the file itself, the last generation's best network of a run's folder, or
-    the downloaded file of a name in `sfrs.models.published.PUBLISHED`.
+    """Return a file of weights: the file itself, the last generation's best network of a run's folder, or the
+    downloaded file of a name in `sfrs.models.published.PUBLISHED`.
 
-    Raises:
-        WeightsError: there is no such file, or no network in the folder.
-        DownloadError: see `sfrs.models.published.downloaded`.
+    Raises `WeightsError` if there is no such file, or no network in the folder; or `DownloadError`.
     """
     if path.is_file():
         return path

@@ -102,12 +102,9 @@ def evidence(
     alike: np.ndarray,
     sameness: float = 0.0,
 ) -> Evidence:
-    """Collect what speaks for an answer.
-
-    Args:
-        positions: of all matches, ``[k, 2]``.
-        similarities: of their descriptors with the photograph's, ``[k]``, beyond the background's.
-        alike: of the weighed matches, at least one, with each other, the same, ``[c, c]``.
+    """Collect what speaks for an answer, from the ``positions`` of all matches, ``[k, 2]``, the
+    ``similarities`` of their descriptors with the photograph's, ``[k]``, beyond the background's, and those
+    of the weighed matches, at least one, with each other, ``alike`` ``[c, c]``.
     """
     chosen, near = weighed.chosen, weighed.near
     best = int(np.argmax(near))

@@ -5,7 +5,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from PIL import Image
@@ -48,9 +48,8 @@ def locate(
     rerank: Reranking | Literal["regions", "none"] | None = None,
     near: Near | None = None,
     sources: Sources = NO_SOURCES,
-    batch_size: int = 8,
-    workers: int = 2,
     tasks: Tasks = quiet,
+    **reading: Any,
 ) -> list[Found]:
     """Say where photographs were taken, files or images in memory.
 
@@ -60,6 +59,7 @@ def locate(
             and `CONSIDERED` images are ordered. None does so where the index's self-test recommends it.
         near: compare with the images within this circle alone.
         sources: what says where they were taken, besides their names and EXIF; it only shows the error.
+        reading: ``batch_size`` and ``workers``, see `sfrs.models.model.Model.encode`.
 
     Raises:
         UserError: the index is empty, an option has no meaning, or re-ranking needs the files of images and
@@ -73,7 +73,7 @@ def locate(
     order = RegionOrder(index, depth, rerank.score) if rerank else None
     clock = [time.perf_counter()]
     progress = tasks("describing")
-    descriptors, alike = _described(index, photos, batch_size, workers, progress)
+    descriptors, alike = _described(index, photos, progress, **reading)
     clock.append(time.perf_counter())
     similarities, rows = index.search(descriptors, depth, near)
     clock.append(time.perf_counter())
@@ -145,14 +145,12 @@ class Judge:
 
 
 def _described(
-    index: "Index", photos: Sequence[Photograph], batch_size: int, workers: int, progress: Progress
+    index: "Index", photos: Sequence[Photograph], progress: Progress, **reading: Any
 ) -> tuple[np.ndarray, np.ndarray]:
     """Descriptors of photographs, and how alike the quarters of each are, nan where nobody asks."""
     descriptors = np.empty((len(photos), index.model.dim), np.float32)
     alike = np.full(len(photos), np.nan)
-    described = index.model.encode_batches(
-        photos, regions=index.self_test is not None, batch_size=batch_size, workers=workers
-    )
+    described = index.model.encode_batches(photos, regions=index.self_test is not None, **reading)
     for rows, found, quarters in described:
         descriptors[rows] = found.cpu().numpy()
         if quarters is not None:

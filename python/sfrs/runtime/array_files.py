@@ -25,16 +25,12 @@ class ArrayFileError(UserError, ValueError):
 
 
 def read_arrays(path: str | Path, *variables: str) -> dict[str, Any]:
-    """Read a ``.mat`` file up to version 7, or an HDF5 file; nothing in it can run.
+    """Read a ``.mat`` file up to version 7, by default all its variables, or an HDF5 file; nothing in it can
+    run.
 
-    Raises `ArrayFileError` if it is no such file or a damaged one, or h5py is not installed.
-
-    Args:
-        variables: those to read of a ``.mat`` file; by default all.
-
-    Returns:
-        Structs and groups as dicts, cells and arrays of structs as lists, texts as ``str``, numbers as
-        arrays in the shape they are stored in; None for objects of MATLAB classes.
+    Structs and groups come as dicts, cells and arrays of structs as lists, texts as ``str``, numbers as
+    arrays in the shape they are stored in; None for objects of MATLAB classes. Raises `ArrayFileError` if it
+    is no such file or a damaged one, or h5py is not installed.
     """
     path = Path(path)
     kind = "HDF5" if path.suffix in HDF5 else "MATLAB"

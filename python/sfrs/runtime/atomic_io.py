@@ -39,11 +39,7 @@ def replaced(path: Path, *, size: int | None = None, suffix: str = ".partial") -
 
     The file has reached the disk before it takes the place of the previous one. If the block fails, the
     previous file stays and nothing else is left. Folders are made as needed. Raises `WriteError` if the disk
-    is full, or for another fault of `WHY`.
-
-    Args:
-        size: bytes that are to be written, for the message.
-        suffix: added to the name meanwhile.
+    is full, or for another fault of `WHY`, and names the ``size`` in bytes that was to be written.
     """
     partial = path.with_name(path.name + suffix)
     try:

@@ -4,6 +4,7 @@ import copy
 import shutil
 import time
 from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -118,27 +119,24 @@ def train(
             return run.finish()
 
 
+@dataclass
 class _Run:
     """A run in progress, seen from one of its processes."""
 
-    def __init__(
-        self,
-        places: tuple[Places, Places],
-        config: TrainConfig,
-        directory: RunDirectory,
-        initial: DescriptorNetwork,
-        features: RunFeatures | None,
-        processes: Processes,
-        progress: TrainingProgress,
-    ) -> None:
+    places: tuple[Places, Places]
+    config: TrainConfig
+    directory: RunDirectory
+    initial: DescriptorNetwork
+    features: RunFeatures | None
+    processes: Processes
+    progress: TrainingProgress
+
+    def __post_init__(self) -> None:
         self.began = time.time()  # before the frozen features
-        self.config, self.directory, self.processes = config, directory, processes
-        self.places, self.features, self.progress = places, features, progress
-        self.device = run_device(config)
-        self.initial = initial.to(self.device).eval()
-        self.neighbourhood = Neighbourhood.of_places(
-            places[0], config.positive_radius, config.negative_radius
-        )
+        self.device = run_device(self.config)
+        self.initial = self.initial.to(self.device).eval()
+        radii = self.config.positive_radius, self.config.negative_radius
+        self.neighbourhood = Neighbourhood.of_places(self.places[0], *radii)
         self.pair = self._open(1)
         self.epoch = 0  # epochs of this generation that are done
         self.unfinished: EpochState | None = None  # the epoch a checkpoint was written in

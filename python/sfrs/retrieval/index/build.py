@@ -104,9 +104,8 @@ class Builder:
     def add(self, photos: Sequence[Photo], adding: Adding | None = None) -> None:
         """Describe photos that are new, or whose file or position changed.
 
-        Raises:
-            UserError: positions are missing, or do not go together with those of the index.
-            BadImageError: an image cannot be read.
+        Raises `UserError` if positions are missing or do not go together with those of the index, or
+        `BadImageError`.
         """
         adding = adding or Adding()
         if self._store is not None:

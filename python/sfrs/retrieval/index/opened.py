@@ -248,10 +248,8 @@ class Index:
     def check(self, *, sample: int = SAMPLE, seed: int = 0, tasks: Tasks = quiet) -> SelfTest:
         """Locate the index's own photographs among the others, and keep what that says in the index.
 
-        Answers of `locate` are calibrated by it from then on. A change of the index makes it void.
-
-        Args:
-            sample, seed, tasks: see `sfrs.retrieval.self_test.self_test`.
+        Answers of `locate` are calibrated by it from then on. A change of the index makes it void. Arguments:
+        `sfrs.retrieval.self_test.self_test`.
         """
         self.self_test = self_test(self, sample=sample, seed=seed, tasks=tasks)
         self._keep(self.self_test)
