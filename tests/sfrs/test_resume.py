@@ -113,7 +113,7 @@ def test_resuming_a_finished_run_returns_its_result_without_work(places, tmp_pat
     config = tiny_config(generations=1, epochs=(1,))
     finished = train(places, config, tmp_path / "run", network=network_of_seed())
     metrics = (tmp_path / "run/metrics.jsonl").read_text()
-    monkeypatch.setattr("sfrs.training.trainer.build_features", None)
+    monkeypatch.setattr("sfrs.training.preparation.build_features", None)
     assert train(places, config, tmp_path / "run", resume=True) == finished
     assert (tmp_path / "run/metrics.jsonl").read_text() == metrics
 

@@ -10,10 +10,7 @@ from sfrs.runtime.errors import counted
 from sfrs.runtime.terminal import progress_tasks, show
 
 
-@command(
-    "sfrs city --out runs/city",
-    "sfrs city --out runs/small --size small --seed 3",
-)
+@command("sfrs city --out runs/city", "sfrs city --out runs/small --size small --seed 3")
 def city(
     *,
     out: Path = option("Folder to write images/{train,val,test} into.", default=...),

@@ -54,15 +54,7 @@ def demo(
     if threads is not None:
         torch.set_num_threads(threads)
     with progress_tasks() as tasks:
-        result = run_demo(
-            out,
-            scale=size,
-            seed=seed,
-            backbone=backbone,
-            photos=photos,
-            tasks=tasks,
-            say=say,
-        )
+        result = run_demo(out, scale=size, seed=seed, backbone=backbone, photos=photos, tasks=tasks, say=say)
     _show(result, time.perf_counter() - began)
 
 

@@ -21,11 +21,7 @@ if TYPE_CHECKING:
 SHOWN = (1, 5, 10)
 
 
-@command(
-    "sfrs runs runs/sfrs",
-    "sfrs runs runs/study",
-    "sfrs runs runs/a runs/b --json",
-)
+@command("sfrs runs runs/sfrs", "sfrs runs runs/study", "sfrs runs runs/a runs/b --json")
 def runs(
     *,
     paths: list[Path] = argument("Directories of sfrs train, or folders of them.", metavar="RUN..."),

@@ -52,11 +52,7 @@ class _Filling:
     """The rows ``[rows, h, w, C]`` of a cache that is to be filled, by several processes together."""
 
     def __init__(
-        self,
-        source: OnTheFlyFeatures,
-        settings: CacheSettings,
-        processes: Processes,
-        progress: Progress,
+        self, source: OnTheFlyFeatures, settings: CacheSettings, processes: Processes, progress: Progress
     ) -> None:
         self.source, self.settings, self.processes, self.progress = source, settings, processes, progress
         channels, height, width = source.trunk.output_shape(source.size)

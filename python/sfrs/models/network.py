@@ -122,10 +122,7 @@ def network_description(
 
 
 def save_network(
-    path: str | Path,
-    network: DescriptorNetwork,
-    meta: dict | None = None,
-    whitening: Whitening | None = None,
+    path: str | Path, network: DescriptorNetwork, meta: dict | None = None, whitening: Whitening | None = None
 ) -> None:
     """Write a network, and a whitening, to one safetensors file that replaces ``path`` in one step.
 

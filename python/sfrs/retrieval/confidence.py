@@ -20,10 +20,7 @@ from sfrs_ext.reference import region_descriptors
 SOFTNESS = {"search": 0.18, "regions": 0.07}
 """Temperature of the weights, of the similarity of pictures of nowhere beyond that of any two images."""
 
-RIGHT = {
-    "search": (-2.243, 0.265, 0.892, 0.916),
-    "regions": (-1.981, 0.261, 0.77, 0.921),
-}
+RIGHT = {"search": (-2.243, 0.265, 0.892, 0.916), "regions": (-1.981, 0.261, 0.77, 0.921)}
 """Log odds of a right answer: constant, then by distinctness, share and count of the evidence."""
 
 KNOWN = (5.661, 1.167, -8.82)
@@ -45,40 +42,26 @@ LEAST_SIMILAR = 1e-3  # similarities below are as good as none, so that their lo
 
 @dataclass(frozen=True)
 class Evidence:
-    """What speaks for one answer, in numbers without a unit, which mean the same in every index.
+    """What speaks for one answer, in numbers without a unit, which mean the same in every index."""
 
-    Attributes:
-        distinctness: log of the best match's similarity to the photograph over its similarity to images
-            elsewhere: a match that resembles other places more says little.
-        share: log odds of the share of the matches' weight that is near the position.
-        count: log of the number of matches near the position.
-        sameness: log of `sameness` of the photograph over what is usual in the index; 0 if not known.
-    """
-
+    # Log of the best match's similarity to the photograph over its similarity to images elsewhere: a match
+    # that resembles other places more says little.
     distinctness: float
-    share: float
-    count: float
-    sameness: float = 0.0
+    share: float  # log odds of the share of the matches' weight that is near the position
+    count: float  # log of the number of matches near the position
+    sameness: float = 0.0  # log of `sameness` of the photograph over what is usual; 0 if not known
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """From evidence to probabilities, for the answers of one index by one way of searching.
+    """From evidence to probabilities, for the answers of one index by one way of searching."""
 
-    Attributes:
-        temperature: of the weights of matches.
-        background: similarity of any two of the index's images.
-        slope, intercept: of the log odds by `RIGHT`.
-        least_known: probability of a place in the index below which it is refused.
-        usual_sameness: median `sameness` of the index's own photographs; None where it is not known.
-    """
-
-    temperature: float
-    background: float = 0.0
-    slope: float = 1.0
+    temperature: float  # of the weights of matches
+    background: float = 0.0  # similarity of any two of the index's images
+    slope: float = 1.0  # of the log odds by `RIGHT`
     intercept: float = 0.0
-    least_known: float = LEAST_KNOWN
-    usual_sameness: float | None = None
+    least_known: float = LEAST_KNOWN  # probability of a place in the index below which it is refused
+    usual_sameness: float | None = None  # median `sameness` of the index's own photographs, if known
 
     def confidence(self, evidence: Evidence, way: str) -> float:
         """Probability that the position is right; of a place that is not in the index, of both."""

@@ -56,27 +56,17 @@ class Way:
 
 @dataclass(frozen=True)
 class SelfTest:
-    """What a self-test found.
-
-    Attributes:
-        generation, fingerprint: of the index that was tested; of another one it says nothing.
-        images, placed: in the index, and with a position.
-        tested: photographs that were located.
-        ways: by "search", and by "regions" where the index keeps them; empty if too few are placed.
-        answers: of the search, one per photograph that was located.
-        disagreeing: files of photographs that others, which look the same, place far away.
-        gaps: places that want photographs, the worst first.
-    """
+    """What a self-test found; of an index of another generation or fingerprint it says nothing."""
 
     generation: int
     fingerprint: str
-    images: int
-    placed: int
-    tested: int = 0
-    ways: dict[str, Way] = field(default_factory=dict)
-    answers: list[Answer] = field(default_factory=list)
-    disagreeing: list[str] = field(default_factory=list)
-    gaps: list[Gap] = field(default_factory=list)
+    images: int  # in the index
+    placed: int  # those with a position
+    tested: int = 0  # those that were located
+    ways: dict[str, Way] = field(default_factory=dict)  # by "search", and by "regions" where they are kept
+    answers: list[Answer] = field(default_factory=list)  # of the search, for each that was located
+    disagreeing: list[str] = field(default_factory=list)  # files that others, which look the same, place far
+    gaps: list[Gap] = field(default_factory=list)  # places that want photographs, the worst first
 
     @property
     def recommends_regions(self) -> bool:
@@ -114,12 +104,7 @@ class SelfTest:
 
     @classmethod
     def from_json(
-        cls,
-        text: str | bytes,
-        index: str | Path,
-        generation: int,
-        fingerprint: str,
-        images: int,
+        cls, text: str | bytes, index: str | Path, generation: int, fingerprint: str, images: int
     ) -> "SelfTest | None":
         """Read the self-test of ``index`` from a text, as `load` does from its file."""
         file = Path(index) / FILE

@@ -20,29 +20,13 @@ from sfrs.runtime.atomic_io import replaced
 from sfrs.runtime.distributed import Processes, processes
 from sfrs.runtime.errors import UserError
 from sfrs.runtime.host import host_facts
+from sfrs.training import preparation
 from sfrs.training.checkpoint import load_checkpoint, load_state, save_state
 from sfrs.training.config import TrainConfig
 from sfrs.training.epoch import Epoch, EpochState, describe_in_shares
 from sfrs.training.mining import Miner
-from sfrs.training.preparation import (
-    RunFeatures,
-    build_features,
-    build_network,
-    check_network,
-    check_processes,
-    init_clusters,
-    run_device,
-    share_weights,
-    training_images,
-)
 from sfrs.training.progress import StepReport, TrainingProgress
-from sfrs.training.run_folder import (
-    GenerationResult,
-    RunDirectory,
-    RunResult,
-    fingerprint,
-    run_start,
-)
+from sfrs.training.run_folder import GenerationResult, RunDirectory, RunResult, fingerprint, run_start
 from sfrs.training.step import StudentTeacher, sgd
 
 
@@ -52,7 +36,7 @@ def train(
     out: str | Path = "runs/sfrs",
     *,
     network: DescriptorNetwork | None = None,
-    features: RunFeatures | None = None,
+    features: preparation.RunFeatures | None = None,
     first_generation: str | Path | None = None,
     resume: bool = False,
     progress: TrainingProgress | None = None,
@@ -89,11 +73,11 @@ def train(
     joined, directory = processes(), RunDirectory(out)
     check_answerable(places[1], config.negative_radius)
     data = {role: fingerprint(split) for role, split in zip(("train", "val"), places, strict=True)}
-    check_processes(joined, config, data)
+    preparation.check_processes(joined, config, data)
     if resume:
         directory.read()  # before a folder is made for the lock
     elif network is not None:
-        check_network(config, network)
+        preparation.check_network(config, network)
     with directory.locked() if joined.is_main else nullcontext():
         start = None
         if joined.is_main:
@@ -105,9 +89,9 @@ def train(
             network = load_network((directory if first is None else RunDirectory(first)).initial)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
-            network = build_network(config) if network is None else copy.deepcopy(network)
-            check_network(config, network)
-            share_weights(network, joined)
+            network = preparation.build_network(config) if network is None else copy.deepcopy(network)
+            preparation.check_network(config, network)
+            preparation.share_weights(network, joined)
             watched = (joined.is_main and progress) or TrainingProgress()
             run = _Run(places, config, directory, network, features, joined, watched)
             if joined.is_main and not start["resume"]:
@@ -127,13 +111,13 @@ class _Run:
     config: TrainConfig
     directory: RunDirectory
     initial: DescriptorNetwork
-    features: RunFeatures | None
+    features: preparation.RunFeatures | None
     processes: Processes
     progress: TrainingProgress
 
     def __post_init__(self) -> None:
         self.began = time.time()  # before the frozen features
-        self.device = run_device(self.config)
+        self.device = preparation.run_device(self.config)
         self.initial = self.initial.to(self.device).eval()
         radii = self.config.positive_radius, self.config.negative_radius
         self.neighbourhood = Neighbourhood.of_places(self.places[0], *radii)
@@ -192,7 +176,7 @@ class _Run:
 
     def _prepare(self, *, resumed: bool) -> None:
         """Compute frozen features, unless they were given, and log the start."""
-        self.features = self.features or build_features(
+        self.features = self.features or preparation.build_features(
             self.config,
             self.initial,
             self.places,
@@ -200,15 +184,17 @@ class _Run:
             progress=self.progress,
             processes=self.processes,
         )
-        self.images = training_images(self.config, self.initial, self.places[0], self.features.train)
+        self.images = preparation.training_images(
+            self.config, self.initial, self.places[0], self.features.train
+        )
         if self.processes.is_main:
             facts = {"processes": self.processes.count, "device": str(self.device), **host_facts()}
             self.directory.log("start", began=round(self.began, 3), resumed=resumed, **facts)
 
     def _initialise(self) -> None:
         if self.config.init == "kmeans" and self.processes.is_main:
-            init_clusters(self.config, self.initial, self.images)
-        share_weights(self.initial, self.processes)
+            preparation.init_clusters(self.config, self.initial, self.images)
+        preparation.share_weights(self.initial, self.processes)
         recalls = self._validate(self.initial)
         if recalls is not None:
             self._save_network(self.directory.initial, self.initial, recalls)

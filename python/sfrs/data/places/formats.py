@@ -6,13 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sfrs.data.photo_files import holds_photos
-from sfrs.data.places.folder import (
-    folder_splits,
-    is_place_folder,
-    read_folder,
-    read_photo_folder,
-    read_two_folders,
-)
+from sfrs.data.places import folder
 from sfrs.data.places.gsv_cities import SPLITS, is_gsv_cities, read_gsv_cities
 from sfrs.data.places.manifest import manifest_splits, read_manifest
 from sfrs.data.places.msls import is_msls, msls_splits, read_msls
@@ -50,7 +44,7 @@ def _fixed(read: Callable[[Path, str], Places]) -> Callable[[Path, str, Reading]
 
 
 FORMATS = (
-    Format("@ folder", AT_FOLDER, is_place_folder, folder_splits, read_folder),
+    Format("@ folder", AT_FOLDER, folder.is_place_folder, folder.folder_splits, folder.read_folder),
     Format(
         "NetVLAD .mat",
         MAT_FILES,
@@ -62,7 +56,7 @@ FORMATS = (
     Format("MSLS", MSLS, is_msls, msls_splits, _fixed(read_msls), True),
     Format("GSV-Cities", GSV_CITIES, is_gsv_cities, lambda _: [*SPLITS], _fixed(read_gsv_cities), True),
     Format("CSV manifest", MANIFEST, Path.is_file, manifest_splits, read_manifest),
-    Format("photo folder", PHOTOS, holds_photos, lambda _: [], read_photo_folder),
+    Format("photo folder", PHOTOS, holds_photos, lambda _: [], folder.read_photo_folder),
 )
 """The first that recognises a path reads it."""
 PAIR = Format(
@@ -70,7 +64,9 @@ PAIR = Format(
     TWO_FOLDERS,
     Path.is_dir,
     lambda _: ["test"],
-    lambda path, split, said: read_two_folders(path, Path(said.queries), path.resolve().name, split, said),
+    lambda path, split, said: folder.read_two_folders(
+        path, Path(said.queries), path.resolve().name, split, said
+    ),
 )
 LONGEST_NAME = 255  # bytes of a file's name, at most
 PLAIN = Reading()
