@@ -40,7 +40,13 @@ def read_matconvnet(path: Path) -> dict[str, Tensor]:
         raise MatConvNetError(f"{path}: no network in it. Expected net.layers, but it holds {found}.")
     layers = net["layers"] if isinstance(net["layers"], list) else [net["layers"]]
     for number, layer in enumerate(layers, start=1):
-        _check_layer(path, number, layer)
+        if isinstance(layer, dict) and all(isinstance(layer.get(key), str) for key in ("name", "type")):
+            continue
+        raise MatConvNetError(
+            f"{path}: layer {number} is no struct but an object of a MATLAB class, which only MATLAB reads. "
+            "Run there: net.layers = cellfun(@struct, net.layers, 'UniformOutput', false); "
+            "save('net.mat', 'net', '-v7')"
+        )
     _check_mean(path, net.get("meta"))
     names = [layer["name"] for layer in layers]
     position = names.index(CLUSTER_LAYER) if CLUSTER_LAYER in names else len(layers)
@@ -56,15 +62,6 @@ def read_matconvnet(path: Path) -> dict[str, Tensor]:
     if position < len(layers):
         state |= _vlad(path, layers, position)
     return state
-
-
-def _check_layer(path: Path, number: int, layer: Any) -> None:
-    if not isinstance(layer, dict) or not all(isinstance(layer.get(key), str) for key in ("name", "type")):
-        raise MatConvNetError(
-            f"{path}: layer {number} is no struct but an object of a MATLAB class, which only MATLAB reads. "
-            "Run there: net.layers = cellfun(@struct, net.layers, 'UniformOutput', false); "
-            "save('net.mat', 'net', '-v7')"
-        )
 
 
 def _check_mean(path: Path, meta: Any) -> None:

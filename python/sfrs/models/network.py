@@ -148,7 +148,13 @@ def load_network(path: str | Path, *, ignore_keys: Sequence[str] = ()) -> Descri
 
 def network_of(weights: Weights) -> DescriptorNetwork:
     """Build the network that a file holds. Raises `WeightsError` as `load_network` does."""
-    described, path = _checked_description(weights), weights.path
+    described, path = weights.description, weights.path
+    if described is None:
+        raise WeightsError(f"{path}: no VGG16 in it, but a whitening alone; give it as --whitening.")
+    try:
+        as_record(described, Description, f"{path}: the description in it is damaged")
+    except RecordError as error:
+        raise WeightsError(str(error)) from error
 
     def build() -> DescriptorNetwork:
         backbone = build_backbone(described["backbone"], **described["options"])
@@ -174,14 +180,3 @@ def network_of(weights: Weights) -> DescriptorNetwork:
     network.meta = meta | ({"has_pca": True} if len(given) < len(tensors) else {})
     network.meta |= {"ignore_keys": list(weights.ignored)} if weights.ignored else {}
     return network.eval()
-
-
-def _checked_description(weights: Weights) -> dict:
-    """Return the description as it is, once every field is of the type it has to have."""
-    if weights.description is None:
-        raise WeightsError(f"{weights.path}: no VGG16 in it, but a whitening alone; give it as --whitening.")
-    try:
-        as_record(weights.description, Description, f"{weights.path}: the description in it is damaged")
-    except RecordError as error:
-        raise WeightsError(str(error)) from error
-    return weights.description

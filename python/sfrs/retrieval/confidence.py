@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from scipy.optimize import minimize
+from scipy.special import expit
 from torch import Tensor
 
 from sfrs.data.coordinates import metres_between
@@ -65,7 +66,7 @@ class Calibration:
 
     def confidence(self, evidence: Evidence, way: str) -> float:
         """Probability that the position is right; of a place that is not in the index, of both."""
-        right = logistic(self.slope * prior_log_odds(evidence, way) + self.intercept)
+        right = float(expit(self.slope * prior_log_odds(evidence, way) + self.intercept))
         known = probability_known(evidence)
         return right if known >= self.least_known else right * known
 
@@ -132,7 +133,7 @@ def prior_log_odds(evidence: Evidence, way: str) -> float:
 def probability_known(evidence: Evidence) -> float:
     """Probability that a place is one of the index, rather than of another town or none."""
     constant, share, sameness = KNOWN
-    return logistic(constant + share * evidence.share + sameness * evidence.sameness)
+    return float(expit(constant + share * evidence.share + sameness * evidence.sameness))
 
 
 def probability_own(evidence: Evidence, answerable: bool) -> float:
@@ -163,7 +164,3 @@ def fit(log_odds: np.ndarray, right: np.ndarray) -> tuple[float, float]:
 
     slope, intercept = minimize(loss, (1.0, 0.0), method="L-BFGS-B").x
     return float(slope), float(intercept)
-
-
-def logistic(log_odds: float) -> float:
-    return 1 / (1 + math.exp(-min(max(log_odds, -50.0), 50.0)))

@@ -12,7 +12,6 @@ from sfrs.retrieval.search import search
 from sfrs.runtime.errors import UserError
 
 UNIT = 1e-3  # how far lengths of descriptors may be from 1 to count as unit vectors
-ROWS = 65_536  # descriptors that are looked at at once; the files are mapped
 
 
 def load_descriptors(path: Path) -> np.ndarray:
@@ -60,9 +59,8 @@ def evaluate_saved(
 
 def _lengths(role: str, descriptors: np.ndarray) -> np.ndarray:
     """Return the Euclidean length of each descriptor, float64 ``[n]``."""
-    starts = range(0, len(descriptors), ROWS)
-    parts = [np.linalg.norm(descriptors[start : start + ROWS].astype(np.float64), axis=1) for start in starts]
-    lengths = np.concatenate(parts)
+    # The files are mapped; einsum converts them block by block.
+    lengths = np.sqrt(np.einsum("nd,nd->n", descriptors, descriptors, dtype=np.float64))
     bad = np.flatnonzero(~np.isfinite(lengths))
     if len(bad):
         raise UserError(f"{len(bad):,} descriptors of the {role} are not finite, the first in row {bad[0]}.")

@@ -192,19 +192,13 @@ def _self_test(store: EngineStore, images: int) -> SelfTest | None:
 
 def _whitened(model: Model, photos: Sequence[Photo], adding: Adding, tasks: Tasks) -> Model:
     """Learn a whitening from at most `WHITENED_BY` of the photographs, before all are described with it."""
-    progress, readable = tasks("whitening"), [photo.file for photo in photos]
-    chosen = np.sort(np.random.default_rng(0).permutation(len(readable))[:WHITENED_BY])
-    files = [readable[i] for i in chosen]
+    chosen = np.sort(np.random.default_rng(0).permutation(len(photos))[:WHITENED_BY])
+    files = [photos[i].file for i in chosen]
     if adding.skip_bad_images:
         bad = {file for file, _ in check_images(files, workers=adding.workers)}
         files = [file for file in files if file not in bad]
-    described = []
-    for rows, descriptors, _ in model.encode_batches(
-        files, batch_size=adding.batch_size, workers=adding.workers
-    ):
-        described.append(descriptors.cpu().numpy())
-        progress(rows[-1] + 1, len(files))
-    sample = np.concatenate(described)
+    reading: dict[str, Any] = dict(batch_size=adding.batch_size, workers=adding.workers)
+    sample = model.encode(files, progress=tasks("whitening"), **reading)
     return Model(model.network, learn_whitening(sample), size=model.size).to(model.device)
 
 
