@@ -16,7 +16,11 @@ DEPTH = 3  # how many levels below a folder its runs are looked for
 FINISHED, RUNNING, INTERRUPTED = "finished", "running", "interrupted"
 
 
-class LoggedAny(TypedDict, total=False):
+class Kind(TypedDict):
+    kind: str
+
+
+class Logged(Kind, total=False):
     """What lines of ``metrics.jsonl`` may hold."""
 
     time: float  # in seconds since 1970
@@ -24,45 +28,28 @@ class LoggedAny(TypedDict, total=False):
     processes: Positive
     host: str
     versions: dict[str, str]
+    generation: Positive
+    epoch: Positive
     best: bool
+    recalls: dict[int, float]
     step: Natural
+    done: Natural
+    of: Positive
+    hard: float
+    soft: float
+    total: float
     learning_rate: float
     tuples_per_second: float
     images_per_second: float
     peak_bytes: Natural
 
 
-class Kind(TypedDict):
-    kind: str
-
-
-class LoggedLoss(LoggedAny):
-    generation: Positive
-    epoch: Positive
-    hard: float
-    soft: float
-    total: float
-
-
-class LoggedStep(LoggedLoss):
-    done: Natural
-    of: Positive
-
-
-class LoggedRecalls(LoggedAny):
-    recalls: dict[int, float]
-
-
-class LoggedEpoch(LoggedLoss, LoggedRecalls):
-    pass
-
-
-LOGGED = {
-    "start": LoggedAny,
-    "initial": LoggedRecalls,
-    "first_generation": LoggedRecalls,
-    "step": LoggedStep,
-    "epoch": LoggedEpoch,
+LOSSES = ("generation", "epoch", "hard", "soft", "total")
+NEEDED = {
+    "initial": ("recalls",),
+    "first_generation": ("recalls",),
+    "step": (*LOSSES, "done", "of"),
+    "epoch": (*LOSSES, "recalls"),
 }
 """Kind of a line -> what it must hold."""
 
@@ -157,7 +144,7 @@ def read_metrics(file: Path) -> list[dict[str, Any]]:
 
 
 def read_lines(text: bytes, file: Path) -> list[dict[str, Any]]:
-    """Read lines of ``metrics.jsonl``, each a dict of LOGGED with its ``kind``.
+    """Read lines of ``metrics.jsonl``, each as `Logged`.
 
     The last one may be half written. A warning counts other lines that are damaged, which are left out.
     """
@@ -165,8 +152,10 @@ def read_lines(text: bytes, file: Path) -> list[dict[str, Any]]:
     whole, _, rest = text.rpartition(b"\n")
     for number, line in enumerate([*whole.split(b"\n"), rest], start=1):
         try:
-            found = as_record(parse_json(line, number), Kind, number)
-            lines.append(as_record(found, LOGGED.get(found["kind"], LoggedAny), number))
+            found = as_record(parse_json(line, number), Logged, number)
+            if missing := [name for name in NEEDED.get(found["kind"], ()) if name not in found]:
+                raise RecordError(f"{number}: no {', '.join(missing)} in it.")
+            lines.append(found)
         except RecordError as error:
             bad += [str(error)] if line and line is not rest else []
     if bad:
