@@ -186,8 +186,9 @@ def test_a_wrong_tensor_of_a_checkpoint_is_named(places, interrupted, tmp_path, 
 
 def test_a_run_that_is_too_long_is_refused_and_damaged_lines_are_counted(tmp_path):
     lines = whole_run()
-    path = write_run(tmp_path / "run", [*lines[:3], {"kind": "step", "generation": "one"}, *lines[3:]])
-    with pytest.warns(UserWarning, match="1 damaged line is left out, the first is line 4: no epoch"):
+    bad = [{"kind": "step", "generation": 1}, {"kind": "start", "host": 1}]
+    path = write_run(tmp_path / "run", [*lines[:3], *bad, *lines[3:]])
+    with pytest.warns(UserWarning, match="2 damaged lines are left out, the first is line 4: no epoch"):
         assert len(Run.read(path).lines) == len(lines)
     config = json.loads((path / "config.json").read_text())
     config["config"]["generations"] = 10**12
