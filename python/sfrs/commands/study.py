@@ -26,7 +26,7 @@ def study(
     generations: int = option("Of every variant; the first is SARE-ind.", default=2, min=2, max=20),
     backbone: str = option("gradient, or one with published weights.", default="gradient"),
     variants: str = option(
-        "Of paper, softer, negatives, image, regions; empty: only those of --variant.",
+        "Of paper, softer, negatives, image, regions, levels; empty: only those of --variant.",
         default="paper,softer,negatives,image",
         metavar="NAME,...",
     ),

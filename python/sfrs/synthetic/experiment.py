@@ -68,6 +68,7 @@ PAPER_TEMPERATURES = {"teacher_temperatures": TrainConfig().teacher_temperatures
 SOFTER_TEACHER = {"teacher_temperatures": TrainConfig.preset("demo").teacher_temperatures}
 IMAGE_LABELS = {"soft_level": "image", "soft_ranks": (2, 8), "teacher_temperatures": (0.15,)}
 SOFT_NEGATIVES = {**IMAGE_LABELS, "soft_negatives": True, "region_negatives": False}
+REGIONS_BY_LEVEL = {**SOFT_NEGATIVES, "soft_level": "region", "soft_loss": "by-level"}
 REGIONS_AND_NEGATIVES = {**SOFTER_TEACHER, "soft_negatives": True}
 
 

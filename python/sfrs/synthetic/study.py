@@ -26,6 +26,7 @@ from sfrs.synthetic.experiment import (
     IMAGE_LABELS,
     PAPER_TEMPERATURES,
     REGIONS_AND_NEGATIVES,
+    REGIONS_BY_LEVEL,
     SCALES,
     SOFT_NEGATIVES,
     SOFTER_TEACHER,
@@ -59,6 +60,7 @@ VARIANTS = (
     Variant("negatives", "SFRS with soft negatives (ours)", SOFT_NEGATIVES),
     Variant("image", "SFRS, image-level labels", IMAGE_LABELS),
     Variant("regions", "SFRS with regions and soft negatives (ours)", REGIONS_AND_NEGATIVES),
+    Variant("levels", "SFRS with regions by level and soft negatives (ours)", REGIONS_BY_LEVEL),
 )
 
 
