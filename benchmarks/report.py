@@ -34,6 +34,7 @@ def main() -> None:
         plots,
         reranking_tables,
         scaling,
+        studies,
     )
     from .training import table as training
 
@@ -54,6 +55,8 @@ def main() -> None:
         ("docs/locate.md", "confidence", "confidence", confidence_tables.tables),
         ("docs/photographs.md", "photographs", "photographs", photographs.table),
         ("docs/photographs.md", "fine-tuning", "fine-tuning", fine_tuning.table),
+        ("docs/study.md", "generations", "generations", studies.table),
+        ("docs/research.md", "choice", "choice", studies.table),
         ("docs/research.md", "labels", "labels", labels.table),
         ("docs/reranking.md", "reranking", "reranking", reranking_tables.tables),
         ("docs/export.md", "exported", "exported", exported.table),
