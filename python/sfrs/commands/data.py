@@ -79,7 +79,6 @@ def check(
 
 
 def _show(title: str, checks: list[SplitCheck]) -> None:
-
     table = Table()
     table.add_column("split")
     for found in checks:

@@ -16,7 +16,7 @@ from sfrs.commands.data_options import Coordinates, DataSet
 from sfrs.commands.flags import command, option
 from sfrs.runtime.atomic_io import write_json
 from sfrs.runtime.errors import UserError, counted
-from sfrs.runtime.terminal import plain, progress_tasks, show
+from sfrs.runtime.terminal import plain, progress_tasks, show, table
 
 if TYPE_CHECKING:
     from sfrs.data.places import Places
@@ -252,27 +252,22 @@ def _write(out: Path, summary: dict, result: Evaluation, places: Places, save_co
 
 
 def _show(summary: dict, skipped: list[tuple], out: Path | None, as_json: bool) -> None:
-
     console = Console()
     options.show_skipped(skipped)
     if as_json:
         print(json.dumps(summary, indent=2))
         return
-    title = Text(plain(f"{summary['name']}, {summary['split']}"))
-    table = Table(title=title, title_style="bold", title_justify="left")
-    table.add_column("recall@")
-    for n in summary["recalls"]:
-        table.add_column(n, justify="right")
+    shown = table(f"{summary['name']}, {summary['split']}", "recall@", summary["recalls"])
     reranked = summary.get("rerank")
     if reranked:
-        _add_recalls(table, "searched", reranked["recalls_before"])
-    _add_recalls(table, "re-ranked" if reranked else "%", summary["recalls"])
+        _add_recalls(shown, "searched", reranked["recalls_before"])
+    _add_recalls(shown, "re-ranked" if reranked else "%", summary["recalls"])
     left = summary["queries_without_positive"]
     if left:
-        _add_recalls(table, "% of all queries", summary["recalls_of_all"])
+        _add_recalls(shown, "% of all queries", summary["recalls_of_all"])
     for condition, recalls in summary["recalls_by_condition"].items():
-        _add_recalls(table, Text(plain(condition)), recalls)
-    console.print(table)
+        _add_recalls(shown, Text(plain(condition)), recalls)
+    console.print(shown)
     if reranked:
         gain = f"{100 * reranked['recall_1_difference']:+.1f}, p = {reranked['p_value']:.1g}"
         console.print(
