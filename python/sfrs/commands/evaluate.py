@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sfrs.commands import options
-from sfrs.commands.data_options import Coordinates, DataSet
+from sfrs.commands.data_options import DataSet
 from sfrs.commands.flags import command, option
 from sfrs.runtime.atomic_io import write_json
 from sfrs.runtime.errors import UserError, counted
@@ -63,7 +63,6 @@ class Output:
 def evaluate(
     *,
     on: DataSet,
-    coordinates: Coordinates,
     weights: options.Weights,
     whitening: options.LearnedWhitening,
     images: options.Images,
@@ -87,9 +86,9 @@ def evaluate(
                 "--descriptors are scored as they are; leave out --weights, --whitening, --whiten and "
                 "--rerank."
             )
-        _evaluate_saved(on, coordinates, scored, output)
+        _evaluate_saved(on, scored, output)
         return
-    reading = on.reading(coordinates)
+    reading = on.reading(on)
     data = on.path(reading)
     model = options.open_model(weights, whitening, images, running)
 
@@ -140,7 +139,7 @@ def evaluate(
     _show(summary, skipped, output.out, output.as_json)
 
 
-def _evaluate_saved(on: DataSet, coordinates: Coordinates, scored: Score, output: Output) -> None:
+def _evaluate_saved(on: DataSet, scored: Score, output: Output) -> None:
     """Score descriptors that another program wrote."""
     from sfrs.data.places import load_places
     from sfrs.data.places.rows import read_rows
@@ -148,7 +147,7 @@ def _evaluate_saved(on: DataSet, coordinates: Coordinates, scored: Score, output
 
     if output.save_contact_sheet and on.data is None and on.database is None:
         raise UserError("--save-contact-sheet shows images; say which with --data.")
-    tables, reading = coordinates.positions or (), on.reading(replace(coordinates, positions=None))
+    tables, reading = on.positions or (), on.reading(replace(on, positions=None))
     database, queries = map(load_descriptors, on.descriptors or ())
     if on.data is None and on.database is None:
         places = read_rows(tables, (len(database), len(queries)), reading)
