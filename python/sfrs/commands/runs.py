@@ -32,7 +32,6 @@ def runs(
     Runs may be going on meanwhile. The time does not count pauses between a stop and --resume. Curves are
     drawn by TensorBoard (sfrs train --tensorboard), and by sfrs report on the page about a run.
     """
-
     from sfrs.training.runs import Run, find_runs, labels
 
     read = [Run.read(path) for path in find_runs(paths)]
