@@ -25,7 +25,6 @@ def city(
     daylight images and queries by day, overcast, dusk and night, from other places and with other lenses.
     An interrupted run is continued.
     """
-
     import torch
 
     from sfrs.synthetic.city.write import city_config, write_city

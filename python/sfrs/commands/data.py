@@ -60,7 +60,6 @@ def check(
 
     Leaves with exit code 1 if something was found at which training or evaluation would stop.
     """  # fmt: skip
-
     from sfrs.data.check import Rules as Checked
     from sfrs.data.check import check_data, serves
 
@@ -79,7 +78,6 @@ def check(
 
 
 def _show(title: str, checks: list[SplitCheck]) -> None:
-
     table = Table()
     table.add_column("split")
     for found in checks:
@@ -110,7 +108,6 @@ def _show(title: str, checks: list[SplitCheck]) -> None:
 
 def _serves(checks: list[SplitCheck]) -> list[Text]:
     """Say what the data set is good for."""
-
     from sfrs.data.check import ANY, serves
 
     able = serves(checks)

@@ -96,7 +96,7 @@ class DataSaid:
 
 
 @dataclass(frozen=True)
-class DataSet(DataSaid):
+class DataSet(DataSaid, Coordinates):
     """What to evaluate on."""
 
     data: Path | None = option(

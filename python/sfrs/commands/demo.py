@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING
 
 from rich import box
 from rich.console import Console
-from rich.table import Table
 
 from sfrs.commands.flags import command, option
 from sfrs.runtime.errors import UserError
-from sfrs.runtime.terminal import progress_tasks, say, show
+from sfrs.runtime.terminal import progress_tasks, say, show, table
 
 if TYPE_CHECKING:
     from sfrs.synthetic.demo import DemoResult
@@ -59,17 +58,12 @@ def demo(
 
 
 def _show(result: DemoResult, total: float) -> None:
-
     console = Console()
     title = f"Recall@N on {result.queries:,} test queries, in %"
-    table = Table(
-        title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True
-    )
-    table.add_column("network", no_wrap=True)
-    for heading in ("passes", "@1", "@5", "@10", "vs SARE", "p", "s"):
-        table.add_column(heading, justify="right", no_wrap=True)
+    numbers = ("passes", "@1", "@5", "@10", "vs SARE", "p", "s")
+    shown = table(title, "network", numbers, box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     for row in result.rows:
-        table.add_row(
+        shown.add_row(
             row.label,
             f"{row.passes}",
             *[f"{100 * row.recalls[n]:.1f}" for n in (1, 5, 10)],
@@ -77,7 +71,7 @@ def _show(result: DemoResult, total: float) -> None:
             "" if row.p_value is None else f"{row.p_value:.1g}",
             f"{row.seconds:.0f}" if row.seconds else "",
         )
-    console.print(table)
+    console.print(shown)
     console.print(
         "passes: how often every training query was used; s: seconds of training, generation 1 included.\n"
         "vs SARE: recall@1 against the equally long SARE-ind; p: exact McNemar test on the same queries.",
@@ -85,9 +79,7 @@ def _show(result: DemoResult, total: float) -> None:
         soft_wrap=True,
     )
     show(_photographs(result))
-    stages = Table(title="Where the time went", title_justify="left", box=box.SIMPLE, show_header=False)
-    stages.add_column("stage")
-    stages.add_column("s", justify="right")
+    stages = table("Where the time went", "stage", ["s"], box=box.SIMPLE, show_header=False)
     for stage, seconds in result.seconds.items():
         stages.add_row(stage, f"{seconds:.1f}")
     stages.add_row("everything else", f"{total - sum(result.seconds.values()):.1f}")

@@ -12,11 +12,11 @@ from rich.table import Table
 from rich.text import Text
 
 from sfrs.commands import options
-from sfrs.commands.data_options import Coordinates, DataSet
+from sfrs.commands.data_options import DataSet
 from sfrs.commands.flags import command, option
 from sfrs.runtime.atomic_io import write_json
 from sfrs.runtime.errors import UserError, counted
-from sfrs.runtime.terminal import plain, progress_tasks, show
+from sfrs.runtime.terminal import plain, progress_tasks, show, table
 
 if TYPE_CHECKING:
     from sfrs.data.places import Places
@@ -63,7 +63,6 @@ class Output:
 def evaluate(
     *,
     on: DataSet,
-    coordinates: Coordinates,
     weights: options.Weights,
     whitening: options.LearnedWhitening,
     images: options.Images,
@@ -87,9 +86,9 @@ def evaluate(
                 "--descriptors are scored as they are; leave out --weights, --whitening, --whiten and "
                 "--rerank."
             )
-        _evaluate_saved(on, coordinates, scored, output)
+        _evaluate_saved(on, scored, output)
         return
-    reading = on.reading(coordinates)
+    reading = on.reading(on)
     data = on.path(reading)
     model = options.open_model(weights, whitening, images, running)
 
@@ -140,7 +139,7 @@ def evaluate(
     _show(summary, skipped, output.out, output.as_json)
 
 
-def _evaluate_saved(on: DataSet, coordinates: Coordinates, scored: Score, output: Output) -> None:
+def _evaluate_saved(on: DataSet, scored: Score, output: Output) -> None:
     """Score descriptors that another program wrote."""
     from sfrs.data.places import load_places
     from sfrs.data.places.rows import read_rows
@@ -148,7 +147,7 @@ def _evaluate_saved(on: DataSet, coordinates: Coordinates, scored: Score, output
 
     if output.save_contact_sheet and on.data is None and on.database is None:
         raise UserError("--save-contact-sheet shows images; say which with --data.")
-    tables, reading = coordinates.positions or (), on.reading(replace(coordinates, positions=None))
+    tables, reading = on.positions or (), on.reading(replace(on, positions=None))
     database, queries = map(load_descriptors, on.descriptors or ())
     if on.data is None and on.database is None:
         places = read_rows(tables, (len(database), len(queries)), reading)
@@ -252,27 +251,22 @@ def _write(out: Path, summary: dict, result: Evaluation, places: Places, save_co
 
 
 def _show(summary: dict, skipped: list[tuple], out: Path | None, as_json: bool) -> None:
-
     console = Console()
     options.show_skipped(skipped)
     if as_json:
         print(json.dumps(summary, indent=2))
         return
-    title = Text(plain(f"{summary['name']}, {summary['split']}"))
-    table = Table(title=title, title_style="bold", title_justify="left")
-    table.add_column("recall@")
-    for n in summary["recalls"]:
-        table.add_column(n, justify="right")
+    shown = table(f"{summary['name']}, {summary['split']}", "recall@", summary["recalls"])
     reranked = summary.get("rerank")
     if reranked:
-        _add_recalls(table, "searched", reranked["recalls_before"])
-    _add_recalls(table, "re-ranked" if reranked else "%", summary["recalls"])
+        _add_recalls(shown, "searched", reranked["recalls_before"])
+    _add_recalls(shown, "re-ranked" if reranked else "%", summary["recalls"])
     left = summary["queries_without_positive"]
     if left:
-        _add_recalls(table, "% of all queries", summary["recalls_of_all"])
+        _add_recalls(shown, "% of all queries", summary["recalls_of_all"])
     for condition, recalls in summary["recalls_by_condition"].items():
-        _add_recalls(table, Text(plain(condition)), recalls)
-    console.print(table)
+        _add_recalls(shown, Text(plain(condition)), recalls)
+    console.print(shown)
     if reranked:
         gain = f"{100 * reranked['recall_1_difference']:+.1f}, p = {reranked['p_value']:.1g}"
         console.print(

@@ -190,7 +190,6 @@ def _model(
 
 
 def _show(out: Path, as_json: bool, change: Change | None = None) -> None:
-
     from sfrs.retrieval.index import summarise
 
     facts = summarise(out)
@@ -209,7 +208,6 @@ def _show(out: Path, as_json: bool, change: Change | None = None) -> None:
 
 
 def _print_facts(facts: dict) -> None:
-
     kind, size = facts["kind"], facts["size"]
     if kind in ("pq", "ivf", "disk") and not facts["compressed"]:
         kind += " (few images yet: every row is compared)"

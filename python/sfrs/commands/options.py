@@ -270,6 +270,5 @@ def readable(files: list[Path], path: Path, workers: int, tasks: "Tasks") -> lis
 
 def show_skipped(skipped: Iterable[tuple[Path, str]]) -> None:
     """Name images that were left out, and why."""
-
     for file, why in skipped:
         say(("Skipped", "yellow"), f" {file}: {why}")

@@ -76,5 +76,4 @@ def report(
 
 
 def _written(page: Path) -> None:
-
     show(f"{page}: {page.stat().st_size / 1e6:.1f} MB, nothing outside it is needed")

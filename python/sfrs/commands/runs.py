@@ -32,7 +32,6 @@ def runs(
     Runs may be going on meanwhile. The time does not count pauses between a stop and --resume. Curves are
     drawn by TensorBoard (sfrs train --tensorboard), and by sfrs report on the page about a run.
     """
-
     from sfrs.training.runs import Run, find_runs, labels
 
     read = [Run.read(path) for path in find_runs(paths)]
@@ -64,7 +63,6 @@ def _facts(run: Run) -> dict[str, Any]:
 
 
 def _show(runs: Sequence[Run], names: Sequence[str]) -> None:
-
     console = Console(markup=False, emoji=False)  # names of folders are text
     console.print(_states(runs, names))
     console.print(_bests(runs, names))
@@ -73,7 +71,6 @@ def _show(runs: Sequence[Run], names: Sequence[str]) -> None:
 
 
 def _states(runs: Sequence[Run], names: Sequence[str]) -> Table:
-
     table = _table("Runs", "run", "state")
     for heading in ("generation", "epoch", "loss", "tuples/s", "time"):
         table.add_column(heading, justify="right", no_wrap=True)
@@ -123,13 +120,11 @@ def _differences(runs: Sequence[Run], names: Sequence[str]) -> Table | str:
 
 
 def _value(value: Any) -> str:
-
     text = ",".join(map(str, value)) if isinstance(value, list) else f"{value}"
     return plain(text) or "none"
 
 
 def _table(title: str, *headings: str) -> Table:
-
     look = {"box": box.SIMPLE_HEAD, "pad_edge": False, "collapse_padding": True}
     table = Table(title=title, title_justify="left", title_style="bold", **look)
     for heading in headings:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,34 @@ from sfrs.runtime.terminal import progress_tasks, say, show
 
 if TYPE_CHECKING:
     from sfrs.synthetic.study import Variant
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Which variants."""
+
+    variants: str = option(
+        "Of paper, softer, negatives, image, regions, levels; empty: only those of --variant.",
+        default="paper,softer,negatives,image",
+        metavar="NAME,...",
+    )
+    variant: list[str] | None = option(
+        "One of your own: its changes to the configuration of generations 2 and later. Repeatable.",
+        metavar="'NAME: FIELD=VALUE ...'",
+    )
+
+    def parse(self) -> list[Variant]:
+        """Read them. Raises `UserError` if one is not known, or is named twice."""
+        from sfrs.synthetic.study import VARIANTS
+
+        known = {each.name: each for each in VARIANTS}
+        names = [name.strip() for name in self.variants.split(",") if name.strip()]
+        if unknown := [name for name in names if name not in known]:
+            raise UserError(f"--variants is {self.variants!r}, {unknown[0]!r} is none of {', '.join(known)}")
+        compared = [*(known[name] for name in names), *map(own_variant, self.variant or ())]
+        if len({each.name for each in compared}) < len(compared):
+            raise UserError("--variants and --variant name a variant twice")
+        return compared
 
 
 @command(
@@ -25,15 +54,7 @@ def study(
     seeds: str = option("Each is a city and a training of its own.", default="0,1,2", metavar="N,N,..."),
     generations: int = option("Of every variant; the first is SARE-ind.", default=2, min=2, max=20),
     backbone: str = option("gradient, or one with published weights.", default="gradient"),
-    variants: str = option(
-        "Of paper, softer, negatives, image, regions, levels; empty: only those of --variant.",
-        default="paper,softer,negatives,image",
-        metavar="NAME,...",
-    ),
-    variant: list[str] | None = option(
-        "One of your own: its changes to the configuration of generations 2 and later. Repeatable.",
-        metavar="'NAME: FIELD=VALUE ...'",
-    ),
+    which: Compared,
     split: str = option("Quarters that are scored: test, or val to choose among variants.", default="test"),
     size: str = option("demo, or small to rehearse.", default="demo"),
     threads: int | None = option("Threads.", min=1, show_default="all cores"),
@@ -47,7 +68,7 @@ def study(
     import torch
 
     from sfrs.synthetic.experiment import SCALES
-    from sfrs.synthetic.study import VARIANTS, Study, run_study
+    from sfrs.synthetic.study import Study, run_study
 
     if size not in SCALES:
         raise UserError(f"--size is {size!r}, expected one of {', '.join(SCALES)}")
@@ -59,13 +80,7 @@ def study(
         numbers = []
     if not numbers or min(numbers) < 0 or len(set(numbers)) < len(numbers):
         raise UserError(f"--seeds is {seeds!r}, expected distinct whole numbers such as 0,1,2")
-    known = {each.name: each for each in VARIANTS}
-    names = [name.strip() for name in variants.split(",") if name.strip()]
-    if unknown := [name for name in names if name not in known]:
-        raise UserError(f"--variants is {variants!r}, {unknown[0]!r} is none of {', '.join(known)}")
-    compared = [*(known[name] for name in names), *map(own_variant, variant or ())]
-    if len({each.name for each in compared}) < len(compared):
-        raise UserError("--variants and --variant name a variant twice")
+    compared = which.parse()
     if threads is not None:
         torch.set_num_threads(threads)
     with progress_tasks() as tasks:

@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_h
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from sfrs.commands.flags import command, option
 from sfrs.commands.options import show_skipped
 from sfrs.runtime.errors import UserError
 from sfrs.runtime.progress import quiet
-from sfrs.runtime.terminal import progress_tasks, say, show
+from sfrs.runtime.terminal import progress_tasks, say, show, table
 from sfrs.training.config import PRESETS, TrainConfig, flag_text, parse_flag
 
 if TYPE_CHECKING:
@@ -172,13 +171,8 @@ def _without_bad_images(places: tuple["Places", "Places"], *, show: bool) -> tup
 
 
 def _show(result: "RunResult") -> None:
-
-    table = Table(title="Validation recall, %", title_style="bold", title_justify="left")
-    table.add_column("network")
-    for n in result.initial.recalls:
-        table.add_column(f"@{n}", justify="right")
+    shown = table("Validation recall, %", "network", [f"@{n}" for n in result.initial.recalls])
     for best in (result.initial, *result.generations):
-        table.add_row(best.title, *(f"{100 * recall:.1f}" for recall in best.recalls.values()))
-    console = Console()
-    console.print(table)
+        shown.add_row(best.title, *(f"{100 * recall:.1f}" for recall in best.recalls.values()))
+    Console().print(shown)
     show(f"The network of the last generation is {result.final.weights}")

@@ -7,13 +7,15 @@ are no text. Whatever is printed goes through `plain`, and has no markup.
 import sys
 import unicodedata
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from io import TextIOWrapper
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, ProgressColumn, Task, TextColumn
 from rich.progress import Progress as Bars
+from rich.table import Column, Table
 from rich.text import Text
 
 from sfrs.runtime.progress import Progress, Tasks
@@ -36,6 +38,12 @@ def say(*parts: str | tuple[str, str]) -> None:
     """Print a line on standard error; a part may be a pair of a text and its style."""
     shown = [plain(part) if isinstance(part, str) else (plain(part[0]), part[1]) for part in parts]
     messages.print(Text.assemble(*shown), soft_wrap=True)
+
+
+def table(title: str, first: str, numbers: Iterable[str], **look: Any) -> Table:
+    """Make a table of a column of texts and others of numbers, which stand to the right."""
+    columns = [Column(first), *(Column(name, justify="right", no_wrap=True) for name in numbers)]
+    return Table(*columns, title=Text(plain(title)), title_style="bold", title_justify="left", **look)
 
 
 def encode_anything() -> None:

@@ -4,7 +4,7 @@ see a bar move (a log file, a batch system).
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -171,8 +171,5 @@ def training_display(
 ) -> Iterator[TrainingDisplay]:
     """Open the display for as long as the context lasts: bars on a terminal, lines anywhere else."""
     display = TrainingDisplay(config, console, clock)
-    if display.bars is None:
-        yield display
-        return
-    with display.bars:
+    with display.bars or nullcontext():
         yield display

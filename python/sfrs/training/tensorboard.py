@@ -33,7 +33,13 @@ class TensorBoard(TrainingProgress):
 
     def __init__(self, directory: RunDirectory) -> None:
         self.directory, self.folder = directory, directory.path / "tensorboard"
-        self._open_writer = event_writer()
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise UserError(
+                "--tensorboard needs the package tensorboard, which is not installed: pip install tensorboard"
+            ) from error
+        self._open_writer = SummaryWriter
         self._writer: Any = None
         self._read = 0  # bytes of the metrics that are written
         self._generation, self._before, self._step = 1, 0, 0
@@ -87,14 +93,3 @@ class TensorBoard(TrainingProgress):
             scalars |= {FIGURES[key] + suffix: line[key] for key in keys if key in line}
         for name, value in scalars.items():
             self._writer.add_scalar(name, value, self._before + self._step, walltime=line.get("time"))
-
-
-def event_writer() -> type:
-    """Return the writer of event files. Raises `UserError` if the package tensorboard is not installed."""
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise UserError(
-            "--tensorboard needs the package tensorboard, which is not installed: pip install tensorboard"
-        ) from error
-    return SummaryWriter

@@ -72,7 +72,12 @@ def shots_of(photos: dict[str, list[Photo]], reading: Reading) -> tuple[Shots, s
     if unplaced and not (reading.lenient or reading.skip_unplaced):
         raise _unplaced(unplaced, len(every))
     if unplaced:
-        warnings.warn(_left_out(unplaced, len(every), reading.lenient), LeftOutWarning, stacklevel=3)
+        what = "say nowhere where they were taken"
+        what = what if reading.lenient else f"that {what} are left out"
+        listed = ", ".join(map(str, unplaced[:NAMED])) + (", ..." if len(unplaced) > NAMED else "")
+        warnings.warn(
+            f"{len(unplaced):,} of {len(every):,} photographs {what}: {listed}", LeftOutWarning, stacklevel=3
+        )
     positions, system = project(every, reading.zone or first_zone(every))
     rows = iter(positions.tolist())
     shots: Shots = {}
@@ -83,14 +88,6 @@ def shots_of(photos: dict[str, list[Photo]], reading: Reading) -> tuple[Shots, s
             if photo.placed or reading.lenient
         ]
     return shots, system
-
-
-def _left_out(files: Sequence[Path], count: int, kept: bool) -> str:
-    what = (
-        "say nowhere where they were taken" if kept else "that say nowhere where they were taken are left out"
-    )
-    listed = ", ".join(map(str, files[:NAMED])) + (", ..." if len(files) > NAMED else "")
-    return f"{len(files):,} of {count:,} photographs {what}: {listed}"
 
 
 def _unplaced(files: Sequence[Path], count: int) -> PlacesError:
