@@ -1,4 +1,4 @@
-"""``python -m benchmarks.studies generations|choice [--out DIR] [--threads N]``: studies that are recorded.
+"""``python -m benchmarks.studies generations|choice [--seeds N,N] [--out DIR]``: studies that are recorded.
 
 Each is one ``sfrs study``, which goes on where it stopped: ``generations`` is the table of three cities,
 ``choice`` the search among losses on validation quarters that docs/research.md describes.
@@ -19,14 +19,15 @@ import numpy as np
 from sfrs.retrieval.mcnemar import Paired, mcnemar
 from sfrs.synthetic.study import Line, markdown
 
-from .record import RESULTS, ROOT, machine, write_json
+from .record import RESULTS, ROOT, command, machine, write_json
 
 LITE = ["--generations", "3", "--backbone", "efficientnet-lite0"]
 AS_NEGATIVES = "soft_negatives=true soft_ranks=2,8 region_negatives=false"
 STUDIES = {
-    "generations": [*LITE, "--seeds", "0,1,2", "--variants", "negatives,regions,levels"],
-    "choice": [*LITE, "--seeds", "10,11", "--split", "val", "--variants", "negatives"],
+    "generations": [*LITE, "--variants", "negatives,regions,levels"],
+    "choice": [*LITE, "--split", "val", "--variants", "negatives"],
 }
+SEEDS = {"generations": "0,1,2", "choice": "10,11"}
 OF_CHOICE = {  # label -> changes
     "by level": f"{AS_NEGATIVES} soft_loss=by-level teacher_temperatures=0.15",
     "whole and best": f"{AS_NEGATIVES} soft_loss=whole-and-best teacher_temperatures=0.15",
@@ -39,7 +40,7 @@ PLOT = ROOT.parent / "docs/plots/generations.png"
 
 
 def arguments(name: str) -> list[str]:
-    """Return what ``sfrs study`` is given, but for its folder and threads."""
+    """Return what ``sfrs study`` is given, but for its seeds, folder and threads."""
     of_choice = [part for item in OF_CHOICE.items() for part in ("--variant", ": ".join(item))]
     return [*STUDIES[name], *(of_choice if name == "choice" else [])]
 
@@ -91,14 +92,16 @@ def last_hits(file: Path) -> np.ndarray:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.studies", description=__doc__)
     parser.add_argument("name", choices=STUDIES)
+    parser.add_argument("--seeds", help=f"of {SEEDS}")
     parser.add_argument("--out", type=Path, help="folder of the study; runs/NAME")
     parser.add_argument("--threads", default="1", help="of torch; they change the last digits of results")
     given = parser.parse_args()
     out = given.out or ROOT.parent / "runs" / given.name
-    study = [sys.executable, "-m", "sfrs", "study", *arguments(given.name), "--threads", given.threads]
-    subprocess.run([*study, "--out", out], check=True)
+    asked = ["--seeds", given.seeds or SEEDS[given.name], "--threads", given.threads]
+    study = [sys.executable, "-m", "sfrs", "study", *arguments(given.name), *asked, "--out", out]
+    subprocess.run(study, check=True)
     recorded = json.loads((out / "study.json").read_text("utf-8"))
-    said = f"python -m benchmarks.studies {given.name} --threads {given.threads}"
+    said = command("benchmarks.studies", [given.name, *asked])
     recorded = {"command": said, "machine": machine(int(given.threads))} | recorded
     if given.name == "generations":
         recorded["adding"] = adding(out, recorded["seeds"])
