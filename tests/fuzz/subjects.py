@@ -34,7 +34,6 @@ from sfrs.models.model import Model
 from sfrs.models.whitening import Whitening
 from sfrs.retrieval.index import Index, quantised
 from sfrs.retrieval.index.derive import derive
-from sfrs.retrieval.index.rows import RowFile
 from sfrs.retrieval.index.store import Entry, Store
 from sfrs.runtime import array_files
 from sfrs.runtime.errors import UserError
@@ -142,10 +141,8 @@ def make_compressed(folder: Path) -> None:
         path = folder / kind
         path.mkdir()
         store = Store.create(path, Model(network_of_seed(), size=SIZE), kind)
-        target = RowFile(*store.rows_of("descriptors"), 0)
-        target.append(torch.nn.functional.normalize(rows).numpy())
-        target.close()
-        store.add(0, [Entry(b"/made/up/%d.jpg" % i, 9.0 * i, 0.0, 0, 0) for i in range(ROWS)])
+        entries = [Entry(b"/made/up/%d.jpg" % i, 9.0 * i, 0.0, 0, 0) for i in range(ROWS)]
+        store.add(entries, torch.nn.functional.normalize(rows).numpy())
         with patch.object(quantised, "FEWEST", 100):
             derive(store, None)
         store.close()

@@ -10,6 +10,7 @@ from tiny_training import SIZE, cache_of, network_of_seed, tiny_config
 
 from sfrs.data.jitter import ColorJitter
 from sfrs.runtime.distributed import Processes
+from sfrs.runtime.progress import silent
 from sfrs.training.preparation import build_features
 from sfrs.training.progress import TrainingProgress
 from sfrs.training.trainer import train
@@ -92,7 +93,7 @@ def test_processes_fill_a_cache_together(files, tmp_path, place, budget):
             place=place,
             path=tmp_path / "trunk",
             processes=Threads(rank, 3, meeting, given),
-            progress=(lambda done, total: progress.append((done, total))) if rank == 0 else None,
+            progress=(lambda done, total: progress.append((done, total))) if rank == 0 else silent,
             **options,
         ).features
 

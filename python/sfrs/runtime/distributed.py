@@ -27,7 +27,7 @@ class PeerLostError(UserError, RuntimeError):
     """Another process of the run has ended."""
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Processes:
     """The processes of this run, seen from one of them; those of its machine are the local ones."""
 
