@@ -119,8 +119,7 @@ def _weights(
 def groups(places: Places) -> dict[str, np.ndarray]:
     """Return the test queries by time of day."""
     conditions = np.array([file.name.split("@")[14].partition("-")[0] for file in places.queries.files])
-    found = {name: conditions == name for name in sorted(set(conditions))}
-    return found
+    return {name: conditions == name for name in sorted(set(conditions))}
 
 
 def recalls(result: Evaluation, by_group: dict[str, np.ndarray]) -> dict[str, float]:

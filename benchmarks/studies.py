@@ -1,7 +1,7 @@
 """``python -m benchmarks.studies generations|choice [--seeds N,N] [--out DIR]``: studies that are recorded.
 
-Each is one ``sfrs study``, which goes on where it stopped: ``generations`` is the table of three cities,
-``choice`` the search among losses on validation quarters that docs/research.md describes.
+Each goes on where it stopped: ``generations`` is the table of three cities, ``choice`` the search among
+losses on validation quarters that docs/research.md describes.
 
 Figures go to benchmarks/results/NAME.json; `make report` puts them into docs/study.md and docs/research.md.
 """
@@ -9,40 +9,69 @@ Figures go to benchmarks/results/NAME.json; `make report` puts them into docs/st
 import argparse
 import json
 import shutil
-import subprocess
-import sys
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from sfrs.retrieval.mcnemar import Paired, mcnemar
-from sfrs.synthetic.study import Line, markdown
+from sfrs.runtime.terminal import progress_tasks, say
+from sfrs.synthetic.experiment import SOFT_NEGATIVES
+from sfrs.synthetic.study import VARIANTS, Line, Study, Variant, markdown, run_study
+from sfrs.training.losses import SOFT_LOSSES, region_negatives, soft_loss
 
 from .record import RESULTS, ROOT, command, machine, write_json
 
-LITE = ["--generations", "3", "--backbone", "efficientnet-lite0"]
-AS_NEGATIVES = "soft_negatives=true soft_ranks=2,8 region_negatives=false"
-STUDIES = {
-    "generations": [*LITE, "--variants", "negatives,regions,levels"],
-    "choice": [*LITE, "--split", "val", "--variants", "negatives"],
+REGIONS = {name: value for name, value in SOFT_NEGATIVES.items() if name != "soft_level"}
+BY_LEVEL = {**REGIONS, "soft_loss": "by-level"}
+OF_CHOICE = {  # label -> changes
+    "by level": BY_LEVEL,
+    "whole and best": {**REGIONS, "soft_loss": "whole-and-best"},
+    "sharper": {**SOFT_NEGATIVES, "teacher_temperatures": (0.05,)},
+    "regions by rank": REGIONS,
+    "by level, sharper": {**BY_LEVEL, "teacher_temperatures": (0.05,)},
+}
+NAMED = {variant.name: variant for variant in VARIANTS}
+VARIANTS_OF = {
+    "generations": [NAMED[name] for name in ("negatives", "regions", "levels")],
+    "choice": [
+        NAMED["negatives"],
+        *(
+            Variant(label.replace(",", "").replace(" ", "_"), label, changes)
+            for label, changes in OF_CHOICE.items()
+        ),
+    ],
 }
 SEEDS = {"generations": "0,1,2", "choice": "10,11"}
-OF_CHOICE = {  # label -> changes
-    "by level": f"{AS_NEGATIVES} soft_loss=by-level teacher_temperatures=0.15",
-    "whole and best": f"{AS_NEGATIVES} soft_loss=whole-and-best teacher_temperatures=0.15",
-    "sharper": f"{AS_NEGATIVES} soft_level=image teacher_temperatures=0.05",
-    "regions by rank": f"{AS_NEGATIVES} teacher_temperatures=0.15",
-    "by level, sharper": f"{AS_NEGATIVES} soft_loss=by-level teacher_temperatures=0.05",
-}
+SPLITS = {"generations": "test", "choice": "val"}
 ADDING = ("levels", "negatives")
 PLOT = ROOT.parent / "docs/plots/generations.png"
 
 
-def arguments(name: str) -> list[str]:
-    """Return what ``sfrs study`` is given, but for its seeds, folder and threads."""
-    of_choice = [part for item in OF_CHOICE.items() for part in ("--variant", ": ".join(item))]
-    return [*STUDIES[name], *(of_choice if name == "choice" else [])]
+def soft_loss_whole_and_best(
+    student: Tensor, teacher: Tensor, *temperatures: float, negatives: Tensor, valid: Tensor
+) -> Tensor:
+    """Compute the mean of `soft_loss` for whole images and for each positive's region that fits best.
+
+    The teacher chooses a positive's region; a negative is its region most similar to the query.
+    """
+    region = teacher.argmax(dim=2, keepdim=True)  # [T, P, 1]
+    whole = soft_loss(
+        student[:, :, :1], teacher[:, :, :1], *temperatures, negatives=negatives[:, :, :1], valid=valid
+    )
+    best = soft_loss(
+        student.gather(2, region),
+        teacher.gather(2, region),
+        *temperatures,
+        negatives=region_negatives(negatives)[:, :, None],
+        valid=valid,
+    )
+    return (whole + best) / 2
+
+
+SOFT_LOSSES["whole-and-best"] = soft_loss_whole_and_best
 
 
 def lines(recorded: dict) -> list[Line]:
@@ -91,22 +120,31 @@ def last_hits(file: Path) -> np.ndarray:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.studies", description=__doc__)
-    parser.add_argument("name", choices=STUDIES)
+    parser.add_argument("name", choices=SEEDS)
     parser.add_argument("--seeds", help=f"of {SEEDS}")
     parser.add_argument("--out", type=Path, help="folder of the study; runs/NAME")
-    parser.add_argument("--threads", default="1", help="of torch; they change the last digits of results")
+    parser.add_argument("--threads", type=int, default=1, help="they change the last digits of results")
     given = parser.parse_args()
-    out = given.out or ROOT.parent / "runs" / given.name
-    asked = ["--seeds", given.seeds or SEEDS[given.name], "--threads", given.threads]
-    study = [sys.executable, "-m", "sfrs", "study", *arguments(given.name), *asked, "--out", out]
-    subprocess.run(study, check=True)
+    name, out = given.name, given.out or ROOT.parent / "runs" / given.name
+    seeds = given.seeds or SEEDS[name]
+    torch.set_num_threads(given.threads)
+    with progress_tasks() as tasks:
+        study = Study(
+            out,
+            [int(seed) for seed in seeds.split(",")],
+            VARIANTS_OF[name],
+            generations=3,
+            backbone="efficientnet-lite0",
+            split=SPLITS[name],
+        )
+        run_study(study, tasks=tasks, say=say)
     recorded = json.loads((out / "study.json").read_text("utf-8"))
-    said = command("benchmarks.studies", [given.name, *asked])
-    recorded = {"command": said, "machine": machine(int(given.threads))} | recorded
-    if given.name == "generations":
+    said = command("benchmarks.studies", [name, "--seeds", seeds, "--threads", str(given.threads)])
+    recorded = {"command": said, "machine": machine(given.threads)} | recorded
+    if name == "generations":
         recorded["adding"] = adding(out, recorded["seeds"])
         shutil.copyfile(out / "study.png", PLOT)
-    write_json(RESULTS / f"{given.name}.json", recorded)
+    write_json(RESULTS / f"{name}.json", recorded)
 
 
 if __name__ == "__main__":

@@ -59,25 +59,17 @@ def assert_same_with_gradients(actual, expected, inputs):
         assert other.abs().max() > 1e-6
 
 
-def explicit_soft(query, quarters, teacher, regions, regions_of_negatives, with_negatives):
-    """The soft losses ``[T]`` from descriptors.
-
-    Args:
-        regions: (tuple, positive) -> its regions.
-        regions_of_negatives: None for the one most similar to the query.
-    """
+def explicit_soft(query, quarters, teacher, regions, with_negatives):
+    """The soft losses ``[T]`` of some regions from descriptors."""
     descriptors = explicit_regions(quarters)
     losses = []
     for t in range(T):
         similarity = descriptors[t] @ unit(query)[t].flatten()  # [G, 9]
-        places = [(p, r) for p in range(P) for r in regions(t, p)]
+        places = [(p, r) for p in range(P) for r in regions]
         labels = [math.exp(teacher[t, p, r] / TAU_TEACHER) for p, r in places]
         student = [torch.exp(similarity[1 + N + p, r] / TAU) for p, r in places]
-        others = [
-            torch.exp(similarity[1 + n, r] / TAU)
-            for n in range(N if with_negatives else 0)
-            for r in regions_of_negatives or [int(similarity[1 + n].argmax())]
-        ]
+        negatives = range(N if with_negatives else 0)
+        others = [torch.exp(similarity[1 + n, r] / TAU) for n in negatives for r in regions]
         losses.append(
             -sum(
                 label / sum(labels) * torch.log(value / (sum(student) + sum(others)))
@@ -146,36 +138,27 @@ def test_soft_loss_is_the_papers_cross_entropy_over_the_regions_of_all_difficult
         TAU,
         negatives=negatives if soft_negatives else None,
     ).mean()
-    regions = range(count)
-    expected = explicit_soft(query, quarters, teacher, lambda t, p: regions, regions, soft_negatives)
+    expected = explicit_soft(query, quarters, teacher, range(count), soft_negatives)
     assert_same_with_gradients(actual, expected.mean(), tuples)
 
 
 @pytest.mark.parametrize("soft_negatives", [False, True])
-def test_soft_losses_by_level_and_of_the_best_region_are_means_of_soft_losses(tuples, soft_negatives):
+def test_the_soft_loss_by_level_is_the_mean_of_those_of_its_levels(tuples, soft_negatives):
     query, quarters = tuples
     teacher = torch.rand(T, P, 9, generator=torch.Generator().manual_seed(6), dtype=torch.float64)
 
-    def actual(name, count):
+    def actual(count):
         similarity = ours(tuples)[:, :, :count]
         negatives = similarity[:, 1 : 1 + N] if soft_negatives else None
-        loss = SOFT_LOSSES[name]
+        loss = SOFT_LOSSES["by-level"]
         return loss(
             similarity[:, 1 + N :], teacher[:, :, :count], TAU_TEACHER, TAU, negatives=negatives
         ).mean()
 
-    def explicit(of, regions_of_negatives):
-        return explicit_soft(query, quarters, teacher, of, regions_of_negatives, soft_negatives).mean()
-
     levels = [[0], [1, 2, 3, 4], [5, 6, 7, 8]]
-    whole, halves, quarter = (explicit(lambda t, p, level=level: level, level) for level in levels)
-    best = explicit(lambda t, p: [max(range(9), key=lambda r: teacher[t, p, r])], None)
-    for name, expected in (
-        ("by-level", (whole + halves + quarter) / 3),
-        ("whole-and-best", (whole + best) / 2),
-    ):
-        assert_same_with_gradients(actual(name, 9), expected, tuples)
-        torch.testing.assert_close(actual(name, 1), whole)
+    expected = [explicit_soft(query, quarters, teacher, level, soft_negatives).mean() for level in levels]
+    assert_same_with_gradients(actual(9), sum(expected) / 3, tuples)
+    torch.testing.assert_close(actual(1), expected[0])
 
 
 def test_a_tuple_with_few_difficult_positives_counts_like_that_tuple_alone():

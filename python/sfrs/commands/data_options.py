@@ -47,7 +47,7 @@ class Coordinates:
         from sfrs.data.photos import Sources
 
         if len(self.positions or ()) > 1:
-            raise UserError("--positions is given twice; that is for --descriptors, whose rows it places.")
+            raise UserError("--positions is given twice; only sfrs evaluate --descriptors takes two.")
         return Sources(str((self.positions or [""])[0]), str(self.track or ""), self.clock)
 
 

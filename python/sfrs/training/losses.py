@@ -140,48 +140,37 @@ def soft_loss(
     return loss.masked_fill(~valid.any(dim=1), 0)
 
 
-def soft_loss_by_level(student: Tensor, teacher: Tensor, *temperatures: float, **options) -> Tensor:
+def soft_loss_by_level(
+    student: Tensor,
+    teacher: Tensor,
+    teacher_temperature: float,
+    temperature: float = 0.07,
+    *,
+    valid: Tensor | None = None,
+    negatives: Tensor | None = None,
+) -> Tensor:
     """Compute the mean of `soft_loss` for whole images, for halves and for quarters, each level by itself.
 
     Regions of one size then compete with each other only, and the level of whole images, which retrieval
     uses, keeps a third of the loss whatever the teacher thinks of the others. This is not part of the paper.
-    Arguments: `soft_loss`.
+    Arguments and result: `soft_loss`.
     """
-    levels = [slice(0, 1), slice(1, 5), slice(5, 9)][: 1 if student.shape[2] == 1 else 3]
-    return torch.stack(
-        [_soft_loss_of(level, student, teacher, *temperatures, **options) for level in levels]
-    ).mean(dim=0)
+    levels = (slice(0, 1), slice(1, 5), slice(5, 9))[: 1 if student.shape[2] == 1 else 3]
+    losses = [
+        soft_loss(
+            student[:, :, level],
+            teacher[:, :, level],
+            teacher_temperature,
+            temperature,
+            valid=valid,
+            negatives=None if negatives is None else negatives[:, :, level],
+        )
+        for level in levels
+    ]
+    return torch.stack(losses).mean(dim=0)
 
 
-def soft_loss_whole_and_best(student: Tensor, teacher: Tensor, *temperatures: float, **options) -> Tensor:
-    """Compute the mean of `soft_loss` for whole images and for each positive's region that fits best.
-
-    The teacher chooses a positive's region; a negative is its region most similar to the query, as in
-    `region_negatives`. This is not part of the paper. Arguments: `soft_loss`.
-    """
-    region = teacher.argmax(dim=2, keepdim=True)  # [T, P, 1]
-    negatives = options.get("negatives")
-    closest = None if negatives is None else region_negatives(negatives)[:, :, None]
-    best = soft_loss(
-        student.gather(2, region),
-        teacher.gather(2, region),
-        *temperatures,
-        **options | {"negatives": closest},
-    )
-    return (_soft_loss_of(slice(0, 1), student, teacher, *temperatures, **options) + best) / 2
-
-
-def _soft_loss_of(regions: slice, student: Tensor, teacher: Tensor, *temperatures, **options) -> Tensor:
-    if options.get("negatives") is not None:
-        options["negatives"] = options["negatives"][:, :, regions]
-    return soft_loss(student[:, :, regions], teacher[:, :, regions], *temperatures, **options)
-
-
-SOFT_LOSSES: dict[str, Callable[..., Tensor]] = {
-    "cross-entropy": soft_loss,
-    "by-level": soft_loss_by_level,
-    "whole-and-best": soft_loss_whole_and_best,
-}
+SOFT_LOSSES: dict[str, Callable[..., Tensor]] = {"cross-entropy": soft_loss, "by-level": soft_loss_by_level}
 """Soft losses by the name for ``--soft-loss``; all take and return what `soft_loss` does."""
 
 
