@@ -30,10 +30,13 @@ class RowFile:
         numbers = torch.from_numpy(np.ascontiguousarray(rows)).to(self._dtype)
         self._file.write(numbers.numpy().reshape(-1).view(np.uint8).data)
 
-    def close(self) -> None:
+    def sync(self) -> None:
         """Return when everything appended is on the disk."""
         self._file.flush()
         os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        self.sync()
         self._file.close()
 
 
