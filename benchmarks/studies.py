@@ -46,6 +46,7 @@ VARIANTS_OF = {
 }
 SEEDS = {"generations": "0,1,2", "choice": "10,11"}
 SPLITS = {"generations": "test", "choice": "val"}
+GENERATIONS = {"generations": 4, "choice": 3}
 ADDING = ("levels", "negatives")
 PLOT = ROOT.parent / "docs/plots/generations.png"
 
@@ -107,7 +108,10 @@ def table(recorded: dict) -> str:
 
 def adding(out: Path, seeds: list[int]) -> dict:
     """Compare regions by level with image labels, both with negatives, in the last generation."""
-    pairs = [[last_hits(out / f"seed_{seed}" / f"{name}_3.scores.json") for name in ADDING] for seed in seeds]
+    last = GENERATIONS["generations"]
+    pairs = [
+        [last_hits(out / f"seed_{seed}" / f"{name}_{last}.scores.json") for name in ADDING] for seed in seeds
+    ]
     paired = mcnemar(*(np.concatenate(side) for side in zip(*pairs, strict=True)))
     return asdict(paired) | {"by_seed": [float(first.mean() - second.mean()) for first, second in pairs]}
 
@@ -133,7 +137,7 @@ def main() -> None:
             out,
             [int(seed) for seed in seeds.split(",")],
             VARIANTS_OF[name],
-            generations=3,
+            generations=GENERATIONS[name],
             backbone="efficientnet-lite0",
             split=SPLITS[name],
         )
