@@ -34,6 +34,7 @@ def main() -> None:
         plots,
         reranking_tables,
         scaling,
+        sizes,
         studies,
     )
     from .training import table as training
@@ -54,6 +55,7 @@ def main() -> None:
         ("docs/scale.md", "engine", "engine", engine.table),
         ("docs/locate.md", "confidence", "confidence", confidence_tables.tables),
         ("docs/photographs.md", "photographs", "photographs", photographs.table),
+        ("docs/photographs.md", "sizes", "sizes", sizes.table),
         ("docs/photographs.md", "fine-tuning", "fine-tuning", fine_tuning.table),
         ("docs/study.md", "generations", "generations", studies.table),
         ("docs/research.md", "choice", "choice", studies.table),

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks import fine_tuning, photographs
+from benchmarks import fine_tuning, photographs, sizes
 from sfrs.data.places import ImageSet, Places
 
 
@@ -64,3 +64,21 @@ def test_the_table_shows_every_way_on_every_set():
     rows = [line for line in text.splitlines() if line.startswith("| ")]
     assert len(rows) == 1 + 2 + 4 * (1 + len(photographs.NETWORKS))
     assert all(row.count("|") == 2 + len(photographs.SETS) for row in rows)
+
+
+def test_the_size_is_chosen_by_the_self_test_and_judged_by_the_queries():
+    hits = {"240": [True, False, False, False], "320": [True, True, False, True]}
+    by_size = {
+        size: {"tested": 9, "self_test": share, "recalls": [np.mean(hits[size])] * 3, "hits": hits[size]}
+        for size, share in (("240", 0.5), ("320", 0.6))
+    }
+    best = sizes.chosen(by_size)
+    assert best["size"] == 320 and best["difference"] == pytest.approx(0.5) and best["p_value"] == 0.5
+    about = {"commit": "0123abc", "date": "2026-01-01", "kernels": "avx2"}
+    recorded = {
+        "command": "x",
+        "machine": about,
+        "sizes": [240, 320],
+        "sets": {"place": {"by_size": by_size, "chosen": best}},
+    }
+    assert "| place | 50.0 / 25.0 | 60.0 / 75.0 | 320 | +50.0 | 0.5 |" in sizes.table(recorded)
