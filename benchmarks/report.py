@@ -58,6 +58,7 @@ def main() -> None:
         ("docs/photographs.md", "sizes", "sizes", sizes.table),
         ("docs/photographs.md", "fine-tuning", "fine-tuning", fine_tuning.table),
         ("docs/study.md", "generations", "generations", studies.table),
+        ("docs/study.md", "gradient", "gradient", studies.table),
         ("docs/research.md", "choice", "choice", studies.table),
         ("docs/research.md", "labels", "labels", labels.table),
         ("docs/reranking.md", "reranking", "reranking", reranking_tables.tables),

@@ -1,7 +1,7 @@
-"""``python -m benchmarks.studies generations|choice [--seeds N,N] [--out DIR]``: studies that are recorded.
+"""``python -m benchmarks.studies NAME [--seeds N,N] [--out DIR]``: studies that are recorded.
 
-Each goes on where it stopped: ``generations`` is the table of three cities, ``choice`` the search among
-losses on validation quarters that docs/research.md describes.
+Each goes on where it stopped. ``generations`` and ``gradient`` are the tables of three cities, by the two
+backbones; ``choice`` is the search among losses on validation quarters that docs/research.md describes.
 
 Figures go to benchmarks/results/NAME.json; `make report` puts them into docs/study.md and docs/research.md.
 """
@@ -9,7 +9,7 @@ Figures go to benchmarks/results/NAME.json; `make report` puts them into docs/st
 import argparse
 import json
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from sfrs.retrieval.mcnemar import Paired, mcnemar
 from sfrs.runtime.terminal import progress_tasks, say
-from sfrs.synthetic.experiment import SOFT_NEGATIVES
+from sfrs.synthetic.experiment import GRADIENT, SOFT_NEGATIVES
 from sfrs.synthetic.study import VARIANTS, Line, Study, Variant, markdown, run_study
 from sfrs.training.losses import SOFT_LOSSES, region_negatives, soft_loss
 
@@ -34,19 +34,35 @@ OF_CHOICE = {  # label -> changes
     "by level, sharper": {**BY_LEVEL, "teacher_temperatures": (0.05,)},
 }
 NAMED = {variant.name: variant for variant in VARIANTS}
-VARIANTS_OF = {
-    "generations": [NAMED[name] for name in ("negatives", "regions", "levels")],
-    "choice": [
-        NAMED["negatives"],
-        *(
-            Variant(label.replace(",", "").replace(" ", "_"), label, changes)
-            for label, changes in OF_CHOICE.items()
-        ),
-    ],
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """What a study trains by default."""
+
+    seeds: str
+    variants: list[Variant]
+    generations: int
+    backbone: str = "efficientnet-lite0"
+    split: str = "test"
+
+
+STUDIES = {
+    "generations": Recorded("0,1,2", [NAMED[name] for name in ("negatives", "levels")], 4),
+    "gradient": Recorded("0,1,2", [NAMED["negatives"]], 4, backbone=GRADIENT),
+    "choice": Recorded(
+        "10,11",
+        [
+            NAMED["negatives"],
+            *(
+                Variant(label.replace(",", "").replace(" ", "_"), label, changes)
+                for label, changes in OF_CHOICE.items()
+            ),
+        ],
+        3,
+        split="val",
+    ),
 }
-SEEDS = {"generations": "0,1,2", "choice": "10,11"}
-SPLITS = {"generations": "test", "choice": "val"}
-GENERATIONS = {"generations": 4, "choice": 3}
 ADDING = ("levels", "negatives")
 PLOT = ROOT.parent / "docs/plots/generations.png"
 
@@ -108,7 +124,7 @@ def table(recorded: dict) -> str:
 
 def adding(out: Path, seeds: list[int]) -> dict:
     """Compare regions by level with image labels, both with negatives, in the last generation."""
-    last = GENERATIONS["generations"]
+    last = STUDIES["generations"].generations
     pairs = [
         [last_hits(out / f"seed_{seed}" / f"{name}_{last}.scores.json") for name in ADDING] for seed in seeds
     ]
@@ -124,22 +140,23 @@ def last_hits(file: Path) -> np.ndarray:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.studies", description=__doc__)
-    parser.add_argument("name", choices=SEEDS)
-    parser.add_argument("--seeds", help=f"of {SEEDS}")
+    parser.add_argument("name", choices=STUDIES)
+    parser.add_argument("--seeds", help="instead of those of the record")
     parser.add_argument("--out", type=Path, help="folder of the study; runs/NAME")
     parser.add_argument("--threads", type=int, default=1, help="they change the last digits of results")
     given = parser.parse_args()
     name, out = given.name, given.out or ROOT.parent / "runs" / given.name
-    seeds = given.seeds or SEEDS[name]
+    of = STUDIES[name]
+    seeds = given.seeds or of.seeds
     torch.set_num_threads(given.threads)
     with progress_tasks() as tasks:
         study = Study(
             out,
             [int(seed) for seed in seeds.split(",")],
-            VARIANTS_OF[name],
-            generations=GENERATIONS[name],
-            backbone="efficientnet-lite0",
-            split=SPLITS[name],
+            of.variants,
+            generations=of.generations,
+            backbone=of.backbone,
+            split=of.split,
         )
         run_study(study, tasks=tasks, say=say)
     recorded = json.loads((out / "study.json").read_text("utf-8"))

@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.studies import ADDING, VARIANTS_OF, adding
+from benchmarks.studies import ADDING, STUDIES, adding
 from sfrs.training.config import TrainConfig
 from sfrs.training.losses import SOFT_LOSSES
 
 
 def test_variants_of_the_choice_are_configurations_and_have_folders_of_their_own():
-    names = [variant.name for variant in VARIANTS_OF["choice"]]
+    names = [variant.name for variant in STUDIES["choice"].variants]
     assert len(set(names)) == len(names) == 6
-    for variant in VARIANTS_OF["choice"]:
+    for variant in STUDIES["choice"].variants:
         TrainConfig.preset("demo", **variant.changes)
 
 
@@ -50,7 +50,7 @@ def test_what_regions_add_is_counted_in_the_last_generation(tmp_path):
         (tmp_path / f"seed_{seed}").mkdir()
         for name in ADDING:
             scores = [{"hits": {"1": bits}} for bits in hits[name]]
-            (tmp_path / f"seed_{seed}" / f"{name}_3.scores.json").write_text(json.dumps({"scores": scores}))
+            (tmp_path / f"seed_{seed}" / f"{name}_4.scores.json").write_text(json.dumps({"scores": scores}))
     found = adding(tmp_path, [0, 1])
     assert (found["gained"], found["lost"]) == (4, 2)
     assert found["difference"] == pytest.approx(2 / 8) and np.allclose(found["by_seed"], [0.25, 0.25])
