@@ -87,14 +87,14 @@ class Checks:
         subprocess.run(configure, check=True, stdout=subprocess.DEVNULL)
 
     def compile(self) -> subprocess.CompletedProcess:
-        command = ["cmake", "--build", self.build, "--target", "check_mutant"]
+        command = ["cmake", "--build", self.build, "--target", "check_kernels_races"]
         return subprocess.run(command, capture_output=True, text=True)
 
     def complaint(self, filters: tuple[tuple[str, ...], ...]) -> str | None:
         """The first thing that the checks have to say, or nothing."""
         for chosen in filters:
             arguments = [a for f in chosen for a in ("--filter", f)]
-            command = [self.build / "check_mutant", "--quick", "--order", "forward", *arguments]
+            command = [self.build / "check_kernels_races", "--quick", "--order", "forward", *arguments]
             options = os.environ | {"TSAN_OPTIONS": "halt_on_error=1 atexit_sleep_ms=0"}
             try:
                 done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, env=options)
