@@ -228,8 +228,9 @@ def test_an_environment_that_torchrun_did_not_set_is_told(monkeypatch, values, t
         monkeypatch.delenv(name, raising=False)
     for name, value in values.items():
         monkeypatch.setenv(name, value)
+    monkeypatch.setattr("sfrs.runtime.distributed._joined", None)
     with pytest.raises(UserError, match=told):
-        processes.__wrapped__()
+        processes()
 
 
 def test_shares_are_contiguous_and_cover_everything():
