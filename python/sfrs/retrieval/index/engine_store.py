@@ -49,9 +49,9 @@ class EngineStore:
     """An index in Milvus, as `Store` is one in a folder; ``settings`` are None while nothing is begun."""
 
     def __init__(self, path: str | Path) -> None:
-        self.path = str(path)
         self.settings: EngineSettings | None = None
         self.milvus = Milvus(path)
+        self.path = self.milvus.path
         self._images = self.milvus.name
         self._record, self._regions = f"{self._images}_record", f"{self._images}_quarters"
         try:

@@ -75,8 +75,9 @@ class Milvus:
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path, self._new, (self._uri, self.name) = str(path), not self.there(path), _address(path)
+        self._new, (self._uri, self.name) = not self.there(path), _address(path)
         self.lite, self._closed = "://" not in self._uri, False
+        self.path = str(path) if self.lite else f"{self._uri.replace('http', 'milvus')}/{self.name}"
         self._client = _connect(self.path, self._uri)
         self.collections = set(self._ask(self._client.list_collections))
 
