@@ -60,7 +60,8 @@ def test_the_same_command_with_weights_goes_on_with_the_whitening_it_learned(
 ):
     if engine:
         pytest.importorskip("milvus_lite", reason="the extra [milvus] is missing")
-    weights, out = tmp_path / "tiny.safetensors", f"milvus:{tmp_path}/x.db" if engine else tmp_path / "x.index"
+    weights = tmp_path / "tiny.safetensors"
+    out = f"milvus:{tmp_path}/x.db" if engine else tmp_path / "x.index"
     save_network(weights, tiny_network, {"image_size": [48, 64]})
     command = ["index", folder, "--out", out, "--weights", weights]
     assert run(*command, "--whiten")[0] == 0
