@@ -113,8 +113,8 @@ class EngineIndex(Index):
         if settings["complete"] != settings["fingerprint"]:
             self._engine.close()
             raise UserError(
-                f"{self._engine.path}: this index is not finished. The command that began it goes on where it "
-                "stopped."
+                f"{self._engine.path}: this index is not finished. The command that began it goes on where "
+                "it stopped."
             )
         self.kind, self.zone, self.fingerprint = settings["kind"], settings["zone"], settings["fingerprint"]
         table = self._engine.pending()
