@@ -59,6 +59,8 @@ def collect(rank: int, folder: Path) -> None:
                 "right": gathered is None or torch.equal(gathered, rows),
                 "filled": filled.tolist(),
                 "sums": [tensors[0].tolist(), tensors[1].item()],
+                "dealt": joined.deal(list("abcde") if rank == 0 else []),
+                "gathered": joined.gather(rank),
                 "object": joined.broadcast({"x": [1.5, "ü"]} if rank == 0 else None),
                 "tensors": {name: [list(x.shape), str(x.dtype), x.tolist()] for name, x in received.items()},
             }

@@ -164,6 +164,8 @@ def test_results_are_put_together_in_order(outcome):
     found = [json.loads(printed) for printed in seen["printed"]]
     assert [each["share"] for each in found] == [1, 2, 2]
     assert [each["main"] for each in found] == [True, False, False]
+    assert [each["dealt"] for each in found] == [["a"], ["b", "c"], ["d", "e"]]
+    assert [each["gathered"] for each in found] == [[0, 1, 2], None, None]
     for each in found:
         assert each["filled"] == [[0, 1]]
         assert each["right"]
@@ -228,8 +230,25 @@ def test_an_environment_that_torchrun_did_not_set_is_told(monkeypatch, values, t
         monkeypatch.delenv(name, raising=False)
     for name, value in values.items():
         monkeypatch.setenv(name, value)
+    monkeypatch.setattr("sfrs.runtime.distributed._joined", None)
     with pytest.raises(UserError, match=told):
-        processes.__wrapped__()
+        processes()
+
+
+def test_each_of_several_processes_has_a_gpu_of_its_own(monkeypatch):
+    def usable(name):
+        return "cuda" if name == "auto" else name
+
+    monkeypatch.setattr("sfrs.runtime.distributed.usable_device", usable)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    second = Processes(rank=3, count=4, local_rank=1)
+    assert second.device("auto") == second.device("cuda") == torch.device("cuda", 1)
+    assert second.device("cpu") == torch.device("cpu")
+    assert Processes().device("cuda:1") == torch.device("cuda", 1)
+    with pytest.raises(UserError, match="--device is cuda:1; expected cuda or auto"):
+        second.device("cuda:1")
+    with pytest.raises(UserError, match=r"has 2 GPU\(s\), expected --nproc-per-node to be at most that"):
+        Processes(rank=2, count=4, local_rank=2).device("auto")
 
 
 def test_shares_are_contiguous_and_cover_everything():

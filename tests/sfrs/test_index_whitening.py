@@ -8,6 +8,7 @@ from pictures import picture
 from sfrs.data.places import load_places
 from sfrs.models import fitting
 from sfrs.models.model import Model
+from sfrs.models.network import save_network
 from sfrs.models.whitening import Whitening
 from sfrs.retrieval.evaluation import evaluate
 from sfrs.retrieval.index import Adding, Builder, Index
@@ -51,6 +52,25 @@ def test_what_is_added_later_is_whitened_by_the_same(folder, tiny_network, tmp_p
     last = [file.name for file in second.files[:]].index("@5000@0@.png")
     described = second.model.encode([second.files[last]])
     np.testing.assert_allclose(second.descriptors([last]), described, atol=1e-4)
+
+
+@pytest.mark.parametrize("engine", [False, True], ids=["folder", "engine"])
+def test_the_same_command_with_weights_goes_on_with_the_whitening_it_learned(
+    run, folder, tiny_network, tmp_path, engine
+):
+    if engine:
+        pytest.importorskip("milvus_lite", reason="the extra [milvus] is missing")
+    weights = tmp_path / "tiny.safetensors"
+    out = f"milvus:{tmp_path}/x.db" if engine else tmp_path / "x.index"
+    save_network(weights, tiny_network, {"image_size": [48, 64]})
+    command = ["index", folder, "--out", out, "--weights", weights]
+    assert run(*command, "--whiten")[0] == 0
+    code, text, err = run(*command, "--whiten")
+    assert code == 0 and "30 unchanged" in text, err
+    picture(99).save(folder / "@5000@0@.png")
+    assert "1 added, 0 described again, 0 removed, 30 unchanged" in run(*command)[1]
+    code, _, err = run(*command, "--no-whiten")
+    assert code == 2 and "--no-whiten" in err and "was begun with a whitening" in err
 
 
 def test_without_a_word_it_is_learned_from_enough_photographs_with_clusters_of_theirs(

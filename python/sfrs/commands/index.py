@@ -13,8 +13,12 @@ from sfrs.runtime.errors import UserError
 from sfrs.runtime.terminal import progress_tasks, show
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from sfrs.models.model import Model
-    from sfrs.retrieval.index import Change
+    from sfrs.retrieval.index import Adding, Change
+    from sfrs.runtime.distributed import Processes
+    from sfrs.runtime.progress import Tasks
 
 
 KINDS = """
@@ -87,6 +91,7 @@ class Form:
     "sfrs index --out city.index --remove 'photos/2019/*'",
     "sfrs index --out city.index --info",
     "sfrs index photos/ --out milvus://db:19530/city",
+    "torchrun --nproc-per-node 4 -m sfrs index photos/ --out milvus://db:19530/city",
     above=KINDS,
 )
 def index(
@@ -111,6 +116,7 @@ def index(
     photographs. The directory keeps a copy of the network, so later commands need no weights. Run it again to
     add new images and to describe changed ones again; interrupted at any moment, it goes on where it stopped.
     It ends with a self-test, which says how many of the photographs are found among the others.
+    Several processes and machines, for an index on a server: the same command under torchrun.
     """
     photos = contents.photos
     if contents.info:
@@ -124,49 +130,70 @@ def index(
         raise UserError("What to do? Give PHOTOS to index, --kind, --remove, --zone, --check, or --info.")
     if changing and contents.check:
         raise UserError("--check repeats the self-test alone; every change ends with one: leave it out.")
-    device = running.on_device()
 
-    from sfrs.retrieval.index import Adding, Change, Index, builder_class
+    from sfrs.retrieval.index import Adding, Index, builder_class
+    from sfrs.retrieval.index.shards import PATIENCE
+    from sfrs.runtime.distributed import running_together
 
-    if contents.check:
-        running.begin()
-        with progress_tasks() as tasks:
-            Index.open(out, device=device).check(tasks=tasks)
-        _show(out, contents.as_json)
-        return
-    if photos is None:
-        builder_class(out)(out)  # raises where there is no index to change, before a network is opened
-    model = _model(out, weights, whitening, images, running)
-    adding = Adding(
-        form.split,
-        form.allow_unplaced,
-        form.skip_unplaced,
-        coordinates.sources(),
-        contents.skip_bad_images,
-        **running.begin(),
-        device=device,
-        whiten=whitening.whiten,
-        clusters=options.cluster_options(model, weights.seed) if model is not None else {},
-    )
-    how: dict[str, Any] = dict(kind=form.kind, regions=form.regions, zone=form.zone)
-    change = Change()
-    with progress_tasks() as tasks:
-        if photos is None or removing:
-            with builder_class(out)(out, model, **how, tasks=tasks) as builder:
-                for pattern in contents.remove or ():
-                    builder.remove(pattern)
-                if contents.remove_missing:
-                    builder.remove_missing()
-                builder.add(())
-                change = builder.finish()
-        if photos is None and (index := Index.open(out, device=device)).self_test is None:
-            index.check(tasks=tasks)
-        if photos is not None:
-            built = Index.build(photos, model, out=out, **how, adding=adding, tasks=tasks).change
-            assert built is not None  # build sets it
-            built.removed += change.removed
-            change = built
-    _show(out, contents.as_json, change)
+    with running_together(PATIENCE) as joined, progress_tasks(shown=joined.is_main) as tasks:
+        if joined.count > 1 and (photos is None or removing):
+            raise UserError(
+                "torchrun started several processes, which describe PHOTOS together; expected PHOTOS and no "
+                "--remove. Everything else is done by one process, without torchrun."
+            )
+        device, settings = str(joined.device(running.device)), running.begin(joined.local_count)
+        change = None
+        if changing:
+            if photos is None:
+                builder_class(out)(out)  # raises where there is no index, before a network is opened
+            model = _model(out, weights, whitening, images, running) if joined.is_main else None
+            adding = Adding(
+                form.split,
+                form.allow_unplaced,
+                form.skip_unplaced,
+                coordinates.sources(),
+                contents.skip_bad_images,
+                **settings,
+                device=device,
+                whiten=whitening.whiten,
+                clusters=options.cluster_options(model, weights.seed) if model is not None else {},
+            )
+            how = dict(kind=form.kind, regions=form.regions, zone=form.zone)
+            change = _changed(joined, out, contents, model, how, adding, tasks)
+        if joined.is_main:
+            opened = Index.open(out, device=device)
+            if contents.check or opened.self_test is None:
+                opened.check(tasks=tasks)
+    if joined.is_main:
+        _show(out, contents.as_json, change)
+
+
+def _changed(
+    joined: Processes,
+    out: Path,
+    contents: Contents,
+    model: Model | None,
+    how: Mapping[str, Any],
+    adding: Adding,
+    tasks: Tasks,
+) -> Change | None:
+    """Remove and add; returns the change, None in all but the main process."""
+    from sfrs.retrieval.index import builder_class
+    from sfrs.retrieval.index.shards import build_together
+
+    photos = contents.photos
+    if joined.count > 1 and photos is not None:
+        return build_together(joined, photos, model, out=out, how=how, adding=adding, tasks=tasks)
+    with builder_class(out)(out, model, **how, tasks=tasks) as builder:
+        for pattern in contents.remove or ():
+            builder.remove(pattern)
+        if contents.remove_missing:
+            builder.remove_missing()
+        if photos is None:
+            builder.add(())
+        else:
+            builder.add(adding.read(photos, tasks), adding)
+        return builder.finish()
 
 
 def _model(

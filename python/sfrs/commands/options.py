@@ -156,13 +156,17 @@ class Running:
     threads: int | None = option("Threads that compute. Default: torch's choice.", "Running", min=1)
     device: str = option("cpu, cuda, cuda:1, ... or auto.", "Running", default="auto")
 
-    def begin(self) -> dict[str, Any]:
-        """Set the threads that compute; returns batch_size and workers for who describes images."""
+    def begin(self, processes: int = 1) -> dict[str, Any]:
+        """Set the threads that compute; returns batch_size and workers for who describes images.
+
+        Args:
+            processes: of this machine, which share its cores.
+        """
         if self.threads is not None:
             import torch
 
             torch.set_num_threads(self.threads)
-        return {"batch_size": self.batch_size, "workers": decoding_workers(self.workers)}
+        return {"batch_size": self.batch_size, "workers": decoding_workers(self.workers, processes)}
 
     def on_device(self) -> str:
         """The device, with "auto" resolved. Raises `UserError` if torch lacks it."""
@@ -234,11 +238,11 @@ def require_trained(network: "DescriptorNetwork", what: str) -> None:
         )
 
 
-def decoding_workers(asked: int | None) -> int:
-    """As many as asked for, else one per core and at most 8."""
+def decoding_workers(asked: int | None, processes: int = 1) -> int:
+    """As many as asked for, else one per core that each of the processes has, and at most 8."""
     from sfrs.runtime.host import usable_cores
 
-    return min(8, usable_cores()) if asked is None else asked
+    return min(8, max(1, usable_cores() // processes)) if asked is None else asked
 
 
 def parse_size(flag: str, text: str, smallest: int, other: str = "") -> tuple[int, int]:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -18,9 +18,13 @@ import torch.distributed as dist
 from torch import Tensor
 
 from sfrs.runtime.errors import UserError
+from sfrs.runtime.host import usable_device
 
 PATIENCE = timedelta(minutes=30)  # a process that died is noticed at once, by its closed connections
+LOOK = 0.5  # seconds between two looks at what the others have done
 LAST_WORDS = 5.0  # seconds that the process which says why the run failed gets for it
+FAILURES = "sfrs/failures"  # of processes of this run, counted in its store
+_joined: "Processes | None" = None
 
 
 class PeerLostError(UserError, RuntimeError):
@@ -41,11 +45,18 @@ class Processes:
     def is_main(self) -> bool:
         return self.rank == 0
 
-    @property
-    def device(self) -> torch.device:
-        """This process's GPU, or the CPU on a machine without. Raises `UserError` for too many processes."""
-        if not torch.cuda.is_available():
-            return torch.device("cpu")
+    def device(self, name: str) -> torch.device:
+        """Return the device ``name``, with auto resolved; each of several processes has a GPU of its own.
+
+        Raises `UserError` if torch has no such device, or there are more processes than GPUs.
+        """
+        name = usable_device(name)
+        if self.count == 1 or not name.startswith("cuda"):
+            return torch.device(name)
+        if name != "cuda":
+            raise UserError(
+                f"--device is {name}; expected cuda or auto, since torchrun gives each process its GPU"
+            )
         if self.local_rank >= torch.cuda.device_count():
             raise UserError(
                 f"torchrun started process {self.local_rank} of this machine (counted from 0), but it has "
@@ -96,6 +107,46 @@ class Processes:
             self._call(dist.broadcast_object_list, held, 0)
         return held[0]
 
+    def deal(self, items: Sequence) -> list:
+        """Give every process its `share` of the main one's ``items``: anything that can be pickled."""
+        dealt: list = [items]
+        if self.count > 1:
+            parts = [items[self.share(len(items), rank)] for rank in range(self.count)]
+            self._call(dist.scatter_object_list, dealt, parts if self.is_main else None, 0)
+        return dealt[0]
+
+    def gather(self, value: Any) -> list | None:
+        """Return every process's ``value``, in the order of ranks, in the main one; None in the others."""
+        found = [value] * self.count if self.is_main else None
+        if self.count > 1:
+            self._call(dist.gather_object, value, found, 0)
+        return found
+
+    def count_up(self, name: str, by: int) -> int:
+        """Add to a number that all processes count together; returns it.
+
+        Raises `PeerLostError` where one of them has failed.
+        """
+        assert self.store is not None  # one process has nobody to count with
+        if self._call(self.store.add, FAILURES, 0):
+            raise PeerLostError(f"process {self.rank} of {self.count} ends, because another has failed")
+        return self._call(self.store.add, name, by)
+
+    def meet(self, look: Callable[[], int]) -> None:
+        """Wait until every process is here, and ``look`` meanwhile how far the others are.
+
+        Raises `PeerLostError` if one has ended, or nothing changes for `PATIENCE`.
+        """
+        arrived = self._call(partial(dist.all_reduce, async_op=True), torch.zeros(1))
+        seen, since = look(), time.monotonic()
+        while not arrived.is_completed():
+            time.sleep(LOOK)
+            if (now := look()) != seen:
+                seen, since = now, time.monotonic()
+            elif time.monotonic() - since > PATIENCE.total_seconds():
+                raise self._lost(f"for {PATIENCE} nothing was done")
+        self._call(arrived.wait)
+
     def agree(self, what: str, value: dict[str, Any]) -> None:
         """Raise `UserError` in a process whose ``value`` is another than the main process's."""
         theirs = self.broadcast(value)
@@ -116,26 +167,38 @@ class Processes:
         if self.store is None:
             return self.is_main
         try:
-            return self.store.add("sfrs/failures", 1) == 1
+            return self.store.add(FAILURES, 1) == 1
         except RuntimeError:
             return False  # the store went with the process that kept it, which has had its say
 
-    def _call(self, collective: Callable, *arguments: Any) -> None:
+    def _call(self, operation: Callable, *arguments: Any) -> Any:
         try:
-            collective(*arguments)
+            return operation(*arguments)
         except RuntimeError as error:
-            raise PeerLostError(
-                f"process {self.rank} of {self.count} waits in vain for another process of the run, which "
-                f"has been killed, has run out of memory or is stuck ({str(error).splitlines()[0]})"
-            ) from error
+            raise self._lost(str(error).splitlines()[0].split(". ")[0]) from error  # gloo adds advice
+
+    def _lost(self, why: str) -> PeerLostError:
+        return PeerLostError(
+            f"process {self.rank} of {self.count} waits in vain for another process of the run, which "
+            f"has been killed, has run out of memory or is stuck ({why})"
+        )
 
 
-@cache
-def processes() -> Processes:
+def processes(patience: timedelta = PATIENCE) -> Processes:
     """Join the processes of this run, from the environment torchrun sets; later calls return the same.
+
+    Args:
+        patience: time that one may wait for another, whatever that one does meanwhile.
 
     Raises `UserError` if the environment is not torchrun's, or the others cannot be reached.
     """
+    global _joined
+    if _joined is None:
+        _joined = _join(patience)
+    return _joined
+
+
+def _join(patience: timedelta) -> Processes:
     count = _from_environment("WORLD_SIZE", "1")
     if count == 1:
         return Processes()
@@ -148,10 +211,10 @@ def processes() -> Processes:
         store = _store(rank, count)
         # A group needs keys of its own; a process may join and leave several times.
         group = dist.PrefixStore(f"sfrs/{store.add(f'sfrs/joined/{rank}', 1)}", store)
-        dist.init_process_group(backend, store=group, rank=rank, world_size=count, timeout=PATIENCE)
+        dist.init_process_group(backend, store=group, rank=rank, world_size=count, timeout=patience)
     except (RuntimeError, ValueError) as error:
         raise UserError(f"process {rank} cannot join the other {count - 1}: {error}") from error
-    return Processes(rank, count, local_rank, _from_environment("LOCAL_WORLD_SIZE", "1"), store)
+    return Processes(rank, count, local_rank, _from_environment("LOCAL_WORLD_SIZE", "1"), group)
 
 
 def _from_environment(name: str, default: str | None = None) -> int:
@@ -172,13 +235,14 @@ def _store(rank: int, count: int) -> dist.Store:
 
 
 @contextmanager
-def running_together() -> Iterator[Processes]:
-    """Join the processes of the run, and if it fails, let one of them say why.
+def running_together(patience: timedelta = PATIENCE) -> Iterator[Processes]:
+    """Join the `processes` of the run, and if it fails, let one of them say why.
 
     A process that fails ends at once, which makes those end that wait for it. All but one end without
     cleaning up, which would wait, too, and some seconds later, since torchrun ends all once one has ended.
     """
-    joined = processes()
+    global _joined
+    joined = processes(patience)
     try:
         yield joined
     except BaseException as error:
@@ -190,4 +254,4 @@ def running_together() -> Iterator[Processes]:
     if joined.count > 1:
         joined.barrier()
         dist.destroy_process_group()
-        processes.cache_clear()
+        _joined = None

@@ -18,7 +18,7 @@ from rich.progress import Progress as Bars
 from rich.table import Column, Table
 from rich.text import Text
 
-from sfrs.runtime.progress import Progress, Tasks
+from sfrs.runtime.progress import Progress, Tasks, quiet
 
 messages = Console(stderr=True)
 LINE_BREAK = "\n  "  # the only break that messages have themselves: the following lines are indented
@@ -80,12 +80,17 @@ class TimeColumn(ProgressColumn):
 
 
 @contextmanager
-def progress_tasks() -> Iterator[Tasks]:
+def progress_tasks(*, shown: bool = True) -> Iterator[Tasks]:
     """Open a display of progress bars; yields a function that opens one bar by its name:
 
     with progress_tasks() as tasks:
         describe(network, files, progress=tasks("database"))
+
+    Nothing is ``shown`` by one of several processes whose progress another shows.
     """
+    if not shown:
+        yield quiet
+        return
     columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=32),

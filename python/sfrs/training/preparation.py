@@ -18,7 +18,6 @@ from sfrs.models.clusters import init_vlad, sample_features
 from sfrs.models.network import DescriptorNetwork, load_network
 from sfrs.runtime.distributed import Processes, processes
 from sfrs.runtime.errors import UserError
-from sfrs.runtime.host import usable_device
 from sfrs.training.config import TrainConfig
 from sfrs.training.progress import TrainingProgress
 from sfrs.training.step import TrainingImages
@@ -126,21 +125,6 @@ def build_features(
     return RunFeatures(*found)
 
 
-def run_device(config: TrainConfig) -> torch.device:
-    """Return ``config.device``, with auto resolved; each of several processes has a GPU of its own.
-
-    Raises `UserError` if torch has no such device, or there are more processes than GPUs.
-    """
-    name, joined = usable_device(config.device), processes()
-    if joined.count > 1 and name.startswith("cuda"):
-        if name != "cuda":
-            raise UserError(
-                f"device is {name}, expected cuda or auto, since torchrun gives each process its GPU"
-            )
-        return joined.device
-    return torch.device(name)
-
-
 def training_images(
     config: TrainConfig, network: DescriptorNetwork, places: Places, features: FeatureSource
 ) -> TrainingImages:
@@ -173,7 +157,10 @@ def init_clusters(config: TrainConfig, network: DescriptorNetwork, images: Train
 
 def _frozen_trunk(config: TrainConfig, network: DescriptorNetwork) -> FrozenTrunk:
     return FrozenTrunk(
-        network, device=run_device(config), autocast=config.autocast, compiled=config.compile_trunk
+        network,
+        device=processes().device(config.device),
+        autocast=config.autocast,
+        compiled=config.compile_trunk,
     )
 
 

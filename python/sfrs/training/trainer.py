@@ -117,7 +117,7 @@ class _Run:
 
     def __post_init__(self) -> None:
         self.began = time.time()  # before the frozen features
-        self.device = preparation.run_device(self.config)
+        self.device = self.processes.device(self.config.device)
         self.initial = self.initial.to(self.device).eval()
         radii = self.config.positive_radius, self.config.negative_radius
         self.neighbourhood = Neighbourhood.of_places(self.places[0], *radii)

@@ -10,7 +10,8 @@
 
 G is the generation (`store`) that wrote the file. `Index` builds and searches an index,
 `Builder` also removes from one. Where a folder on one machine is not enough, Milvus holds the images
-(`milvus`), and the same calls with an address in place of a path build and search it.
+(`milvus`), and the same calls with an address in place of a path build and search it; several processes
+describe for a server together (`shards`).
 """
 
 from sfrs.retrieval.index.adding import Adding, Change

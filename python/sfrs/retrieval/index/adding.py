@@ -7,8 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from sfrs.data.collection import read_photos
 from sfrs.data.photos import NO_SOURCES, Photo, Sources
 from sfrs.runtime.errors import UserError
+from sfrs.runtime.progress import Tasks
 
 NAMED = 3  # images that an error about many of them names
 
@@ -31,6 +33,16 @@ class Adding:
     # Options of `sfrs.models.model.Model.fit_clusters`, for a model without clusters.
     clusters: Mapping[str, Any] = field(default_factory=dict)
 
+    def read(self, photos: Path, tasks: Tasks) -> list[Photo]:
+        """Read the photographs at a path and where they were taken, see `read_photos`."""
+        return read_photos(
+            photos,
+            self.split,
+            skip_bad_images=self.skip_bad_images,
+            sources=self.sources,
+            progress=tasks("reading coordinates"),
+        )
+
 
 @dataclass
 class Change:
@@ -41,6 +53,14 @@ class Change:
     removed: int = 0
     unchanged: int = 0
     skipped: list[tuple[Path, str]] = field(default_factory=list)
+
+    def include(self, other: "Change") -> None:
+        """Add what another change did."""
+        self.added += other.added
+        self.described_again += other.described_again
+        self.removed += other.removed
+        self.unchanged += other.unchanged
+        self.skipped += other.skipped
 
 
 def check_placed(photos: Sequence[Photo], positions: np.ndarray) -> None:

@@ -16,10 +16,10 @@ from sfrs.models.fitting import Fitting
 from sfrs.models.model import Model
 from sfrs.retrieval.index.adding import Adding, Change, check_placed
 from sfrs.retrieval.index.derive import derive, whiten
-from sfrs.retrieval.index.settings import check_same
+from sfrs.retrieval.index.settings import check_same, left_to_index
 from sfrs.retrieval.index.store import LOCK, NETWORK, TABLE, WHITENING, Entry, Store, locked
 from sfrs.runtime.errors import UserError
-from sfrs.runtime.progress import Tasks, quiet
+from sfrs.runtime.progress import Progress, Tasks, quiet
 
 KINDS = ("exact", "float16", "pq", "ivf", "disk")
 COMMIT_SECONDS = 5.0  # work that is lost at most when a build is killed
@@ -108,6 +108,10 @@ class Builder:
         `BadImageError`.
         """
         adding = adding or Adding()
+        self.describe(self.plan(photos, adding), adding)
+
+    def plan(self, photos: Sequence[Photo], adding: Adding) -> list[Entry]:
+        """Return the images to describe, those that are new or changed; a new index is begun. See `add`."""
         if self._store is not None:
             self._check_whitening(adding.whiten)
         photos, stamps = self._stamped(photos, adding)
@@ -120,14 +124,17 @@ class Builder:
             table = self._store.pending()
             check_inside(table.files, table.positions, zone)
             self._store.write(zone=zone)
-        entries = self._changed(photos, positions, stamps)
+        return self._changed(photos, positions, stamps)
+
+    def describe(self, entries: Sequence[Entry], adding: Adding, progress: Progress | None = None) -> None:
+        """Describe images of a `plan`, all or some. Raises `BadImageError`."""
         if adding.skip_bad_images:
             files = [Path(os.fsdecode(entry.file)) for entry in entries]
             bad = check_images(files, workers=adding.workers, progress=self._tasks("checking"))
             self.change.skipped += bad
             unread = {os.fsencode(file) for file, _ in bad}
             entries = [entry for entry in entries if entry.file not in unread]
-        self._describe(entries, adding)
+        self._describe(entries, adding, progress or self._tasks("describing"))
         again = sum(entry.replaces is not None for entry in entries)
         self.change.added += len(entries) - again
         self.change.described_again += again
@@ -190,7 +197,7 @@ class Builder:
         settings = self._opened().settings
         if self.model is not None:
             check_same(self.path, self.model, settings)
-            if not self.model.has_clusters:
+            if left_to_index(self.model, settings):
                 self.model = self._opened().load_model(str(self.model.device))
         if self._kind == "exact" and settings["dtype"] != "float32":
             raise UserError(
@@ -267,7 +274,7 @@ class Builder:
             entries.append(entry)
         return entries
 
-    def _describe(self, entries: Sequence[Entry], adding: Adding) -> None:
+    def _describe(self, entries: Sequence[Entry], adding: Adding, progress: Progress) -> None:
         if not entries:
             return
         store = self._opened()
@@ -280,7 +287,7 @@ class Builder:
             batch_size=adding.batch_size,
             workers=adding.workers,
         )
-        progress, batch, done, last = self._tasks("describing"), [], 0, time.monotonic()
+        batch, done, last = [], 0, time.monotonic()
 
         def write() -> None:
             parts = [np.concatenate(part) for part in zip(*batch, strict=True)]

@@ -113,7 +113,8 @@ class EngineIndex(Index):
         if settings["complete"] != settings["fingerprint"]:
             self._engine.close()
             raise UserError(
-                f"{path}: this index is not finished. The command that began it goes on where it stopped."
+                f"{self._engine.path}: this index is not finished. The command that began it goes on where "
+                "it stopped."
             )
         self.kind, self.zone, self.fingerprint = settings["kind"], settings["zone"], settings["fingerprint"]
         table = self._engine.pending()
@@ -180,7 +181,7 @@ def summarise(path: str | Path) -> dict[str, Any]:
         settings: Any = store.settings
         table = store.pending()
         test, sizes = _self_test(store, len(table.files)), store.milvus.sizes()
-    return facts_of(path, settings, table.positions, sizes) | {"self_test": test and test.summary()}
+    return facts_of(store.path, settings, table.positions, sizes) | {"self_test": test and test.summary()}
 
 
 def _self_test(store: EngineStore, images: int) -> SelfTest | None:

@@ -49,9 +49,9 @@ class EngineStore:
     """An index in Milvus, as `Store` is one in a folder; ``settings`` are None while nothing is begun."""
 
     def __init__(self, path: str | Path) -> None:
-        self.path = str(path)
         self.settings: EngineSettings | None = None
         self.milvus = Milvus(path)
+        self.path = self.milvus.path
         self._images = self.milvus.name
         self._record, self._regions = f"{self._images}_record", f"{self._images}_quarters"
         try:
@@ -81,16 +81,13 @@ class EngineStore:
             raise UserError(
                 f"{self.path}: there is a collection {min(foreign)} that is no index. Expected a new name."
             )
-        self.milvus.drop([self._images, self._regions, self._record])
-        half = kind == "float16"
-        self.milvus.create(self._record, {"unused": 2}, half=False, texts=["text"], numbers={})
-        numbers = {"easting": float, "northing": float, "taken": int, "bytes": int, "modified": int}
-        self.milvus.create(
-            self._images, {"descriptor": model.dim}, half=half, texts=["file"], numbers=numbers
-        )
-        if regions:
-            quarters: dict[str, int] = dict.fromkeys(QUARTERS, int(np.prod(model.quarters_shape[1:])))
-            self.milvus.create(self._regions, quarters, half=half, texts=(), numbers={})
+        half, ours = kind == "float16", [self._images, self._regions, self._record]
+        self.milvus.drop(ours)
+        try:
+            self._create_collections(model, half, regions)
+        except UserError:
+            self.milvus.drop(ours)  # what the engine refused, float16 say, leaves nothing
+            raise
         with tempfile.TemporaryDirectory() as folder:
             model.save(file := Path(folder) / "model.safetensors")
             self.keep("model", base64.b64encode(file.read_bytes()).decode())
@@ -107,6 +104,16 @@ class EngineStore:
             "complete": "",
         }
         self.write()
+
+    def _create_collections(self, model: Model, half: bool, regions: bool) -> None:
+        self.milvus.create(self._record, {"unused": 2}, half=False, texts=["text"], numbers={})
+        numbers = {"easting": float, "northing": float, "taken": int, "bytes": int, "modified": int}
+        self.milvus.create(
+            self._images, {"descriptor": model.dim}, half=half, texts=["file"], numbers=numbers
+        )
+        if regions:
+            quarters: dict[str, int] = dict.fromkeys(QUARTERS, int(np.prod(model.quarters_shape[1:])))
+            self.milvus.create(self._regions, quarters, half=half, texts=(), numbers={})
 
     def close(self) -> None:
         """Close it; a file that was made for it and in which no index was begun goes."""
@@ -207,13 +214,15 @@ class EngineStore:
 
     def descriptors(self, keys: Sequence[int]) -> np.ndarray:
         """Read descriptors, float32 ``[n, dim]``."""
-        return self.milvus.vectors(self._images, keys, ["descriptor"])[:, 0]
+        assert self.settings is not None
+        return self.milvus.vectors(self._images, keys, ["descriptor"], self.settings["dim"])[:, 0]
 
     def quarters(self, keys: Sequence[int]) -> np.ndarray:
         """Read quarter VLADs, float32 ``[n, 4, K, D]``."""
         assert self.settings is not None
-        found = self.milvus.vectors(self._regions, keys, QUARTERS)
-        return found.reshape(len(keys), *self.settings["quarters_shape"])
+        shape = self.settings["quarters_shape"]
+        found = self.milvus.vectors(self._regions, keys, QUARTERS, int(np.prod(shape[1:])))
+        return found.reshape(len(keys), *shape)
 
     def keep(self, name: str, text: str) -> None:
         """Write a long text to the record, in pieces, and then their number."""

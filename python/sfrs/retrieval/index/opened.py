@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sfrs.data.collection import read_photos
 from sfrs.data.images import Photograph
 from sfrs.models.model import Model
 from sfrs.retrieval.found import Found
@@ -117,14 +116,7 @@ class Index:
         builder_of = builder_class(path)
         if model is None and not builder_of.begun(path):
             model = Model.load(device=adding.device)
-        progress = tasks("reading coordinates")
-        found = read_photos(
-            photos,
-            adding.split,
-            skip_bad_images=adding.skip_bad_images,
-            sources=adding.sources,
-            progress=progress,
-        )
+        found = adding.read(photos, tasks)
         with builder_of(path, model, kind=kind, regions=regions, zone=zone, tasks=tasks) as builder:
             builder.add(found, adding)
             change = builder.finish()

@@ -76,7 +76,7 @@ def check_same(path: Path, model: Model, settings: Settings) -> None:
     """Raise `UserError` that names the first part in which the model is not the index's."""
     ours, theirs = model.digests(), settings["digests"]
     here, there = _in_words(ours, model.fingerprint()), _in_words(theirs, settings["fingerprint"])
-    taken = () if model.has_clusters else ("weights", "whitening")  # those of the index
+    taken = left_to_index(model, settings)
     for part in here:
         if part not in taken and ours[part] != theirs[part]:
             raise UserError(
@@ -84,6 +84,14 @@ def check_same(path: Path, model: Model, settings: Settings) -> None:
                 "descriptors could not be compared. Leave the options out to go on with the index's own "
                 "network, or choose another --out."
             )
+
+
+def left_to_index(model: Model, settings: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the parts of a model that it lacks and the index made of its photographs."""
+    if not model.has_clusters:
+        return "weights", "whitening"
+    learned = settings.get("whiten_from") is not None and settings["digests"]["whitening"]
+    return ("whitening",) if learned and model.whitening is None else ()
 
 
 def _in_words(digests: Digests, fingerprint: str) -> dict[str, str]:
