@@ -27,7 +27,7 @@ from sfrs.retrieval.index import Index, build
 from sfrs.retrieval.index.engine_store import EngineStore
 
 IMAGES = 60
-KILLS = (((0, 1), 1), ((0,), 2), ((1,), 2))
+KILLS = (((0, 1), 2), ((0,), 2), ((1,), 2))
 """Which processes are killed, and after how many batches of theirs, give or take a few milliseconds."""
 BAD = ("@500017@4000000@.png", "@500053@4000000@.png")
 
