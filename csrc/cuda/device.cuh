@@ -121,6 +121,17 @@ SFRS_DEVICE void copy_async_wait() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kGroups) : "memory");
 }
 
+// Waits until so many threads of the block, whole warps, have come to the barrier of this number; arrive_some
+// comes and does not wait. Barrier 0 is that of __syncthreads.
+template <int kNumber, int kThreads>
+SFRS_DEVICE void sync_some() {
+  asm volatile("bar.sync %0, %1;" ::"n"(kNumber), "n"(kThreads) : "memory");
+}
+template <int kNumber, int kThreads>
+SFRS_DEVICE void arrive_some() {
+  asm volatile("bar.arrive %0, %1;" ::"n"(kNumber), "n"(kThreads) : "memory");
+}
+
 SFRS_DEVICE float to_float(float v) { return v; }
 SFRS_DEVICE float to_float(bf16 v) { return __uint_as_float((uint32_t)v.bits << 16); }
 SFRS_DEVICE float to_float(f16 v) {

@@ -5,7 +5,8 @@
 // Between two barriers the threads run one after the other, in an order that the environment variable
 // SFRS_EMULATOR_ORDER chooses: a barrier that is missing shows in one order or the other. `forward` runs
 // the lowest warp as far as it comes and its lanes from the lowest, `reversed` the other way round,
-// `shuffled` a pseudo-random thread each time.
+// `shuffled` a pseudo-random thread each time. Blocks run in their order, the other way round, or from both
+// ends in turn.
 #pragma once
 
 #include <cstdarg>
@@ -33,7 +34,7 @@ extern "C" void AnnotateIgnoreWritesEnd(const char* file, int line);
 
 namespace sfrs::cuda::emulator {
 
-constexpr int kLanes = 32, kWarpsAtMost = 32;
+constexpr int kLanes = 32, kWarpsAtMost = 32, kBarriers = 16;
 constexpr unsigned kAll = 0xffffffffu;
 
 enum class Order { forward, reversed, shuffled };
@@ -87,6 +88,8 @@ struct Thread {
   std::deque<Copy> copies;  // issued and not yet performed, oldest first
   std::deque<int> groups;   // how many of them each committed group holds
   int uncommitted = 0;
+  bool fenced = false;   // since its last barrier
+  bool counted = false;  // has added to a counter, and passed no fence since
 };
 
 // For ThreadSanitizer, which sees no barrier of the emulator: what a thread did before one happens before
@@ -118,6 +121,13 @@ struct Warp {
   Barrier barrier;
 };
 
+// A numbered barrier, and who waits at it.
+struct Group {
+  int waiting = 0;
+  unsigned warps = 0;
+  Barrier barrier;
+};
+
 // For ThreadSanitizer: the emulator's own writes while this lives are not the kernel's.
 class Unwatched {
  public:
@@ -138,10 +148,15 @@ class Block {
     what_ = what, body_ = body, context_ = context;
     configure(grid, threads, shared);
     const int64_t blocks = (int64_t)grid.x * grid.y * grid.z;
-    for (int64_t i = 0; i < blocks; ++i) run_block(order == Order::reversed ? blocks - 1 - i : i);
+    begun_ = 0, blocks_ = blocks;
+    run_rest(*this);
     ++statistics.launches, statistics.blocks += blocks;
     if (statistics.most_shared_memory < shared) statistics.most_shared_memory = shared;
   }
+
+  // Runs all blocks that have not begun while this one stands where it is, its other threads too: what they
+  // have not written yet nobody may need. Once in a launch.
+  void let_others_run();
 
   unsigned char* shared_memory() { return shared_; }
   int lane() const { return current_ % kLanes; }
@@ -151,6 +166,7 @@ class Block {
   void meet_all(const char* meeting) {
     const Unwatched unwatched;
     void* place = barrier_.arrive();
+    check_fence(meeting);
     if (ended_) fail("is at %s, but other threads of the block have ended", meeting);
     wait(meeting, nullptr);
     if (++waiting_ == count_) {
@@ -158,6 +174,32 @@ class Block {
       ++barrier_.passed;
       for (int w = 0; w < count_ / kLanes; ++w) release(w);
     }
+    go_on();
+    Barrier::behind(place);
+  }
+
+  // A numbered barrier that `threads` threads come to, at which this one waits for the others or does not.
+  void meet_some(int number, int threads, bool waits = true) {
+    static const char* const names[kBarriers] = {"barrier 0",  "barrier 1",  "barrier 2",  "barrier 3",
+                                                 "barrier 4",  "barrier 5",  "barrier 6",  "barrier 7",
+                                                 "barrier 8",  "barrier 9",  "barrier 10", "barrier 11",
+                                                 "barrier 12", "barrier 13", "barrier 14", "barrier 15"};
+    const Unwatched unwatched;
+    Group& group = groups_[number];
+    void* place = group.barrier.arrive();
+    check_fence(names[number]);
+    if (waits) {
+      wait(names[number], nullptr);
+      group.warps |= 1u << current_ / kLanes;
+    }
+    if (++group.waiting == threads) {
+      const unsigned warps = group.warps;
+      group.waiting = 0, group.warps = 0;
+      ++group.barrier.passed;
+      for (int w = 0; w < count_ / kLanes; ++w)
+        if (warps >> w & 1) release(w);
+    }
+    if (!waits) return;
     go_on();
     Barrier::behind(place);
   }
@@ -228,6 +270,18 @@ class Block {
     blockDim = dim3(threads);
   }
 
+  // The launch's blocks that have not begun; `first` counts them.
+  void run_rest(Block& first) {
+    while (first.begun_ < first.blocks_) {
+      const int64_t i = first.begun_++, last = first.blocks_ - 1;
+      if (order == Order::forward)
+        run_block(i);
+      else if (order == Order::reversed)
+        run_block(last - i);
+      else
+        run_block(i % 2 ? i / 2 : last - i / 2);
+    }
+  }
   void run_block(int64_t index) {
     blockIdx = dim3(index % gridDim.x, index / gridDim.x % gridDim.y, index / gridDim.x / gridDim.y);
     std::memset(shared_, kPoison, size_);
@@ -248,11 +302,13 @@ class Block {
   void start_threads() {
     const Unwatched unwatched;
     ended_ = waiting_ = 0;
+    for (Group& group : groups_) group.waiting = 0, group.warps = 0;
     ready_ = 0;
     for (int i = 0; i < count_; ++i) {
       Thread& thread = threads_[i];
       if (i >= living_) thread.fiber.prepare(&Block::entry, i);
       thread.copies.clear(), thread.groups.clear(), thread.uncommitted = 0;
+      thread.fenced = thread.counted = false;
     }
     if (living_ < count_) living_ = count_;
     for (int w = 0; w < count_ / kLanes; ++w) warps_[w].ended = 0, release(w);
@@ -285,6 +341,10 @@ class Block {
     return &thread().fiber;
   }
 
+  void check_fence(const char* meeting) {
+    if (thread().counted) fail("is at %s without a __threadfence behind its atomicAdd", meeting);
+    thread().fenced = false;
+  }
   // Notes that the current thread waits.
   Warp& wait(const char* meeting, const void* offer) {
     Warp& warp = warps_[current_ / kLanes];
@@ -355,10 +415,12 @@ class Block {
   const char* what_ = "";
   void (*body_)(const void*) = nullptr;
   const void* context_ = nullptr;
+  int64_t begun_ = 0, blocks_ = 0;  // of the launch
   Fiber main_;
   Thread* threads_ = nullptr;  // never freed: the stacks serve every launch
   Warp warps_[kWarpsAtMost] = {};
   Barrier barrier_;
+  Group groups_[kBarriers];
   int count_ = 0, current_ = 0, living_ = 0;
   int ended_ = 0, waiting_ = 0;
   unsigned ready_ = 0;  // warps with a lane that can run
@@ -368,14 +430,40 @@ class Block {
   char fault_[512] = "";
 };
 
-inline Block block;
+// The second runs what others let run.
+inline Block blocks[2];
+inline Block* block = blocks;
 
-inline void Block::entry() { block.live(); }
+inline void Block::entry() { block->live(); }
+
+inline void Block::let_others_run() {
+  if (this != blocks || begun_ == blocks_) return;
+  Block& other = blocks[1];
+  const dim3 thread = threadIdx, mine = blockIdx;
+  {
+    const Unwatched unwatched;
+    other.what_ = what_, other.body_ = body_, other.context_ = context_;
+    other.configure(gridDim, count_, size_);
+    other.main_.forget();
+    block = &other;
+  }
+  std::string fault;
+  try {
+    other.run_rest(*this);
+  } catch (const std::exception& e) {
+    fault = e.what();
+  }
+  const Unwatched unwatched;
+  block = this, threadIdx = thread, blockIdx = mine;
+  if (fault.empty()) return;
+  std::snprintf(fault_, sizeof fault_, "%s", fault.c_str());
+  leave();
+}
 
 // What launch() calls: body() is what every thread of every block does.
 template <class F>
 void run(dim3 grid, int threads, int64_t shared_bytes, const F& body) {
-  block.run(
+  blocks[0].run(
       grid, threads, shared_bytes, __PRETTY_FUNCTION__, [](const void* f) { (*static_cast<const F*>(f))(); },
       &body);
 }

@@ -13,7 +13,7 @@
 #define SFRS_DEVICE inline
 #define SFRS_KERNEL(threads) inline void
 #define SFRS_UNROLL
-#define SFRS_SHARED_MEMORY(name) unsigned char* name = ::sfrs::cuda::emulator::block.shared_memory()
+#define SFRS_SHARED_MEMORY(name) unsigned char* name = ::sfrs::cuda::emulator::block->shared_memory()
 
 #define __host__
 #define __device__
@@ -33,13 +33,13 @@ struct MatrixRow {
 // r if transposed.
 inline void load_matrices(uint32_t (&m)[4], const void* row, bool transposed) {
   const char* name = transposed ? "ldmatrix.trans" : "ldmatrix";
-  block.check_shared(row, 16, name);
+  block->check_shared(row, 16, name);
   const MatrixRow offer{row, m};
 #ifdef __SANITIZE_THREAD__
   for (int i = 0; i < 2; ++i)  // the meeting's own reads come late and from one lane
     (void)static_cast<const volatile uint64_t*>(row)[i];
 #endif
-  block.meet(name, &offer, [transposed](const void* const* offers) {
+  block->meet(name, &offer, [transposed](const void* const* offers) {
     for (int i = 0; i < 4; ++i) {
       uint16_t matrix[8][8];
       for (int r = 0; r < 8; ++r)
@@ -132,7 +132,7 @@ void multiply_16bit(const char* name, float (&c)[4], const uint32_t (&a)[4], uin
   using Offer = Fragments<float, uint32_t>;
   const uint32_t pair[2] = {b0, b1};
   const Offer offer{c, a, pair};
-  block.meet(name, &offer, [](const void* const* offers) {
+  block->meet(name, &offer, [](const void* const* offers) {
     float a[16][16], b[16][8];
     const auto unpack = [](uint32_t bits, float& low, float& high) {
       low = to_float(S{(uint16_t)bits}), high = to_float(S{(uint16_t)(bits >> 16)});
@@ -164,7 +164,7 @@ inline void perform_group(Thread& thread) {
 }
 
 inline void check_mask(unsigned lanes, const char* name) {
-  if (lanes != kAllLanes) block.fail("is at %s with a mask that is not all lanes", name);
+  if (lanes != kAllLanes) block->fail("is at %s with a mask that is not all lanes", name);
 }
 
 template <class T>
@@ -178,7 +178,7 @@ T shuffle(const char* name, unsigned lanes, T value, int source) {
   check_mask(lanes, name);
   T result;
   const Shuffle<T> offer{value, &result, source};
-  block.meet(name, &offer, [](const void* const* offers) {
+  block->meet(name, &offer, [](const void* const* offers) {
     for (int lane = 0; lane < kLanes; ++lane) {
       const auto* to = static_cast<const Shuffle<T>*>(offers[lane]);
       *to->result = static_cast<const Shuffle<T>*>(offers[to->source])->value;
@@ -204,7 +204,7 @@ inline void multiply_tf32(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, ui
   using Offer = emulator::Fragments<float, uint32_t>;
   const uint32_t pair[2] = {b0, b1};
   const Offer offer{c, a, pair};
-  emulator::block.meet("mma.tf32", &offer, [](const void* const* offers) {
+  emulator::block->meet("mma.tf32", &offer, [](const void* const* offers) {
     float a[16][8], b[8][8];
     const auto read = [](uint32_t bits) { return bits_float(bits & ~0x1fffu); };  // the rest is ignored
     for (int lane = 0; lane < emulator::kLanes; ++lane) {
@@ -220,7 +220,7 @@ inline void multiply_f64(double (&c)[4], double a0, double a1, double b) {
   using Offer = emulator::Fragments<double, double>;
   const double pair[2] = {a0, a1};
   const Offer offer{c, pair, &b};
-  emulator::block.meet("mma.f64", &offer, [](const void* const* offers) {
+  emulator::block->meet("mma.f64", &offer, [](const void* const* offers) {
     double a[16][4], b[4][8];
     for (int lane = 0; lane < emulator::kLanes; ++lane) {
       const int g = lane / 4, t = lane % 4;
@@ -234,42 +234,53 @@ inline void multiply_f64(double (&c)[4], double a0, double a1, double b) {
 template <int kBytes>
 void copy_async(void* shared, const void* global, bool valid) {
   static_assert(kBytes == 4 || kBytes == 8 || kBytes == 16);
-  emulator::block.check_shared(shared, kBytes, "copy_async");
-  emulator::block.check_alignment(global, kBytes, "copy_async");
+  emulator::block->check_shared(shared, kBytes, "copy_async");
+  emulator::block->check_alignment(global, kBytes, "copy_async");
   std::memset(shared, 0xFF, kBytes);
-  emulator::Thread& thread = emulator::block.thread();
+  emulator::Thread& thread = emulator::block->thread();
   thread.copies.push_back({shared, valid ? global : nullptr, kBytes});
   ++thread.uncommitted;
 }
 inline void copy_async_commit() {
-  emulator::Thread& thread = emulator::block.thread();
+  emulator::Thread& thread = emulator::block->thread();
   thread.groups.push_back(thread.uncommitted);
   thread.uncommitted = 0;
 }
 template <int kGroups>
 void copy_async_wait() {
-  emulator::Thread& thread = emulator::block.thread();
+  emulator::Thread& thread = emulator::block->thread();
   while (thread.groups.size() > (size_t)kGroups) emulator::perform_group(thread);
+}
+
+template <int kNumber, int kThreads>
+void sync_some() {
+  static_assert(kNumber >= 0 && kNumber < emulator::kBarriers && kThreads > 0 && kThreads % 32 == 0);
+  emulator::block->meet_some(kNumber, kThreads);
+}
+template <int kNumber, int kThreads>
+void arrive_some() {
+  static_assert(kNumber >= 0 && kNumber < emulator::kBarriers && kThreads > 0 && kThreads % 32 == 0);
+  emulator::block->meet_some(kNumber, kThreads, false);
 }
 
 }  // namespace sfrs::cuda
 
-inline void __syncthreads() { sfrs::cuda::emulator::block.meet_all("__syncthreads"); }
+inline void __syncthreads() { sfrs::cuda::emulator::block->meet_all("__syncthreads"); }
 inline void __syncwarp(unsigned lanes = sfrs::cuda::kAllLanes) {
   sfrs::cuda::emulator::check_mask(lanes, "__syncwarp");
-  sfrs::cuda::emulator::block.meet("__syncwarp", nullptr, [](const void* const*) {}, true);
+  sfrs::cuda::emulator::block->meet("__syncwarp", nullptr, [](const void* const*) {}, true);
 }
 
 // A segment of `width` lanes, a power of two, is a warp of its own.
 template <class T>
 T __shfl_sync(unsigned lanes, T value, int source, int width = 32) {
-  const int lane = sfrs::cuda::emulator::block.lane();
+  const int lane = sfrs::cuda::emulator::block->lane();
   return sfrs::cuda::emulator::shuffle("__shfl_sync", lanes, value,
                                        (lane & ~(width - 1)) | (source & (width - 1)));
 }
 template <class T>
 T __shfl_xor_sync(unsigned lanes, T value, int mask, int width = 32) {
-  const int lane = sfrs::cuda::emulator::block.lane(), source = lane ^ mask;
+  const int lane = sfrs::cuda::emulator::block->lane(), source = lane ^ mask;
   return sfrs::cuda::emulator::shuffle("__shfl_xor_sync", lanes, value,
                                        source < (lane & ~(width - 1)) + width ? source : lane);
 }
@@ -279,23 +290,31 @@ inline bool __any_sync(unsigned lanes, bool value) {
 }
 template <class T>
 T __shfl_down_sync(unsigned lanes, T value, unsigned delta, int width = 32) {
-  const int lane = sfrs::cuda::emulator::block.lane(), source = lane + (int)delta;
+  const int lane = sfrs::cuda::emulator::block->lane(), source = lane + (int)delta;
   return sfrs::cuda::emulator::shuffle("__shfl_down_sync", lanes, value,
                                        source < (lane & ~(width - 1)) + width ? source : lane);
 }
 template <class T>
 T __shfl_up_sync(unsigned lanes, T value, unsigned delta, int width = 32) {
-  const int lane = sfrs::cuda::emulator::block.lane(), source = lane - (int)delta;
+  const int lane = sfrs::cuda::emulator::block->lane(), source = lane - (int)delta;
   return sfrs::cuda::emulator::shuffle("__shfl_up_sync", lanes, value,
                                        source >= (lane & ~(width - 1)) ? source : lane);
 }
 
-// Blocks run one after the other.
-inline void __threadfence() {}
+// What a block wrote before it counts itself in is there for the others only if the thread that counts has
+// passed a fence behind the block's last barrier, and what others wrote only behind another fence.
+inline void __threadfence() {
+  auto& thread = sfrs::cuda::emulator::block->thread();
+  thread.fenced = true, thread.counted = false;
+}
 template <class T>
 T atomicAdd(T* p, T v) {
+  auto& thread = sfrs::cuda::emulator::block->thread();
+  if (!thread.fenced) sfrs::cuda::emulator::block->fail("is at atomicAdd without a __threadfence before it");
+  thread.counted = true;
   const T before = *p;
   *p = before + v;
+  sfrs::cuda::emulator::block->let_others_run();
   return before;
 }
 

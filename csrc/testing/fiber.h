@@ -91,6 +91,13 @@ class Fiber {
     arrived(from);
   }
 
+  // What was left here last was another thread.
+  void forget() {
+#ifdef __SANITIZE_THREAD__
+    tsan_ = nullptr;
+#endif
+  }
+
   // The first thing a fiber's entry calls.
   static void arrived([[maybe_unused]] Fiber& self) {
 #ifdef __SANITIZE_ADDRESS__

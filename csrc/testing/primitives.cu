@@ -216,6 +216,41 @@ void check_copy() {
   expect(out.values() == values, what.c_str());
 }
 
+// ---- numbered barriers
+
+struct CrewParameters {
+  int* out;  // [128]
+};
+// Two crews of 64 threads, one of which turns twice as often; then both read what the other left.
+SFRS_KERNEL(128) crew_kernel(SFRS_CONSTANT CrewParameters p) {
+  SFRS_SHARED_MEMORY(memory);
+  int *words = (int*)memory, t = (int)threadIdx.x, crew = t / 64, sum = t;
+  for (int turn = 0; turn < (crew ? 16 : 8); ++turn) {
+    words[t] = sum;
+    crew ? sync_some<1, 64>() : sync_some<2, 64>();
+    sum += words[crew * 64 + (t + 33) % 64];
+    crew ? sync_some<1, 64>() : sync_some<2, 64>();
+  }
+  words[t] = sum;
+  sync_some<3, 128>();
+  p.out[t] = words[t ^ 64];
+}
+void check_crews() {
+  const Buffer<int> out(std::vector<int>(128));
+  launch(kMachine, crew_kernel, dim3(1), 128, 512, CrewParameters{out.data()});
+  std::vector<int> expected(128);
+  for (int crew = 0; crew < 2; ++crew) {
+    std::vector<int> sums(64);
+    for (int i = 0; i < 64; ++i) sums[i] = 64 * crew + i;
+    for (int turn = 0; turn < (crew ? 16 : 8); ++turn) {
+      const std::vector<int> before = sums;
+      for (int i = 0; i < 64; ++i) sums[i] += before[(i + 33) % 64];
+    }
+    for (int i = 0; i < 64; ++i) expected[(64 * crew + i) ^ 64] = sums[i];
+  }
+  expect(out.values() == expected, "crews wait for each other at barriers of their own");
+}
+
 // ---- clocks
 
 #ifndef SFRS_EMULATE
@@ -278,6 +313,7 @@ int all() {
   check_loads();
   check_products();
   check_copy<4>(), check_copy<8>(), check_copy<16>();
+  check_crews();
   report_rounding();
 #ifndef SFRS_EMULATE
   report_clocks<Timed::mma_bf16>("mma bf16 (16 x 8 x 16)", 256);

@@ -77,6 +77,41 @@ def test_a_barrier_waits_for_the_slowest_warp():
     assert clocks_of(code, threads=64) < 200 + BARRIER + 60
 
 
+def test_numbered_barriers_are_waited_at_by_as_many_threads_as_they_say():
+    code = kernel(
+        ("S2R R0, SR_TID.X", 1, 0),
+        ("ISETP.GE.AND P0, PT, R0, 0x20, PT", 5, 7, 1),
+        ("@P0 BRA `(.L_x_0)", 1),
+        ("BAR.SYNC.DEFER_BLOCKING 0x1, 0x20", 1),  # the first warp, alone
+        ("BAR.SYNC.DEFER_BLOCKING 0x1, 0x20", 1),
+        (".L_x_0:",),
+        ("BAR.SYNC.DEFER_BLOCKING 0x2, 0x40", 1),
+        ("EXIT", 1),
+    )
+    assert 3 * BARRIER < clocks_of(code, threads=64) < 3 * BARRIER + 60
+    with pytest.raises(Lost, match="wait at a barrier"):
+        clocks_of(code, threads=96)  # three warps come where two are awaited
+
+
+def test_who_arrives_at_a_barrier_goes_on():
+    def code(last: str) -> sass.Kernel:
+        return kernel(
+            ("S2R R0, SR_TID.X", 1, 0),
+            ("ISETP.GE.AND P0, PT, R0, 0x20, PT", 5, 7, 1),
+            ("@P0 BRA `(.L_x_0)", 1),
+            *[("FADD R4, R4, R4", 10)] * 20,
+            ("BAR.SYNC.DEFER_BLOCKING 0x1, 0x40", 1),  # the first warp, which comes late
+            ("EXIT", 1),
+            (".L_x_0:",),
+            (f"BAR.{last} 0x1, 0x40", 1),
+            *[("FADD R4, R4, R4", 10)] * 20,
+            ("EXIT", 1),
+        )
+
+    assert clocks_of(code("ARV"), threads=64) < 300
+    assert clocks_of(code("SYNC.DEFER_BLOCKING"), threads=64) > 400
+
+
 def test_branches_that_data_decides_spare_the_subroutine_of_rare_numbers():
     def code(rare: tuple) -> sass.Kernel:
         return kernel(

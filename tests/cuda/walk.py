@@ -146,7 +146,7 @@ class Walk:
         ]
         self.busy: dict[tuple, float] = {}
         self.spent: Counter = Counter()
-        self.waiting: list[Walker] = []
+        self.waiting: dict[str, list[Walker | None]] = {}  # by the number of the barrier; None goes on
         self.queue = [(0.0, w.index) for w in self.warps]
         count = 0
         while self.queue:
@@ -160,7 +160,7 @@ class Walk:
             count += 1
             if count > self.most:
                 raise Lost(f"{self.program.kernel.name}: no end after {count} instructions")
-        if self.waiting:
+        if any(self.waiting.values()):
             raise Lost(f"{self.program.kernel.name}: warps wait at a barrier that others do not reach")
         total = max(w.ready for w in self.warps)
         self.issued = sum(w.issued for w in self.warps)
@@ -222,27 +222,33 @@ class Walk:
             lane.meetings[i.operands[0]] = self.program.target(i)
         elif i.base == "BAR" and runs is not False:
             warp.at = following
-            self.waiting.append(warp)
-            if len(self.waiting) == sum(not w.lane.ended for w in self.warps):
-                self.release(start)
+            number, *threads = i.operands
+            come = self.waiting.setdefault(number, [])
+            come.append(warp if ".ARV" not in i.name else None)
+            if len(come) == (int(threads[0], 16) // LANES if threads else self.living()):
+                self.release(number, start)
+            if ".ARV" in i.name:
+                heapq.heappush(self.queue, (warp.ready, warp.index))
             return
         elif runs is not False:
             (self.program.actions if runs else self.program.unknown)[warp.at](lane)
         if following is None:
             lane.ended = True
-            if self.waiting and len(self.waiting) == sum(not w.lane.ended for w in self.warps):
-                self.release(start)
+            if len(self.waiting.get("0x0", ())) == self.living() > 0:
+                self.release("0x0", start)
             return
         warp.at = following
         heapq.heappush(self.queue, (warp.ready, warp.index))
 
-    def release(self, start: float) -> None:
-        for warp in self.waiting:
+    def living(self) -> int:
+        return sum(not w.lane.ended for w in self.warps)
+
+    def release(self, number: str, start: float) -> None:
+        for warp in filter(None, self.waiting.pop(number)):
             warp.ready = start + BARRIER
             self.spent["waiting for other warps"] += warp.ready - warp.last
             warp.last = warp.ready
             heapq.heappush(self.queue, (warp.ready, warp.index))
-        self.waiting = []
 
     def jump(self, warp: Walker, i: sass.Instruction, runs: bool | None) -> int | None:
         following, lane = warp.at + 1, warp.lane
