@@ -26,9 +26,10 @@ L2_KEEPS = 30e6  # bytes that one kernel leaves there for the next: half of it, 
 # ---- the kernels
 COUNTED = json.loads((ROOT.parent / "tests" / "cuda" / "clocks.json").read_text())
 COUNTED_TILE = 64  # positions
+FEW_CLUSTERS = 32  # for which there are kernels of their own
 MOST_DIMENSIONS = 512  # summed up by a block for K <= 64; what csrc/cuda/aggregate_tiling.h takes for them
 PAIR_QUERIES = 128  # of a tile of pairs, and its images below, as csrc/cuda/similarity_pairs.cuh has them
-PRODUCTS = 4_004  # clocks of a tile of bf16 planes, forward: multiply and sum_up in tests/cuda/clocks.py
+MMA_SYNC = 0.625  # of the rate of wgmma, as tests/cuda/walk.py counts HMMA
 TENSOR_CORES = 4096  # FLOP per clock and SM, bfloat16, by wgmma alone
 LAUNCH = 2.0e-6  # s per kernel in a graph, ramp and tail included; an assumption
 STREAM = 0.85  # of the copy rate, for kernels that only read and add; an assumption
@@ -55,10 +56,13 @@ class Kernel:
         return max(parts, key=parts.__getitem__)
 
 
-def clocks_of(direction: str, precision: str, planes: bool, dim: int, regions: int, given: bool) -> dict:
+def clocks_of(
+    direction: str, precision: str, planes: bool, dim: int, clusters: int, regions: int, given: bool
+) -> dict:
     """Clocks of a tile, a unit and the start: counted, or in bfloat16 and scaled like the plain problem's."""
     kind = (
         "given logits" if given
+        else "few clusters" if clusters <= FEW_CLUSTERS
         else "long features" if dim > MOST_DIMENSIONS
         else "quarters" if regions == 4
         else "planes" if planes
@@ -116,7 +120,7 @@ def aggregation(
     splits = splits_of(groups, per_group, wide)
     units = groups * splits
     busy = min(units, wide) * chunks
-    each = clocks_of(direction, precision, planes, dim, regions, given)
+    each = clocks_of(direction, precision, planes, dim, clusters, regions, given)
     tiles_of_unit, units_of_block = math.ceil(per_group / splits), math.ceil(units / wide)
     x_bytes, directions = tile * dim * element, 2 if direction == "backward" else 1
     weight = (not given) * columns * dim * element + (direction == "backward") * clusters * dim * element
@@ -214,13 +218,14 @@ def wgmma() -> str:
     floor = 2 * 2 * COUNTED_TILE * dim * clusters // TENSOR_CORES
     tile = COUNTED["bf16 planes: forward"]["tile"]
     now = sum(k.seconds for k in kernels)
-    gain = kernels[0].counted * (PRODUCTS - floor) / tile
+    products = round(floor / MMA_SYNC)
+    gain = kernels[0].counted * (products - floor) / tile
     return (
         "wgmma (sm_90a) in place of `mma.sync`, in the forward in bfloat16: the two products of "
         f"{COUNTED_TILE} positions with D = {dim}, K = {clusters} need {floor:,} clocks at the datasheet's "
-        f"rate, and take {PRODUCTS:,} of the {tile:,} clocks of a tile (`python tests/cuda/clocks.py "
-        "build/cuda --only bf16 planes forward`: multiply and sum_up). The difference is all that wgmma "
-        f"could save: of the first line's {now * 1e6:.0f} us at most {gain * 1e6:.0f}."
+        f"rate and {products:,} at that of `mma.sync`, of the {tile:,} clocks of a tile, in which both run "
+        "side by side with everything else. The difference is all that wgmma could save where products alone "
+        f"hold a tile up: of the first line's {now * 1e6:.0f} us at most {gain * 1e6:.0f}."
     )
 
 
@@ -239,8 +244,8 @@ def page() -> str:
         "may be wrong by 30 %. Left out are bank conflicts, misses of the instruction cache, lanes of a warp "
         "that go different ways, and blocks that wait for each other's memory traffic; all of it makes "
         "kernels slower. Memory is counted at the rate of a large copy; kernels of torch, and ours that only "
-        "read and add, by their bytes alone. Quarters in float32 and TF32, and given logits in TF32, are "
-        "scaled from what was counted in bfloat16.",
+        "read and add, by their bytes alone. Quarters in float32 and TF32, and the backward of given logits "
+        "in TF32, are scaled from what was counted in bfloat16.",
         "",
         wgmma(),
         "",

@@ -211,7 +211,7 @@ class BackwardBlock {
         p.bias_sums[(int64_t)blockIdx.x * n.logits + k] = part(n.at.masses)[n.cluster_columns + k];
     if (!f.dweight) return;
     T* out = p.weight_sums + (int64_t)blockIdx.x * n.logits * n.sums_dim();
-    sums.each_four(n, WriteSums<T, T>{out, n.logits, n.sums_dim(), own * n.chunk, n.chunk, nullptr, (T)1});
+    sums.each_four(n, WriteSums<T, T>{out, n.logits, n.sums_dim(), own * n.chunk, n.chunk});
   }
 
   const BackwardParameters<T>& p;

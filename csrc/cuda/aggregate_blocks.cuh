@@ -6,6 +6,23 @@
 
 namespace sfrs::cuda {
 
+// Warps that work side by side and wait for each other: all of a block, or some of them under the number of a
+// barrier.
+struct WholeBlock {
+  static constexpr int kCount = kWarps;
+  SFRS_DEVICE static int warp() { return warp_of_thread(); }
+  SFRS_DEVICE static int thread() { return this_thread(); }
+  SFRS_DEVICE static void sync() { __syncthreads(); }
+};
+template <int kFirst, int kWarpCount, int kBarrier>
+struct Crew {
+  static constexpr int kCount = kWarpCount;
+  SFRS_DEVICE static int warp() { return warp_of_thread() - kFirst; }
+  SFRS_DEVICE static int thread() { return this_thread() - 32 * kFirst; }
+  SFRS_DEVICE static void sync() { sync_some<kBarrier, 32 * kWarpCount>(); }
+  SFRS_DEVICE static void arrive() { arrive_some<kBarrier, 32 * kWarpCount>(); }
+};
+
 // Sums of all threads of a block, the same for every thread; `shares` holds one value per warp.
 template <class T>
 SFRS_DEVICE T block_sum(T v, T* shares) {

@@ -16,13 +16,13 @@ void run(ForwardParameters<typename M::Sum>& p, const Machine& machine) {
   const AggregationForward& f = p.f;
   p.n.by_position = f.mask || f.saved_inv_norm || f.logits_given;
   const Tiling& n = p.n;
-  bool norms = f.intra_norm || f.l2_norm || f.saved_scale;
+  p.norms = f.intra_norm || f.l2_norm || f.saved_scale;
   p.finish_in_block = kFinishesInBlock<M, Shape::kClusterTiles> && n.splits == 1 &&
-                      (n.chunks == 1 || !norms) && four_together<S, T>(p);
+                      (n.chunks == 1 || !p.norms) && four_together<S, T>(p);
   if (!p.finish_in_block) {
     p.sums = machine.scratch<T>((int64_t)n.units * n.clusters * n.sums_dim());
     p.masses = machine.scratch<T>((int64_t)n.units * n.clusters);
-    if (norms) {
+    if (p.norms) {
       p.squares = machine.scratch<T>(n.groups * n.clusters);
       p.arrivals = machine.scratch<int>(n.groups);
     }
@@ -30,9 +30,9 @@ void run(ForwardParameters<typename M::Sum>& p, const Machine& machine) {
   if (f.weight && !n.weight_resident) p.weight_cores = pack_weights_on<S, T>(machine, n, f.weight);
   dim3 grid((unsigned)n.blocks, (unsigned)n.chunks);
   if (f.x.stride_w == 1)
-    launch(machine, aggregate_forward_kernel<M, Shape, true>, grid, kThreads, n.shared, p);
+    launch(machine, aggregate_forward_kernel<M, Shape, true>, grid, Shape::kThreadsOfBlock, n.shared, p);
   else
-    launch(machine, aggregate_forward_kernel<M, Shape, false>, grid, kThreads, n.shared, p);
+    launch(machine, aggregate_forward_kernel<M, Shape, false>, grid, Shape::kThreadsOfBlock, n.shared, p);
   if (p.finish_in_block) return;
   dim3 rows((unsigned)(n.groups * n.clusters));
   launch(machine, add_units<S, T>, rows, kThreads, kWarps * (int64_t)sizeof(T), p);

@@ -2,7 +2,8 @@
 // into shared memory once, while its predecessor is worked on; logits are made from it on the tensor cores,
 // soft-maxed by a few lanes per position, divided by the norms, and the tile is summed up by clusters into a
 // K x D matrix that never leaves the registers. The weights wait in shared memory. Assignments never reach
-// global memory.
+// global memory. In 16 bits, four warps make the assignments of one tile while eight sum up the one before:
+// the softmax is a chain of latencies, behind which the products of the sums hide.
 //
 // Floor: x read once. 2 D bytes against 4 (K + G) D flops per position in 16 bits: at K = 64 both the copy
 // bandwidth and mma.sync of an H200 need 0.3 us per 30 x 40 x 512 map; exact float32 is bound by three TF32
@@ -23,6 +24,7 @@ struct ForwardParameters {
   unsigned char* weight_cores;  // packed weights, if they are not resident
   // Where a unit's sums go: the result itself if one block has all of a group, else these.
   bool finish_in_block;
+  bool norms;     // whether a result is normalised, or its norms are saved
   T* sums;        // [units, K, D padded to fours]
   T* masses;      // [units, K]: sums of assignments
   T* squares;     // [groups, K]
@@ -48,8 +50,11 @@ class ForwardBlock {
   using Cut = typename Shape::Cut;
   static constexpr int kClusterTiles = Shape::kClusterTiles;
   static constexpr bool kOneWindow = Shape::kOneWindow;
-  using BlockSums = Sums<M, kClusterTiles>;
+  using Makers = std::conditional_t<Cut::kOverlaps, Assigners, WholeBlock>;
+  using Adders = std::conditional_t<Cut::kOverlaps, Summers, WholeBlock>;
+  using BlockSums = Sums<M, kClusterTiles, Adders>;
   using TileSoftmax = Softmax<M, Cut, kOneWindow, sizeof(S) == 2 ? 4 : 8>;
+  using Values = typename TileSoftmax::Values;
 
  public:
   SFRS_DEVICE ForwardBlock(const ForwardParameters<T>& p, unsigned char* memory)
@@ -58,31 +63,47 @@ class ForwardBlock {
   SFRS_DEVICE void run() {
     if (p.arrivals && blockIdx.x == 0 && own == 0)
       for (int group = this_thread(); group < n.groups; group += kThreads) p.arrivals[group] = 0;
-    BlockSums sums;
-    sums.clear();
-    walk<S, kPlanes>(p.x, (int)f.regions, n, memory, *this, sums);
+    if constexpr (Cut::kOverlaps) {
+      walk_overlapping<S, kPlanes, BlockSums, Values>(p.x, (int)f.regions, n, memory, *this);
+    } else {
+      BlockSums sums;
+      sums.clear();
+      walk<S, kPlanes>(p.x, (int)f.regions, n, memory, *this, sums);
+    }
   }
   SFRS_DEVICE void prepare() const {
-    keep_weights<S, T>(n, f.weight, memory);
-    keep_bias<T>(n, f.bias, memory);
+    keep_weights<S, T, Adders>(n, f.weight, memory);
+    keep_bias<T, Adders>(n, f.bias, memory);
   }
 
+  // A step of the whole block.
   template <class BlockSteps>
   SFRS_DEVICE void work(const BlockSteps& steps, int i, const Panels<S>& x, BlockSums& sums) const {
     const Step& now = steps.at(i);
-    LogitOperand weights{n.logits_given ? 0 : n.logit_columns, n.weight_resident, n.at.weight, p.weight_cores,
-                         n.at.logits};
-    LogitMaker<M, Cut, kPlanes, kClusterTiles == 4>{n, memory, now, x, f.normalize_input, weights, {}}.run();
+    make_logits(now, x);
     if (n.stages == 2) steps.send(i + 1);
     if (!now.last_chunk(n)) return steps.plan(i + 1);
-    assign(now, x);
+    Values none;
+    soften(now, x, none);
     __syncthreads();
     steps.plan(i + 1);
     softmax().template add_rows<true>(n.logit_columns, now.first_tile(), part(n.at.masses));
-    sum_up<M, kClusterTiles, kPlanes>(n, assignment_view(), x, sums);
-    if (!now.last_tile()) return;
-    __syncthreads();
-    finish(now.group, now.unit, sums);
+    add_up(now, x, sums);
+    if (now.last_tile()) __syncthreads();
+    end_step(now, sums);
+  }
+  // The parts of a step when steps overlap. Every assigner waits once until it may write.
+  SFRS_DEVICE void assign(const Step& now, const Panels<S>& x, Values& masses) const {
+    if (now.valid()) make_logits(now, x);
+    if (!now.valid() || !now.last_chunk(n)) return AssignmentsRead::sync();
+    soften(now, x, masses);
+    if (now.last_tile()) share_masses(now.unit, masses);
+  }
+  SFRS_DEVICE void add_up(const Step& now, const Panels<S>& x, BlockSums& sums) const {
+    if (now.last_chunk(n)) sum_up<M, kClusterTiles, kPlanes>(n, assignment_view(), x, sums);
+  }
+  SFRS_DEVICE void end_step(const Step& now, BlockSums& sums) const {
+    if (now.last_chunk(n) && now.last_tile()) finish(now.group, now.unit, sums);
   }
 
  private:
@@ -92,12 +113,20 @@ class ForwardBlock {
     return {memory + n.at.assignment, n.positions, n.cluster_rows};
   }
 
-  // The softmax over clusters takes the place of the logits; divided by the feature's norm it is the left
-  // operand of sum_up.
-  SFRS_DEVICE void assign(const Step& now, const Panels<S>& x) const {
+  SFRS_DEVICE void make_logits(const Step& now, const Panels<S>& x) const {
+    LogitOperand weights{n.logits_given ? 0 : n.logit_columns, n.weight_resident, n.at.weight, p.weight_cores,
+                         n.at.logits};
+    LogitMaker<M, Cut, kPlanes, kClusterTiles == 4, Makers>{n, memory, now, x, f.normalize_input, weights, {}}
+        .run();
+  }
+
+  // The softmax over clusters takes the place of the logits, or is added to masses when steps overlap;
+  // divided by the feature's norm it is the left operand of sum_up.
+  SFRS_DEVICE void soften(const Step& now, const Panels<S>& x, Values& masses) const {
     TileSoftmax soft = softmax();
     int lane = lane_of_thread(), begin = now.begin, count = now.count;
-    for (int first = warp_of_thread() * soft.kAtOnce; first < n.positions; first += kWarps * soft.kAtOnce) {
+    for (int first = Makers::warp() * soft.kAtOnce; first < n.positions;
+         first += Makers::kCount * soft.kAtOnce) {
       int i = first + lane / soft.kSharers;
       bool valid = i < count;
       int64_t at = 0;  // among all positions
@@ -109,7 +138,7 @@ class ForwardBlock {
       }
       if (f.saved_inv_norm && own == 0 && valid && lane % soft.kSharers == 0)
         ((T*)f.saved_inv_norm)[at] = inverse;
-      typename TileSoftmax::Values l;
+      Values l;
       auto load = [&](int window) {
         soft.load_logits(window, i, at, valid, inverse, l);
         soft.add_bias(window, l, l);
@@ -117,83 +146,117 @@ class ForwardBlock {
       T scale = soft.normalize(load, top, l);
       if (f.mask && valid) scale *= ((const T*)f.mask)[at];
       T factor = inverse / rescale_vectors<S, kPlanes, soft.kSharers>(n, x, first, inverse);
+      if (Cut::kOverlaps && first < Makers::kCount * soft.kAtOnce) AssignmentsRead::sync();
       for (int window = 0; window < soft.windows(); window += kWindow) {
         soft.restore(load, window, top, l);
-        write(window, i, valid, scale, factor, l);
+        write(window, i, valid ? scale : 0, factor, l, masses);
       }
       for (int k = round_up(n.logit_columns, kWindow) + soft.cluster(0, 0); k < n.cluster_rows;
            k += 4 * soft.kSharers)
         assignment_view().put(i, k, Four<S>{});
     }
   }
-  SFRS_DEVICE void write(int window, int i, bool valid, T scale, T factor,
-                         const typename TileSoftmax::Values& l) const {
+  SFRS_DEVICE void write(int window, int i, T scale, T factor, const Values& l, Values& masses) const {
     SFRS_EACH (j, TileSoftmax::kFours) {
       int k = TileSoftmax::cluster(window, j);
       Four<T> kept;
       Four<S> left;
-      SFRS_EACH (e, 4) kept.v[e] = valid && k + e < n.clusters ? l[j][e] * scale : (T)0;
+      SFRS_EACH (e, 4) kept.v[e] = k + e < n.clusters ? l[j][e] * scale : (T)0;
       SFRS_EACH (e, 2) left.set(e, kept.v[2 * e] * factor, kept.v[2 * e + 1] * factor);
-      if (k < n.logit_columns) softmax().logits(i, k) = kept;
+      if constexpr (Cut::kOverlaps) {
+        SFRS_EACH (e, 4) masses[j][e] += kept.v[e];
+      } else {
+        if (k < n.logit_columns) softmax().logits(i, k) = kept;
+      }
       if (k < n.cluster_rows) assignment_view().put(i, k, left);
     }
   }
 
-  SFRS_DEVICE void finish(const Group& g, int64_t unit, BlockSums& sums) const {
+  // When steps overlap: an assigner's share of a unit's sums of assignments, which then begin anew.
+  SFRS_DEVICE T* mass_share(int unit, int assigner) const {
+    return part(n.at.masses) + (unit % 2 * kAssigners + assigner) * n.cluster_columns;
+  }
+  SFRS_DEVICE void share_masses(int unit, Values& masses) const {
+    T* to = mass_share(unit, Makers::warp());
+    SFRS_EACH (j, TileSoftmax::kFours) {
+      Four<T> sum;
+      SFRS_EACH (e, 4) {
+        SFRS_UNROLL
+        for (int step = TileSoftmax::kSharers; step < 32; step *= 2)
+          masses[j][e] += __shfl_xor_sync(kAllLanes, masses[j][e], step);
+        sum.v[e] = masses[j][e];
+        masses[j][e] = 0;
+      }
+      if (lane_of_thread() < TileSoftmax::kSharers) *(Four<T>*)(to + TileSoftmax::cluster(0, j)) = sum;
+    }
+  }
+  SFRS_DEVICE T mass_of(int unit, int k) const {
+    if constexpr (!Cut::kOverlaps) return part(n.at.masses)[k];
+    T sum = 0;
+    SFRS_EACH (assigner, kAssigners) sum += mass_share(unit, assigner)[k];
+    return sum;
+  }
+
+  SFRS_DEVICE void finish(const Group& g, int unit, BlockSums& sums) const {
+    int own = here(this->own);  // what follows from it is not carried through the loop of all tiles
     bool in_block = false;
     if constexpr (kFinishesInBlock<M, kClusterTiles>) in_block = p.finish_in_block;
     if (in_block) {
-      T* shares =
-          part(n.at.logits);  // no longer needed; now [warps along dimensions, clusters] of the squares
-      T* scale = shares + (n.cluster_rows << n.along_bits);  // [clusters], then the descriptor's
-      subtract_centroids(shares, sums);
-      bool norms = f.intra_norm || f.l2_norm || f.saved_scale;
-      if (norms) {
-        __syncthreads();
-        if (warp_of_thread() == 0) make_scales(g, shares, scale);
-        __syncthreads();
+      T* shares = part(n.at.shares);  // [warps along dimensions, clusters] of the squares
+      T* scale = shares + (n.cluster_rows << n.along_bits);  // [clusters]
+      T* masses = part(n.at.masses);
+      if constexpr (Cut::kOverlaps) {
+        masses = scale;  // until the scales take their place
+        for (int k = Adders::thread(); k < n.clusters; k += kThreads) masses[k] = mass_of(unit, k);
+        Adders::sync();
       }
-      sums.each_four(n,
-                     WriteSums<S, T>{(S*)f.vlad + unit * n.clusters * n.dim, n.clusters, n.dim, own * n.chunk,
-                                     n.chunk, norms ? scale : nullptr, norms ? scale[n.cluster_rows] : (T)1});
+      subtract_centroids(masses, shares, sums);
+      if (p.norms) {
+        Adders::sync();
+        if (Adders::warp() == 0) make_scales(g, shares, scale);
+        Adders::sync();
+      }
+      sums.each_four(n, WriteSums<S, T>{(S*)f.vlad + (int64_t)(unsigned)unit * (unsigned)n.clusters * n.dim,
+                                        n.clusters, n.dim, own * n.chunk, n.chunk, p.norms, scale});
     } else {
-      sums.each_four(n, WriteSums<T, T>{p.sums + unit * n.clusters * n.sums_dim(), n.clusters, n.sums_dim(),
-                                        own * n.chunk, n.chunk, nullptr, (T)1});
+      sums.each_four(n,
+                     WriteSums<T, T>{p.sums + (int64_t)(unsigned)unit * (unsigned)n.clusters * n.sums_dim(),
+                                     n.clusters, n.sums_dim(), own * n.chunk, n.chunk});
       if (own == 0)
-        for (int k = this_thread(); k < n.clusters; k += kThreads)
-          p.masses[unit * n.clusters + k] = part(n.at.masses)[k];
+        for (int k = Adders::thread(); k < n.clusters; k += kThreads)
+          p.masses[(int64_t)(unsigned)unit * (unsigned)n.clusters + k] = mass_of(unit, k);
     }
     sums.clear();
   }
   // Takes the centroids away and leaves every warp's share of each cluster's square.
-  SFRS_DEVICE void subtract_centroids(T* shares, BlockSums& sums) const {
-    SFRS_EACH (i, kClusterTiles) {
-      int lane = lane_of_thread(), first = own * n.chunk + sums.column(n) + 2 * (lane % 4);
-      int end = (own + 1) * n.chunk < n.dim ? (own + 1) * n.chunk : n.dim;
-      Packed<T, 2> of[2][M::kColumnTiles] = {};
-      if (f.centroids) {  // they travel together: no branch between loads
-        SFRS_EACH (half, 2) {
-          int k = sums.row(n) + 16 * i + 8 * half + lane / 4;
-          const T* centroid = (const T*)f.centroids + (int64_t)(k < n.clusters ? k : 0) * n.dim;
-          SFRS_EACH (j, M::kColumnTiles)
-            of[half][j] = *(const Packed<T, 2>*)(centroid + (first + 8 * j < end ? first + 8 * j : 0));
-        }
-      }
+  SFRS_DEVICE void subtract_centroids(const T* masses, T* shares, BlockSums& sums) const {
+    constexpr int together = Cut::kOverlaps ? M::kColumnTiles / 2 : M::kColumnTiles;  // registers are few
+    SFRS_EACH (i, kClusterTiles)
       SFRS_EACH (half, 2) {
+        int own = here(this->own), lane = lane_of_thread(),
+            first = own * n.chunk + sums.column(n) + 2 * (lane % 4);
+        int end = (own + 1) * n.chunk < n.dim ? (own + 1) * n.chunk : n.dim;
         int k = sums.row(n) + 16 * i + 8 * half + lane / 4;
-        T square = 0, mass = k < n.clusters ? part(n.at.masses)[k] : (T)0;
-        SFRS_EACH (j, M::kColumnTiles)
-          SFRS_EACH (e, 2) {
-            T& v = sums.v[i][j][2 * half + e];
-            if (first + 8 * j < end) v -= mass * of[half][j].v[e];
-            square += v * v;
-          }
+        const T* centroid = (const T*)f.centroids + (int64_t)(k < n.clusters ? k : 0) * n.dim;
+        T square = 0, mass = k < n.clusters ? masses[k] : (T)0;
+        SFRS_EACH (begin, M::kColumnTiles / together) {
+          Packed<T, 2> of[together] = {};
+          if (f.centroids)
+            SFRS_EACH (j, together) {
+              int d = first + 8 * (begin * together + j);
+              if (d < end) of[j] = *(const Packed<T, 2>*)(centroid + d);
+            }
+          SFRS_EACH (j, together)
+            SFRS_EACH (e, 2) {
+              T& v = sums.v[i][begin * together + j][2 * half + e];
+              v -= mass * of[j].v[e];
+              square += v * v;
+            }
+        }
         square += __shfl_xor_sync(kAllLanes, square, 1);
         square += __shfl_xor_sync(kAllLanes, square, 2);
-        if (lane % 4 == 0)
-          shares[(warp_of_thread() & ((1 << n.along_bits) - 1)) * n.cluster_rows + k] = square;
+        if (lane % 4 == 0) shares[sums.share(n) * n.cluster_rows + k] = square;
       }
-    }
   }
   SFRS_DEVICE void make_scales(const Group& g, const T* shares, T* scale) const {
     int lane = lane_of_thread();
@@ -209,10 +272,8 @@ class ForwardBlock {
     }
     total = warp_sum(total);
     T outer = f.l2_norm ? inverse_norm(total) : 1;
-    if (lane == 0) {
-      scale[n.cluster_rows] = outer;
-      if (saved) saved[n.clusters] = outer;
-    }
+    if (saved && lane == 0) saved[(unsigned)n.clusters] = outer;
+    for (int k = lane; k < n.clusters; k += 32) scale[k] *= outer;
   }
 
   const ForwardParameters<T>& p;
@@ -223,7 +284,7 @@ class ForwardBlock {
 };
 
 template <class M, class Shape, bool kPlanes>
-SFRS_KERNEL(256)
+SFRS_KERNEL(Shape::kThreadsOfBlock)
 aggregate_forward_kernel(SFRS_CONSTANT ForwardParameters<typename M::Sum> p) {
   SFRS_SHARED_MEMORY(memory);
   ForwardBlock<M, Shape, kPlanes>(p, memory).run();

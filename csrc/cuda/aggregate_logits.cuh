@@ -8,15 +8,16 @@ namespace sfrs::cuda {
 
 // Rows of a matrix [rows, dim] as cores of S, padded with zeros to whole tasks and chunks. Eight neighbouring
 // threads fill one core. Groups of eight rows are given out one by one, `first` and then every `step`-th.
-template <class S, class T>
+// kWarps packers.
+template <class S, class Packers = WholeBlock, class T>
 SFRS_DEVICE void pack_cores(const T* from, int rows, int dim, int padded_rows, int padded_dim,
                             unsigned char* to, int first, int step) {
   constexpr int chunk = 16 / (int)sizeof(S), wide = 16 / (int)sizeof(T);
   bool aligned = dim % wide == 0 && (uint64_t)from % 16 == 0;
-  int across = padded_dim / chunk, thread = this_thread(), within = thread % 8;
+  int across = padded_dim / chunk, thread = Packers::thread(), within = thread % 8;
   for (int core = thread / 8; core < across; core += kThreads / 8) {
     int d = core * chunk;
-    SFRS_UNROLL_BY(4)
+    SFRS_UNROLL_BY(8)
     for (int group = first; group < padded_rows / 8; group += step) {
       int row = group * 8 + within;
       const T* in = from + (int64_t)row * dim;
@@ -37,11 +38,11 @@ SFRS_DEVICE void pack_cores(const T* from, int rows, int dim, int padded_rows, i
 }
 
 // The weights of a block that keeps them, behind the next barrier.
-template <class S, class T, class N>
+template <class S, class T, class Packers = WholeBlock, class N>
 SFRS_DEVICE void keep_weights(const N& n, const void* weight, unsigned char* memory) {
   if (n.weight_resident)
-    pack_cores<S>((const T*)weight, n.logits, n.dim, n.logit_columns, n.padded_dim(), memory + n.at.weight, 0,
-                  1);
+    pack_cores<S, Packers>((const T*)weight, n.logits, n.dim, n.logit_columns, n.padded_dim(),
+                           memory + n.at.weight, 0, 1);
 }
 
 // A right operand: how many columns (clusters) it has, and where it lies, in shared memory or not; that of
@@ -55,9 +56,9 @@ struct LogitOperand {
 };
 
 // products[p][column] (+)= sum of x[p][d] operand[column][d] over the chunk in `x`, for up to two operands,
-// and squares[slice][p] (+)= x[p]^2. All warps, with a barrier at the end. A task is 16 kTaskRows positions
+// and squares[slice][p] (+)= x[p]^2. All makers, with a barrier at the end. A task is 16 kTaskRows positions
 // by 32 columns over a slice of the dimensions; what slices share they add up in turns.
-template <class M, class N, bool kPlanes, bool kManyColumns>
+template <class M, class N, bool kPlanes, bool kManyColumns, class Makers = WholeBlock>
 struct LogitMaker {
   using S = typename M::Storage;
   using T = typename M::Sum;
@@ -69,13 +70,13 @@ struct LogitMaker {
   LogitOperand left, right;
 
   SFRS_DEVICE void run() const {
-    int columns = left.columns + right.columns, warp = warp_of_thread();
+    int columns = left.columns + right.columns, warp = Makers::warp();
     int across = columns ? columns / kLogitTask : 1;
     int tasks = across << (row_bits() + n.slice_bits);
     if (!columns && !squares_wanted) tasks = 0;
     T sums[M::kTaskRows][4][4];
     Place at{};
-    for (int task = warp; task < tasks; task += kWarps) {
+    for (int task = warp; task < tasks; task += Makers::kCount) {
       at = place(task);
       multiply(at, sums);
       if (n.slices == 1 && columns) write(at, 0, sums);
@@ -83,9 +84,9 @@ struct LogitMaker {
     if (n.slices > 1 && columns)
       for (int turn = 0; turn < n.slices; ++turn) {  // in order, so that sums are the same in every run
         if (warp < tasks) write(at, turn, sums);
-        if (turn + 1 < n.slices) __syncthreads();
+        if (turn + 1 < n.slices) Makers::sync();
       }
-    __syncthreads();
+    Makers::sync();
   }
 
  private:

@@ -160,10 +160,10 @@ struct Softmax {
 };
 
 // b in shared memory, behind the next barrier.
-template <class T, class N>
+template <class T, class Keepers = WholeBlock, class N>
 SFRS_DEVICE void keep_bias(const N& n, const void* bias, unsigned char* memory) {
   T* to = (T*)(memory + n.at.bias);
-  for (int k = this_thread(); k < n.logit_columns; k += kThreads)
+  for (int k = Keepers::thread(); k < n.logit_columns; k += 32 * Keepers::kCount)
     to[k] = k >= n.logits ? (T)-INFINITY : bias ? ((const T*)bias)[k] : (T)0;
 }
 

@@ -6,18 +6,24 @@
 namespace sfrs::cuda {
 
 // A warp's part of a K x chunk matrix of sums, in registers: clusters from row(), dimensions from column().
-template <class M, int kClusterTiles>
+// kWarps holders have them.
+template <class M, int kClusterTiles, class Holders = WholeBlock>
 struct Sums {
   using T = typename M::Sum;
   T v[kClusterTiles][M::kColumnTiles][4];
 
   template <class N>
   SFRS_DEVICE static int row(const N& n) {
-    return (warp_of_thread() >> n.along_bits) * 16 * kClusterTiles;
+    return n.cluster_warps == 1 ? 0 : (Holders::warp() >> n.along_bits) * 16 * kClusterTiles;
   }
   template <class N>
   SFRS_DEVICE static int column(const N& n) {
-    return (warp_of_thread() & ((1 << n.along_bits) - 1)) * M::kColumnTiles * 8;
+    return share(n) * M::kColumnTiles * 8;
+  }
+  // The warp's number among those that have the same clusters.
+  template <class N>
+  SFRS_DEVICE static int share(const N& n) {
+    return Holders::warp() & ((1 << n.along_bits) - 1);
   }
   SFRS_DEVICE void clear() {
     SFRS_EACH (i, kClusterTiles)
@@ -30,10 +36,10 @@ struct Sums {
   template <class N, class F>
   SFRS_DEVICE void each_four(const N& n, const F& body) const {
     SFRS_EACH (i, kClusterTiles)
-      SFRS_EACH (half, 2) {
-        int lane = lane_of_thread();
-        bool odd = lane & 1;
+      SFRS_EACH (half, 2)
         SFRS_EACH (pair, M::kColumnTiles / 2) {
+          int lane = lane_of_thread();
+          bool odd = lane & 1;
           const T *even_piece = v[i][2 * pair] + 2 * half, *odd_piece = v[i][2 * pair + 1] + 2 * half;
           T kept[2], given[2];
           SFRS_EACH (e, 2) {
@@ -44,22 +50,21 @@ struct Sums {
                        odd ? kept[1] : given[1]};
           body(row(n) + 16 * i + 8 * half + lane / 4, column(n) + 16 * pair + 8 * odd + (lane & 2) * 2, four);
         }
-      }
   }
 };
 
-// Writes a block's part of [clusters, dim], each cluster times its scale if there are scales. `dim` is a
-// multiple of 4, and four elements lie together.
+// Writes a block's part of [clusters, dim], each cluster times its scale if `scales`. `dim` is a multiple of
+// 4, and four elements lie together.
 template <class S, class T>
 struct WriteSums {
   S* out;
   int clusters, dim, d0, chunk;
-  const T* scale;
-  T outer;
+  bool scales = false;
+  const T* scale = nullptr;
   SFRS_DEVICE void operator()(int k, int within, const T (&sums)[4]) const {
     int d = d0 + within;
     if (k >= clusters || within >= chunk || d >= dim) return;
-    T factor = scale ? scale[k] * outer : (T)1;
+    T factor = scales ? scale[k] : (T)1;
     Four<S> four;
     SFRS_EACH (e, 2) four.set(e, sums[2 * e] * factor, sums[2 * e + 1] * factor);
     *(Four<S>*)(out + (int64_t)k * dim + d) = four;
@@ -67,24 +72,28 @@ struct WriteSums {
 };
 
 // sums[k][d] += sum_p assignment[p][k] x[p][d].
-template <class M, int kClusterTiles, bool kPlanes, class N>
+template <class M, int kClusterTiles, bool kPlanes, class Holders, class N>
 SFRS_DEVICE void sum_up(const N& n, const Panels<typename M::Storage>& assignment,
-                        const Panels<typename M::Storage>& x, Sums<M, kClusterTiles>& sums) {
+                        const Panels<typename M::Storage>& x, Sums<M, kClusterTiles, Holders>& sums) {
   int lane = lane_of_thread(), first_row = sums.row(n), first_column = sums.column(n);
   if (first_column >= n.chunk) return;
+  const Panels<typename M::Storage> from = kPlanes ? x : x.from(0, first_column);
+  if (!kPlanes) first_column = 0;
   constexpr int at_once = kClusterTiles < M::kRowTiles ? kClusterTiles : M::kRowTiles;
-  // Where the wider types are loaded from is found out each time: no registers are left to keep it.
-  constexpr bool keeps = sizeof(typename M::Storage) == 2 && N::kKnown;
+  // Where the wider types are loaded from is found out each time, and in blocks of more warps: no registers
+  // are left to keep it.
+  constexpr bool keeps = sizeof(typename M::Storage) == 2 && N::kKnown && !N::kOverlaps;
   SFRS_UNROLL_BY(keeps ? 2 : 1)
   for (int p = 0; p < n.positions; p += M::kStep)
     SFRS_EACH (part, kClusterTiles / at_once) {
+      if (N::kOverlaps) lane = lane_of_thread() & 31;  // found out anew, and known to be below 32
       typename M::Ready a[at_once];
       SFRS_EACH (i, at_once)
         a[i] = M::ready(M::template load_a<true, !kPlanes>(assignment, first_row + 16 * (part * at_once + i),
                                                            keeps ? p : here(p), lane));
       SFRS_EACH (pair, M::kColumnTiles / 2) {
-        auto b = M::ready(
-            M::template load_b<!kPlanes, !kPlanes>(x, first_column + 16 * pair, keeps ? p : here(p), lane));
+        auto b = M::ready(M::template load_b<!kPlanes, !kPlanes>(from, first_column + 16 * pair,
+                                                                 keeps ? p : here(p), lane));
         SFRS_EACH (i, at_once) {
           auto& row = sums.v[part * at_once + i];
           M::multiply(row[2 * pair], row[2 * pair + 1], a[i], b);

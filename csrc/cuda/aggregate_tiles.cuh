@@ -1,8 +1,7 @@
 // Which tiles a block of the aggregation walks, and how they come into shared memory.
 #pragma once
 
-#include "aggregate_tiling.h"
-#include "matrix.cuh"
+#include "aggregate_blocks.cuh"
 
 namespace sfrs::cuda {
 
@@ -15,7 +14,8 @@ struct Group {
   SFRS_DEVICE Group(const FeatureMap& x, int regions, int index) : index(index) {
     image = regions == 1 ? index : index / 4;
     region = regions == 1 ? 0 : index % 4;
-    int height = (int)x.height, half_height = height / 2, full = (int)x.width, half = full / 2;
+    // Not carried through a block's loop by all its threads, as one of them makes groups.
+    int height = here((int)x.height), half_height = height / 2, full = here((int)x.width), half = full / 2;
     bool whole = regions == 1;
     row = !whole && region >= 2 ? half_height : 0;
     column = !whole && (region & 1) ? half : 0;
@@ -105,12 +105,13 @@ static_assert(sizeof(Step) <= kStepBytes);
 // Planes: panels [chunk][positions]. Tokens: panels [positions][chunk].
 template <class S, bool kPlanes, class N>
 SFRS_DEVICE Panels<S> tile_view(const N& n, unsigned char* stage) {
-  return Panels<S>(stage, kPlanes ? n.chunk : n.positions, kPlanes ? n.positions : n.chunk);
+  int features = N::kKnown ? 128 / (int)sizeof(S) : n.chunk;  // at least so many: whole rows
+  return Panels<S>(stage, kPlanes ? n.chunk : n.positions, kPlanes ? n.positions : features);
 }
 
 // Starts copying positions [begin, begin + count) of dimensions [d0, d0 + chunk) into a stage; what lies
-// outside the map becomes zero.
-template <class S, bool kPlanes, int kBytes, class N>
+// outside the map becomes zero. All loaders.
+template <class S, bool kPlanes, int kBytes, class Loaders, class N>
 SFRS_DEVICE void load_tile(const FeatureMap& x, const N& n, const Group& g, int begin, int count, int d0,
                            const Panels<S>& to) {
   constexpr int unit = kBytes / (int)sizeof(S);
@@ -124,40 +125,34 @@ SFRS_DEVICE void load_tile(const FeatureMap& x, const N& n, const Group& g, int 
       *shared = valid ? *global : S{};
   };
   if constexpr (kPlanes) {  // a thread copies the same positions of every so many dimensions
-    int thread = this_thread(), bits = n.position_bits - log2_of(unit), step_bits = log2_of(kThreads) - bits;
+    constexpr int loader_bits = log2_of(32 * Loaders::kCount);
+    int thread = Loaders::thread(), bits = n.position_bits - log2_of(unit), step_bits = loader_bits - bits;
     int p = (thread & ((1 << bits) - 1)) * unit, d = thread >> bits, step = 1 << step_bits;
     int end = p < count ? left : 0, passes = (n.chunk - d + step - 1) >> step_bits;
     const S* from = image + (p < count ? g.offset(x, begin + p) : 0) + (d0 + d) * x.stride_d;
     int64_t further = step * x.stride_d;
     S* shared = to.at(d, p);
-    SFRS_UNROLL_BY(8)
+    SFRS_UNROLL_BY(N::kOverlaps ? 4 : 8)
     for (int pass = 0; pass < passes; ++pass, d += step, from += further) {
       copy(shared, from, d < end);
-      if constexpr (kBytes >= 4)  // rows a multiple of 8 apart have the same swizzle
+      if (step % 8 == 0)  // such rows have the same swizzle
         shared += step * to.row_bytes / (int)sizeof(S);
       else
         shared = to.at(d + step, p);
     }
   } else {  // a warp copies features; where they lie, its lanes find out beforehand, one each
-    int warp = warp_of_thread(), lane = lane_of_thread(), mine = warp + kWarps * (lane & 7);
+    constexpr int warps = Loaders::kCount;
+    int warp = Loaders::warp(), lane = lane_of_thread(), mine = warp + warps * (lane & 15);
     const S* row = image + (mine < count ? g.offset(x, begin + mine) : 0) + d0;
     for (int d = lane * unit; d - lane * unit < n.chunk; d += 32 * unit) {
       SFRS_UNROLL_BY(4)
-      for (int i = 0; i < n.positions / kWarps; ++i) {
-        int p = warp + kWarps * i;
+      for (int i = 0; i < n.positions / warps; ++i) {
+        int p = warp + warps * i;
         const S* from = image + __shfl_sync(kAllLanes, (int64_t)(row - image), i) + d;
         if (d < n.chunk) copy(to.at(p, d), from, p < count && d < left);
       }
     }
   }
-}
-
-template <class S, bool kPlanes, class N>
-SFRS_DEVICE void load_step(const FeatureMap& x, const N& n, const Step& step, const Panels<S>& to) {
-  with_copy_bytes<S>(n.load_bytes, [&](auto bytes) {
-    load_tile<S, kPlanes, decltype(bytes)::value>(x, n, step.group, step.begin, step.count, step.d0, to);
-  });
-  copy_async_commit();
 }
 
 // Steps of a block, by their numbers: four lie in shared memory, and as many tiles as there are stages.
@@ -174,11 +169,22 @@ struct Steps {
   }
   // What a block does on the side while it works on step i - 1: it sends for the tile of step i, and one
   // thread finds out which step comes then.
+  template <class Loaders = WholeBlock>
   SFRS_DEVICE void send(int i) const {
-    if (at(i).valid()) load_step<S, kPlanes>(x, n, at(i), tile(i));
+    const Step& step = at(i);
+    if (step.valid())
+      with_copy_bytes<S>(n.load_bytes, [&](auto bytes) {
+        load_tile<S, kPlanes, decltype(bytes)::value, Loaders>(x, n, step.group, step.begin, step.count,
+                                                               step.d0, tile(i));
+      });
+    copy_async_commit();
   }
   SFRS_DEVICE void plan(int i) const {
-    if (threadIdx.x) return;
+    if (threadIdx.x == 0) follow(i);
+  }
+  // One thread makes the first step, and that after step i.
+  SFRS_DEVICE void begin() const { at(0) = Step(n, x, regions, (int)blockIdx.x); }
+  SFRS_DEVICE void follow(int i) const {
     at(i + 1) = at(i);
     at(i + 1).advance(n, x, regions);
   }
@@ -191,7 +197,7 @@ template <class S, bool kPlanes, class N, class Block, class BlockSums>
 SFRS_DEVICE void walk(const FeatureMap& x, int regions, const N& n, unsigned char* memory, const Block& block,
                       BlockSums& sums) {
   Steps<S, kPlanes, N> steps{x, regions, n, memory};
-  if (threadIdx.x == 0) steps.at(0) = Step(n, x, regions, (int)blockIdx.x);
+  if (threadIdx.x == 0) steps.begin();
   __syncthreads();
   steps.send(0);
   block.prepare();
@@ -205,6 +211,55 @@ SFRS_DEVICE void walk(const FeatureMap& x, int regions, const N& n, unsigned cha
     if (n.stages == 2) continue;
     __syncthreads();
     steps.send(i + 1);
+  }
+}
+
+// The crews of a block whose steps overlap, and both; at the last barrier assigners wait until the
+// assignments of the tile before have been read.
+using Assigners = Crew<0, kAssigners, 1>;
+using Summers = Crew<kAssigners, kWarps, 2>;
+using BothCrews = Crew<0, kAssigners + kWarps, 3>;
+using AssignmentsRead = Crew<0, kAssigners + kWarps, 4>;
+
+// The same with two crews: while one is in block.assign(step i, its tile, masses), the other sums up step i -
+// 1 in block.add_up(step, its tile, sums), sends for the tile of step i + 1, whose place is now free, and
+// finishes a unit in block.end_step(step, sums).
+template <class S, bool kPlanes, class BlockSums, class Masses, class N, class Block>
+SFRS_DEVICE void walk_overlapping(const FeatureMap& x, int regions, const N& n, unsigned char* memory,
+                                  const Block& block) {
+  Steps<S, kPlanes, N> steps{x, regions, n, memory};
+  // Two loops with the same barriers: the sums need registers in one of them only.
+  auto goes_on = [&](int i) { return i == 0 || steps.at(i - 1).valid(); };
+  if (warp_of_thread() >= kAssigners) {
+    block.prepare();
+    BlockSums sums;
+    sums.clear();
+    for (int i = 0; goes_on(i); ++i) {
+      i = here(i);  // nothing else goes round the loop: registers are few
+      copy_async_wait<0>();
+      BothCrews::sync();
+      if (i > 0) block.add_up(steps.at(i - 1), steps.tile(i - 1), sums);
+      i = here(i);
+      AssignmentsRead::arrive();
+      Summers::sync();  // the tile may be replaced
+      steps.template send<Summers>(i + 1);
+      if (Summers::thread() == 0) steps.follow(i + 1);
+      i = here(i);
+      if (i > 0) block.end_step(steps.at(i - 1), sums);
+    }
+  } else {
+    if (Assigners::thread() == 0) {
+      steps.begin();
+      steps.follow(0);
+    }
+    Assigners::sync();
+    steps.template send<Assigners>(0);
+    Masses masses = {};
+    for (int i = 0; goes_on(i); ++i) {
+      copy_async_wait<0>();
+      BothCrews::sync();
+      block.assign(steps.at(i), steps.tile(i), masses);
+    }
   }
 }
 

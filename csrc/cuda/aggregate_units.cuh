@@ -106,7 +106,7 @@ add_units(SFRS_CONSTANT ForwardParameters<T> p) {
   SFRS_SHARED_MEMORY(memory);
   const Tiling& n = p.n;
   int group = (int)blockIdx.x / n.clusters, k = (int)blockIdx.x - group * n.clusters;
-  bool norms = p.f.intra_norm || p.f.l2_norm || p.f.saved_scale;
+  bool norms = p.norms;
   UnitsAdder<S, T> adder{p, n, group, four_together<S, T>(p)};
   T square = adder.add(k, norms, (T*)memory);
   if (!norms) return;

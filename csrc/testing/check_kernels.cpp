@@ -65,6 +65,16 @@ void add_flagships(std::vector<AggregationProblem>* all) {
       usual.dtype = type.dtype, usual.tf32 = type.tf32, usual.layout = layout, usual.regions = regions;
       all->push_back(usual);
     }
+  // Tiles enough that those that overlap come round to the first stage, in one chunk of dimensions and in
+  // two.
+  for (AggregationProblem tiles : {AggregationProblem{"overlapping", 2, 136, 9, 19, 40, 3},
+                                   AggregationProblem{"overlapping_chunks", 1, 646, 6, 15, 33, 0}})
+    for (const auto& [layout, regions] : ways)
+      for (DType dtype : {DType::bf16, DType::f16}) {
+        tiles.dtype = dtype, tiles.layout = layout, tiles.regions = regions;
+        tiles.device = {1, 232448};
+        all->push_back(tiles);
+      }
   // Halves of rows that are copied four bytes at a time.
   AggregationProblem narrow{"narrow", 2, 40, 5, 20, 9, 0};
   narrow.regions = 4, narrow.intra = narrow.l2 = false;

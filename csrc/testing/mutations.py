@@ -21,9 +21,16 @@ from pathlib import Path
 
 CSRC = Path(__file__).resolve().parents[1]
 
+CREWS = "Makers|Adders|Summers|Assigners|BothCrews|AssignmentsRead"
 # What is broken, wherever it stands: (name, pattern, replacement).
 PATTERNS = (
     ("block barrier removed", r"__syncthreads\(\);", ";"),
+    (
+        "barrier of a crew removed",
+        rf"(?:{CREWS})::(?:sync|arrive)\(\);",
+        ";",
+    ),
+    ("fence removed", r"__threadfence\(\);", ";"),
     ("warp barrier removed", r"__syncwarp\(\);", ";"),
     ("copy not waited for", r"copy_async_wait<(.+?)>\(\)", r"copy_async_wait<(\1) + 1>()"),
     ("terms of a sum dropped", r"\+= __shfl_xor_sync\(", r"= __shfl_xor_sync("),
@@ -40,6 +47,8 @@ FILTERS = (
     ("aggregate/f16/one_row",),
     ("aggregate/f16/aligned",),
     ("aggregate/f16/seventy",),
+    ("aggregate/f16/overlapping/planes/whole",),
+    ("aggregate/f16/overlapping_chunks/planes/whole",),
     ("aggregate/f16/long_features",),
     ("aggregate/f16/long_aligned",),
     ("similarity/f16/odd",),

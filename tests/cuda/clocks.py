@@ -47,22 +47,19 @@ class Problem:
 MAPS = ({"B": 1, "H": 1, "W": TILE}, {"B": 1, "H": 1, "W": 2 * TILE}, {"B": 2, "H": 1, "W": TILE})
 # Quarters four positions wide, like the odd halves of real maps copied 8 bytes at a time.
 QUARTERS = ({"B": 1, "H": 32, "W": 8}, {"B": 1, "H": 64, "W": 8}, {"B": 2, "H": 32, "W": 8})
-VIDEO = {"layout": "features", "K": 32, "G": 16, "given": 1}
+FEW = {"layout": "features", "K": 32, "G": 16}
+VIDEO = FEW | {"given": 1}
 LONG = {"layout": "features", "D": 768}
 
 
 def problems() -> dict[str, Problem]:
-    maps = {"planes": {}, "features": {"layout": "features"}}
+    maps = {"planes": {}, "features": {"layout": "features"}, "few clusters": FEW, "given logits": VIDEO}
     found = {
         f"{dtype} {name}": Problem({"dtype": dtype} | options, MAPS)
         for dtype in ("bf16", "tf32", "fp32")
         for name, options in maps.items()
     }
-    found |= {
-        f"{dtype} {name}": Problem({"dtype": dtype} | options, MAPS)
-        for name, options in (("long features", LONG), ("given logits", VIDEO))
-        for dtype in ("bf16", "fp32")
-    }
+    found |= {f"{dtype} long features": Problem({"dtype": dtype} | LONG, MAPS) for dtype in ("bf16", "fp32")}
     found["bf16 quarters"] = Problem({"dtype": "bf16", "regions": 4}, QUARTERS, units=4)
     # A tile of pairs: a cluster is its "tile", and there is no unit.
     pairs = ({"K": 1}, {"K": 2}, {"K": 2})
