@@ -245,8 +245,9 @@ def summarise(scores: list[list[Score]]) -> list[Line]:
 
 def markdown(lines: Sequence[Line], seeds: Sequence[int], queries: int, split: str = "test") -> str:
     """The study's table in Markdown."""
+    means = "one seed" if len(seeds) == 1 else f"means of {len(seeds)} seeds"
     text = [
-        f"Recall on the {split} quarters in %, means of {len(seeds)} seeds; {queries:,} queries in all.",
+        f"Recall on the {split} quarters in %, {means}; {queries:,} queries in all.",
         "",
         "| | query passes | recall@1 | recall@5 | recall@10 | @1 against SARE-ind as long | by seed | p |",
         "|---|---|---|---|---|---|---|---|",
