@@ -4,35 +4,6 @@
 #include "array.h"
 #include "backend.h"
 
-#ifdef SFRS_MATMUL  // the kernels were compiled for one arithmetic
-#include "../cuda/matrix.cuh"
-#include "../cuda/similarity.h"
-
-namespace sfrs::cuda {
-template <class M>
-void aggregate_forward_with(const AggregationForward&, const Machine&);
-template <class M>
-void aggregate_backward_with(const AggregationBackward&, const Machine&);
-template <class M>
-void similarity_all_pairs_forward_with(const RegionSimilarityForward&, const Machine&);
-template <class M>
-void similarity_all_pairs_backward_with(const RegionSimilarityBackward&, const Machine&);
-
-void aggregate_forward(const AggregationForward& f, const Machine& machine) {
-  aggregate_forward_with<SFRS_MATMUL>(f, machine);
-}
-void aggregate_backward(const AggregationBackward& f, const Machine& machine) {
-  aggregate_backward_with<SFRS_MATMUL>(f, machine);
-}
-void similarity_all_pairs_forward(const RegionSimilarityForward& f, const Machine& machine) {
-  similarity_all_pairs_forward_with<SFRS_MATMUL>(f, machine);
-}
-void similarity_all_pairs_backward(const RegionSimilarityBackward& f, const Machine& machine) {
-  similarity_all_pairs_backward_with<SFRS_MATMUL>(f, machine);
-}
-}  // namespace sfrs::cuda
-#endif
-
 namespace sfrs::testing {
 namespace {
 
