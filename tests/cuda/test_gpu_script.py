@@ -40,7 +40,7 @@ def test_stages_have_names():
     assert done.returncode == 2 and "the stages are look and full, not glance" in done.stdout
 
 
-def test_what_needs_no_gpu_works_is_carried_off_in_one_file_and_hides_behind_no_part_that_fails(tmp_path):
+def test_a_rehearsal_is_carried_off_in_one_file_and_a_part_that_fails_hides_no_other(tmp_path):
     python, out = tmp_path / "python", tmp_path / "out"
     python.write_text(
         f'#!/bin/sh\ncase "$*" in *pytest*) echo broken; exit 3 ;; esac\nexec {sys.executable} "$@"\n'

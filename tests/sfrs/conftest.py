@@ -1,5 +1,8 @@
 """Small generated data sets and networks shared by the tests of ``sfrs``."""
 
+import json
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -34,6 +37,21 @@ def _arrays_are_read_here(monkeypatch):
         return ""
 
     monkeypatch.setattr(array_files, "run_child", convert)
+
+
+@pytest.fixture(scope="session")
+def seen_by(tmp_path_factory) -> Callable[[str], dict]:
+    """Run a script of this folder in a process of its own, since it forks, which threads forbid; returns the
+    JSON that it prints."""
+
+    def run(script: str) -> dict:
+        folder = tmp_path_factory.mktemp(Path(script).stem)
+        command = [sys.executable, Path(__file__).with_name(script), folder]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=500)
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    return run
 
 
 @pytest.fixture

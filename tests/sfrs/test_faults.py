@@ -1,10 +1,7 @@
 """What goes wrong in a long run loses nothing, and says what it was."""
 
-import json
 import re
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,17 +25,13 @@ pytestmark = pytest.mark.slow
 
 SPOTS = (12, 8)
 
-DRIVER = Path(__file__).with_name("killed_training.py")
 ONE_EPOCH = dict(generations=1, epochs=(1,))
 
 
 @pytest.fixture(scope="module")
-def outcome(tmp_path_factory):
-    """What ``killed_training.py`` saw; in a process of its own, because it forks, which threads forbid."""
-    folder = tmp_path_factory.mktemp("killed")
-    done = subprocess.run([sys.executable, DRIVER, folder], capture_output=True, text=True, timeout=500)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+def outcome(seen_by):
+    """What ``killed_training.py`` saw."""
+    return seen_by("killed_training.py")
 
 
 def assert_undisturbed(seen, what=""):

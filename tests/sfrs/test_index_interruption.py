@@ -1,24 +1,14 @@
 """A build killed at any moment goes on where it was and ends as one that nobody disturbed."""
 
-import json
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 
 pytestmark = pytest.mark.slow
 
-DRIVER = Path(__file__).with_name("killed_builds.py")
-
 
 @pytest.fixture(scope="module")
-def outcome(tmp_path_factory):
-    """What ``killed_builds.py`` saw; in a process of its own, because it forks, which threads forbid."""
-    folder = tmp_path_factory.mktemp("killed")
-    done = subprocess.run([sys.executable, DRIVER, str(folder)], capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+def outcome(seen_by):
+    """What ``killed_builds.py`` saw."""
+    return seen_by("killed_builds.py")
 
 
 def test_killed_at_random_moments_it_ends_as_if_undisturbed(outcome):

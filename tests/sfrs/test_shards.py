@@ -1,8 +1,6 @@
 """Several processes index photographs into one server: killed at any moment, nothing is lost or doubled."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -10,17 +8,13 @@ import pytest
 pytest.importorskip("milvus_lite", reason="the extra [milvus] is missing")
 pytestmark = pytest.mark.slow
 
-DRIVER = Path(__file__).with_name("killed_shards.py")
 IMAGES = 60
 
 
 @pytest.fixture(scope="module")
-def outcome(tmp_path_factory):
-    """What ``killed_shards.py`` saw; in a process of its own, because it forks, which threads forbid."""
-    folder = tmp_path_factory.mktemp("shards")
-    done = subprocess.run([sys.executable, DRIVER, str(folder)], capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+def outcome(seen_by):
+    """What ``killed_shards.py`` saw."""
+    return seen_by("killed_shards.py")
 
 
 def errors(seen) -> list[str]:
