@@ -63,14 +63,15 @@ def of_size(places: Places, indexed: Path, size: int, tasks: Tasks) -> dict:
         "tested": way.tested,
         "self_test": way.found,
         "recalls": [evaluation.recalls[n] for n in RECALLS],
-        "hits": evaluation.hits(1)[evaluation.answerable].tolist(),
+        "hits": "".join(str(int(hit)) for hit in evaluation.hits(1)[evaluation.answerable]),
     }
 
 
 def chosen(by_size: dict[str, dict]) -> dict:
     """Compare the size that the self-test would choose with the default, on the queries."""
     best = max(by_size, key=lambda size: by_size[size]["self_test"])
-    paired = mcnemar(np.array(by_size[best]["hits"]), np.array(by_size[str(DEFAULT)]["hits"]))
+    hits = [np.array(list(by_size[size]["hits"])) == "1" for size in (best, str(DEFAULT))]
+    paired = mcnemar(*hits)
     return {"size": int(best), "difference": paired.difference, "p_value": paired.p_value}
 
 
