@@ -1,7 +1,7 @@
 // Where the CPU aggregation's time goes: its steps one by one, on one thread, image after image of a batch
 // that does not fit L2. Compiled together with the kernels by kernel_steps.py. Usage: kernel_steps
-// planes|tokens REPETITIONS. Prints one line per step: seconds per image of the best repetition, operations
-// of its products, name.
+// planes|tokens|quarters REPETITIONS; quarters are those of planes. Prints one line per step: seconds per
+// image of the best repetition, operations of its products, name.
 
 #include <chrono>
 #include <cstdio>
@@ -17,7 +17,7 @@ using namespace sfrs::cpu::SFRS_ISA;
 
 namespace {
 
-constexpr int64_t kBatch = 8, kDim = 512, kHeight = 30, kWidth = 40, kClusters = 64;
+constexpr int64_t kBatch = 8, kDim = 512, kHeight = 30, kWidth = 40, kClusters = 64, kQuarters = 4;
 constexpr int64_t kPositions = kHeight * kWidth;
 constexpr double kProduct = 2.0 * kClusters * kDim * kPositions;  // operations per image
 
@@ -35,17 +35,19 @@ const Parallel kAlone{1, [](int64_t tasks, void (*task)(void*, int64_t), void* c
 
 class Steps {
  public:
-  Steps(bool planes, int repetitions) : repetitions_(repetitions) {
+  Steps(char layout, int repetitions) : repetitions_(repetitions) {
+    bool planes = layout != 't';
     AggregationForward& f = forward_;
     f.x = {x_.data(), DType::f32, kBatch, kDim, kHeight, kWidth, kDim * kPositions, 0, 0, 0};
     f.x.stride_d = planes ? kPositions : 1;
     f.x.stride_w = planes ? 1 : kDim;
     f.x.stride_h = kWidth * f.x.stride_w;
     f.clusters = kClusters;
-    f.regions = 1;
+    f.regions = layout == 'q' ? kQuarters : 1;
     f.weight = weight_.data();
     f.centroids = centroids_.data();
-    f.normalize_input = f.intra_norm = f.l2_norm = true;
+    f.normalize_input = true;
+    f.intra_norm = f.l2_norm = f.regions == 1;
     f.vlad = vlad_.data();
     f.saved_logits = logits_.data();
     f.saved_inv_norm = inv_norm_.data();
@@ -69,7 +71,7 @@ class Steps {
     AggregationForward f = forward_;
     f.saved_logits = f.saved_inv_norm = f.saved_scale = nullptr;
     Sizes<float> n(f);
-    Geometry geometry(f.x, 1, n.tile);
+    Geometry geometry(f.x, f.regions, n.tile);
     Scratch scratch(64 << 20);
     Assignment<float> assignment(f, n, scratch);
     ForwardTile<float> work(f, n, assignment, scratch);
@@ -98,7 +100,7 @@ class Steps {
       Ahead nothing;
       aggregate_features(n, t.count, packed, products, n.clusters, sum.sums, true, nothing);
     });
-    best("forward: centroids and norms", 0, [&](int64_t) { finish(geometry.parts[0]); });
+    groups("forward: centroids and norms", geometry, [&](const Group& g) { finish(g); });
     tiles("forward: all", 2 * kProduct, geometry, [&](const Tile& t) {
       work.run(t, sum, next(t));
       if (t.closes) finish(t.group);
@@ -108,19 +110,26 @@ class Steps {
   void measure_backward() {
     const AggregationBackward& b = backward_;
     Sizes<float> n(b);
-    Geometry geometry(b.x, 1, n.tile);
+    Geometry geometry(b.x, b.regions, n.tile);
     Scratch scratch(64 << 20);
     BackwardWeights<float> weights(b, n, scratch);
     ParameterSums<float> sums(n, scratch);
     sums.clear(n);
     BackwardTile<float> work(b, n, weights, sums, scratch);
 
-    best("backward: through the norms, centroids", 0, [&](int64_t image) {
-      Group g = geometry.parts[0];
-      g.image = image;
+    groups("backward: through the norms, centroids", geometry, [&](const Group& g) {
       work.begin_group(g);
       work.end_group();
     });
+    Ahead nothing;
+    tiles("backward: copy the tile, sum squares", 0, geometry, [&](const Tile& t) { work.copy(t); });
+    tiles("backward: product with dV", kProduct, geometry,
+          [&](const Tile& t) { work.multiply_gradient(t, nothing); });
+    tiles("backward: softmax and its gradient", 0, geometry, [&](const Tile& t) { work.assign(t); });
+    tiles("backward: product for dW", kProduct, geometry,
+          [&](const Tile& t) { work.sum_weights(t, nothing); });
+    tiles("backward: products for dx, writing it", 2 * kProduct, geometry,
+          [&](const Tile& t) { work.write(t); });
     tiles("backward: all", 4 * kProduct, geometry, [&](const Tile& t) {
       if (t.opens) work.begin_group(t.group);
       work.run(t, ahead_of(b.x, sizeof(float), geometry, t, 0, units(geometry)));
@@ -141,6 +150,17 @@ class Steps {
     std::printf("%.9f %.0f %s\n", least, operations, name);
   }
   static int64_t units(const Geometry& geometry) { return geometry.units(kBatch); }
+  // body(group) for the groups of an image.
+  template <class F>
+  void groups(const char* name, const Geometry& geometry, const F& body) {
+    best(name, 0, [&](int64_t image) {
+      for (int64_t r = 0; r < geometry.regions; ++r) {
+        Group g = geometry.parts[r];
+        g.image = image;
+        body(g);
+      }
+    });
+  }
   // body(tile) for the tiles of an image.
   template <class F>
   void tiles(const char* name, double operations, const Geometry& geometry, const F& body) {
@@ -156,7 +176,7 @@ class Steps {
   int repetitions_;
   std::vector<float> x_ = normal(kBatch * kDim * kPositions, 1), weight_ = normal(kClusters * kDim, 0.3f),
                      centroids_ = normal(kClusters * kDim, 0.05f),
-                     grad_ = normal(kBatch * kClusters * kDim, 1);
+                     grad_ = normal(kBatch * kQuarters * kClusters * kDim, 1);
   std::vector<float> vlad_ = grad_, dx_ = x_, dweight_ = weight_, dcentroids_ = weight_;
   std::vector<float> logits_ = normal(kBatch * kPositions * kClusters, 0),
                      inv_norm_ = normal(kBatch * kPositions, 0), scale_ = normal(kBatch * (kClusters + 1), 0);
@@ -168,7 +188,7 @@ class Steps {
 
 int main(int count, char** arguments) {
   if (count != 3) return 2;
-  Steps steps(arguments[1][0] == 'p', std::atoi(arguments[2]));
+  Steps steps(arguments[1][0], std::atoi(arguments[2]));
   steps.measure_forward();
   steps.measure_backward();
 }

@@ -27,7 +27,7 @@ COMPILE = {  # as CMakeLists.txt builds those that run for float32
     "avx512bf16": AVX512,
     "amx": AVX512,
 }
-LAYOUTS = ("planes", "tokens")
+LAYOUTS = ("planes", "tokens", "quarters")
 
 
 def measure(repetitions: int) -> dict[str, list[dict]]:

@@ -173,36 +173,46 @@ class BackwardTile {
   }
 
   void run(const Tile& t, Ahead next) {
-    const Group& g = t.group;
-    int64_t begin = t.begin, count = t.count;
-    if (count == 0) return;
-    next.spread(work_of(n_, count, n_.clusters) + (f_.dweight ? work_of(n_, count, n_.logits) : 0));
-    if (f_.normalize_input)
-      shrunk_ = pack_in_range<S>(f_.x, g, begin, count, packed_, n_.step, squares_, factors_);
-    else
-      pack<S>(f_.x, g, begin, count, packed_, n_.step, squares_);
-    multiply_features(n_, count, packed_, dv_columns_, n_.clusters, products_, next);
-    assign(g, begin, count);
-    if (f_.dweight) aggregate_features(n_, count, packed_, logits_, n_.logits, sums_.dweight, true, next);
-    if (!f_.dx.data) return;
-    if (n_.planes)
-      write_planes(g, begin, count);
-    else
-      write_tokens(g, begin, count);
-    if (shrunk_) shrink_gradient<S>(f_, g, begin, count, factors_);
+    if (t.count == 0) return;
+    next.spread(work_of(n_, t.count, n_.clusters) + (f_.dweight ? work_of(n_, t.count, n_.logits) : 0));
+    copy(t);
+    multiply_gradient(t, next);
+    assign(t);
+    if (f_.dweight) sum_weights(t, next);
+    if (f_.dx.data) write(t);
   }
 
- private:
+  // The steps of it.
+  void copy(const Tile& t) {
+    if (f_.normalize_input)
+      shrunk_ = pack_in_range<S>(f_.x, t.group, t.begin, t.count, packed_, n_.step, squares_, factors_);
+    else
+      pack<S>(f_.x, t.group, t.begin, t.count, packed_, n_.step, squares_);
+  }
+  void multiply_gradient(const Tile& t, Ahead& next) {
+    multiply_features(n_, t.count, packed_, dv_columns_, n_.clusters, products_, next);
+  }
   // products_: m a / |x| for dV;  logits_: dl / |x| for W and dW;  along_: what of x leaves dx.
-  void assign(const Group& g, int64_t begin, int64_t count) {
+  void assign(const Tile& t) {
     for (int64_t k = 0; k < n_.logit_columns; ++k) dbias_[k] = 0;
-    for (const Segment& s : Segments(f_.x, g, begin, count))
+    for (const Segment& s : Segments(f_.x, t.group, t.begin, t.count))
       for (int64_t i = 0; i < s.count; ++i)
-        assign_position(s.at + i, g.image * f_.x.positions() + s.index + i);
+        assign_position(s.at + i, t.group.image * f_.x.positions() + s.index + i);
     // Tile by tile: a running sum over all positions would lose digits.
     for (int64_t k = 0; k < n_.logit_columns; ++k) sums_.dbias[k] += dbias_[k];
   }
+  void sum_weights(const Tile& t, Ahead& next) {
+    aggregate_features(n_, t.count, packed_, logits_, n_.logits, sums_.dweight, true, next);
+  }
+  void write(const Tile& t) {
+    if (n_.planes)
+      write_planes(t.group, t.begin, t.count);
+    else
+      write_tokens(t.group, t.begin, t.count);
+    if (shrunk_) shrink_gradient<S>(f_, t.group, t.begin, t.count, factors_);
+  }
 
+ private:
   void assign_position(int64_t p, int64_t position) {
     T inv = ((const T*)f_.saved_inv_norm)[position];
     if (shrunk_ && factors_[p] != 1) inv = inverse_norm(squares_[p]);  // of f x
