@@ -43,11 +43,11 @@ class Steps {
     f.x.stride_w = planes ? 1 : kDim;
     f.x.stride_h = kWidth * f.x.stride_w;
     f.clusters = kClusters;
-    f.regions = layout == 'q' ? kQuarters : 1;
+    f.parts = layout == 'q' ? kQuarters : 1;
     f.weight = weight_.data();
     f.centroids = centroids_.data();
     f.normalize_input = true;
-    f.intra_norm = f.l2_norm = f.regions == 1;
+    f.intra_norm = f.l2_norm = f.parts == 1;
     f.vlad = vlad_.data();
     f.saved_logits = logits_.data();
     f.saved_inv_norm = inv_norm_.data();
@@ -71,7 +71,7 @@ class Steps {
     AggregationForward f = forward_;
     f.saved_logits = f.saved_inv_norm = f.saved_scale = nullptr;
     Sizes<float> n(f);
-    Geometry geometry(f.x, f.regions, n.tile);
+    Geometry geometry(f.x, f.parts, n.tile);
     Scratch scratch(64 << 20);
     Assignment<float> assignment(f, n, scratch);
     ForwardTile<float> work(f, n, assignment, scratch);
@@ -110,7 +110,7 @@ class Steps {
   void measure_backward() {
     const AggregationBackward& b = backward_;
     Sizes<float> n(b);
-    Geometry geometry(b.x, b.regions, n.tile);
+    Geometry geometry(b.x, b.parts, n.tile);
     Scratch scratch(64 << 20);
     BackwardWeights<float> weights(b, n, scratch);
     ParameterSums<float> sums(n, scratch);
@@ -154,8 +154,8 @@ class Steps {
   template <class F>
   void groups(const char* name, const Geometry& geometry, const F& body) {
     best(name, 0, [&](int64_t image) {
-      for (int64_t r = 0; r < geometry.regions; ++r) {
-        Group g = geometry.parts[r];
+      for (int64_t r = 0; r < geometry.parts; ++r) {
+        Group g = geometry.groups[r];
         g.image = image;
         body(g);
       }

@@ -57,14 +57,14 @@ class Kernel:
 
 
 def clocks_of(
-    direction: str, precision: str, planes: bool, dim: int, clusters: int, regions: int, given: bool
+    direction: str, precision: str, planes: bool, dim: int, clusters: int, parts: int, given: bool
 ) -> dict:
     """Clocks of a tile, a unit and the start: counted, or in bfloat16 and scaled like the plain problem's."""
     kind = (
         "given logits" if given
         else "few clusters" if clusters <= FEW_CLUSTERS
         else "long features" if dim > MOST_DIMENSIONS
-        else "quarters" if regions == 4
+        else "quarters" if parts == 4
         else "planes" if planes
         else "features"
     )  # fmt: skip
@@ -107,7 +107,7 @@ def tile_of(direction: str, element: int, chunks: int, given: bool) -> tuple[int
 
 
 def aggregation(
-    direction: str, precision: str, batch: int, dim: int, positions: int, clusters: int, *, regions: int = 1,
+    direction: str, precision: str, batch: int, dim: int, positions: int, clusters: int, *, parts: int = 1,
     logits: int | None = None, given: bool = False, planes: bool = True,
 ) -> list[Kernel]:  # fmt: skip
     """One aggregation: the tile kernel, and what has to be done before and after it."""
@@ -115,18 +115,18 @@ def aggregation(
     columns = math.ceil((logits or clusters) / 32) * 32
     chunks = math.ceil(dim / MOST_DIMENSIONS)
     tile, stages = tile_of(direction, element, chunks, given)
-    groups, per_group = batch * regions, math.ceil(math.ceil(positions / regions) / tile)
+    groups, per_group = batch * parts, math.ceil(math.ceil(positions / parts) / tile)
     wide = SMS // chunks
     splits = splits_of(groups, per_group, wide)
     units = groups * splits
     busy = min(units, wide) * chunks
-    each = clocks_of(direction, precision, planes, dim, clusters, regions, given)
+    each = clocks_of(direction, precision, planes, dim, clusters, parts, given)
     tiles_of_unit, units_of_block = math.ceil(per_group / splits), math.ceil(units / wide)
     x_bytes, directions = tile * dim * element, 2 if direction == "backward" else 1
     weight = (not given) * columns * dim * element + (direction == "backward") * clusters * dim * element
     moved = (x_bytes * directions + given * tile * columns * 4) / chunks / (PER_SM * SMS / busy)
     results, sums = groups * clusters * dim * element, busy / chunks * columns * dim * 4
-    norms = regions == 1
+    norms = parts == 1
     spent = precision == "fp32" and clusters > 32  # no registers are left to finish a group in the block
     split = direction == "forward" and (splits > 1 or spent or (chunks > 1 and norms))
     left = units * clusters * dim * 4 if split else sums if direction == "backward" and not given else 0.0
@@ -184,8 +184,8 @@ def predicted(case: Case) -> list[Kernel]:
         kernels = [
             k
             for direction in both
-            for batch, regions in ((1, 1), (s["G"], 4))
-            for k in aggregation(direction, precision, batch, **maps, regions=regions)
+            for batch, parts in ((1, 1), (s["G"], 4))
+            for k in aggregation(direction, precision, batch, **maps, parts=parts)
         ]
         return [*kernels, stream("similarity forward", quarters), stream("similarity backward", 2 * quarters)]
     if case.name.startswith("kernelbench"):
@@ -198,7 +198,7 @@ def predicted(case: Case) -> list[Kernel]:
         kernels = [stream(f"torch: batch norm, {d}", 3 * logits) for d in both]
         kernels += [stream(f"torch: products of logits, {d}", passes[d] * (x + logits)) for d in both]
         return [*kernels, *(k for d in both for k in aggregation(d, precision, **video, given=True))]
-    maps = dict(batch=s["B"], dim=s["D"], positions=s["H"] * s["W"], clusters=s["K"], regions=s["regions"])
+    maps = dict(batch=s["B"], dim=s["D"], positions=s["H"] * s["W"], clusters=s["K"], parts=s["parts"])
     maps["planes"] = s["layout"] == "planes" and s["H"] != s["W"]  # tokens are as wide as high
     return [k for d in both for k in aggregation(d, precision, **maps)]
 

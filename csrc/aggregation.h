@@ -1,4 +1,4 @@
-// Contract of NetVLAD aggregation, forward and backward, whole image (regions = 1) or quarters (regions = 4).
+// Contract of NetVLAD aggregation, forward and backward, whole image (parts = 1) or quarters (parts = 4).
 //
 //   xh = x / max(|x|, eps)            (normalize_input; otherwise xh = x)
 //   l  = W xh,  a = softmax(l + b)    over K + G clusters, the first K are kept
@@ -19,7 +19,7 @@ struct Aggregation {
   FeatureMap x;
   int64_t clusters;          // K
   int64_t ghosts;            // G
-  int64_t regions;           // R: 1 or 4
+  int64_t parts;             // R: 1 or 4
   const void* weight;        // [K + G, D]; null if the logits are given
   const void* logits_given;  // [B, P, K + G] or null; l is this and not W xh, and gets a gradient of its own
   const void* centroids;     // [K, D] or null: zero

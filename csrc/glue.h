@@ -149,12 +149,12 @@ inline Tensor wanted(bool need, const Tensor& like, Shape shape, ScalarType dtyp
 struct AggregationTensors {
   Tensor x;
   OptionalTensor weight, logits, centroids, bias, mask;
-  int64_t regions, ghosts;
+  int64_t parts, ghosts;
   bool normalize_input, intra_norm, l2_norm, tf32;
 };
 
 inline void fill(Aggregation* f, const AggregationTensors& t, Arguments& arguments) {
-  STD_TORCH_CHECK(t.regions == 1 || t.regions == 4, "sfrs_ext: regions is neither 1 nor 4");
+  STD_TORCH_CHECK(t.parts == 1 || t.parts == 4, "sfrs_ext: parts is neither 1 nor 4");
   STD_TORCH_CHECK(t.weight.has_value() != t.logits.has_value(),
                   "sfrs_ext: not exactly one of weight and logits is given");
   const Tensor& assigning = t.weight ? *t.weight : *t.logits;
@@ -165,7 +165,7 @@ inline void fill(Aggregation* f, const AggregationTensors& t, Arguments& argumen
   f->x = arguments.feature_map(t.x);
   f->clusters = assigning.size(columns) - t.ghosts;
   f->ghosts = t.ghosts;
-  f->regions = t.regions;
+  f->parts = t.parts;
   int64_t batch = f->x.batch, positions = f->x.positions();
   f->weight = arguments.read(t.weight, {f->logits(), f->x.dim}, acc, "weight");
   f->logits_given = arguments.read(t.logits, {batch, positions, f->logits()}, acc, "logits");
@@ -187,20 +187,19 @@ template <class Backend>
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> aggregate(Tensor x, OptionalTensor weight,
                                                              OptionalTensor logits, OptionalTensor centroids,
                                                              OptionalTensor bias, OptionalTensor mask,
-                                                             int64_t regions, int64_t ghosts,
+                                                             int64_t parts, int64_t ghosts,
                                                              bool normalize_input, bool intra_norm,
                                                              bool l2_norm, bool tf32, bool save, bool keep) {
   Backend backend(x);
   Arguments arguments(x);
   AggregationForward f{};
-  fill(
-      &f,
-      {x, weight, logits, centroids, bias, mask, regions, ghosts, normalize_input, intra_norm, l2_norm, tf32},
-      arguments);
+  fill(&f,
+       {x, weight, logits, centroids, bias, mask, parts, ghosts, normalize_input, intra_norm, l2_norm, tf32},
+       arguments);
   int64_t batch = f.x.batch, positions = f.x.positions();
-  bool save_logits = save && Backend::kSavesLogits && !f.logits_given, save_scale = save && regions == 1;
+  bool save_logits = save && Backend::kSavesLogits && !f.logits_given, save_scale = save && parts == 1;
   ScalarType acc = accumulation_type(x);
-  Tensor vlad = allocate(x, {batch, regions, f.clusters, f.x.dim}, x.scalar_type());
+  Tensor vlad = allocate(x, {batch, parts, f.clusters, f.x.dim}, x.scalar_type());
   Tensor saved_logits = allocate(x, {save_logits ? batch : 0, positions, f.logits()}, acc);
   Tensor inv_norm = allocate(x, {save ? batch : 0, positions}, acc);
   Tensor scale = allocate(x, {save_scale ? batch : 0, f.clusters + 1}, acc);
@@ -241,28 +240,27 @@ template <class Backend>
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> aggregate_backward(
     Tensor grad, Tensor x, OptionalTensor weight, OptionalTensor logits, OptionalTensor centroids,
     OptionalTensor bias, OptionalTensor mask, OptionalTensor vlad, Tensor saved_logits, Tensor inv_norm,
-    Tensor scale, int64_t regions, int64_t ghosts, bool normalize_input, bool intra_norm, bool l2_norm,
+    Tensor scale, int64_t parts, int64_t ghosts, bool normalize_input, bool intra_norm, bool l2_norm,
     bool tf32, int64_t needs) {
   Backend backend(x);
   Arguments arguments(x);
   AggregationBackward f{};
-  fill(
-      &f,
-      {x, weight, logits, centroids, bias, mask, regions, ghosts, normalize_input, intra_norm, l2_norm, tf32},
-      arguments);
+  fill(&f,
+       {x, weight, logits, centroids, bias, mask, parts, ghosts, normalize_input, intra_norm, l2_norm, tf32},
+       arguments);
   STD_TORCH_CHECK(!(needs & (f.logits_given ? kNeedWeight : kNeedLogits)),
                   "sfrs_ext: needs asks for the gradient of an argument that is not given");
   STD_TORCH_CHECK(vlad || !(intra_norm || l2_norm), "sfrs_ext: the gradient of a norm needs vlad");
   int64_t batch = f.x.batch, positions = f.x.positions();
   bool saved = Backend::kSavesLogits && !f.logits_given;
   ScalarType acc = accumulation_type(x), storage = x.scalar_type();
-  f.grad = arguments.read(grad, {batch, regions, f.clusters, f.x.dim}, storage, "grad");
-  f.vlad = arguments.read(vlad, {batch, regions, f.clusters, f.x.dim}, storage, "vlad");
+  f.grad = arguments.read(grad, {batch, parts, f.clusters, f.x.dim}, storage, "grad");
+  f.vlad = arguments.read(vlad, {batch, parts, f.clusters, f.x.dim}, storage, "vlad");
   const void* read =
       arguments.read(saved_logits, {saved ? batch : 0, positions, f.logits()}, acc, "saved_logits");
   if (saved) f.saved_logits = read;
   f.saved_inv_norm = arguments.read(inv_norm, {batch, positions}, acc, "inv_norm");
-  f.saved_scale = arguments.read(scale, {regions == 1 ? batch : 0, f.clusters + 1}, acc, "scale");
+  f.saved_scale = arguments.read(scale, {parts == 1 ? batch : 0, f.clusters + 1}, acc, "scale");
 
   Tensor dx = needs & kNeedX ? gradient_map(x, f.x, &f.dx) : allocate(x, {0}, storage);
   Tensor dweight = wanted(needs & kNeedWeight, x, {f.logits(), f.x.dim}, acc, &f.dweight);

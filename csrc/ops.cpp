@@ -19,14 +19,14 @@ STABLE_TORCH_LIBRARY(sfrs_ext, m) {
   // empty beside given logits and on CUDA, which computes them again. See csrc/aggregation.h.
   m.def(
       "aggregate(Tensor x, Tensor? weight, Tensor? logits, Tensor? centroids, Tensor? bias, Tensor? mask, "
-      "int regions, int ghost_clusters, bool normalize_input, bool intra_norm, bool l2_norm, bool tf32, "
+      "int parts, int ghost_clusters, bool normalize_input, bool intra_norm, bool l2_norm, bool tf32, "
       "bool save, bool keep) -> (Tensor vlad, Tensor saved_logits, Tensor inv_norm, Tensor scale, "
       "Tensor kept)");
   // Results whose bit in `needs` (1, 2, 4, 8, 16, 32) is not set are empty. vlad is read only if normalised.
   m.def(
       "aggregate_backward(Tensor grad, Tensor x, Tensor? weight, Tensor? logits, Tensor? centroids, "
       "Tensor? bias, Tensor? mask, Tensor? vlad, Tensor saved_logits, Tensor inv_norm, Tensor scale, "
-      "int regions, int ghost_clusters, bool normalize_input, bool intra_norm, bool l2_norm, bool tf32, "
+      "int parts, int ghost_clusters, bool normalize_input, bool intra_norm, bool l2_norm, bool tf32, "
       "int needs) -> (Tensor dx, Tensor dweight, Tensor dlogits, Tensor dcentroids, Tensor dbias, "
       "Tensor dmask)");
   // quarters [T, G, 4, K, D] (lists) or [N, 4, K, D] (all pairs). See csrc/region_similarity.h.

@@ -25,7 +25,7 @@ def _(
     centroids,
     bias,
     mask,
-    regions,
+    parts,
     ghost_clusters,
     normalize_input,
     intra_norm,
@@ -39,12 +39,12 @@ def _(
     clusters, saved = columns - ghost_clusters, batch if save else 0
     saves_logits = weight is not None and x.device.type != "cuda"  # the backward has them, or computes them
     acc = accumulation_dtype(x.dtype)
-    vlad = x.new_empty(batch, regions, clusters, dim)
+    vlad = x.new_empty(batch, parts, clusters, dim)
     return (
         vlad,
         x.new_empty(saved if saves_logits else 0, height * width, columns, dtype=acc),
         x.new_empty(saved, height * width, dtype=acc),
-        x.new_empty(saved if regions == 1 else 0, clusters + 1, dtype=acc),
+        x.new_empty(saved if parts == 1 else 0, clusters + 1, dtype=acc),
         torch.empty_like(vlad) if keep else x.new_empty(0),
     )
 
@@ -62,7 +62,7 @@ def _(
     saved_logits,
     inv_norm,
     scale,
-    regions,
+    parts,
     ghost_clusters,
     normalize_input,
     intra_norm,

@@ -16,7 +16,7 @@ COUNTER = "torch.utils.flop_counter"
 ops = torch.ops.sfrs_ext
 
 
-def _aggregate(x, weight, logits, centroids, bias, mask, regions, ghost_clusters, *_, out_shape=None) -> int:
+def _aggregate(x, weight, logits, centroids, bias, mask, parts, ghost_clusters, *_, out_shape=None) -> int:
     columns = logits[2] if weight is None else weight[0]
     sums = columns - ghost_clusters
     return 2 * prod(x) * (sums if weight is None else sums + columns)

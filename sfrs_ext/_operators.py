@@ -51,7 +51,7 @@ def _aggregate(
     centroids: Tensor | None,
     bias: Tensor | None,
     mask: Tensor | None,
-    regions: int,
+    parts: int,
     ghost_clusters: int,
     normalize_input: bool,
     intra_norm: bool,
@@ -68,7 +68,7 @@ def _aggregate(
     tensors = tuple(
         t if t is None or t.dtype == acc else t.to(acc) for t in (weight, logits, centroids, bias, mask)
     )
-    options = (regions, ghost_clusters, normalize_input, intra_norm, l2_norm, _tf32(x))
+    options = (parts, ghost_clusters, normalize_input, intra_norm, l2_norm, _tf32(x))
     save = will_differentiate(x, *tensors)
     keep = save and (intra_norm or l2_norm) and writes_go_unseen(x)
     return call("aggregate", x, *tensors, *options, save, keep)[0]

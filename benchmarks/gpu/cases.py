@@ -132,7 +132,7 @@ def aggregation(
     operator: str, precision: str, batch: int, sizes: Sizes, *, backward: bool, layout: str, side: int = 0
 ) -> Case:
     """``netvlad`` or ``region_vlad`` of a map, or of tokens if ``side`` is given."""
-    clusters, regions = sizes.clusters, 4 if operator == "region_vlad" else 1
+    clusters, parts = sizes.clusters, 4 if operator == "region_vlad" else 1
     dim = sizes.token_dim if side else sizes.dim
     height, width = (side, side) if side else (sizes.height, sizes.width)
     where = f"{batch}x{side * side}x{dim}" if side else f"{batch}x{dim}x{height}x{width}"
@@ -143,7 +143,7 @@ def aggregation(
         if layout == "channels_last":
             inputs["x"] = inputs["x"].contiguous(memory_format=torch.channels_last)
         if backward:
-            size = (batch, clusters * dim) if regions == 1 else (batch, regions, clusters, dim)
+            size = (batch, clusters * dim) if parts == 1 else (batch, parts, clusters, dim)
             inputs["grad"] = randn(g, *size).to(inputs["x"].dtype)
         return inputs
 
@@ -151,9 +151,9 @@ def aggregation(
     contenders = {OURS: Contender(ours), EAGER: Contender(eager)}
     first = batch == sizes.batches[0]
     if layout != "channels_last" and not side:
-        residual = peers.residual if regions == 1 else peers.residual_quarters
+        residual = peers.residual if parts == 1 else peers.residual_quarters
         contenders["residual"] = Contender(residual, turn=1 if first else 4)
-        if regions == 1:
+        if parts == 1:
             contenders["per-cluster loop"] = Contender(peers.cluster_loop, turn=1 if first else 4)
     headline = first and operator == "netvlad" and not (side or layout) and precision != "tf32"
     contenders |= compiled(eager, 1 if headline else 3 if first else 5)
@@ -161,7 +161,7 @@ def aggregation(
         contenders |= in_triton(dim, 1 if first else 4)
 
     element = torch.finfo(PRECISIONS[precision][0]).bits // 8
-    x, vlad = batch * dim * height * width, batch * regions * clusters * dim
+    x, vlad = batch * dim * height * width, batch * parts * clusters * dim
     moved = (3 * x + 3 * vlad + 4 * clusters * dim) if backward else (x + vlad + 2 * clusters * dim)
     direction = "forward-backward" if backward else "forward"
     kind = f"{operator}-tokens-{side}" if side else f"{operator}{'-channels-last' if layout else ''}"
@@ -177,9 +177,7 @@ def aggregation(
         bytes=element * moved,
         flops=2.0 * x * clusters * (6 if backward else 2),
         tolerance=TOLERANCES[precision],
-        shapes=dict(
-            B=batch, D=dim, H=height, W=width, K=clusters, regions=regions, layout=layout or "planes"
-        ),
+        shapes=dict(B=batch, D=dim, H=height, W=width, K=clusters, parts=parts, layout=layout or "planes"),
     )
 
 

@@ -36,7 +36,7 @@ void aggregate_forward(const AggregationForward& f, const Parallel& parallel) {
   using Form = Aggregated<S>;
   if (f.x.batch == 0) return;
   typename Form::Sizes n(f);
-  Geometry geometry(f.x, f.regions, n.tile);
+  Geometry geometry(f.x, f.parts, n.tile);
   int64_t units = geometry.units(f.x.batch), tasks = geometry.tasks(f.x.batch, parallel.threads);
   auto first_of = [&](int64_t task) { return units * task / tasks; };
 
@@ -104,7 +104,7 @@ void aggregate_backward(const AggregationBackward& f, const Parallel& parallel) 
   using T = Acc<S>;
   using Form = Aggregated<S>;
   typename Form::Sizes n(f);
-  Geometry geometry(f.x, f.regions, n.tile);
+  Geometry geometry(f.x, f.parts, n.tile);
   int64_t units = geometry.units(f.x.batch), tasks = geometry.tasks(f.x.batch, parallel.threads);
 
   Scratch shared(Form::Weights::bytes(n) + tasks * ParameterSums<T>::bytes(n));

@@ -17,7 +17,7 @@ namespace {
 // The backward of intra-normalisation and L2 for one image: dv = gradient of the un-normalised V.
 template <class S, class T = Acc<S>>
 SFRS_INLINE void vlad_gradient(const AggregationBackward& f, const Sizes<T>& n, const Group& g, T* dv) {
-  int64_t first = (g.image * f.regions + g.region) * n.clusters * n.dim;
+  int64_t first = (g.image * f.parts + g.part) * n.clusters * n.dim;
   const S* grad = (const S*)f.grad + first;
   for (int64_t i = 0; i < n.clusters * n.dim; i += kLanes<T>)
     store_n(dv + i, load_n(grad + i, n.clusters * n.dim - i), n.clusters * n.dim - i);

@@ -233,7 +233,7 @@ class Finish {
         n_(n),
         normalized_(f.intra_norm || f.l2_norm),
         squares_(squares),
-        out_((S*)f.vlad + (g.image * f.regions + g.region) * n.clusters * n.dim),
+        out_((S*)f.vlad + (g.image * f.parts + g.part) * n.clusters * n.dim),
         rows_(std::is_same_v<S, T> && !normalized_ ? (T*)out_ : rows),
         scale_(f.saved_scale ? (T*)f.saved_scale + g.image * (n.clusters + 1) : nullptr) {}
 

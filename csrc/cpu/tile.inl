@@ -9,7 +9,7 @@ namespace {
 
 // Positions [h0, h1) x [w0, w1) of one image, row by row.
 struct Group {
-  int64_t image, region;
+  int64_t image, part;
   int64_t h0, w0, width, count;
 };
 
@@ -33,33 +33,32 @@ struct Tile {
 // How the work falls into groups and units of six positions, which are numbered through all groups. Tasks own
 // consecutive units: shares of tiles would leave one of two threads 13 of the 25 tiles of a single image.
 struct Geometry {
-  int64_t regions, tile;
+  int64_t parts, tile;
   int64_t tiles = 0;      // of an image
-  int64_t first_unit[5];  // of each region, within an image
-  Group parts[4];         // image = 0
+  int64_t first_unit[5];  // of each part, within an image
+  Group groups[4];        // image = 0
 
-  Geometry(const FeatureMap& x, int64_t region_count, int64_t tile_size)
-      : regions(region_count), tile(tile_size) {
+  Geometry(const FeatureMap& x, int64_t part_count, int64_t tile_size) : parts(part_count), tile(tile_size) {
     int64_t height = x.height, width = x.width;
-    int64_t row = regions == 1 ? 0 : height / 2, column = regions == 1 ? 0 : width / 2;
+    int64_t row = parts == 1 ? 0 : height / 2, column = parts == 1 ? 0 : width / 2;
     first_unit[0] = 0;
-    for (int64_t r = 0; r < regions; ++r) {
-      bool bottom = regions == 1 || r >= 2, right = regions == 1 || r % 2;
-      Group& part = parts[r];
-      part.image = 0;
-      part.region = r;
-      part.h0 = bottom ? row : 0;
-      part.w0 = right ? column : 0;
-      part.width = right ? width - column : column;
-      part.count = part.width * (bottom ? height - row : row);
+    for (int64_t r = 0; r < parts; ++r) {
+      bool bottom = parts == 1 || r >= 2, right = parts == 1 || r % 2;
+      Group& group = groups[r];
+      group.image = 0;
+      group.part = r;
+      group.h0 = bottom ? row : 0;
+      group.w0 = right ? column : 0;
+      group.width = right ? width - column : column;
+      group.count = group.width * (bottom ? height - row : row);
       // An empty group has one empty unit, so that its result is written like any other.
-      first_unit[r + 1] = first_unit[r] + larger<int64_t>((part.count + kTileRows - 1) / kTileRows, 1);
-      tiles += larger<int64_t>((part.count + tile - 1) / tile, 1);
+      first_unit[r + 1] = first_unit[r] + larger<int64_t>((group.count + kTileRows - 1) / kTileRows, 1);
+      tiles += larger<int64_t>((group.count + tile - 1) / tile, 1);
     }
   }
 
-  int64_t units(int64_t batch) const { return batch * first_unit[regions]; }
-  int64_t units_of(const Group& g) const { return first_unit[g.region + 1] - first_unit[g.region]; }
+  int64_t units(int64_t batch) const { return batch * first_unit[parts]; }
+  int64_t units_of(const Group& g) const { return first_unit[g.part + 1] - first_unit[g.part]; }
   int64_t tasks(int64_t batch, int64_t threads) const {
     return larger<int64_t>(smaller(threads, batch * tiles), 1);
   }
@@ -67,10 +66,10 @@ struct Geometry {
   // The tile that begins at `unit`, of the task that owns units [begin, end). Its part of a group falls into
   // equal shares, instead of full tiles and a rest.
   Tile at(int64_t unit, int64_t begin, int64_t end) const {
-    int64_t image = unit / first_unit[regions], base = image * first_unit[regions], r = 0;
+    int64_t image = unit / first_unit[parts], base = image * first_unit[parts], r = 0;
     while (unit - base >= first_unit[r + 1]) ++r;
     Tile t;
-    t.group = parts[r];
+    t.group = groups[r];
     t.group.image = image;
     int64_t first = base + first_unit[r], behind = base + first_unit[r + 1];
     int64_t from = larger(begin, first), to = smaller(end, behind), most = tile / kTileRows;

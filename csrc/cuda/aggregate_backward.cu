@@ -60,7 +60,7 @@ void run(BackwardParameters<typename M::Sum>& p, const Machine& machine) {
   const AggregationBackward& f = p.f;
   Tiling& n = p.n;
   n.by_position = f.mask || f.dmask || f.logits_given;
-  if (f.dx.data) n.store_bytes = copy_bytes(p.dx, (int)f.regions, sizeof(S));
+  if (f.dx.data) n.store_bytes = copy_bytes(p.dx, (int)f.parts, sizeof(S));
   if (n.groups == 0) return add_up<S, T>(p, machine);  // zeros
   pass_norms<S, T>(&p, machine);
   if (f.weight && !n.weight_resident) p.weight_cores = pack_weights_on<S, T>(machine, n, f.weight);
@@ -83,7 +83,7 @@ void aggregate_backward_with(const AggregationBackward& f, const Machine& machin
   p.f = f;
   p.x = f.x;
   p.dx = f.dx;
-  if (f.regions == 1 && flatten_rows(&p.x)) flatten_rows(&p.dx);
+  if (f.parts == 1 && flatten_rows(&p.x)) flatten_rows(&p.dx);
   with_size<M, true>(f, p.x, machine, [&](auto size, const Tiling& n) {
     p.n = n;
     run<M, decltype(size)>(p, machine);

@@ -35,7 +35,7 @@ class BackwardBlock {
   SFRS_DEVICE void run() {
     BlockSums sums;
     sums.clear();
-    walk<S, kPlanes>(p.x, (int)f.regions, n, memory, *this, sums);
+    walk<S, kPlanes>(p.x, (int)f.parts, n, memory, *this, sums);
     finish(sums);
   }
   SFRS_DEVICE void prepare() const {

@@ -45,7 +45,7 @@ void aggregate_forward_with(const AggregationForward& f, const Machine& machine)
   ForwardParameters<typename M::Sum> p{};
   p.f = f;
   p.x = f.x;
-  if (f.regions == 1) flatten_rows(&p.x);
+  if (f.parts == 1) flatten_rows(&p.x);
   with_size<M, false>(f, p.x, machine, [&](auto size, const Tiling& n) {
     p.n = n;
     run<M, decltype(size)>(p, machine);

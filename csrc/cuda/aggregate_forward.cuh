@@ -64,11 +64,11 @@ class ForwardBlock {
     if (p.arrivals && blockIdx.x == 0 && own == 0)
       for (int group = this_thread(); group < n.groups; group += kThreads) p.arrivals[group] = 0;
     if constexpr (Cut::kOverlaps) {
-      walk_overlapping<S, kPlanes, BlockSums, Values>(p.x, (int)f.regions, n, memory, *this);
+      walk_overlapping<S, kPlanes, BlockSums, Values>(p.x, (int)f.parts, n, memory, *this);
     } else {
       BlockSums sums;
       sums.clear();
-      walk<S, kPlanes>(p.x, (int)f.regions, n, memory, *this, sums);
+      walk<S, kPlanes>(p.x, (int)f.parts, n, memory, *this, sums);
     }
   }
   SFRS_DEVICE void prepare() const {

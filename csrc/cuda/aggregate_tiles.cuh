@@ -8,19 +8,19 @@ namespace sfrs::cuda {
 // One image, or one quarter of one.
 struct Group {
   int index;  // of the group
-  int region, row, column, width, positions;
+  int part, row, column, width, positions;
   int64_t image;
 
-  SFRS_DEVICE Group(const FeatureMap& x, int regions, int index) : index(index) {
-    image = regions == 1 ? index : index / 4;
-    region = regions == 1 ? 0 : index % 4;
+  SFRS_DEVICE Group(const FeatureMap& x, int parts, int index) : index(index) {
+    image = parts == 1 ? index : index / 4;
+    part = parts == 1 ? 0 : index % 4;
     // Not carried through a block's loop by all its threads, as one of them makes groups.
     int height = here((int)x.height), half_height = height / 2, full = here((int)x.width), half = full / 2;
-    bool whole = regions == 1;
-    row = !whole && region >= 2 ? half_height : 0;
-    column = !whole && (region & 1) ? half : 0;
-    int rows = whole ? height : region >= 2 ? height - half_height : half_height;
-    width = whole ? full : (region & 1) ? full - half : half;
+    bool whole = parts == 1;
+    row = !whole && part >= 2 ? half_height : 0;
+    column = !whole && (part & 1) ? half : 0;
+    int rows = whole ? height : part >= 2 ? height - half_height : half_height;
+    width = whole ? full : (part & 1) ? full - half : half;
     positions = rows * width;
   }
   // Elements from the image's first to position i, and i's index among the positions of all images.
@@ -46,13 +46,13 @@ struct Step {
   Group group;
 
   template <class N>
-  SFRS_DEVICE Step(const N& n, const FeatureMap& x, int regions, int block)
+  SFRS_DEVICE Step(const N& n, const FeatureMap& x, int parts, int block)
       : unit((int)((int64_t)n.units * block / n.blocks)),
         split(unit % n.splits),
         units_left((int)((int64_t)n.units * (block + 1) / n.blocks) - unit),
         chunk_step(0),
         first_unit(true),
-        group(x, regions, unit / n.splits) {
+        group(x, parts, unit / n.splits) {
     enter(n);
   }
   SFRS_DEVICE bool valid() const { return units_left > 0; }
@@ -65,7 +65,7 @@ struct Step {
   SFRS_DEVICE bool last_tile() const { return tile + 1 == tile_end; }
 
   template <class N>
-  SFRS_DEVICE void advance(const N& n, const FeatureMap& x, int regions) {
+  SFRS_DEVICE void advance(const N& n, const FeatureMap& x, int parts) {
     if (!valid()) return;
     if (++chunk_step < n.chunks) return cut(n);
     chunk_step = 0;
@@ -75,7 +75,7 @@ struct Step {
     first_unit = false;
     if (++split == n.splits) {
       split = 0;
-      group = Group(x, regions, unit / n.splits);
+      group = Group(x, parts, unit / n.splits);
     }
     enter(n);
   }
@@ -159,7 +159,7 @@ SFRS_DEVICE void load_tile(const FeatureMap& x, const N& n, const Group& g, int 
 template <class S, bool kPlanes, class N>
 struct Steps {
   const FeatureMap& x;
-  int regions;
+  int parts;
   const N& n;
   unsigned char* memory;
 
@@ -183,10 +183,10 @@ struct Steps {
     if (threadIdx.x == 0) follow(i);
   }
   // One thread makes the first step, and that after step i.
-  SFRS_DEVICE void begin() const { at(0) = Step(n, x, regions, (int)blockIdx.x); }
+  SFRS_DEVICE void begin() const { at(0) = Step(n, x, parts, (int)blockIdx.x); }
   SFRS_DEVICE void follow(int i) const {
     at(i + 1) = at(i);
-    at(i + 1).advance(n, x, regions);
+    at(i + 1).advance(n, x, parts);
   }
 };
 
@@ -194,9 +194,9 @@ struct Steps {
 // of a block, whose shared memory begins with the stages. work() plans step i + 1, and with two stages sends
 // for it.
 template <class S, bool kPlanes, class N, class Block, class BlockSums>
-SFRS_DEVICE void walk(const FeatureMap& x, int regions, const N& n, unsigned char* memory, const Block& block,
+SFRS_DEVICE void walk(const FeatureMap& x, int parts, const N& n, unsigned char* memory, const Block& block,
                       BlockSums& sums) {
-  Steps<S, kPlanes, N> steps{x, regions, n, memory};
+  Steps<S, kPlanes, N> steps{x, parts, n, memory};
   if (threadIdx.x == 0) steps.begin();
   __syncthreads();
   steps.send(0);
@@ -225,9 +225,9 @@ using AssignmentsRead = Crew<0, kAssigners + kWarps, 4>;
 // 1 in block.add_up(step, its tile, sums), sends for the tile of step i + 1, whose place is now free, and
 // finishes a unit in block.end_step(step, sums).
 template <class S, bool kPlanes, class BlockSums, class Masses, class N, class Block>
-SFRS_DEVICE void walk_overlapping(const FeatureMap& x, int regions, const N& n, unsigned char* memory,
+SFRS_DEVICE void walk_overlapping(const FeatureMap& x, int parts, const N& n, unsigned char* memory,
                                   const Block& block) {
-  Steps<S, kPlanes, N> steps{x, regions, n, memory};
+  Steps<S, kPlanes, N> steps{x, parts, n, memory};
   // Two loops with the same barriers: the sums need registers in one of them only.
   auto goes_on = [&](int i) { return i == 0 || steps.at(i - 1).valid(); };
   if (warp_of_thread() >= kAssigners) {

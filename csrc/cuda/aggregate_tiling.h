@@ -196,7 +196,7 @@ SFRS_HOST_DEVICE void with_copy_bytes(int bytes, const F& copy) {
 }
 
 // The widest copy that never straddles two rows or two features, an element if need be.
-inline int copy_bytes(const FeatureMap& x, int regions, int64_t element) {
+inline int copy_bytes(const FeatureMap& x, int parts, int64_t element) {
   bool planes = x.stride_w == 1;
   auto fits = [&](int64_t bytes) {
     int64_t unit = bytes / element;
@@ -204,7 +204,7 @@ inline int copy_bytes(const FeatureMap& x, int regions, int64_t element) {
     int64_t along_d = planes ? x.stride_d : x.stride_w;
     if (x.stride_b % unit || x.stride_h % unit || along_d % unit) return false;
     if (!planes) return x.dim % unit == 0;
-    return x.width % unit == 0 && (regions == 1 || (x.width / 2) % unit == 0);
+    return x.width % unit == 0 && (parts == 1 || (x.width / 2) % unit == 0);
   };
   for (int bytes : {16, 8, 4})
     if (fits(bytes)) return bytes;
@@ -265,8 +265,8 @@ Tiling make_tiling(const Aggregation& f, const FeatureMap& x, const Machine& mac
   n.chunks = (n.dim + most - 1) / most;
   n.chunk = round_up((n.dim + n.chunks - 1) / n.chunks, most < 64 ? most : 64);
 
-  n.groups = (int)(x.batch * f.regions);
-  int64_t longest = f.regions == 1 ? x.positions() : (x.height - x.height / 2) * (x.width - x.width / 2);
+  n.groups = (int)(x.batch * f.parts);
+  int64_t longest = f.parts == 1 ? x.positions() : (x.height - x.height / 2) * (x.width - x.width / 2);
   int most_positions = sizeof(S) == 2 ? 64 : 32;
   while (most_positions > 16 && most_positions / 2 >= longest) most_positions /= 2;
   auto tiles = [&] { return (longest + n.positions - 1) / n.positions; };
@@ -277,7 +277,7 @@ Tiling make_tiling(const Aggregation& f, const FeatureMap& x, const Machine& mac
     if (n.positions <= 32 || n.groups * tiles() * n.chunks >= machine.multiprocessors) break;
     most_positions = n.positions;
   }
-  n.load_bytes = copy_bytes(x, (int)f.regions, sizeof(S));
+  n.load_bytes = copy_bytes(x, (int)f.parts, sizeof(S));
   int m_tasks = row_tasks<M>(n);
   int tasks = m_tasks * (n.logit_columns + (backward ? n.cluster_columns : 0)) / kLogitTask;
   int most_slices = n.chunk / M::kBlock < kMaxSlices ? n.chunk / M::kBlock : kMaxSlices;

@@ -101,7 +101,7 @@ Inputs make_inputs(const AggregationProblem& p) {
   in.centroids = draw(p.centroids, p.clusters * p.dim, [&] { return 0.1 * normal(random); });
   in.bias = draw(p.bias, p.logits(), [&] { return normal(random); });
   in.mask = draw(p.mask, p.batch * p.positions(), [&] { return uniform(random); });
-  in.grad = Array(p.dtype, p.batch * p.regions * p.clusters * p.dim, p.odd);
+  in.grad = Array(p.dtype, p.batch * p.parts * p.clusters * p.dim, p.odd);
   for (int64_t i = 0; i < in.grad.count(); ++i) in.grad.set(i, normal(random));
   return in;
 }
@@ -123,14 +123,13 @@ struct Exact {
     weight = values_of(in.weight), logits = values_of(in.logits), centroids = values_of(in.centroids);
     bias = values_of(in.bias), mask = values_of(in.mask), grad = values_of(in.grad);
     const auto zeros = [](Values* v, int64_t count) { v->assign(count, 0.0); };
-    zeros(&vlad, p.batch * p.regions * K * D), zeros(&inv_norm, p.batch * P),
-        zeros(&scale, p.batch * (K + 1));
+    zeros(&vlad, p.batch * p.parts * K * D), zeros(&inv_norm, p.batch * P), zeros(&scale, p.batch * (K + 1));
     zeros(&dx, p.batch * P * D), zeros(&dweight, L * D), zeros(&dlogits, p.batch * P * L);
     zeros(&dcentroids, K * D), zeros(&dbias, L), zeros(&dmask, p.batch * P);
     xh.resize(p.batch * P * D), assignment.resize(p.batch * P * L);
     for (int64_t b = 0; b < p.batch; ++b) {
       for (int64_t i = 0; i < P; ++i) assign(b, i, in);
-      sums.assign(vlad.begin() + b * p.regions * K * D, vlad.begin() + (b + 1) * p.regions * K * D);
+      sums.assign(vlad.begin() + b * p.parts * K * D, vlad.begin() + (b + 1) * p.parts * K * D);
       finish(b);
       for (int64_t i = 0; i < P; ++i) differentiate(b, i);
     }
@@ -143,8 +142,8 @@ struct Exact {
   Values xh, assignment;
   Values sums, dsums;  // V before it is normalised, and its gradient, of one image
 
-  int64_t region(int64_t i) const {
-    if (p.regions == 1) return 0;
+  int64_t part(int64_t i) const {
+    if (p.parts == 1) return 0;
     // Tokens are a map of one row.
     const int64_t height = p.layout == Layout::tokens ? 1 : p.height, width = P / height;
     return (i / width >= height / 2) * 2 + (i % width >= width / 2);
@@ -169,19 +168,19 @@ struct Exact {
     }
     for (int64_t j = 0; j < L; ++j) sum += a[j] = std::exp(a[j] - largest);
     for (int64_t j = 0; j < L; ++j) a[j] /= sum;
-    double* v = &vlad[(b * p.regions + region(i)) * K * D];
+    double* v = &vlad[(b * p.parts + part(i)) * K * D];
     for (int64_t k = 0; k < K; ++k)
       for (int64_t d = 0; d < D; ++d) v[k * D + d] += m(b, i) * a[k] * (x[d] - at(centroids, k * D + d, 0));
   }
 
   // Normalises the result of one image, and takes the gradient back through it.
   void finish(int64_t b) {
-    const int64_t count = p.regions * K * D;
+    const int64_t count = p.parts * K * D;
     double* v = &vlad[b * count];
     dsums.assign(grad.begin() + b * count, grad.begin() + (b + 1) * count);
     double* s = &scale[b * (K + 1)];
     double descriptor = 0;
-    for (int64_t k = 0; k < K && p.regions == 1; ++k) {
+    for (int64_t k = 0; k < K && p.parts == 1; ++k) {
       double square = 0;
       for (int64_t d = 0; d < D; ++d) square += v[k * D + d] * v[k * D + d];
       s[k] = 1 / std::max(std::sqrt(square), kEps);
@@ -189,11 +188,11 @@ struct Exact {
       for (int64_t d = 0; d < D; ++d) descriptor += v[k * D + d] * v[k * D + d];
     }
     s[K] = 1 / std::max(std::sqrt(descriptor), kEps);
-    if (p.l2 && p.regions == 1) {
+    if (p.l2 && p.parts == 1) {
       for (int64_t i = 0; i < count; ++i) v[i] *= s[K];
       through_norm(v, dsums.data(), count, s[K]);
     }
-    if (p.intra && p.regions == 1)
+    if (p.intra && p.parts == 1)
       for (int64_t k = 0; k < K; ++k) {
         Values unit(D);
         for (int64_t d = 0; d < D; ++d) unit[d] = sums[k * D + d] * s[k];
@@ -213,7 +212,7 @@ struct Exact {
 
   void differentiate(int64_t b, int64_t i) {
     const double *x = &xh[(b * P + i) * D], *a = &assignment[(b * P + i) * L];
-    const double* g = &dsums[region(i) * K * D];
+    const double* g = &dsums[part(i) * K * D];
     double *out = &dx[(b * P + i) * D], *dl = &dlogits[(b * P + i) * L], mean = 0;
     Values da(L);
     for (int64_t k = 0; k < K; ++k) {
@@ -258,11 +257,11 @@ struct Results {
 
 void fill(Aggregation* f, const AggregationProblem& p, const Inputs& in) {
   f->x = in.x.map;
-  f->clusters = p.clusters, f->ghosts = p.ghosts, f->regions = p.regions;
+  f->clusters = p.clusters, f->ghosts = p.ghosts, f->parts = p.parts;
   f->weight = in.weight.data(), f->logits_given = in.logits.data();
   f->centroids = in.centroids.data(), f->bias = in.bias.data(), f->mask = in.mask.data();
   f->normalize_input = p.normalize;
-  f->intra_norm = p.intra && p.regions == 1, f->l2_norm = p.l2 && p.regions == 1;
+  f->intra_norm = p.intra && p.parts == 1, f->l2_norm = p.l2 && p.parts == 1;
   f->tf32 = p.tf32;
 }
 
@@ -272,11 +271,11 @@ Results run(const AggregationProblem& p, const Inputs& in, const Backend& backen
   Scratch scratch;
   AggregationForward f{};
   fill(&f, p, in);
-  r.vlad = Array(p.dtype, p.batch * p.regions * p.clusters * p.dim);
+  r.vlad = Array(p.dtype, p.batch * p.parts * p.clusters * p.dim);
   f.vlad = r.vlad.data();
   if (p.save) {
     r.inv_norm = Array(wide, p.batch * p.positions());
-    if (p.regions == 1) r.scale = Array(wide, p.batch * (p.clusters + 1));
+    if (p.parts == 1) r.scale = Array(wide, p.batch * (p.clusters + 1));
     if (backend.saves_logits && !p.given) r.saved_logits = Array(wide, p.batch * p.positions() * p.logits());
     f.saved_inv_norm = r.inv_norm.data(), f.saved_scale = r.scale.data(),
     f.saved_logits = r.saved_logits.data();
@@ -308,7 +307,7 @@ Results run(const AggregationProblem& p, const Inputs& in, const Backend& backen
 void compare(const AggregationProblem& p, const Exact& exact, const Results& r, Report& report) {
   const Tolerance t = tolerance_of(p.dtype, p.tf32);
   const int64_t D = p.dim;
-  report.compare("vlad", r.vlad, exact.vlad, p.regions == 4 ? p.clusters * D : D, t.storage);
+  report.compare("vlad", r.vlad, exact.vlad, p.parts == 4 ? p.clusters * D : D, t.storage);
   report.compare("inv_norm", r.inv_norm, exact.inv_norm, 1, t.sum);
   report.compare("scale", r.scale, exact.scale, 1, t.storage);
   // Where nothing but rounding is left of a gradient of logits: a few units of the terms that cancelled.
@@ -336,11 +335,11 @@ void compare(const AggregationProblem& p, const Exact& exact, const Results& r, 
 std::string AggregationProblem::title() const {
   std::string s =
       std::string("aggregate/") + testing::name_of(dtype, tf32) + "/" + name + "/" + name_of(layout);
-  s += regions == 4 ? "/quarters" : "/whole";
+  s += parts == 4 ? "/quarters" : "/whole";
   const auto note = [&](bool condition, const char* what) {
     if (condition) s += what;
   };
-  note(normalize, "+normalize"), note(intra && regions == 1, "+intra"), note(l2 && regions == 1, "+l2");
+  note(normalize, "+normalize"), note(intra && parts == 1, "+intra"), note(l2 && parts == 1, "+l2");
   note(centroids, "+centroids"), note(bias, "+bias"), note(mask, "+mask"), note(given, "+logits");
   note(odd, "+odd"), note(small_vectors, "+small"), note(huge_logits, "+huge"), note(!save, "+inference");
   if (wanted != kEverything) s += "/wanted=" + std::to_string(wanted);

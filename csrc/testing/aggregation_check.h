@@ -32,7 +32,7 @@ struct AggregationProblem {
   DType dtype = DType::f32;
   bool tf32 = false;
   Layout layout = Layout::planes;
-  int64_t regions = 1;
+  int64_t parts = 1;
   bool normalize = true, intra = true, l2 = true;
   bool centroids = true, bias = true, mask = true;
   bool given = false;          // logits instead of a weight

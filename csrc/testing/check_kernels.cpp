@@ -56,28 +56,28 @@ void add_flagships(std::vector<AggregationProblem>* all) {
       false;  // like the paper's layer; the gradient of a bias would be what cancellation leaves
   const std::pair<Layout, int64_t> ways[] = {
       {Layout::planes, 1}, {Layout::planes, 4}, {Layout::tokens, 1}, {Layout::channels_last, 4}};
-  for (const auto& [layout, regions] : ways) p.layout = layout, p.regions = regions, all->push_back(p);
+  for (const auto& [layout, parts] : ways) p.layout = layout, p.parts = parts, all->push_back(p);
   // Every type with the tiling that its kernels know by heart (Usual in csrc/cuda/aggregate_tiling.h).
   AggregationProblem usual{"usual", 1, 512, 5, 16, 64, 0};
   usual.device = {1, 232448};
   for (const Type& type : kTypes)
-    for (const auto& [layout, regions] : ways) {
-      usual.dtype = type.dtype, usual.tf32 = type.tf32, usual.layout = layout, usual.regions = regions;
+    for (const auto& [layout, parts] : ways) {
+      usual.dtype = type.dtype, usual.tf32 = type.tf32, usual.layout = layout, usual.parts = parts;
       all->push_back(usual);
     }
   // Tiles enough that those that overlap come round to the first stage, in one chunk of dimensions and in
   // two.
   for (AggregationProblem tiles : {AggregationProblem{"overlapping", 2, 136, 9, 19, 40, 3},
                                    AggregationProblem{"overlapping_chunks", 1, 646, 6, 15, 33, 0}})
-    for (const auto& [layout, regions] : ways)
+    for (const auto& [layout, parts] : ways)
       for (DType dtype : {DType::bf16, DType::f16}) {
-        tiles.dtype = dtype, tiles.layout = layout, tiles.regions = regions;
+        tiles.dtype = dtype, tiles.layout = layout, tiles.parts = parts;
         tiles.device = {1, 232448};
         all->push_back(tiles);
       }
   // Halves of rows that are copied four bytes at a time.
   AggregationProblem narrow{"narrow", 2, 40, 5, 20, 9, 0};
-  narrow.regions = 4, narrow.intra = narrow.l2 = false;
+  narrow.parts = 4, narrow.intra = narrow.l2 = false;
   for (DType dtype : {DType::bf16, DType::f16}) narrow.dtype = dtype, all->push_back(narrow);
   AggregationProblem many{"many_positions", 1, 24, 1, 3000, 8, 0};
   many.dtype = DType::f32, many.layout = Layout::tokens, many.device = {1, 232448}, many.mask = false;
@@ -91,8 +91,8 @@ std::vector<AggregationProblem> aggregation_problems(bool quick) {
     // the gradients would be zero but for rounding.
     const bool degenerate = p.dim == 1 || p.height * p.width == 1;
     p.normalize = p.dim != 1, p.intra = p.l2 = !degenerate;
-    for (int64_t regions : {1, 4}) {
-      p.regions = regions;
+    for (int64_t parts : {1, 4}) {
+      p.parts = parts;
       p.layout = kLayouts[all.size() / 5 % 6];
       with_every_type(&all, p);
     }
@@ -102,8 +102,8 @@ std::vector<AggregationProblem> aggregation_problems(bool quick) {
   const AggregationProblem shapes[] = {kSmall, {"odd", 3, 33, 9, 5, 5, 2}, {"aligned", 2, 64, 8, 16, 32, 0}};
   for (AggregationProblem p : shapes)
     for (Layout layout : kLayouts)
-      for (int64_t regions : {1, 4}) {
-        p.layout = layout, p.regions = regions;
+      for (int64_t parts : {1, 4}) {
+        p.layout = layout, p.parts = parts;
         p.odd = false, with_every_type(&all, p);
         if (p.dim != 64) p.odd = true, with_every_type(&all, p);
       }
@@ -117,10 +117,10 @@ std::vector<AggregationProblem> aggregation_problems(bool quick) {
     all.push_back(p);
   }
   for (bool given : {false, true})
-    for (int64_t regions : {1, 4})
+    for (int64_t parts : {1, 4})
       for (int which = -1; which < 6; ++which) {  // -1: none but a forward without saved tensors
         AggregationProblem p = kSmall;
-        p.given = given, p.regions = regions;
+        p.given = given, p.parts = parts;
         if (which < 0)
           p.save = false;
         else
@@ -130,11 +130,11 @@ std::vector<AggregationProblem> aggregation_problems(bool quick) {
         all.push_back(p);
       }
   for (AggregationProblem p : {kSmall, aggregation_shapes()[7], aggregation_shapes()[12]})
-    for (int64_t regions : {1, 4}) p.given = true, p.regions = regions, with_every_type(&all, p);
+    for (int64_t parts : {1, 4}) p.given = true, p.parts = parts, with_every_type(&all, p);
   AggregationProblem p = kSmall;
   for (Layout layout : {Layout::planes, Layout::channels_last})
-    for (int64_t regions : {1, 4}) {
-      p.layout = layout, p.regions = regions;
+    for (int64_t parts : {1, 4}) {
+      p.layout = layout, p.parts = parts;
       p.small_vectors = true, p.huge_logits = false, with_every_type(&all, p);
       p.small_vectors = false, p.huge_logits = true, with_every_type(&all, p);
     }

@@ -1,7 +1,7 @@
 // What an operator launches, without launching it: kernels, grids and the bytes of their parameters, for
 // tools that read machine code. See tests/cuda/clocks.py.
 //
-//   list_launches KEY=VALUE...     dtype=bf16 layout=planes|features regions=1 B=1 D=512 H=30 W=40 K=64 G=0
+//   list_launches KEY=VALUE...     dtype=bf16 layout=planes|features parts=1 B=1 D=512 H=30 W=40 K=64 G=0
 //                                  given=0 inference=0 multiprocessors=132 shared_memory=232448
 //   list_launches pairs=T KEY=...  region similarity of all pairs of T queries and B images; lists=1: of
 //   lists
@@ -62,10 +62,10 @@ FeatureMap map() {
 
 void fill(Aggregation* f, const FeatureMap& x) {
   f->x = x;
-  f->clusters = number("K", 64), f->ghosts = number("G", 0), f->regions = number("regions", 1);
+  f->clusters = number("K", 64), f->ghosts = number("G", 0), f->parts = number("parts", 1);
   const bool logits = number("given", 0);
   f->weight = memory(!logits), f->logits_given = memory(logits), f->centroids = memory();
-  f->normalize_input = !logits, f->intra_norm = f->l2_norm = f->regions == 1;
+  f->normalize_input = !logits, f->intra_norm = f->l2_norm = f->parts == 1;
   f->tf32 = is("dtype", "tf32");
 }
 
@@ -74,7 +74,7 @@ void aggregate(const cuda::Machine& machine) {
   const bool training = !number("inference", 0);
   AggregationForward f{};
   fill(&f, x);
-  f.vlad = memory(), f.saved_inv_norm = memory(training), f.saved_scale = memory(training && f.regions == 1);
+  f.vlad = memory(), f.saved_inv_norm = memory(training), f.saved_scale = memory(training && f.parts == 1);
   cuda::aggregate_forward(f, machine);
   if (!training) return;
   AggregationBackward g{};

@@ -35,7 +35,7 @@ PATTERNS = (
     ("copy not waited for", r"copy_async_wait<(.+?)>\(\)", r"copy_async_wait<(\1) + 1>()"),
     ("terms of a sum dropped", r"\+= __shfl_xor_sync\(", r"= __shfl_xor_sync("),
     ("reduction too short", r"step > 0; step /= 2\) v \+=", "step > 1; step /= 2) v +="),
-    ("quarters swapped", r"\(region & 1\) \?", "!(region & 1) ?"),
+    ("quarters swapped", r"\(part & 1\) \?", "!(part & 1) ?"),
 )
 NOT_NEEDED = "keeps the compiler from"  # said behind a barrier that is there for speed
 WORDS = ("device.cuh",)  # holds the definitions of the words above

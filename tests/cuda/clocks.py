@@ -60,7 +60,7 @@ def problems() -> dict[str, Problem]:
         for name, options in maps.items()
     }
     found |= {f"{dtype} long features": Problem({"dtype": dtype} | LONG, MAPS) for dtype in ("bf16", "fp32")}
-    found["bf16 quarters"] = Problem({"dtype": "bf16", "regions": 4}, QUARTERS, units=4)
+    found["bf16 quarters"] = Problem({"dtype": "bf16", "parts": 4}, QUARTERS, units=4)
     # A tile of pairs: a cluster is its "tile", and there is no unit.
     pairs = ({"K": 1}, {"K": 2}, {"K": 2})
     for dtype in ("bf16", "tf32", "fp32"):

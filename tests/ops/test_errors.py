@@ -103,16 +103,16 @@ def test_region_similarity_names_the_wrong_argument(wrong, error, message):
 
 
 def test_direct_calls_of_the_raw_operators_cannot_read_foreign_memory():
-    def aggregate(weight=WEIGHT, logits=None, centroids=None, regions=1):
-        options = (regions, 0, True, True, True, False, False, False)
+    def aggregate(weight=WEIGHT, logits=None, centroids=None, parts=1):
+        options = (parts, 0, True, True, True, False, False, False)
         return torch.ops.sfrs_ext.aggregate(X, weight, logits, centroids, None, None, *options)
 
     with pytest.raises(RuntimeError, match="weight has another dtype"):
         aggregate(WEIGHT.double())
     with pytest.raises(RuntimeError, match="centroids has another shape"):
         aggregate(centroids=WEIGHT[:2])
-    with pytest.raises(RuntimeError, match="regions is neither 1 nor 4"):
-        aggregate(regions=2)
+    with pytest.raises(RuntimeError, match="parts is neither 1 nor 4"):
+        aggregate(parts=2)
     with pytest.raises(RuntimeError, match="not exactly one of weight and logits"):
         aggregate(logits=torch.randn(2, 20, 3))
     with pytest.raises(RuntimeError, match="logits has another shape"):

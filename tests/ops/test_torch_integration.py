@@ -14,14 +14,14 @@ SMALL = Shape("small", 2, 24, 5, 6, 7, 1)
 
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16), ids=str)
 @pytest.mark.parametrize("layout", ("planes", "channels_last", "crop"))
-@pytest.mark.parametrize("regions", (1, 4))
-def test_aggregate_passes_opcheck(regions, layout, dtype):
+@pytest.mark.parametrize("parts", (1, 4))
+def test_aggregate_passes_opcheck(parts, layout, dtype):
     problem = Problem.make(SMALL, dtype, layout)
     parameters = [t.float().requires_grad_() for t in (problem.weight, problem.centroids, problem.bias)]
     mask = problem.mask.flatten(1).float().requires_grad_()
     x = problem.x.detach().requires_grad_()
     weight, *others = parameters
-    options = (regions, 1, True, regions == 1, regions == 1, False, True)
+    options = (parts, 1, True, parts == 1, parts == 1, False, True)
     given = (x, weight, None, *others, mask, *options)
     torch.library.opcheck(torch.ops.sfrs_ext.aggregate, (*given, False))
     torch.library.opcheck(torch.ops.sfrs_ext.aggregate, (*given, True))
