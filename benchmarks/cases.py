@@ -55,6 +55,8 @@ class Case:
         threads: how many, whatever the command says; None: as it says.
         calls: in a row, whose mean is one time: where the time per image is compared with that of a batch,
             a time has to last as long, since the machine's speed changes from one millisecond to the next.
+        maps: how many maps of each layout of ``benchmarks.kernel_steps`` one call aggregates, where those
+            steps are all that it does.
     """
 
     name: str
@@ -70,6 +72,11 @@ class Case:
     goals: Goals = Goals()
     threads: int | None = None
     calls: int = 1
+    maps: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def backward(self) -> bool:
+        return self.compute is forward_backward
 
 
 @dataclass(frozen=True)
@@ -139,6 +146,7 @@ def netvlad_case(
     if dtype == torch.bfloat16:
         contenders |= eager_and_compiled("two-GEMM autocast", peers.two_gemm_autocast, torch.float32)
     threads, calls = options.get("threads"), options.get("calls")
+    steps = "tokens" if layout == torch.channels_last else "planes"
     return Case(
         name=name,
         about=f"netvlad {'forward + backward' if backward else 'forward'}, "
@@ -155,6 +163,7 @@ def netvlad_case(
         # Two products forward; backward needs four: dA, dX twice and dW.
         flops=2.0 * batch * clusters * dim * height * width * (6 if backward else 2),
         shapes=dict(B=batch, D=dim, H=height, W=width, K=clusters, dtype=str(dtype)),
+        maps={steps: batch} if dtype == torch.float32 else {},
         **options,
     )
 
@@ -207,6 +216,7 @@ def region_step_case(sizes: Sizes, **options) -> Case:
         images=1,
         flops=2.0 * (galleries + 1) * clusters * dim * height * width * 6,
         shapes=dict(G=galleries, D=dim, H=height, W=width, K=clusters, dtype="torch.float32"),
+        maps={"planes": 1, "quarters": galleries},
         **options,
     )
 

@@ -34,14 +34,16 @@ class Row:
     Attributes:
         met: None if there is nothing to compare with.
         limit: what would be measured if ours ran at the arithmetic peak, where that is known.
-        beyond: that would not meet the goal either; no kernel does on this processor.
+        pace: what would be measured if ours took as long as its steps do one by one, where that is known.
+        beyond: which of the two would not meet the goal either.
     """
 
     goal: str
     measured: str
     met: bool | None
     limit: str = ""
-    beyond: bool = False
+    pace: str = ""
+    beyond: str = ""
 
 
 def milliseconds(result: dict, peer: str) -> list[float]:
@@ -78,8 +80,10 @@ def fastest(result: dict, ours: str, *, compiled: bool) -> str | None:
     return min(names, key=lambda name: least_ratio(result, ours, name), default=None)
 
 
-def rows(goals: Goals, result: dict, ours: str, roof: dict | None) -> Iterator[Row]:
-    """Each goal of a case beside the record of it."""
+def rows(
+    goals: Goals, result: dict, ours: str, roof: dict | None, steps_ms: float | None = None
+) -> Iterator[Row]:
+    """Each goal of a case beside the record of it; ``steps_ms`` of its steps one by one, per image."""
     for kind in ("compiled", "eager"):
         wanted = getattr(goals, kind)
         if wanted is None:
@@ -90,11 +94,20 @@ def rows(goals: Goals, result: dict, ours: str, roof: dict | None) -> Iterator[R
             yield Row(goal, f"no {kind} peer passed the gate", None)
             continue
         ratio, share = least_ratio(result, ours, peer), peak_share(result, ours, roof)
-        # Best call beside best call, ours as long as the peak of float32 allows.
+        # Best call beside best call, ours as long as the peak of float32, or its steps, allow.
         known = share and result["shapes"]["dtype"] == "torch.float32"
-        limit = best_milliseconds(result, peer) / best_milliseconds(result, ours) / share if known else None
-        text = "" if limit is None else f"{limit:.1f}x"
-        yield Row(goal, f"{ratio:.2f}x ({peer})", ratio >= wanted, text, limit is not None and limit < wanted)
+        best = best_milliseconds(result, peer)
+        limit = best / best_milliseconds(result, ours) / share if known else None
+        pace = best / result["images"] / steps_ms if steps_ms else None
+        beyond = [name for name, most in (("the peak", limit), ("its steps", pace)) if most and most < wanted]
+        yield Row(
+            goal,
+            f"{ratio:.2f}x ({peer})",
+            ratio >= wanted,
+            "" if limit is None else f"{limit:.1f}x",
+            "" if pace is None else f"{pace:.1f}x",
+            "" if ratio >= wanted or not beyond else beyond[0],
+        )
     if goals.peak_share is not None:
         share = peak_share(result, ours, roof)
         text = "no peak was measured" if share is None else f"{100 * share:.0f} %"

@@ -21,10 +21,22 @@ constexpr int64_t kBatch = 8, kDim = 512, kHeight = 30, kWidth = 40, kClusters =
 constexpr int64_t kPositions = kHeight * kWidth;
 constexpr double kProduct = 2.0 * kClusters * kDim * kPositions;  // operations per image
 
-std::vector<float> normal(int64_t count, float deviation) {
+// Aligned as torch aligns tensors.
+template <class T>
+struct Aligned : std::allocator<T> {
+  template <class U>
+  struct rebind {
+    using other = Aligned<U>;
+  };
+  T* allocate(size_t count) { return (T*)std::aligned_alloc(64, round_up(count * sizeof(T), 64)); }
+  void deallocate(T* p, size_t) { std::free(p); }
+};
+using Values = std::vector<float, Aligned<float>>;
+
+Values normal(int64_t count, float deviation) {
   static std::mt19937 random(0);
   std::normal_distribution<float> draw(0, deviation);
-  std::vector<float> values(count);
+  Values values(count);
   for (float& value : values) value = draw(random);
   return values;
 }
@@ -174,12 +186,12 @@ class Steps {
   }
 
   int repetitions_;
-  std::vector<float> x_ = normal(kBatch * kDim * kPositions, 1), weight_ = normal(kClusters * kDim, 0.3f),
-                     centroids_ = normal(kClusters * kDim, 0.05f),
-                     grad_ = normal(kBatch * kQuarters * kClusters * kDim, 1);
-  std::vector<float> vlad_ = grad_, dx_ = x_, dweight_ = weight_, dcentroids_ = weight_;
-  std::vector<float> logits_ = normal(kBatch * kPositions * kClusters, 0),
-                     inv_norm_ = normal(kBatch * kPositions, 0), scale_ = normal(kBatch * (kClusters + 1), 0);
+  Values x_ = normal(kBatch * kDim * kPositions, 1), weight_ = normal(kClusters * kDim, 0.3f),
+         centroids_ = normal(kClusters * kDim, 0.05f),
+         grad_ = normal(kBatch * kQuarters * kClusters * kDim, 1);
+  Values vlad_ = grad_, dx_ = x_, dweight_ = weight_, dcentroids_ = weight_;
+  Values logits_ = normal(kBatch * kPositions * kClusters, 0), inv_norm_ = normal(kBatch * kPositions, 0),
+         scale_ = normal(kBatch * (kClusters + 1), 0);
   AggregationForward forward_{};
   AggregationBackward backward_{};
 };

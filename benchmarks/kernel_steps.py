@@ -1,9 +1,9 @@
 """``python -m benchmarks.kernel_steps``: what each step of the CPU aggregation costs.
 
 Compiles ``kernel_steps.cpp`` with the kernels that this processor gets and runs its steps one by one, on one
-thread and a map of each layout; the best of many repetitions counts, since other work on the machine only
-adds. Writes benchmarks/results/PROCESSOR/kernel-steps.json; `python -m benchmarks.report` puts it into
-docs/performance.md.
+thread, for a map of each layout and the quarters of one; the best of many repetitions counts, since other
+work on the machine only adds. Writes benchmarks/results/PROCESSOR/kernel-steps.json; `python -m
+benchmarks.report` puts it into docs/performance.md.
 """
 
 import argparse
@@ -15,7 +15,8 @@ from pathlib import Path
 import sfrs_ext
 
 from . import roof
-from .record import file_of, machine, write_json
+from .cases import Case
+from .record import RESULTS, file_of, machine, write_json
 
 SOURCE = Path(__file__).with_suffix(".cpp")
 KERNELS = SOURCE.parents[1] / "csrc/cpu"
@@ -27,7 +28,7 @@ COMPILE = {  # as CMakeLists.txt builds those that run for float32
     "avx512bf16": AVX512,
     "amx": AVX512,
 }
-LAYOUTS = ("planes", "tokens", "quarters")
+LAYOUTS = {"planes": "planes (NCHW)", "tokens": "tokens (channels_last)", "quarters": "quarters of planes"}
 
 
 def measure(repetitions: int) -> dict[str, list[dict]]:
@@ -57,24 +58,44 @@ def measure(repetitions: int) -> dict[str, list[dict]]:
     return steps
 
 
+def milliseconds(case: Case, threads: int, processor: str) -> float | None:
+    """Milliseconds per image of a case whose threads share its maps evenly and take as long for each as its
+    steps do one by one; None where they were not all recorded on this processor."""
+    file = RESULTS / processor / "kernel-steps.json"
+    if not case.maps or not file.exists():
+        return None
+    recorded = json.loads(file.read_text("utf-8"))["steps"]
+    if not recorded.keys() >= case.maps.keys():
+        return None
+    seconds = 0.0
+    for layout, maps in case.maps.items():
+        for direction in ("forward", "backward")[: 1 + case.backward]:
+            steps = [step for step in recorded[layout] if step["step"].startswith(direction)]
+            *single, whole = steps
+            if sum(step["flops"] for step in single) != whole["flops"]:
+                return None  # older records have the backward's steps in one
+            seconds += maps * sum(step["seconds"] for step in single)
+    return 1e3 * seconds / threads / case.images
+
+
 def table(recorded: dict) -> str:
-    """One row per step, both layouts side by side."""
-    about, peak = recorded["machine"], recorded["peak"]
+    """One row per step, the layouts side by side."""
+    about, peak, steps = recorded["machine"], recorded["peak"], recorded["steps"]
     lines = [
         f"{about['cpu']}, one thread, {about['kernels']} kernels, commit {about['commit']}, {about['date']}: "
         f"`{about['command']}`. Map of 512x30x40, K = 64, float32; milliseconds per image, best of "
         f"{recorded['repetitions']}, and the share of the arithmetic peak of one thread "
         f"({peak / 1e9:.0f} GFLOP/s). Steps are measured alone, so they do not quite add up.",
         "",
-        "| step | planes (NCHW) | | tokens (channels_last) | |",
-        "|---|---|---|---|---|",
+        "| step | " + " | | ".join(LAYOUTS[layout] for layout in steps) + " | |",
+        "|---" * (1 + 2 * len(steps)) + "|",
     ]
-    for pair in zip(*(recorded["steps"][layout] for layout in LAYOUTS), strict=True):
+    for together in zip(*steps.values(), strict=True):
         cells = []
-        for step in pair:
+        for step in together:
             share = f"{100 * step['flops'] / step['seconds'] / peak:.0f} %" if step["flops"] else ""
             cells += [f"{1e3 * step['seconds']:.3f}", share]
-        lines.append(f"| {pair[0]['step']} | {' | '.join(cells)} |")
+        lines.append(f"| {together[0]['step']} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

@@ -1,6 +1,6 @@
 """Tables of the recorded operators: in short, every peer, and what was reached of the goals."""
 
-from . import goals, roof
+from . import goals, kernel_steps, roof
 from .cases import CASES, OURS
 from .record import processor
 
@@ -105,20 +105,23 @@ def goals_table(recorded: dict) -> str:
         picture = f"plots/{processor(machine)}/roofline.png"
         lines += [f"![Roofline of this machine, ours and the fastest peer]({picture})", ""]
     lines += [
-        "| computation | goal | measured | met | at the peak it were | of the float32 peak, best call |",
-        "|---|---|---|---|---|---|",
+        "| computation | goal | measured | met | at the peak it were | as fast as its steps | of the float32 "
+        "peak, best call |",
+        "|---|---|---|---|---|---|---|",
     ]
     for name, case in CASES.items():
         result = results.get(name)
         if result is None or result["shapes"] != case.shapes:
-            lines.append(f"| {case.about} | | not recorded yet | | | |")
+            lines.append(f"| {case.about} | | not recorded yet | | | | |")
             continue
         share = goals.peak_share(result, OURS, measured)
         of_peak = "" if share is None else f"{100 * share:.0f} %"
-        about = case.about
-        for row in list(goals.rows(case.goals, result, OURS, measured)) or [goals.Row("", "", None)]:
+        about, steps_ms = case.about, kernel_steps.milliseconds(case, result["threads"], processor(machine))
+        found = list(goals.rows(case.goals, result, OURS, measured, steps_ms))
+        for row in found or [goals.Row("", "", None)]:
             met = {True: "yes", False: "**no**", None: ""}[row.met]
-            met += ", beyond the peak" if row.beyond else ""
-            lines.append(f"| {about} | {row.goal} | {row.measured} | {met} | {row.limit} | {of_peak} |")
+            met += f", beyond {row.beyond}" if row.beyond else ""
+            limits = f"{row.limit} | {row.pace}"
+            lines.append(f"| {about} | {row.goal} | {row.measured} | {met} | {limits} | {of_peak} |")
             about = of_peak = ""
     return "\n".join(lines)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import sfrs_ext
-from benchmarks import goals, operator_tables, plots, record, report, roof, run, scaling
+from benchmarks import goals, kernel_steps, operator_tables, plots, record, report, roof, run, scaling
 from benchmarks.cases import CASES, OURS, TINY, Peer, registry
 from benchmarks.goals import Goals
 from benchmarks.measure import (
@@ -159,10 +159,29 @@ def test_goals_count_the_fastest_peer_and_the_kinder_malloc():
 
 def test_a_goal_beyond_the_peak_is_marked_as_such_and_bfloat16_has_another_peak(recorded):
     rows = list(goals.rows(Goals(compiled=3.5, eager=5.8), result_of("netvlad-forward"), OURS, ROOF))
-    assert [(row.met, row.beyond) for row in rows] == [(False, False), (False, True)]
+    assert [(row.met, row.beyond) for row in rows] == [(False, ""), (False, "the peak")]
     assert "| **no**, beyond the peak |" in operator_tables.goals_table(recorded)
     (row,) = goals.rows(Goals(compiled=9.0), result_of("netvlad-forward-bfloat16"), OURS, ROOF)
-    assert (row.met, row.limit, row.beyond) == (False, "", False)
+    assert (row.met, row.limit, row.beyond) == (False, "", "")
+
+
+def test_a_goal_beyond_the_steps_is_marked_as_such(tmp_path, monkeypatch):
+    case, result = CASES["netvlad-forward-backward"], result_of("netvlad-forward-backward")
+    step = {"step": "forward: product", "seconds": 5e-4, "flops": 2e6}
+    steps = [step, step | {"step": "forward: all"}]
+    back = [{"step": f"backward: {part}", "seconds": 1.5e-3, "flops": 1e6} for part in ("dV", "dx", "all")]
+    back[-1]["flops"] = 2e6
+    monkeypatch.setattr(kernel_steps, "RESULTS", tmp_path)
+    file = tmp_path / "some/kernel-steps.json"
+    assert kernel_steps.milliseconds(case, 2, "some") is None
+    record.write_json(file, {"steps": {"planes": steps + back}})
+    alone = kernel_steps.milliseconds(case, 2, "some")
+    assert alone == pytest.approx(1.75)  # half of one and two steps
+    best = goals.best_milliseconds(result, "two-GEMM torch.compile") / result["images"]
+    (row,) = goals.rows(Goals(compiled=1 + best / alone), result, OURS, None, alone)
+    assert (row.met, row.pace, row.beyond) == (False, f"{best / alone:.1f}x", "its steps")
+    record.write_json(file, {"steps": {"planes": steps + back[1:]}})  # a step is missing
+    assert kernel_steps.milliseconds(case, 2, "some") is None
 
 
 @pytest.mark.parametrize(
