@@ -163,6 +163,17 @@ def test_a_network_without_weights_says_what_to_give(run, place_folder, argument
     assert code == 2 and message in err
 
 
+@pytest.mark.parametrize("arguments", [["locate", "x.jpg", "--index", "x"], ["demo"], ["data", "check", "x"]])
+def test_what_processes_do_not_share_is_refused_by_the_first_alone(run, arguments, monkeypatch):
+    monkeypatch.setattr("sfrs.runtime.distributed.LAST_WORDS", 0.0)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    code, text, err = run(*arguments)
+    assert code == 2 and "several processes, but this command is the work of one; start it without" in err
+    monkeypatch.setenv("RANK", "1")
+    assert run(*arguments) == (2, "", "")
+
+
 def test_describe_needs_clusters(run, place_folder, tmp_path):
     code, _, err = run("describe", place_folder, "--out", tmp_path / "x.npy")
     assert code == 2 and "describe needs a trained network" in err and not (tmp_path / "x.npy").exists()

@@ -39,6 +39,15 @@ def test_it_builds_adds_removes_and_says_what_is_there(run, place_folder, weight
     assert code == 0 and "images       12" in text and "tiny, K = 4, 48x64" in text
 
 
+def test_of_several_processes_one_says_what_is_there(run, place_folder, weights, out, monkeypatch):
+    assert run(place_folder, "--out", out, "--weights", weights)[0] == 0
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank, lines in (("0", 1), ("1", 0)):
+        monkeypatch.setenv("RANK", rank)
+        code, text, err = run("--out", out, "--info")
+        assert code == 0 and text.count("images       12") == lines and err == ""
+
+
 def test_json_is_json_alone(run, place_folder, weights, out):
     code, text, _ = run(place_folder, "--out", out, "--weights", weights, "--kind", "pq", "--json")
     facts = json.loads(text)

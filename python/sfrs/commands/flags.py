@@ -5,6 +5,8 @@ dataclass of such fields, is a flag per field.
 """
 
 import inspect
+import os
+import time
 from collections.abc import Callable
 from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
 from typing import Annotated, Any, get_type_hints
@@ -49,13 +51,37 @@ class Command:
         app.command(self.run.__name__, epilog=self.epilog)(self.run)
 
 
-def command(*examples: str, above: str = "") -> Callable[[Callable[..., None]], Command]:
-    """Make a function a `Command`, whose ``--help`` ends with examples, and a text ``above`` them."""
+def command(
+    *examples: str, above: str = "", shared: bool = False
+) -> Callable[[Callable[..., None]], Command]:
+    """Make a function a `Command`, whose ``--help`` ends with examples, and a text ``above`` them.
+
+    Several processes of torchrun may do it together if it is ``shared``; else that is refused.
+    """
     epilog = "\n\n".join((above, "[b]Examples[/b]", *(f"  {example}" for example in examples)))
-    return lambda function: Command(_with_flags(function), epilog)
+    return lambda function: Command(_with_flags(function, shared), epilog)
 
 
-def _with_flags(function: Callable[..., None]) -> Callable[..., None]:
+def is_first_process() -> bool:
+    """Whether this is the only process, or the first of those that torchrun started."""
+    return os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK") == "0"
+
+
+def _refuse_several() -> None:
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        return
+    if not is_first_process():
+        from sfrs.runtime.distributed import LAST_WORDS
+
+        time.sleep(LAST_WORDS)  # the first one says why; torchrun ends all once one has ended
+        raise typer.Exit(2)
+    raise UserError(
+        "torchrun started several processes, but this command is the work of one; start it without "
+        "torchrun, or unset WORLD_SIZE."
+    )
+
+
+def _with_flags(function: Callable[..., None], shared: bool) -> Callable[..., None]:
     """Let typer see a flag per field of a group; an error that one would have gone on from names it."""
     hints, groups, parameters = get_type_hints(function), {}, []
     for name, parameter in inspect.signature(function).parameters.items():
@@ -66,6 +92,8 @@ def _with_flags(function: Callable[..., None]) -> Callable[..., None]:
             parameters.append(_parameter(name, hints[name], parameter.default))
 
     def run(**values: Any) -> None:
+        if not shared:
+            _refuse_several()
         left = dict(values)
         for name, kind in groups.items():
             left[name] = kind(**{f.name: left.pop(f.name) for f in fields(kind)})

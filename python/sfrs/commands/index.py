@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sfrs.commands import data_options, options
-from sfrs.commands.flags import argument, command, option
+from sfrs.commands.flags import argument, command, is_first_process, option
 from sfrs.runtime.errors import UserError
 from sfrs.runtime.terminal import progress_tasks, show
 
@@ -93,6 +93,7 @@ class Form:
     "sfrs index photos/ --out milvus://db:19530/city",
     "torchrun --nproc-per-node 4 -m sfrs index photos/ --out milvus://db:19530/city",
     above=KINDS,
+    shared=True,
 )
 def index(
     *,
@@ -122,7 +123,8 @@ def index(
     if contents.info:
         if photos is not None or contents.remove or contents.remove_missing or form.kind is not None:
             raise UserError("--info changes nothing; leave out PHOTOS, --kind and --remove.")
-        _show(out, contents.as_json)
+        if is_first_process():
+            _show(out, contents.as_json)
         return
     removing = contents.remove or contents.remove_missing
     changing = photos is not None or removing or form.kind or form.zone

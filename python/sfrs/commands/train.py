@@ -1,6 +1,7 @@
 """``sfrs train``: train a network in generations, or go on with a run."""
 
 import shlex
+import warnings
 from contextlib import ExitStack, nullcontext
 from dataclasses import fields, make_dataclass, replace
 from pathlib import Path
@@ -58,6 +59,7 @@ Flags: Any = _flags()
     "sfrs train --data city --preset demo --generations 1 --epochs 12 --out runs/baseline",
     "sfrs train --resume runs/sfrs",
     "torchrun --nproc-per-node 4 -m sfrs train --data pitts30k --weights vgg16.safetensors --out runs/sfrs",
+    shared=True,
 )
 def train(
     *,
@@ -114,7 +116,10 @@ def train(
     try:
         with running_together() as processes, ExitStack() as watching:
             watchers = _watchers(config, folder, tensorboard) if processes.is_main else []
-            places = load_places(config.data, "train", config.reading()), _validation(config)
+            with warnings.catch_warnings():
+                if not processes.is_main:
+                    warnings.simplefilter("ignore")  # the main one reads the same
+                places = load_places(config.data, "train", config.reading()), _validation(config)
             if config.skip_bad_images:
                 places = _without_bad_images(places, show=processes.is_main)
             result = sfrs.train(
