@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
-
 from sfrs.commands import options
 from sfrs.commands.data_options import DataSet
 from sfrs.commands.flags import command, option
-from sfrs.runtime.atomic_io import write_json
-from sfrs.runtime.errors import UserError, counted
-from sfrs.runtime.terminal import plain, progress_tasks, show, table
+from sfrs.commands.recalls import facts, gain, show_recalls, write
+from sfrs.runtime.errors import UserError
+from sfrs.runtime.terminal import progress_tasks
 
 if TYPE_CHECKING:
-    from sfrs.data.places import Places
     from sfrs.models.model import Model
-    from sfrs.retrieval.evaluation import Evaluation, Scoring
-
-SHEET_ROWS = 12
+    from sfrs.retrieval.evaluation import Scoring
 
 
 @dataclass(frozen=True)
@@ -57,12 +49,18 @@ class Output:
     "sfrs evaluate --data data/city --weights runs/demo/best.safetensors --rerank regions",
     "sfrs evaluate --database walks/2023 --queries walks/2024 --out runs/walks",
     "sfrs evaluate --data photos/ --hold-out time",
+    "sfrs evaluate --index city.index --queries walks/2024",
     "sfrs evaluate --descriptors database.npy queries.npy --positions database.csv --positions queries.csv",
     "sfrs evaluate --data places/lund --json",
 )
 def evaluate(
     *,
     on: DataSet,
+    index: Path | None = option(
+        "Search in an index of sfrs index, or at its address in Milvus, by its own network, in place of the "
+        "database. Queries are those of --data, or the photographs of --queries.",
+        metavar="X.index",
+    ),
     weights: options.Weights,
     whitening: options.LearnedWhitening,
     images: options.Images,
@@ -80,6 +78,14 @@ def evaluate(
     reranking = None if reranking == "none" else reranking
     if output.save_contact_sheet and output.out is None:
         raise UserError("--save-contact-sheet needs --out DIR to write to.")
+    if index is not None:
+        if weights.given or images.given or whitening != options.LearnedWhitening():
+            raise UserError(
+                f"{index} has its own network, whitening and image size; leave out --weights, --backbone, "
+                "--whitening, --whiten and the size."
+            )
+        _evaluate_index(index, on, scored, rerank, output, running)
+        return
     if on.descriptors is not None:
         if weights.given or reranking or whitening.whitening or whitening.whiten:
             raise UserError(
@@ -114,9 +120,9 @@ def evaluate(
             tasks=tasks,
             **settings,
         )
-    summary = _facts(result, places)
+    summary = facts(result, places)
     if reranking is not None and result.before is not None:
-        summary["rerank"] = {"by": rerank.rerank, **asdict(reranking), **_gain(result.before, result)}
+        summary["rerank"] = {"by": rerank.rerank, **asdict(reranking), **gain(result.before, result)}
     applied = whitening.file(weights.weights, model.network)
     summary |= {
         "backbone": model.network.backbone.name,
@@ -135,8 +141,68 @@ def evaluate(
         "seed": weights.seed,
     }
     if output.out is not None:
-        _write(output.out, summary, result, places, output.save_contact_sheet)
-    _show(summary, skipped, output.out, output.as_json)
+        write(output.out, summary, result, places, output.save_contact_sheet)
+    show_recalls(summary, skipped, output.out, output.as_json)
+
+
+def _evaluate_index(
+    path: Path,
+    on: DataSet,
+    scored: Score,
+    rerank: options.Rerank,
+    output: Output,
+    running: options.Running,
+) -> None:
+    """Score what an index finds."""
+    others = on.database, on.descriptors, on.hold_out, on.frames
+    if (on.data is None) == (on.queries is None) or any(others):
+        raise UserError(
+            "--index is the database; which queries? Give --data PATH or --queries DIR, without --database, "
+            "--descriptors, --hold-out and --frames."
+        )
+
+    from sfrs.retrieval.evaluation import without_bad_images
+    from sfrs.retrieval.index import Index
+    from sfrs.retrieval.indexed import evaluate_index, read_queries
+    from sfrs.retrieval.locate import chosen_reranking
+
+    settings, reading = running.begin(), on.reading(on)
+    index = Index.open(path, device=running.on_device())
+    reranking, skipped = chosen_reranking(index, rerank.parse()), []
+    places = read_queries(on.data, on.split, reading, index)
+    with progress_tasks() as tasks:
+        if on.skip_bad_images:
+            how = dict(workers=settings["workers"], tasks=tasks)
+            places, skipped = without_bad_images(places, roles=["queries"], **how)
+        result = evaluate_index(
+            index,
+            places,
+            scoring=scored.parse(),
+            rerank=reranking,
+            query_size=on.query_size,
+            tasks=tasks,
+            **settings,
+        )
+    summary = facts(result, places)
+    if reranking is not None and result.before is not None:
+        summary["rerank"] = {"by": "regions", **asdict(reranking), **gain(result.before, result)}
+    summary |= {
+        "index": str(index.path),
+        "kind": index.kind,
+        "backbone": index.model.network.backbone.name,
+        "network": index.model.network.meta,
+        "image_size": options.describe_size(index.model.size),
+        "skipped": [{"file": str(file), "reason": why} for file, why in skipped],
+        "data": str((on.data or on.queries or Path()).resolve()),
+        "split": on.split,
+        "nms": scored.nms,
+        "weights": str(index.path),
+        "whitening_learned": False,
+        "query_size": on.query_size,
+    }
+    if output.out is not None:
+        write(output.out, summary, result, places, output.save_contact_sheet)
+    show_recalls(summary, skipped, output.out, output.as_json)
 
 
 def _evaluate_saved(on: DataSet, scored: Score, output: Output) -> None:
@@ -156,15 +222,15 @@ def _evaluate_saved(on: DataSet, scored: Score, output: Output) -> None:
     else:
         places = load_places(on.path(reading), on.split, reading)
     result = evaluate_saved(database, queries, places, scored.parse())
-    summary = _facts(result, places) | {
+    summary = facts(result, places) | {
         "descriptors": [str(file.resolve()) for file in on.descriptors or ()],
         "dim": database.shape[1],
         "split": places.split,
         "nms": scored.nms,
     }
     if output.out is not None:
-        _write(output.out, summary, result, places, output.save_contact_sheet)
-    _show(summary, [], output.out, output.as_json)
+        write(output.out, summary, result, places, output.save_contact_sheet)
+    show_recalls(summary, [], output.out, output.as_json)
 
 
 def _source(weights: options.Weights, model: Model) -> str:
@@ -184,112 +250,3 @@ def _parse_depths(text: str) -> tuple[int, ...]:
     if not depths or depths[0] < 1:
         raise UserError(f"--recall-at is {text!r}; expected whole numbers from 1, as 1,5,10,20.")
     return depths
-
-
-def _facts(result: Evaluation, places: Places) -> dict:
-    """What an evaluation says, whatever made the descriptors."""
-    return {
-        "name": places.name,
-        "database": len(places.database),
-        "queries": len(places.queries),
-        "queries_without_positive": int((~result.answerable).sum()),
-        "radius_m": result.radius,
-        "unit": places.unit,
-        "recalls": {str(n): recall for n, recall in result.recalls.items()},
-        "recalls_of_all": {str(n): recall for n, recall in result.recalls_of_all().items()},
-        "recalls_by_condition": _by_condition(result, places),
-        "seconds": result.seconds,
-    }
-
-
-def _by_condition(result: Evaluation, places: Places) -> dict[str, dict[str, float]]:
-    """Recalls by condition, where the data set names more than one and a query of it can be answered."""
-    import numpy as np
-
-    labels = places.queries.conditions
-    names = list(dict.fromkeys(labels))
-    if len(names) < 2:
-        return {}
-    masks = {name or "unknown": np.array([label == name for label in labels]) for name in names}
-    return {
-        name: {str(n): recall for n, recall in result.recalls_of(mask).items()}
-        for name, mask in masks.items()
-        if (mask & result.answerable).any()
-    }
-
-
-def _gain(before: Evaluation, after: Evaluation) -> dict:
-    from sfrs.retrieval.mcnemar import mcnemar
-
-    counted = after.answerable
-    paired = mcnemar(after.hits(1)[counted], before.hits(1)[counted])
-    return {
-        "recalls_before": {str(n): recall for n, recall in before.recalls.items()},
-        "recall_1_difference": paired.difference,
-        "p_value": paired.p_value,
-        "ms_per_query": 1000 * after.seconds["rerank"] / len(counted),
-    }
-
-
-def _write(out: Path, summary: dict, result: Evaluation, places: Places, save_contact_sheet: bool) -> None:
-    from sfrs.retrieval import plots, results
-
-    out.mkdir(parents=True, exist_ok=True)
-    write_json(out / "results.json", summary)
-    results.write_predictions(out / "predictions.csv", result, places)
-    plots.recall_curves(
-        {places.name: result.curve()}, out / "recall.png", title=f"{places.name}, {places.split}"
-    )
-    if save_contact_sheet:
-        rows = results.sheet_rows(result, places, SHEET_ROWS)
-        plots.contact_sheet(
-            rows,
-            out / "contact_sheet.png",
-            title=f"{places.name}, {places.split}",
-            subtitle=f"{len(rows)} of {len(places.queries)} queries, evenly spaced, with the 5 found first",
-        )
-
-
-def _show(summary: dict, skipped: list[tuple], out: Path | None, as_json: bool) -> None:
-    console = Console()
-    options.show_skipped(skipped)
-    if as_json:
-        print(json.dumps(summary, indent=2))
-        return
-    shown = table(f"{summary['name']}, {summary['split']}", "recall@", summary["recalls"])
-    reranked = summary.get("rerank")
-    if reranked:
-        _add_recalls(shown, "searched", reranked["recalls_before"])
-    _add_recalls(shown, "re-ranked" if reranked else "%", summary["recalls"])
-    left = summary["queries_without_positive"]
-    if left:
-        _add_recalls(shown, "% of all queries", summary["recalls_of_all"])
-    for condition, recalls in summary["recalls_by_condition"].items():
-        _add_recalls(shown, Text(plain(condition)), recalls)
-    console.print(shown)
-    if reranked:
-        gain = f"{100 * reranked['recall_1_difference']:+.1f}, p = {reranked['p_value']:.1g}"
-        console.print(
-            f"Re-ranked: the first {reranked['depth']} by regions, score {reranked['score']}, "
-            f"{reranked['ms_per_query']:.1f} ms per query; recall@1 {gain} (exact McNemar test)",
-            highlight=False,
-        )
-    if "backbone" in summary:
-        by = f"{summary['backbone']} at {summary['image_size']}"
-        by += ", whitened by the database" if summary["whitening_learned"] else ""
-    else:
-        by = f"saved descriptors of {summary['dim']} numbers"
-    without = counted(left, "query counts", "queries count")
-    console.print(
-        f"{counted(summary['queries'], 'query', 'queries')}, "
-        f"{counted(summary['database'], 'database image')}, "
-        f"right within {summary['radius_m']:g} {summary['unit']}; {by}"
-        + (f"; {without} without a right image in the row of all queries alone" if left else ""),
-        highlight=False,
-    )
-    if out is not None:
-        show(f"Written to {out}")
-
-
-def _add_recalls(table: Table, name: str | Text, recalls: dict[str, float]) -> None:
-    table.add_row(name, *(f"{100 * recall:.1f}" for recall in recalls.values()))

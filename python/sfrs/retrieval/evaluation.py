@@ -11,7 +11,7 @@ import torch
 
 from sfrs.data.images import Size, check_images
 from sfrs.data.neighbourhood import right_images
-from sfrs.data.places import Places
+from sfrs.data.places import ImageSet, Places
 from sfrs.models.fitting import Fitting, learn_whitening
 from sfrs.models.model import Model
 from sfrs.retrieval.quarters import KeptQuarters, temporary_quarters
@@ -135,6 +135,7 @@ def evaluate(
         )
         clock.append(time.perf_counter())
         deepest = search_depth(places, max(scoring.recalls), nms=scoring.nms)
+        reranked = None
         _, found = search(of_database, of_queries, deepest if rerank is None else max(deepest, rerank.depth))
         clock.append(time.perf_counter())
         if rerank is not None:
@@ -142,12 +143,26 @@ def evaluate(
             progress = tasks("re-ranking")
             reranked = rerank_all(ask, found, give, score=rerank.score, depth=rerank.depth, progress=progress)
             clock.append(time.perf_counter())
+    return score_stages(places, found[:, :deepest], reranked, scoring, clock)
+
+
+def score_stages(
+    places: Places,
+    found: np.ndarray,
+    reranked: np.ndarray | None,
+    scoring: Scoring,
+    clock: Sequence[float],
+) -> Evaluation:
+    """Score what a search found, ``[m, k]``, and, if it was re-ranked, the first k of that.
+
+    ``clock`` holds the seconds at which describing began, and each stage ended.
+    """
     stages = ("describe", "search", "rerank")
     seconds: dict[str, float] = dict(zip(stages, np.diff(clock).tolist(), strict=False))
-    before = score(places, found[:, :deepest], scoring, seconds)
-    if rerank is None:
+    before = score(places, found, scoring, seconds)
+    if reranked is None:
         return before
-    return replace(score(places, reranked[:, :deepest], scoring, seconds), before=before)
+    return replace(score(places, reranked[:, : found.shape[1]], scoring, seconds), before=before)
 
 
 def search_depth(places: Places, n: int, *, nms: bool = False) -> int:
@@ -202,14 +217,19 @@ def check_answerable(places: Places, radius: float) -> None:
 
 
 def without_bad_images(
-    places: Places, *, workers: int = 2, tasks: Tasks = quiet
+    places: Places,
+    *,
+    roles: Sequence[str] = ("database", "queries"),
+    workers: int = 2,
+    tasks: Tasks = quiet,
 ) -> tuple[Places, list[tuple]]:
     """Leave out images that cannot be read; returns (data set, (file, reason) of those left out).
 
     Raises `UserError` if no image of a role can be read.
     """
-    kept, bad = [], []
-    for role, images in (("database", places.database), ("queries", places.queries)):
+    kept, bad = {}, []
+    for role in roles:
+        images: ImageSet = getattr(places, role)
         progress = tasks(f"checking {role}")
         found = dict(check_images(images.files, workers=workers, progress=progress))
         left = images.subset(np.array([file not in found for file in images.files], dtype=bool))
@@ -217,6 +237,6 @@ def without_bad_images(
             raise UserError(
                 f"{places.name}/{places.split}: none of the {len(images)} images of {role} can be read."
             )
-        kept.append(left)
+        kept[role] = left
         bad += found.items()
-    return replace(places, database=kept[0], queries=kept[1]), bad
+    return replace(places, **kept), bad

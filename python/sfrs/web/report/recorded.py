@@ -77,6 +77,7 @@ class LaterResults(TypedDict, total=False):
     rerank: Reranked
     skipped: list[Skipped]
     reading: Reading
+    index: str
 
 
 class Results(LaterResults):
@@ -96,6 +97,8 @@ def read_evaluation(source: Path, overrides: Overrides) -> Subject:
         UserError: a file in it is damaged, or of another program, or what it names has moved.
     """
     summary: Results = read_record(source / RESULTS, Results)
+    if index := summary.get("index"):
+        raise UserError(f"{source}: the database of these queries is an index; sfrs report {index} shows it.")
     data = overrides.data or find_path(summary["data"], source, "--data")
     root = data if data.is_dir() else data.parent
     reading = summary.get("reading", Reading())
