@@ -10,6 +10,7 @@ from PIL import ExifTags, Image
 from served import SPOTS, build_index, encoded, photo, serving
 
 pytest.importorskip("fastapi", reason='needs the extra "serve"')
+from sfrs.data.coordinates import to_degrees
 from sfrs.retrieval.index import Index
 from sfrs.web.overview import overview
 from sfrs.web.serve.app import create_app
@@ -91,6 +92,20 @@ def test_a_crop_agrees_with_the_part_it_shows(client):
 def test_matches_can_be_re_ranked_by_regions(client):
     answer = client.locate(photo(6), "?rerank=regions&top=3")
     assert answer.status == 200 and answer.json["matches"][0]["row"] == 6
+
+
+def test_a_request_may_keep_to_a_circle(client, index):
+    latitude, longitude = to_degrees(index.positions[[3]], index.zone)[0]
+    answer = client.locate(photo(9), f"?top=9&near={latitude:.7f},{longitude:.7f},150")
+    assert answer.status == 200 and {match["row"] for match in answer.json["matches"]} == {2, 3, 4}
+    for near, status, said in (
+        ("here", 422, "near is 'here'; expected LAT,LON,RADIUS"),
+        ("95,13,100", 422, "is no point on earth"),
+        ("52,13,-1", 422, "expected more than 0"),
+        ("-30,100,500", 404, "near is -30,100,500: no image of this index is in the circle."),
+    ):
+        answer = client.locate(photo(9), f"?near={near}")
+        assert answer.status == status and said in answer.error and "--" not in answer.error
 
 
 def test_photos_are_turned_upright(client):

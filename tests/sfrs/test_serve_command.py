@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 import typer
-from served import SPOTS, Client, build_index, photo
+from served import SPOTS, Client, build_index, photo, serving
 
 pytest.importorskip("fastapi", reason='needs the extra "serve"')
 from sfrs.commands import serve as command
+from sfrs.data.coordinates import to_degrees
 from sfrs.runtime.errors import UserError
 from sfrs.web.serve import server
 
@@ -55,6 +56,21 @@ def test_it_says_where_it_is_and_opens_the_browser(serve, index_path, capsys, mo
 def test_other_addresses_than_this_machines_own_are_warned_of(serve, index_path, capsys):
     serve("--index", index_path, "--port", 0, "--host", "0.0.0.0")
     assert "no password and no encryption" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_neighbourhood_is_all_that_is_served(serve, index_path, capsys):
+    latitude, longitude = to_degrees([[391300.0, 5840000.0]], "33N")[0]
+    with serving(
+        serve("--index", index_path, "--port", 0, "--near", f"{latitude},{longitude},150")[0]
+    ) as client:
+        assert (
+            f"3 images of {index_path} within 150 m of {latitude}, {longitude} at" in capsys.readouterr().out
+        )
+        assert client.get("/health").json["images"] == len(client.get("/map").json["points"]) == 3
+        names = {match["file"][:7] for match in client.locate(photo(9), "?top=9").json["matches"]}
+        assert names == {"@391200", "@391300", "@391400"} and client.get("/images/3").status == 404
+    with pytest.raises(UserError, match="holds no image in this circle"):
+        serve("--index", index_path, "--port", 0, "--near", "-30,100,500")
 
 
 def test_what_is_no_index_is_named(serve, tmp_path):

@@ -49,11 +49,15 @@ class Limits:
 @command(
     "sfrs serve --index city.index --open",
     "sfrs serve --index city.index --port 0 --max-megabytes 8",
+    "sfrs serve --index milvus://db:19530/country --near 55.70,13.19,3000",
     'curl -F photo=@photo.jpg "http://127.0.0.1:8000/locate?top=3"',
 )
 def serve(
     *,
     index: Path = option("An index of sfrs index, or its address in Milvus.", default=...),
+    near: str | None = option(
+        "Serve the images within RADIUS metres of a point alone.", metavar="LAT,LON,RADIUS"
+    ),
     address: Address,
     limits: Limits,
     running: options.Running,
@@ -69,10 +73,12 @@ def serve(
     running.begin()
 
     from sfrs.retrieval.index import Index
+    from sfrs.retrieval.near import Near
     from sfrs.web.serve import server, uploads
     from sfrs.web.serve.app import create_app
 
-    opened = Index.open(index, device=running.on_device())
+    circle = None if near is None else Near.parse(near)
+    opened = Index.open(index, device=running.on_device(), near=circle)
     if len(opened) == 0:
         raise UserError(f"{index}: this index holds no images, so there is nothing to locate photos with.")
     allowed = uploads.Limits(
@@ -87,7 +93,8 @@ def serve(
             f" everybody who reaches this machine at {address.host} can "
             "locate photos and see the index's images; there is no password and no encryption.",
         )
-    show(f"{counted(len(opened), 'image')} of {index} at {url}")
+    where = "" if circle is None else f" within {circle.radius:g} m of {circle.latitude}, {circle.longitude}"
+    show(f"{counted(len(opened), 'image')} of {index}{where} at {url}")
     say("Ctrl-C stops.")
     if address.open_page:
         server.open_browser(url)

@@ -1,12 +1,16 @@
 """The result of an index's self-test: how it is kept, and what it says in words."""
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypedDict
 
+import numpy as np
+
+from sfrs.data.coordinates import geodesic
 from sfrs.retrieval.confidence import Calibration
 from sfrs.retrieval.coverage import Gap
+from sfrs.retrieval.near import Near
 from sfrs.runtime.atomic_io import write_json
 from sfrs.runtime.errors import UserError
 from sfrs.runtime.records import Natural, RecordError, as_record, parse_json
@@ -73,6 +77,15 @@ class SelfTest:
         """Whether re-ranking by regions finds more of this index's photographs."""
         return "regions" in self.ways and self.ways["regions"].recommended
 
+    def within(self, near: Near | None) -> "SelfTest":
+        """Keep what holds for the images in a circle alone, whose rows are others; None is everywhere."""
+        if near is None:
+            return self
+        center = near.latitude, near.longitude
+        where = [np.array([gap.latitude, gap.longitude], np.float64) for gap in self.gaps]
+        held = [g for g, at in zip(self.gaps, where, strict=True) if geodesic(center, at) <= near.radius]
+        return replace(self, answers=[], gaps=held)
+
     def calibration(self, way: str) -> Calibration | None:
         return self.ways[way].calibration if way in self.ways else None
 
@@ -104,16 +117,19 @@ class SelfTest:
 
     @classmethod
     def from_json(
-        cls, text: str | bytes, index: str | Path, generation: int, fingerprint: str, images: int
+        cls, text: str | bytes, index: str | Path, generation: int, fingerprint: str, images: int | None
     ) -> "SelfTest | None":
-        """Read the self-test of ``index`` from a text, as `load` does from its file."""
+        """Read the self-test of ``index`` from a text, as `load` does from its file.
+
+        ``images`` are counted in the index; None where nobody has, and its answers are not asked for.
+        """
         file = Path(index) / FILE
         try:
             kept: Kept = as_record(parse_json(text, file), Kept, file)
             if tuple(kept[name] for name in Kept.__annotations__) != (VERSION, generation, fingerprint):
                 return None
             test = as_record({name: kept[name] for name in kept if name != "version"}, cls, file)
-            if any(max(answer.row, answer.match) >= images for answer in test.answers):
+            if images is not None and any(max(a.row, a.match) >= images for a in test.answers):
                 raise RecordError(f"{file}: answers are of images beyond the {images:,} of the index.")
             return test
         except RecordError as error:

@@ -106,22 +106,32 @@ class EngineIndex(Index):
     Keys, paths and positions are in memory, some 200 bytes per image; descriptors stay with the engine.
     """
 
-    def __init__(self, path: str | Path, device: str) -> None:
+    def __init__(self, path: str | Path, device: str, near: Near | None = None) -> None:
+        self.path, self.near = Path(path), near
         self._engine = EngineStore.open(path)
-        settings: Any = self._engine.settings
-        self.path, self.generation = Path(path), settings["generation"]
-        if settings["complete"] != settings["fingerprint"]:
+        try:
+            self._read(device, near)
+        except BaseException:
             self._engine.close()
+            raise
+
+    def _read(self, device: str, near: Near | None) -> None:
+        settings: Any = self._engine.settings
+        self.generation = settings["generation"]
+        if settings["complete"] != settings["fingerprint"]:
             raise UserError(
                 f"{self._engine.path}: this index is not finished. The command that began it goes on where "
                 "it stopped."
             )
         self.kind, self.zone, self.fingerprint = settings["kind"], settings["zone"], settings["fingerprint"]
-        table = self._engine.pending()
+        table = self._engine.pending("" if near is None else self._box(near))
+        self._there = len(table.files)  # of which the circle holds a part
+        table = table if near is None else table.within(near, self.zone, self._engine.path)
         self.files, self.positions, self._slots = table.files, table.positions, table.slots
         self.model = self._engine.load_model(device)
         self._regions = settings["quarters"]
-        self.self_test = _self_test(self._engine, len(self.files))
+        test = _self_test(self._engine, len(self.files) if near is None else None)
+        self.self_test = test and test.within(near)
 
     @property
     def has_regions(self) -> bool:
@@ -147,27 +157,30 @@ class EngineIndex(Index):
     def _find(self, queries: np.ndarray, k: int, near: Near | None) -> tuple[np.ndarray, np.ndarray]:
         scores = np.full((len(queries), k), -np.inf, np.float32)
         rows = np.full((len(queries), k), -1, np.int64)
-        wanted, enough, condition = k, min(k, len(self)), ""
-        if near is not None:
-            inside = near.holds(self.positions, self.zone)
-            enough, condition = min(k, int(inside.sum())), self._box(near)
+        circles = [circle for circle in (self.near, near) if circle is not None]
+        condition = " and ".join(map(self._box, circles))
+        inside = np.ones(len(self), bool) if near is None else near.holds(self.positions, self.zone)
+        wanted, enough = k, min(k, int(inside.sum()))
         while True:
-            found = self._engine.search(queries, min(wanted, len(self)), condition)
+            found = self._engine.search(queries, min(wanted, self._there), condition)
             for i, hits in enumerate(found):
                 at = np.searchsorted(self._slots, [key for key, _ in hits]).clip(max=len(self) - 1)
                 known = self._slots[at] == [key for key, _ in hits]  # not added since it was opened
-                known &= True if near is None else inside[at]
+                known &= inside[at]
                 count = min(k, int(known.sum()))
                 rows[i, :count] = at[known][:count]
                 scores[i, :count] = np.array([score for _, score in hits])[known][:count]
             # The box holds more than the circle in it, and images that were added since.
-            if ((rows >= 0).sum(axis=1) >= enough).all() or wanted >= len(self):
+            if ((rows >= 0).sum(axis=1) >= enough).all() or wanted >= self._there:
                 return scores, rows
             wanted *= 2
 
     def _box(self, near: Near) -> str:
         """The condition by which the engine keeps to the square around a circle."""
-        low, high = near.center(self.zone) - near.radius, near.center(self.zone) + near.radius
+        center = near.center(self.zone)
+        if np.isnan(center).any():
+            return "id < 0"  # which no key is
+        low, high = center - near.radius, center + near.radius
         sides = zip(("easting", "northing"), low.tolist(), high.tolist(), strict=True)
         return " and ".join(f"{name} >= {least!r} and {name} <= {most!r}" for name, least, most in sides)
 
@@ -184,7 +197,7 @@ def summarise(path: str | Path) -> dict[str, Any]:
     return facts_of(store.path, settings, table.positions, sizes) | {"self_test": test and test.summary()}
 
 
-def _self_test(store: EngineStore, images: int) -> SelfTest | None:
+def _self_test(store: EngineStore, images: int | None) -> SelfTest | None:
     settings, text = store.settings, store.read("self-test")
     if settings is None or settings["changing"] or not text:
         return None

@@ -138,10 +138,10 @@ class EngineStore:
         """Finished generations; 0 while the first is being built."""
         return self.settings["generation"] if self.settings else 0
 
-    def pending(self) -> Table:
-        """Read keys, paths and positions of all images, in the order of their keys."""
+    def pending(self, condition: str = "") -> Table:
+        """Read keys, paths and positions of images, all or by a condition, in the order of their keys."""
         keys, files, positions = [], [], []
-        for row in self.milvus.rows(self._images, COLUMNS[:3]):
+        for row in self.milvus.rows(self._images, COLUMNS[:3], condition):
             keys.append(row["id"])
             files.append(row["file"].encode())
             positions.append([_or_nan(row["easting"]), _or_nan(row["northing"])])

@@ -162,9 +162,10 @@ class Milvus:
             raise UserError(f"{self.path}: {len(missing):,} images have been removed since it was opened.")
         return np.array([[_numbers(found[int(key)][name]) for name in columns] for key in keys], np.float32)
 
-    def rows(self, name: str, columns: Sequence[str]) -> Iterator[dict]:
-        """Yield all rows, in any order."""
-        pages = self._ask(self._client.query_iterator, name, MOST, output_fields=["id", *columns])
+    def rows(self, name: str, columns: Sequence[str], condition: str = "") -> Iterator[dict]:
+        """Yield the rows, all or by a condition, in any order."""
+        form = dict(filter=condition, output_fields=["id", *columns])
+        pages = self._ask(self._client.query_iterator, name, MOST, **form)
         while page := self._ask(lambda timeout: pages.next()):
             yield from page
 

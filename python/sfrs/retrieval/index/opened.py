@@ -54,17 +54,20 @@ class Index:
         generation: number of the finished change that it shows.
         change: how `build` changed it; None for an index that was only opened.
         self_test: what `check` found of these very photographs; None where it has not looked.
+        near: the circle whose images alone it shows; None is everywhere.
     """
 
     change: Change | None = None
 
-    def __init__(self, store: Store, table: Table, device: str) -> None:
-        settings = store.settings
+    def __init__(self, store: Store, table: Table, device: str, near: Near | None = None) -> None:
+        settings, images = store.settings, len(table.files)
         self.path = store.path
         self.generation = store.generation
         self.kind: str = settings["kind"]
         self.zone: str = settings["zone"]
         self.fingerprint: str = settings["fingerprint"]
+        self.near = near
+        table = table if near is None else table.within(near, self.zone, self.path)
         self.files, self.positions, self._slots = table.files, table.positions, table.slots
         self.model = store.load_model(device)
         self._compressed = store.open_compressed() if settings["compressed"] else None
@@ -79,7 +82,8 @@ class Index:
         if settings["quarters"]:
             self._quarters = map_rows(*store.rows_of("quarters"), slots, scattered=True)
         self._lock = threading.Lock()
-        self.self_test = SelfTest.load(self.path, self.generation, self.fingerprint, len(self.files))
+        test = SelfTest.load(self.path, self.generation, self.fingerprint, images)
+        self.self_test = test and test.within(near)
 
     @classmethod
     def build(
@@ -127,16 +131,18 @@ class Index:
         return index
 
     @classmethod
-    def open(cls, path: str | Path, *, device: str = "cpu") -> "Index":
+    def open(cls, path: str | Path, *, device: str = "cpu", near: Near | None = None) -> "Index":
         """Open the index at ``path``, a folder or an address in Milvus, as its last finished change left it.
 
-        Raises `UserError` if it is no index, its first build has not finished, its format is another, or a
-        file of it is damaged.
+        With ``near`` it is an index of the images in that circle, and the others are not read.
+
+        Raises `UserError` if it is no index, its first build has not finished, its format is another, a
+        file of it is damaged, or no image is within the circle.
         """
         if on_engine(path):
             from sfrs.retrieval.index.engine import EngineIndex
 
-            return EngineIndex(path, device)
+            return EngineIndex(path, device, near)
         for attempt in range(ATTEMPTS):
             with closing(Store.open(path)) as opened:
                 try:
@@ -146,7 +152,7 @@ class Index:
                             f"{path}: this index is not finished; {len(opened.pending().files):,} images are "
                             "in it so far. The command that began it goes on where it stopped."
                         )
-                    return cls(opened, table, device)
+                    return cls(opened, table, device, near)
                 except UserError:
                     # A writer that compacts puts other files in the place of those just read about.
                     if attempt + 1 == ATTEMPTS or Store.open(path).generation == opened.generation:
@@ -241,8 +247,10 @@ class Index:
         """Locate the index's own photographs among the others, and keep what that says in the index.
 
         Answers of `locate` are calibrated by it from then on. A change of the index makes it void. Arguments:
-        `sfrs.retrieval.self_test.self_test`.
+        `sfrs.retrieval.self_test.self_test`. Raises `UserError` where the index shows a circle alone.
         """
+        if self.near is not None:
+            raise UserError(f"{self.path} was opened near {self.near}; expected all of it for the self-test.")
         self.self_test = self_test(self, sample=sample, seed=seed, tasks=tasks)
         self._keep(self.self_test)
         return self.self_test

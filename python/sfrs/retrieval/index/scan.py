@@ -23,7 +23,7 @@ CONVERTED_ROWS = 512
 def scan(rows: np.ndarray, live: np.ndarray, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     """Find the k rows most similar to each query, best first.
 
-    Unlike `search` this passes over removed rows, multiplies with all threads for a
+    Unlike `search` this passes over rows that do not count, multiplies with all threads for a
     single query too, and converts float16 in the cache.
 
     Args:
@@ -38,6 +38,8 @@ def scan(rows: np.ndarray, live: np.ndarray, queries: np.ndarray, k: int) -> tup
     asked = torch.from_numpy(queries)
     best, where = _nothing(len(queries), k)
     for start in range(0, len(rows), BLOCK_ROWS):
+        if not live[start : start + BLOCK_ROWS].any():
+            continue
         scores = _products(torch.from_numpy(rows[start : start + BLOCK_ROWS]), asked)  # [b, m]
         removed = np.flatnonzero(~live[start : start + BLOCK_ROWS])
         if len(removed):

@@ -24,6 +24,7 @@ from sfrs.models.weights_file import WeightsError
 from sfrs.retrieval.index.quantised import Compressed
 from sfrs.retrieval.index.rows import RowFile
 from sfrs.retrieval.index.settings import FORMAT, Settings, model_settings, read_settings
+from sfrs.retrieval.near import Near
 from sfrs.runtime.atomic_io import lock_taken, replaced
 from sfrs.runtime.errors import UserError
 
@@ -84,6 +85,15 @@ class Table:
     slots: np.ndarray  # int64 [n], rows of the descriptor file, rising
     files: Paths
     positions: np.ndarray  # float64 [n, 2], easting and northing in metres; nan where nothing is known
+
+    def within(self, near: Near, system: str, path: str | Path) -> "Table":
+        """Keep the images in a circle. Raises `UserError`, which names the index, if there are none."""
+        rows = np.flatnonzero(near.holds(self.positions, system))
+        if len(rows) == 0:
+            raise UserError(f"--near {near}: {path} holds no image in this circle.")
+        files = [os.fsencode(self.files[row]) for row in rows.tolist()]
+        lengths = np.fromiter(map(len, files), np.int64, len(files))
+        return Table(self.slots[rows], Paths(b"".join(files), lengths), self.positions[rows])
 
 
 class Store:

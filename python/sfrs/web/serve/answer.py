@@ -10,7 +10,10 @@ from PIL import Image
 from sfrs.data.images import BadImageError
 from sfrs.retrieval.explain import REGION_BOXES, REGION_NAMES, PairExplanation
 from sfrs.retrieval.index import Index
+from sfrs.retrieval.near import Near
 from sfrs.retrieval.region_rerank import region_matches
+from sfrs.runtime.errors import UserError
+from sfrs.web.serve.refusal import Refusal
 from sfrs.web.serve.uploads import Limits, decode_photo
 
 NAMED_BOXES = [{"name": name, "box": box} for name, box in zip(REGION_NAMES, REGION_BOXES, strict=True)]
@@ -24,16 +27,20 @@ def answer(
     top: int,
     rerank: Literal["regions", "none"] | None,
     explain: bool,
+    near: str | None = None,
 ) -> dict:
     """Locate one photo; its JSON, and with ``explain`` which regions agree.
 
+    ``near`` is a circle to keep to, see `Near.parse`.
+
     Raises:
-        Refusal: the photo is turned down.
+        Refusal: the photo is turned down, or the circle is none, or empty.
     """
+    circle = None if near is None else _circle(index, near)
     started = time.perf_counter()
     photo = decode_photo(data, limits, index.model.size)
     decoded = time.perf_counter()
-    result = index.locate(photo, top=top, rerank=rerank).as_json()
+    result = index.locate(photo, top=top, rerank=rerank, near=circle).as_json()
     for match in result["matches"]:
         match["file"] = Path(match["file"]).name  # where the images lie is nobody's business over the wire
     located = time.perf_counter()
@@ -45,6 +52,17 @@ def answer(
         result["milliseconds"]["explain"] = round(1000 * (time.perf_counter() - located), 2)
     result["milliseconds"]["decode"] = round(1000 * (decoded - started), 2)
     return result
+
+
+def _circle(index: Index, text: str) -> Near:
+    try:
+        near = Near.parse(text)
+        inside = near.holds(index.positions, index.zone)
+    except UserError as error:
+        raise Refusal(422, str(error).removeprefix("--")) from error
+    if not inside.any():
+        raise Refusal(404, f"near is {near}: no image of this index is in the circle.")
+    return near
 
 
 @torch.no_grad()

@@ -50,6 +50,7 @@ REFUSALS: dict[int | str, dict[str, Any]] = {
     408: _error("The photo did not arrive in time."),
     413: _error("The photo has too many bytes or pixels."),
     415: _error("The body is no JPEG, PNG or WebP photo."),
+    404: _error("No image of the index is in the circle."),
     422: _error("A parameter is wrong, or the form holds no photo."),
     500: _error("The index has a fault, or no photo that re-ranking needs can be read any more."),
     503: _error("Too many photos are waiting; Retry-After says when to come again."),
@@ -96,6 +97,10 @@ def _add_locate(app: FastAPI, index: Index, limits: Limits, queue: LocatingQueue
             Query(description="Re-rank the first matches by their regions. Default: as the self-test says."),
         ] = None,
         explain: Annotated[bool, Query(description="Say which regions of photo and matches agree.")] = True,
+        near: Annotated[
+            str | None,
+            Query(max_length=80, description="LAT,LON,RADIUS: compare with images in this circle alone."),
+        ] = None,
     ) -> Response:
         """Locate one photo: where it was taken, and the images of the index that say so."""
         if queue.full:
@@ -106,7 +111,7 @@ def _add_locate(app: FastAPI, index: Index, limits: Limits, queue: LocatingQueue
             photo = await read_photo(request, limits)
         with queue.place():
             found = await queue.run(
-                lambda: answer(index, photo, limits, top=top, rerank=rerank, explain=explain)
+                lambda: answer(index, photo, limits, top=top, rerank=rerank, explain=explain, near=near)
             )
         return _json(found)
 
