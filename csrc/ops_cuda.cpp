@@ -1,8 +1,6 @@
 // The CUDA backend. Built against a torch without CUDA too: the one function of torch's CUDA half that is
 // needed is looked for when it is called.
 
-#include <pybind11/pybind11.h>
-
 #include <cuda_runtime_api.h>
 #include <dlfcn.h>
 
@@ -99,12 +97,4 @@ STABLE_TORCH_LIBRARY_IMPL(sfrs_ext, CUDA, m) {
   m.impl("aggregate_backward", TORCH_BOX(&sfrs::glue::aggregate_backward<sfrs::Cuda>));
   m.impl("region_similarity", TORCH_BOX(&sfrs::glue::region_similarity<sfrs::Cuda>));
   m.impl("region_similarity_backward", TORCH_BOX(&sfrs::glue::region_similarity_backward<sfrs::Cuda>));
-}
-
-// `import sfrs_ext._C_cuda` registers the kernels; the module itself says what it was built for.
-PYBIND11_MODULE(_C_cuda, m) {
-  m.def(
-      "architectures", [] { return SFRS_CUDA_ARCHS; },
-      "What the kernels were compiled for, as CMake writes it.");
-  m.def("compiler", [] { return SFRS_CUDA_COMPILER; }, "Version of the CUDA compiler.");
 }
