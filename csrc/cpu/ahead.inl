@@ -16,38 +16,38 @@ class Ahead {
   void add_row(const void* begin, int64_t bytes) {
     if (rows_ == kMostRows) return;
     const char* first = (const char*)((uintptr_t)begin & ~(uintptr_t)63);
-    end_[rows_] = (const char*)begin + bytes;
-    begin_[rows_++] = first;
-    lines_ += ((const char*)begin + bytes - first + 63) / 64;
+    begin_[rows_] = first;
+    lines_ += lines_of_[rows_++] = ((const char*)begin + bytes - first + 63) / 64;
   }
 
   // All lines come while that much work is done, in any unit.
   void spread(int64_t work) {
     per_work_ = (float)(lines_ * planes_) / larger<int64_t>(work, 1);
-    at_ = begin_[0];
+    if (rows_) at_ = begin_[0], left_ = lines_of_[0];
   }
   SFRS_INLINE void advance(int64_t work) {
-    for (due_ += work * per_work_; due_ >= 1 && planes_ > 0; due_ -= 1) next();
+    due_ += work * per_work_;
+    int64_t count = (int64_t)due_;
+    due_ -= count;
+    while (count > 0 && planes_ > 0) {
+      int64_t run = smaller(count, left_);
+      count -= run, left_ -= run;
+      for (const char* behind = at_ + run * 64; at_ < behind; at_ += 64)
+        written_ ? __builtin_prefetch(at_, 1, 3) : __builtin_prefetch(at_, 0, 2);
+      if (left_ > 0) return;
+      if (++row_ == rows_) row_ = 0, offset_ += stride_, --planes_;
+      at_ = begin_[row_] + offset_, left_ = lines_of_[row_];
+    }
   }
 
  private:
   static constexpr int64_t kMostRows = 16;
 
-  SFRS_INLINE void next() {
-    if (written_)
-      __builtin_prefetch(at_ + offset_, 1, 3);
-    else
-      __builtin_prefetch(at_ + offset_, 0, 2);
-    at_ += 64;
-    if (at_ < end_[row_]) return;
-    if (++row_ == rows_) row_ = 0, offset_ += stride_, --planes_;
-    at_ = begin_[row_];
-  }
-
-  int64_t planes_ = 0, stride_ = 0, rows_ = 0, lines_ = 0, row_ = 0, offset_ = 0;
+  int64_t planes_ = 0, stride_ = 0, rows_ = 0, lines_ = 0, row_ = 0, left_ = 0, offset_ = 0;
+  int64_t lines_of_[kMostRows];
   bool written_ = false;
   float per_work_ = 0, due_ = 0;
-  const char *at_ = nullptr, *begin_[kMostRows], *end_[kMostRows];
+  const char *at_ = nullptr, *begin_[kMostRows];
 };
 
 }  // namespace
