@@ -201,7 +201,7 @@ def test_what_cannot_be_located_is_refused(index, tmp_path):
 @pytest.fixture
 def run(run, monkeypatch, index):
     """Run ``sfrs locate`` on the index in memory; returns (exit code, standard output, standard error)."""
-    monkeypatch.setattr(index_module.Index, "open", classmethod(lambda cls, path, device="cpu": index))
+    monkeypatch.setattr(index_module.Index, "open", classmethod(lambda cls, path, **how: index))
     return functools.partial(run, "locate", "--index", "city.index")
 
 
