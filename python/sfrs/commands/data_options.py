@@ -86,10 +86,10 @@ class DataSaid:
         from sfrs.data.places import Reading
 
         return Reading(
-            str(self.queries or ""),
-            self.hold_out,
-            self.frames,
             **vars(coordinates.sources()),
+            queries=str(self.queries or ""),
+            hold_out=self.hold_out,
+            frames=self.frames,
             zone=self.zone,
             skip_unplaced=self.skip_unplaced,
         )

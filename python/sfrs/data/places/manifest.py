@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from sfrs.data.photos import OPTIONAL as POSITION
-from sfrs.data.photos import Photo, from_line
+from sfrs.data.photos import Locator, Photo, from_line
 from sfrs.data.places.reading import Reading, shots_of
 from sfrs.data.places.sets import Places, make_places
 from sfrs.data.tables import PlacesError, file_of, lines_of_split, role_of, table_rows
@@ -28,7 +28,7 @@ def manifest_splits(path: Path) -> list[str]:
 def read_manifest(path: Path, split: str, reading: Reading) -> Places:
     """Read the lines of ``split`` (all lines if there is no split column), in the file's order."""
     lines, others = lines_of_split(path, split, COLUMNS, OPTIONAL)
-    locator = reading.locator()
+    locator = Locator(reading)
     photos: dict[str, list[Photo]] = {"database": [], "queries": []}
     for where, line in lines:
         role, file = role_of(where, line), path.parent / file_of(where, line)

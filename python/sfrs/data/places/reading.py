@@ -16,14 +16,13 @@ NAMED = 3  # photographs that a message about many of them names
 
 
 @dataclass(frozen=True)
-class Reading:
+class Reading(Sources):
     """What a user says about a data set besides its path.
 
     Attributes:
         queries: folder of the queries, where the path is the folder of the database.
         hold_out: how a folder of photographs is split (`sfrs.data.places.hold_out`).
         frames: which frame of the database a query's is (`sfrs.data.places.frames`).
-        positions, track, clock: `sfrs.data.photos.Sources`.
         zone: UTM zone of metres that do not say theirs; "": that of the first photograph that has one.
         skip_unplaced: leave out photographs that nothing says the place of.
         lenient: keep them, at nan, and take a folder without queries: for what needs images alone.
@@ -32,23 +31,16 @@ class Reading:
     queries: str = ""
     hold_out: str = ""
     frames: str = ""
-    positions: str = ""
-    track: str = ""
-    clock: str = ""
     zone: str = ""
     skip_unplaced: bool = False
     lenient: bool = False
 
     def __post_init__(self):
-        if sum(map(bool, (self.frames, self.positions or self.track))) > 1:
+        super().__post_init__()
+        if self.frames and (self.positions or self.track):
             raise UserError(
                 "--frames says what is right without positions; leave out --positions and --track."
             )
-        Sources(self.positions, self.track, self.clock)  # raises where they do not go together
-
-    def locator(self) -> Locator:
-        """Open the sources."""
-        return Locator(Sources(self.positions, self.track, self.clock))
 
     def given(self) -> dict[str, Any]:
         """Return what differs from the defaults, as JSON holds it and ``Reading(**given)`` takes it."""
@@ -57,7 +49,7 @@ class Reading:
 
 def read_shots(files: Mapping[str, Sequence[Path]], reading: Reading) -> tuple[Shots, str]:
     """Locate the images of the roles "database" and "queries", see `shots_of`."""
-    locator = reading.locator()
+    locator = Locator(reading)
     photos = {role: [locator.locate(from_name(f), lenient=True) for f in files[role]] for role in files}
     return shots_of(photos, reading)
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sfrs.data.photos import OPTIONAL, Photo, from_line
+from sfrs.data.photos import OPTIONAL, Locator, Photo, from_line
 from sfrs.data.places.frames import frame_shots
 from sfrs.data.places.reading import Reading, shots_of
 from sfrs.data.places.sets import Places, make_places
@@ -42,7 +42,7 @@ def _photos(path: Path, reading: Reading) -> list[Photo]:
     suffix = path.suffix.lower()
     if suffix == ".npy":
         return _of_array(path)
-    locator = reading.locator()
+    locator = Locator(reading)
     if suffix == ".txt":
         try:
             names = path.read_text("utf-8", errors="surrogateescape").splitlines()
