@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sfrs.commands import data_options, options
 from sfrs.commands.flags import argument, command, is_first_process, option
@@ -13,12 +13,8 @@ from sfrs.runtime.errors import UserError
 from sfrs.runtime.terminal import progress_tasks, show
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from sfrs.models.model import Model
-    from sfrs.retrieval.index import Adding, Change
-    from sfrs.runtime.distributed import Processes
-    from sfrs.runtime.progress import Tasks
+    from sfrs.retrieval.index import Change
 
 
 KINDS = """
@@ -133,22 +129,17 @@ def index(
     if changing and contents.check:
         raise UserError("--check repeats the self-test alone; every change ends with one: leave it out.")
 
-    from sfrs.retrieval.index import Adding, Index, builder_class
-    from sfrs.retrieval.index.shards import PATIENCE
+    from sfrs.retrieval.index import PATIENCE, Adding, Index
     from sfrs.runtime.distributed import running_together
 
+    change = None
     with running_together(PATIENCE) as joined, progress_tasks(shown=joined.is_main) as tasks:
-        if joined.count > 1 and (photos is None or removing):
-            raise UserError(
-                "torchrun started several processes, which describe PHOTOS together; expected PHOTOS and no "
-                "--remove. Everything else is done by one process, without torchrun."
-            )
         device, settings = str(joined.device(running.device)), running.begin(joined.local_count)
-        change = None
-        if changing:
-            if photos is None:
-                builder_class(out)(out)  # raises where there is no index, before a network is opened
-            model = _model(out, weights, whitening, images, running) if joined.is_main else None
+        if contents.check:
+            if joined.is_main:
+                Index.open(out, device=device).check(tasks=tasks)
+        else:
+            model = _model(out, contents, weights, whitening, images, running) if joined.is_main else None
             adding = Adding(
                 form.split,
                 form.allow_unplaced,
@@ -160,55 +151,37 @@ def index(
                 whiten=whitening.whiten,
                 clusters=options.cluster_options(model, weights.seed) if model is not None else {},
             )
-            how = dict(kind=form.kind, regions=form.regions, zone=form.zone)
-            change = _changed(joined, out, contents, model, how, adding, tasks)
-        if joined.is_main:
-            opened = Index.open(out, device=device)
-            if contents.check or opened.self_test is None:
-                opened.check(tasks=tasks)
+            change = Index.build(
+                contents.photos,
+                model,
+                out=out,
+                remove=contents.remove or (),
+                remove_missing=contents.remove_missing,
+                adding=adding,
+                tasks=tasks,
+                kind=form.kind,
+                regions=form.regions,
+                zone=form.zone,
+            ).change
     if joined.is_main:
         _show(out, contents.as_json, change)
 
 
-def _changed(
-    joined: Processes,
-    out: Path,
-    contents: Contents,
-    model: Model | None,
-    how: Mapping[str, Any],
-    adding: Adding,
-    tasks: Tasks,
-) -> Change | None:
-    """Remove and add; returns the change, None in all but the main process."""
-    from sfrs.retrieval.index import builder_class
-    from sfrs.retrieval.index.shards import build_together
-
-    photos = contents.photos
-    if joined.count > 1 and photos is not None:
-        return build_together(joined, photos, model, out=out, how=how, adding=adding, tasks=tasks)
-    with builder_class(out)(out, model, **how, tasks=tasks) as builder:
-        for pattern in contents.remove or ():
-            builder.remove(pattern)
-        if contents.remove_missing:
-            builder.remove_missing()
-        if photos is None:
-            builder.add(())
-        else:
-            builder.add(adding.read(photos, tasks), adding)
-        return builder.finish()
-
-
 def _model(
     out: Path,
+    contents: Contents,
     weights: options.Weights,
     whitening: options.Whitening,
     images: options.Images,
     running: options.Running,
 ) -> Model | None:
-    """The model that the options say; None where they leave that to the index there is."""
+    """The model that the options say; None where that is left to the index, or there is none to change."""
     from sfrs.retrieval.index import builder_class
 
-    if not builder_class(out).begun(out) or weights.given:
+    begun = builder_class(out).begun(out)
+    if contents.photos is None and not begun:
+        return None
+    if not begun or weights.given:
         return options.open_model(weights, whitening, images, running)
     if whitening.whitening is not None or whitening.no_whitening or images.given:
         raise UserError(

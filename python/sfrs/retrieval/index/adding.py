@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from sfrs.data.photos import NO_SOURCES, Photo, Sources
 from sfrs.runtime.errors import UserError
 from sfrs.runtime.progress import Tasks
 
+PATIENCE = timedelta(days=1)
+"""Time that a process waits for another, which reads coordinates, makes clusters or describes meanwhile."""
 NAMED = 3  # images that an error about many of them names
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from sfrs.data.images import Photograph
 from sfrs.models.model import Model
 from sfrs.retrieval.found import Found
-from sfrs.retrieval.index.adding import Adding, Change
+from sfrs.retrieval.index.adding import PATIENCE, Adding, Change
 from sfrs.retrieval.index.build import Builder
 from sfrs.retrieval.index.milvus import on_engine
 from sfrs.retrieval.index.rows import map_rows
@@ -24,6 +24,7 @@ from sfrs.retrieval.locate import locate
 from sfrs.retrieval.near import Near
 from sfrs.retrieval.self_test import SAMPLE, self_test
 from sfrs.retrieval.tested import SelfTest
+from sfrs.runtime.distributed import processes
 from sfrs.runtime.errors import UserError
 from sfrs.runtime.progress import Tasks, quiet
 
@@ -88,45 +89,61 @@ class Index:
     @classmethod
     def build(
         cls,
-        photos: str | Path,
+        photos: str | Path | None = None,
         model: Model | None = None,
         *,
         out: str | Path | None = None,
-        kind: str | None = None,
-        regions: bool | None = None,
-        zone: str = "",
+        remove: Sequence[str] = (),
+        remove_missing: bool = False,
         adding: Adding | None = None,
         tasks: Tasks = quiet,
+        **form: Any,
     ) -> "Index":
-        """Index photographs, or add to an index what is new or changed, and open it.
+        """Index photographs, or change an index: remove some, add what is new or changed; and open it.
 
         Interrupted at any moment, it goes on where it was when it is called again. What is new ends with
-        `check`.
+        `check`. The processes that torchrun started share the photographs of an index on a server.
 
         Args:
-            photos: a folder, a place folder or a CSV manifest, see `sfrs.data.collection.read_photos`.
+            photos: a folder, a place folder or a CSV manifest, see `sfrs.data.collection.read_photos`; None
+                adds nothing.
             model: describes them; None is the index's own, and for a new index EfficientNet-Lite0 as ImageNet
                 trained it, with clusters made from these photographs.
             out: directory of the index, or its address in Milvus; by default the name of ``photos``
                 with ``.index`` added.
-            kind: of the descriptors, see `Builder`, also for what it raises.
-            regions: see `Builder`.
-            zone: see `Builder`.
+            remove: folders, or patterns of paths or names, whose images go, see `Builder.remove`.
+            remove_missing: images whose files are gone go, too.
             tasks: opens a progress display per stage.
+            form: ``kind``, ``regions`` and ``zone``, see `Builder`, also for what it raises.
         """
-        photos, adding = Path(photos), adding or Adding()
-        name = photos.stem if photos.is_file() else photos.absolute().name
-        path = photos.absolute().with_name(f"{name}.index") if out is None else Path(out)
-        builder_of = builder_class(path)
-        if model is None and not builder_of.begun(path):
-            model = Model.load(device=adding.device)
-        found = adding.read(photos, tasks)
-        with builder_of(path, model, kind=kind, regions=regions, zone=zone, tasks=tasks) as builder:
-            builder.add(found, adding)
-            change = builder.finish()
+        joined, adding = processes(PATIENCE), adding or Adding()
+        photos = None if photos is None else Path(photos)
+        path = _beside(photos) if out is None else Path(out)
+        if joined.count > 1:
+            if photos is None or remove or remove_missing:
+                raise UserError(
+                    "torchrun started several processes, which describe PHOTOS together; expected PHOTOS and "
+                    "no --remove. Everything else is done by one process, without torchrun."
+                )
+            from sfrs.retrieval.index.shards import build_together
+
+            change = build_together(joined, photos, model, out=path, how=form, adding=adding, tasks=tasks)
+            joined.barrier()  # until the main one has finished it
+        else:
+            builder_of = builder_class(path)
+            if model is None and photos is not None and not builder_of.begun(path):
+                model = Model.load(device=adding.device)
+            found = () if photos is None else adding.read(photos, tasks)
+            with builder_of(path, model, **form, tasks=tasks) as builder:
+                for pattern in remove:
+                    builder.remove(pattern)
+                if remove_missing:
+                    builder.remove_missing()
+                builder.add(found, None if photos is None else adding)
+                change = builder.finish()
         index = cls.open(path, device=adding.device if model is None else str(model.device))
         index.change = change
-        if index.self_test is None:
+        if index.self_test is None and joined.is_main:
             index.check(tasks=tasks)
         return index
 
@@ -266,6 +283,14 @@ class Index:
         if self._quarters is None:
             return self.model.quarters([self.files[row] for row in rows])
         return torch.from_numpy(self._quarters[self._slots[np.asarray(rows, dtype=np.int64)]]).float()
+
+
+def _beside(photos: Path | None) -> Path:
+    """Return where the index of photographs is by default."""
+    if photos is None:
+        raise ValueError("Index.build: neither photos nor out is given; expected one of them at least")
+    name = photos.stem if photos.is_file() else photos.absolute().name
+    return photos.absolute().with_name(f"{name}.index")
 
 
 def builder_class(path: str | Path) -> type[Builder]:

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from contextlib import ExitStack
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +12,6 @@ from sfrs.retrieval.index.milvus import on_server
 from sfrs.runtime.distributed import Processes
 from sfrs.runtime.errors import UserError
 from sfrs.runtime.progress import Progress, Tasks
-
-PATIENCE = timedelta(days=1)
-"""Time that a process waits for another, which reads coordinates, makes clusters or describes meanwhile."""
 
 
 def build_together(
