@@ -1,9 +1,8 @@
 """``sfrs train``: train a network in generations, or go on with a run."""
 
 import shlex
-import warnings
-from contextlib import ExitStack, nullcontext
-from dataclasses import fields, make_dataclass, replace
+from contextlib import ExitStack
+from dataclasses import fields, make_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
@@ -11,14 +10,11 @@ import typer
 from rich.console import Console
 
 from sfrs.commands.flags import command, option
-from sfrs.commands.options import show_skipped
 from sfrs.runtime.errors import UserError
-from sfrs.runtime.progress import quiet
-from sfrs.runtime.terminal import progress_tasks, say, show, table
+from sfrs.runtime.terminal import say, show, table
 from sfrs.training.config import PRESETS, TrainConfig, flag_text, parse_flag
 
 if TYPE_CHECKING:
-    from sfrs.data.places import Places
     from sfrs.training.run_folder import RunResult
 
 
@@ -106,7 +102,6 @@ def train(
         )
 
     import sfrs
-    from sfrs.data.places import load_places
     from sfrs.runtime.distributed import running_together
     from sfrs.training.preparation import random_network
     from sfrs.training.progress import Several
@@ -116,14 +111,8 @@ def train(
     try:
         with running_together() as processes, ExitStack() as watching:
             watchers = _watchers(config, folder, tensorboard) if processes.is_main else []
-            with warnings.catch_warnings():
-                if not processes.is_main:
-                    warnings.simplefilter("ignore")  # the main one reads the same
-                places = load_places(config.data, "train", config.reading()), _validation(config)
-            if config.skip_bad_images:
-                places = _without_bad_images(places, show=processes.is_main)
             result = sfrs.train(
-                places,
+                config.data,
                 config,
                 folder,
                 network=random_network(config) if random_weights and begins else None,
@@ -140,16 +129,6 @@ def train(
         raise typer.Exit(130) from None
 
 
-def _validation(config: TrainConfig) -> "Places":
-    """Read the validation images; --hold-out is for a folder of photographs, not for another data set."""
-    from sfrs.data.places import format_of, load_places
-
-    path, reading = config.val_data or config.data, config.reading()
-    if config.val_data and format_of(path).name != "photo folder":
-        reading = replace(reading, hold_out="")
-    return load_places(path, "val", reading)
-
-
 def _watchers(config: TrainConfig, folder: Path, tensorboard: bool) -> list[Any]:
     """Make what shows and follows the run; raises `UserError` without TensorBoard, before hours of work."""
     from sfrs.training.display import training_display
@@ -161,18 +140,6 @@ def _watchers(config: TrainConfig, folder: Path, tensorboard: bool) -> list[Any]
 
         watchers.append(TensorBoard(RunDirectory(folder)))
     return watchers
-
-
-def _without_bad_images(places: tuple["Places", "Places"], *, show: bool) -> tuple["Places", "Places"]:
-    from sfrs.retrieval.evaluation import without_bad_images
-
-    kept = []
-    with progress_tasks() if show else nullcontext(quiet) as tasks:
-        for split in places:
-            good, bad = without_bad_images(split, tasks=tasks)
-            kept.append(good)
-            show_skipped(bad if show else ())
-    return tuple(kept)
 
 
 def _show(result: "RunResult") -> None:

@@ -1,13 +1,13 @@
 """What a run needs before it trains: the network to start from, and the frozen features of its images."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from sfrs.data.jitter import ColorJitter
-from sfrs.data.places import Places
+from sfrs.data.places import Places, format_of, load_places
 from sfrs.features.cache import CacheSettings, FeatureCache, JitteredFeatures
 from sfrs.features.filling import build_cache
 from sfrs.features.frozen import FrozenTrunk
@@ -16,6 +16,7 @@ from sfrs.features.source import FeatureSource
 from sfrs.models.backbones import build_backbone
 from sfrs.models.clusters import init_vlad, sample_features
 from sfrs.models.network import DescriptorNetwork, load_network
+from sfrs.retrieval.evaluation import without_bad_images
 from sfrs.runtime.distributed import Processes, processes
 from sfrs.runtime.errors import UserError
 from sfrs.training.config import TrainConfig
@@ -29,6 +30,21 @@ class RunFeatures:
 
     train: FeatureSource
     val: FeatureSource
+
+
+def load_splits(config: TrainConfig, progress: TrainingProgress) -> tuple[Places, Places]:
+    """Read the images to train on and to validate on, without bad ones if ``config`` skips them."""
+    path, reading = config.val_data or config.data, config.reading()
+    train = load_places(config.data, "train", reading)
+    if config.val_data and format_of(path).name != "photo folder":
+        reading = replace(reading, hold_out="")  # it is for folders of photographs
+    splits = train, load_places(path, "val", reading)
+    if not config.skip_bad_images:
+        return splits
+    (train, bad), (val, more) = (without_bad_images(split, tasks=progress.task) for split in splits)
+    for file, why in (*bad, *more):
+        progress.message(f"Skipped {file}: {why}")
+    return train, val
 
 
 def build_network(config: TrainConfig) -> DescriptorNetwork:

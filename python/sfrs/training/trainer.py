@@ -3,6 +3,7 @@
 import copy
 import shutil
 import time
+import warnings
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import torch
 
 from sfrs.data.neighbourhood import Neighbourhood
-from sfrs.data.places import Places, load_places
+from sfrs.data.places import Places
 from sfrs.models.network import DescriptorNetwork, load_network, save_network
 from sfrs.retrieval.evaluation import Scoring, check_answerable, score, search_depth
 from sfrs.retrieval.plots import recall_curves
@@ -49,7 +50,7 @@ def train(
     a generation's result depends on the earlier ones only through its teacher.
 
     Args:
-        places: to train on, and to validate on; or a folder or manifest with the splits train and val.
+        places: to train on, and to validate on; or the data set to read them from as ``config`` says.
         out: directory of the run, see `sfrs.training.run_folder`.
         network: to start from, with its weights; it is copied. By default ``config.backbone`` with
             ``config.weights``. Either way ``config.init`` decides about NetVLAD's weights.
@@ -67,10 +68,14 @@ def train(
         DivergedError: a loss is not finite; the message names the tuple.
         WriteError: the disk is full; the run can be resumed from its last checkpoint.
     """
-    if isinstance(places, str | Path):
-        reading = config.reading()
-        places = load_places(places, "train", reading), load_places(places, "val", reading)
     joined, directory = processes(), RunDirectory(out)
+    watched = (joined.is_main and progress) or TrainingProgress()
+    if isinstance(places, str | Path):
+        config = config.changed(data=str(places))
+        with warnings.catch_warnings():
+            if not joined.is_main:
+                warnings.simplefilter("ignore")  # the main one reads the same
+            places = preparation.load_splits(config, watched)
     check_answerable(places[1], config.negative_radius)
     data = {role: fingerprint(split) for role, split in zip(("train", "val"), places, strict=True)}
     preparation.check_processes(joined, config, data)
@@ -92,7 +97,6 @@ def train(
             network = preparation.build_network(config) if network is None else copy.deepcopy(network)
             preparation.check_network(config, network)
             preparation.share_weights(network, joined)
-            watched = (joined.is_main and progress) or TrainingProgress()
             run = _Run(places, config, directory, network, features, joined, watched)
             if joined.is_main and not start["resume"]:
                 directory.create(config, data, start)
