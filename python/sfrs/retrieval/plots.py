@@ -10,7 +10,7 @@ import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MultipleLocator, PercentFormatter
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageOps
 
 from sfrs.retrieval.explain import open_photograph
 from sfrs.runtime.atomic_io import replaced
@@ -33,9 +33,6 @@ STYLE: dict[Any, Any] = {
 }
 
 TILE = (240, 180)  # width, height of a picture on the contact sheet, pixels
-BORDER, GAP, MARGIN = 7, 14, 36
-CAPTION = 64  # height of the column titles
-BADGE = 34
 
 
 @dataclass(frozen=True)
@@ -107,40 +104,29 @@ def contact_sheet(
     Right ones have a green border and a tick, wrong ones a red border and a cross. Raises `BadImageError` if
     an image cannot be read.
     """
-    columns = [MARGIN + i * (TILE[0] + GAP) + (GAP if i else 0) for i in range(top + 2)]
-    header = MARGIN + 68 + CAPTION
-    height = header + len(rows) * (TILE[1] + GAP) - GAP + MARGIN
-    sheet = Image.new("RGB", (columns[-1] - GAP + MARGIN, height), PAPER)
-    draw = ImageDraw.Draw(sheet)
-    draw.text((MARGIN, MARGIN), title, font=_font(28, bold=True), fill=INK)
-    draw.text((MARGIN, MARGIN + 40), subtitle, font=_font(17), fill=FAINT)
-    for i, left in enumerate(columns[:-1]):
-        text, font = str(i or "query"), _font(19, bold=i == 0)
-        draw.text((left + BORDER, header - 12), text, font=font, fill=INK, anchor="ls")
-    for i, row in enumerate(rows):
-        y = header + i * (TILE[1] + GAP)
-        sheet.paste(ImageOps.fit(open_photograph(row.query), TILE, Image.Resampling.LANCZOS), (columns[0], y))
-        for left, file, right in zip(columns[1:], row.found[:top], row.correct[:top], strict=False):
-            sheet.paste(_result(file, right), (left, y))
-    with replaced(Path(path)) as partial:
-        sheet.save(partial, format="PNG")
+    with _drawn(path, (1.7 * (top + 1), 1.3 * len(rows) + 0.9)) as figure:
+        figure.suptitle(title, x=0.01, ha="left", fontsize=15, fontweight="bold")
+        figure.supxlabel(subtitle, x=0.01, ha="left", fontsize=10, color=FAINT)
+        cells = figure.subplots(len(rows), top + 1, squeeze=False)
+        for axes in cells.flat:
+            axes.set_axis_off()
+        for i, axes in enumerate(cells[0]):
+            axes.set_title(str(i or "query"), loc="left", fontweight="normal" if i else "bold")
+        for row, line in zip(rows, cells, strict=True):
+            shown = [(row.query, None), *zip(row.found[:top], row.correct[:top], strict=False)]
+            for axes, (file, right) in zip(line, shown, strict=False):
+                axes.imshow(ImageOps.fit(open_photograph(file), TILE, Image.Resampling.LANCZOS))
+                if right is not None:
+                    _frame(axes, right)
 
 
-def _result(file: Path, right: bool) -> Image.Image:
-    """The image in a border and with a badge that say whether it is right."""
-    inner = (TILE[0] - 2 * BORDER, TILE[1] - 2 * BORDER)
-    picture = ImageOps.fit(open_photograph(file), inner, Image.Resampling.LANCZOS)
-    tile = ImageOps.expand(picture, BORDER, fill=RIGHT if right else WRONG)
-    badge = Image.new("RGBA", (2 * BADGE, 2 * BADGE))  # drawn larger and shrunk, which smooths its edges
-    draw = ImageDraw.Draw(badge)
-    draw.ellipse((0, 0, 2 * BADGE - 1, 2 * BADGE - 1), fill=RIGHT if right else WRONG, outline=PAPER, width=5)
-    draw.text((BADGE, BADGE), "✓" if right else "✗", font=_font(54), fill=PAPER, anchor="mm")
-    badge = badge.resize((BADGE, BADGE), Image.Resampling.LANCZOS)
-    tile.paste(badge, (TILE[0] - BADGE - BORDER - 4, TILE[1] - BADGE - BORDER - 4), badge)
-    return tile
-
-
-def _font(size: int, *, bold: bool = False) -> ImageFont.FreeTypeFont:
-    # matplotlib ships DejaVu Sans, so the sheet looks the same on every machine.
-    name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
-    return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / name, size)
+def _frame(axes: Any, right: bool) -> None:
+    """Say by a border and a badge whether an image is right."""
+    colour = RIGHT if right else WRONG
+    axes.set_axis_on()
+    axes.set(xticks=[], yticks=[])
+    for spine in axes.spines.values():
+        spine.set(visible=True, color=colour, linewidth=4)
+    badge = {"boxstyle": "circle", "facecolor": colour, "edgecolor": PAPER}
+    at = {"transform": axes.transAxes, "ha": "right", "va": "bottom"}
+    axes.text(0.94, 0.08, "✓" if right else "✗", **at, color=PAPER, fontsize=10, bbox=badge)
