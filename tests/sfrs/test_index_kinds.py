@@ -11,8 +11,8 @@ from sfrs.retrieval.index import quantised as quantised_module
 from sfrs.retrieval.index.build import KINDS, Builder
 from sfrs.retrieval.index.derive import derive
 from sfrs.retrieval.index.quantised import Compressed
-from sfrs.retrieval.index.scan import compare, scan
 from sfrs.retrieval.index.store import Entry, Store
+from sfrs.retrieval.search import compare, scan
 from sfrs.runtime.errors import UserError
 
 COMPRESSED = tuple(quantised_module.KINDS)
@@ -190,8 +190,8 @@ def test_lengths_that_no_part_divides_are_padded():
 
 
 def test_float16_rows_are_scanned_as_float32_ones(monkeypatch):
-    monkeypatch.setattr("sfrs.retrieval.index.scan.BLOCK_ROWS", 64)
-    monkeypatch.setattr("sfrs.retrieval.index.scan.CONVERTED_ROWS", 30)
+    monkeypatch.setattr("sfrs.retrieval.search.BLOCK_ROWS", 64)
+    monkeypatch.setattr("sfrs.retrieval.search.CONVERTED_ROWS", 30)
     rows = unit_rows(250).astype(np.float16)
     live = np.arange(250) % 7 > 0
     scores, where = scan(rows, live, unit_rows(9, seed=1), 12)
@@ -203,7 +203,7 @@ def test_float16_rows_are_scanned_as_float32_ones(monkeypatch):
 
 @pytest.mark.parametrize("block_rows", [1000, 64, 7])
 def test_equal_similarities_are_listed_in_the_order_of_the_rows(monkeypatch, block_rows):
-    monkeypatch.setattr("sfrs.retrieval.index.scan.BLOCK_ROWS", block_rows)
+    monkeypatch.setattr("sfrs.retrieval.search.BLOCK_ROWS", block_rows)
     random = np.random.default_rng(0)
     rows, queries = (random.choice([-1.0, 1.0], (n, 6)).astype(np.float32) for n in (500, 9))
     expected = np.argsort(-(queries @ rows.T), axis=1, kind="stable")[:, :20]

@@ -10,27 +10,41 @@ def unit(n: int, d: int, seed: int) -> np.ndarray:
     return x / np.linalg.norm(x, axis=1, keepdims=True)
 
 
-@pytest.mark.parametrize("block_bytes", [2**29, 4 * 32 * 7, 1])
-def test_search_is_exact_whatever_the_blocks(block_bytes):
+@pytest.fixture
+def blocks(monkeypatch):
+    """Set how many rows and queries are multiplied at once."""
+
+    def set_sizes(rows: int, queries: int = 4) -> None:
+        monkeypatch.setattr("sfrs.retrieval.search.BLOCK_ROWS", rows)
+        monkeypatch.setattr("sfrs.retrieval.search.QUERIES", queries)
+
+    return set_sizes
+
+
+@pytest.mark.parametrize("rows", [1000, 7, 1])
+def test_search_is_exact_whatever_the_blocks(rows, blocks):
+    blocks(rows)
     database, queries = unit(100, 32, 0), unit(9, 32, 1)
-    scores, indices = search(database, queries, 10, block_bytes=block_bytes)
+    scores, indices = search(database, queries, 10)
     similarities = queries.astype(np.float64) @ database.T
     assert indices.tolist() == np.argsort(-similarities, axis=1)[:, :10].tolist()
     assert np.allclose(scores, np.take_along_axis(similarities, indices, 1), atol=1e-6)
 
 
-def test_equal_scores_come_in_database_order():
+def test_equal_scores_come_in_database_order(blocks):
+    blocks(3)
     database = np.repeat(unit(2, 8, 4), 5, axis=0)
-    _, indices = search(database, database[:1], 10, block_bytes=4 * 8 * 3)
+    _, indices = search(database, database[:1], 10)
     assert indices.tolist() == [list(range(10))]
 
 
 @pytest.mark.parametrize("block_rows", [1000, 300, 64, 7, 1])
-def test_of_many_equal_scores_the_first_rows_are_kept_whatever_the_blocks(block_rows):
+def test_of_many_equal_scores_the_first_rows_are_kept_whatever_the_blocks(block_rows, blocks):
+    blocks(block_rows)
     random = np.random.default_rng(9)
     database, queries = (random.choice([-1.0, 1.0], (n, 6)).astype(np.float32) for n in (1000, 30))
     expected = np.argsort(-(queries @ database.T), axis=1, kind="stable")[:, :12]
-    scores, indices = search(database, queries, 12, block_bytes=4 * 6 * block_rows)
+    scores, indices = search(database, queries, 12)
     assert (indices == expected).all() and (scores[:, 0] == 6).all()
     assert (largest(torch.from_numpy(queries @ database.T), 12)[1].numpy() == expected).all()
 
@@ -39,11 +53,19 @@ def test_k_is_cut_to_the_database():
     assert search(unit(3, 8, 5), unit(2, 8, 6), 20)[1].shape == (2, 3)
 
 
-def test_half_precision_memory_maps_are_searched_in_place(tmp_path):
+def test_half_precision_memory_maps_are_searched_in_place(tmp_path, blocks):
+    blocks(8)
     database = np.lib.format.open_memmap(tmp_path / "x.npy", mode="w+", dtype=np.float16, shape=(50, 16))
     database[:] = unit(50, 16, 7)
-    _, indices = search(database, np.asarray(database[10:12], np.float32), 1, block_bytes=4 * 16 * 8)
+    _, indices = search(database, np.asarray(database[10:12], np.float32), 1)
     assert indices.tolist() == [[10], [11]]
+
+
+@pytest.mark.parametrize("kind", ["<f8", ">f4", ">f2"])
+def test_arrays_of_other_numbers_are_searched_as_float32(kind):
+    database = unit(50, 16, 8).astype(kind)
+    assert search(database, database[5:7], 1)[1].tolist() == [[5], [6]]
+    assert search(database[:, ::2], database[5:7, ::2], 1)[1].tolist() == [[5], [6]]
 
 
 def test_wrong_arrays_are_refused():

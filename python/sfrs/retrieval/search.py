@@ -1,15 +1,24 @@
 """Exact nearest-neighbour search over descriptors. Of equal scores the lower row comes first."""
 
-import faiss
+import warnings
+
 import numpy as np
+import torch
 from torch import Tensor
 
-BLOCK_BYTES = 512 * 2**20
+# Descriptors may be mapped read-only: a mapping that may be written, if only in private, counts as memory,
+# and the system refuses one that is larger than it has. torch warns of that once in a process; nothing here
+# writes to them, so that once is now.
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    torch.from_numpy(np.frombuffer(bytes(4), dtype=np.float32))
+
+BLOCK_ROWS, QUERIES = 65_536, 256  # whose products are computed at once, 64 MB of them
+CONVERTED_ROWS = 512
+"""Rows of float16 made float32 at once: small enough to be in the cache when they are multiplied."""
 
 
-def search(
-    database: np.ndarray, queries: np.ndarray, k: int, *, block_bytes: int = BLOCK_BYTES
-) -> tuple[np.ndarray, np.ndarray]:
+def search(database: np.ndarray, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     """Find the k database rows of each query with the largest inner products, largest first.
 
     The database is walked in blocks where it lies, so it may be a memory map or float16, and no index holds a
@@ -19,7 +28,6 @@ def search(
     Args:
         database, queries: ``[n, d]`` and ``[m, d]``.
         k: neighbours per query; at most n are returned.
-        block_bytes: size of the float32 copy made of a block that is not float32 already.
 
     Returns:
         (inner products float32 ``[m, k]``, falling, indices int64 ``[m, k]``). Of equal scores the lower row
@@ -33,36 +41,72 @@ def search(
         raise ValueError(
             f"search: database has {len(database)} rows and k is {k}; expected at least 1 of each"
         )
-    k = min(k, len(database))
-    queries = np.ascontiguousarray(queries, dtype=np.float32)
-    scores, indices = np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64)
-    rows = max(1, block_bytes // (4 * database.shape[1]))
-    for start in range(0, len(database), rows):
-        block = np.ascontiguousarray(database[start : start + rows], dtype=np.float32)
-        found, where = _search_block(block, queries, min(k, len(block)))
-        scores, indices = np.hstack([scores, found]), np.hstack([indices, where + start])
-        scores, indices = _ranked(scores, indices, k)
-    return scores, indices
-
-
-def _search_block(block: np.ndarray, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Search a block. faiss keeps any of equal scores, so queries whose list ends among them ask for more."""
-    found, where = faiss.knn(queries, block, min(k + 1, len(block)), metric=faiss.METRIC_INNER_PRODUCT)
-    if (where < 0).any() or not np.isfinite(found).all():
+    scores, rows = scan(database, np.ones(len(database), dtype=bool), queries, min(k, len(database)))
+    if not np.isfinite(scores).all():
         raise ValueError("search: descriptors hold values that are not finite")
-    scores, indices = _ranked(found, where, k)
-    if k < len(block):
-        tied = np.flatnonzero(found[:, k] == found[:, k - 1])
-        more = min(2 * k, len(block))
-        for part in np.array_split(tied, 1 + len(tied) * more * 12 // BLOCK_BYTES) if len(tied) else ():
-            found, where = _search_block(block, queries[part], more)
-            scores[part], indices[part] = found[:, :k], where[:, :k]
-    return scores, indices
+    return scores, rows
 
 
-def _ranked(scores: np.ndarray, indices: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    order = np.lexsort((indices, -scores), axis=1)[:, :k]
-    return np.take_along_axis(scores, order, 1), np.take_along_axis(indices, order, 1)
+def scan(rows: np.ndarray, live: np.ndarray, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Find the k rows most similar to each query, best first.
+
+    Args:
+        rows: descriptors ``[n, d]``, float32 or float16, usually a memory map.
+        live: bool ``[n]``, rows that count.
+        queries: ``[m, d]``.
+
+    Returns:
+        (similarities float32 ``[m, k]``, rows int64 ``[m, k]``); equal similarities in the order of the
+        rows; -inf and -1 past the end.
+    """
+    asked = torch.from_numpy(np.ascontiguousarray(queries, dtype=np.float32))
+    best, where = _nothing(len(asked), k)
+    for start in range(0, len(rows), BLOCK_ROWS):
+        dead = torch.from_numpy(~live[start : start + BLOCK_ROWS])
+        if dead.all():
+            continue
+        block = rows[start : start + BLOCK_ROWS]
+        if block.dtype != np.float16:
+            block = np.ascontiguousarray(block, dtype=np.float32)  # copies nothing that is so already
+        for part in torch.arange(len(asked)).split(QUERIES):
+            scores = _products(torch.from_numpy(block), asked[part])  # [b, m]
+            scores[dead] = -torch.inf
+            found, index = largest(scores.T.contiguous(), min(k, len(scores)))
+            best[part], column = largest(torch.cat([best[part], found], 1), k)
+            where[part] = torch.cat([where[part], index + start], 1).gather(1, column)
+    where[best == -torch.inf] = -1
+    return best.numpy(), where.numpy()
+
+
+def compare(
+    rows: np.ndarray, candidates: np.ndarray, queries: np.ndarray, k: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Find the k most similar of each query's own ``candidates``, rows int64 ``[m, c]``, -1 for none; see
+    `scan`.
+    """
+    best, where = _nothing(len(queries), k)
+    for i, query in enumerate(torch.from_numpy(queries)):
+        # In the order of the rows, so that the disk is read in one direction.
+        chosen = np.sort(candidates[i][candidates[i] >= 0])
+        scores = torch.from_numpy(rows[chosen]).float() @ query
+        count = min(k, len(chosen))
+        found, index = largest(scores[None], count)
+        best[i, :count], where[i, :count] = found[0], torch.from_numpy(chosen)[index[0]]
+    return best.numpy(), where.numpy()
+
+
+def _nothing(queries: int, k: int) -> tuple[Tensor, Tensor]:
+    return torch.full((queries, k), -torch.inf), torch.full((queries, k), -1)
+
+
+def _products(block: Tensor, queries: Tensor) -> Tensor:
+    if block.dtype == torch.float32:
+        return block @ queries.T
+    scores = torch.empty(len(block), len(queries))
+    converted = torch.empty(min(len(block), CONVERTED_ROWS), block.shape[1])
+    for part, out in zip(block.split(CONVERTED_ROWS), scores.split(CONVERTED_ROWS), strict=True):
+        torch.matmul(converted[: len(part)].copy_(part), queries.T, out=out)
+    return scores
 
 
 def largest(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:

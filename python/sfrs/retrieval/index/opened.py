@@ -17,11 +17,11 @@ from sfrs.retrieval.index.adding import PATIENCE, Adding, Change
 from sfrs.retrieval.index.build import Builder
 from sfrs.retrieval.index.milvus import on_engine
 from sfrs.retrieval.index.rows import map_rows
-from sfrs.retrieval.index.scan import compare, scan
 from sfrs.retrieval.index.settings import facts_of
 from sfrs.retrieval.index.store import Store, Table
 from sfrs.retrieval.locate import locate
 from sfrs.retrieval.near import Near
+from sfrs.retrieval.search import compare, scan
 from sfrs.retrieval.self_test import SAMPLE, self_test
 from sfrs.retrieval.tested import SelfTest
 from sfrs.runtime.distributed import processes
