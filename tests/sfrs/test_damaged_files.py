@@ -210,7 +210,7 @@ def test_a_run_that_is_too_long_is_refused_and_damaged_lines_are_counted(tmp_pat
         ({"skipped": [None]}, r"results.json: skipped\[0\] is null, expected an object"),
         ({"data": 7}, "results.json: data is 7, expected a text"),
         ({"split": "x" * 300}, "a name in it has more bytes than a file system takes"),
-        ({"reading": {"zones": 3}}, "results.json: reading.zones is unknown, expected queries, hold_out"),
+        ({"reading": {"zones": 3}}, "results.json: reading.zones is unknown, expected positions, track"),
         ({"reading": {"zone": 3}}, "results.json: reading.zone is 3, expected a text"),
     ],
 )

@@ -107,4 +107,4 @@ def test_progress_shows_one_time(capsys):
         report(2, 2)
     err = capsys.readouterr().err
     assert err.startswith("describing") and "2 of 2" in err
-    assert err.count(":") == 1 and err.split()[-1] == "0:00"
+    assert err.count(":") == 1 and err.split()[-1] == "00:00"

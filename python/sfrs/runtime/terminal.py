@@ -13,7 +13,7 @@ from io import TextIOWrapper
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, ProgressColumn, Task, TextColumn
+from rich.progress import BarColumn, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 from rich.table import Column, Table
 from rich.text import Text
@@ -69,16 +69,6 @@ class RateColumn(ProgressColumn):
         return Text(fast, style="progress.data.speed")
 
 
-class TimeColumn(ProgressColumn):
-    """Show the time left, and of what is done the time it took."""
-
-    def render(self, task: Task) -> Text:
-        if task.finished_time is not None:
-            return Text(duration(task.finished_time), style="progress.elapsed")
-        left = task.time_remaining
-        return Text("" if left is None else f"{duration(left)} left", style="progress.remaining")
-
-
 @contextmanager
 def progress_tasks(*, shown: bool = True) -> Iterator[Tasks]:
     """Open a display of progress bars; yields a function that opens one bar by its name:
@@ -96,7 +86,7 @@ def progress_tasks(*, shown: bool = True) -> Iterator[Tasks]:
         BarColumn(bar_width=32),
         TextColumn("{task.completed:.0f} of {task.total:.0f}"),
         RateColumn(),
-        TimeColumn(),
+        TimeRemainingColumn(compact=True, elapsed_when_finished=True),
     )
     with Bars(*columns, console=messages) as bars:
 
