@@ -26,7 +26,7 @@ from sfrs.features.on_the_fly import OnTheFlyFeatures
 from sfrs.features.source import describe_features
 from sfrs.models.network import DescriptorNetwork, load_network
 from sfrs.retrieval.evaluation import Scoring, score
-from sfrs.retrieval.mcnemar import mcnemar
+from sfrs.retrieval.recall import mcnemar
 from sfrs.retrieval.search import search
 from sfrs.training.config import TrainConfig
 from sfrs.training.preparation import RunFeatures, build_features

@@ -24,8 +24,7 @@ from sfrs.models.fitting import learn_whitening
 from sfrs.models.model import Model
 from sfrs.models.whitening import Whitening
 from sfrs.retrieval.evaluation import Evaluation, Scoring, score
-from sfrs.retrieval.quarters import KeptQuarters, temporary_quarters
-from sfrs.retrieval.region_rerank import DEPTH, Reranking, rerank_all
+from sfrs.retrieval.region_rerank import DEPTH, KeptQuarters, Reranking, rerank_all, temporary_quarters
 from sfrs.retrieval.search import search
 from sfrs.runtime.progress import Tasks
 from sfrs.runtime.terminal import messages, progress_tasks

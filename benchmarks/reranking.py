@@ -24,9 +24,15 @@ from sfrs.data.places import Places, load_places
 from sfrs.models.model import Model
 from sfrs.models.network import load_network
 from sfrs.models.whitening import Whitening
-from sfrs.retrieval.quarters import KeptQuarters, temporary_quarters
 from sfrs.retrieval.recall import correct
-from sfrs.retrieval.region_rerank import DEFAULT_SCORE, DEPTH, SCORES, region_matches
+from sfrs.retrieval.region_rerank import (
+    DEFAULT_SCORE,
+    DEPTH,
+    SCORES,
+    KeptQuarters,
+    region_matches,
+    temporary_quarters,
+)
 from sfrs.retrieval.search import search
 from sfrs.runtime.terminal import messages, progress_tasks
 

@@ -19,7 +19,7 @@ from sfrs.data.places import Places, load_places
 from sfrs.models.model import Model
 from sfrs.retrieval.evaluation import Scoring, score
 from sfrs.retrieval.index import Index
-from sfrs.retrieval.mcnemar import mcnemar
+from sfrs.retrieval.recall import mcnemar
 from sfrs.retrieval.region_rerank import DEPTH
 from sfrs.runtime.progress import Tasks
 from sfrs.runtime.terminal import progress_tasks

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sfrs.retrieval.mcnemar import Paired, mcnemar
+from sfrs.retrieval.recall import Paired, mcnemar
 from sfrs.runtime.terminal import progress_tasks, say
 from sfrs.synthetic.experiment import GRADIENT, SOFT_NEGATIVES
 from sfrs.synthetic.study import VARIANTS, Line, Study, Variant, markdown, run_study

@@ -16,7 +16,7 @@ from PIL import Image
 
 from sfrs.data.images import load_image
 from sfrs.models.backbones import build_backbone
-from sfrs.models.clusters import init_vlad_from_images
+from sfrs.models.fitting import init_vlad_from_images
 from sfrs.models.model import Model
 from sfrs.models.network import DescriptorNetwork, save_network
 

@@ -5,7 +5,7 @@ import torch
 from tiny_training import SIZE, network_of_seed, tiny_config
 
 from sfrs.data.neighbourhood import Neighbourhood
-from sfrs.features.frozen import FrozenTrunk
+from sfrs.features.on_the_fly import FrozenTrunk
 from sfrs.features.source import describe_features
 from sfrs.models.autocast import autocast, loss_scale
 from sfrs.models.backbones import build_backbone

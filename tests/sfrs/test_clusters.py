@@ -2,7 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from sfrs.models.clusters import TooFewFeaturesError, init_vlad_from_images, kmeans, sample_features
+from sfrs.models.fitting import TooFewFeaturesError, init_vlad_from_images, kmeans, sample_features
 from sfrs.models.model import Model
 
 

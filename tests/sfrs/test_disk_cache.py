@@ -16,7 +16,7 @@ from tiny_training import SIZE, cache_of, network_of_seed
 
 from sfrs.data.jitter import ColorJitter
 from sfrs.features.disk import DiskRows
-from sfrs.features.frozen import FrozenTrunk
+from sfrs.features.on_the_fly import FrozenTrunk
 from sfrs.runtime.atomic_io import lock_taken
 from sfrs.runtime.errors import UserError
 

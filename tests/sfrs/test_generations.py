@@ -11,7 +11,7 @@ from tiny_training import SIZE, cache_of, network_of_seed, tiny_config
 from sfrs.data.jitter import ColorJitter
 from sfrs.features.on_the_fly import OnTheFlyFeatures
 from sfrs.features.source import describe_features
-from sfrs.models.clusters import kmeans
+from sfrs.models.fitting import kmeans
 from sfrs.models.model import Model
 from sfrs.runtime.errors import UserError
 from sfrs.training.epoch import Epoch
@@ -99,7 +99,7 @@ def test_kmeans_gives_the_initial_network_its_clusters_and_given_leaves_them(pla
         asked.append(iterations)
         return kmeans(*args, iterations=iterations, **options)
 
-    monkeypatch.setattr("sfrs.models.clusters.kmeans", spy)
+    monkeypatch.setattr("sfrs.models.fitting.kmeans", spy)
     network = network_of_seed()
     one = dict(generations=1, epochs=(1,))
     given = train(places, tiny_config(init="given", **one), tmp_path / "given", network=network)

@@ -7,7 +7,7 @@ from sfrs.data.coordinates import within
 from sfrs.data.images import check_images
 from sfrs.data.places import load_places
 from sfrs.models.backbones import build_backbone
-from sfrs.models.clusters import init_vlad_from_images
+from sfrs.models.fitting import init_vlad_from_images
 from sfrs.models.model import Model
 from sfrs.models.network import DescriptorNetwork
 from sfrs.retrieval.evaluation import evaluate

@@ -12,10 +12,17 @@ from sfrs.data.places import load_places
 from sfrs.models.model import Model, compact
 from sfrs.models.network import save_network
 from sfrs.models.whitening import Whitening
-from sfrs.retrieval import quarters as kept_quarters
+from sfrs.retrieval import region_rerank
 from sfrs.retrieval.evaluation import Scoring, evaluate
-from sfrs.retrieval.quarters import KeptQuarters, RememberedQuarters
-from sfrs.retrieval.region_rerank import SCORES, Reranking, region_matches, rerank, rerank_all
+from sfrs.retrieval.region_rerank import (
+    SCORES,
+    KeptQuarters,
+    RememberedQuarters,
+    Reranking,
+    region_matches,
+    rerank,
+    rerank_all,
+)
 from sfrs.runtime.errors import UserError
 from sfrs_ext.reference import region_descriptors
 
@@ -200,7 +207,7 @@ def test_whitening_chooses_the_candidates_and_regions_order_them(tiny_network, p
 
 
 def test_a_disk_that_is_too_small_is_explained(tiny_network, place_folder, monkeypatch):
-    monkeypatch.setattr(kept_quarters.shutil, "disk_usage", lambda _: SimpleNamespace(free=10))
+    monkeypatch.setattr(region_rerank.shutil, "disk_usage", lambda _: SimpleNamespace(free=10))
     with pytest.raises(UserError, match="Set TMPDIR to a larger disk"):
         evaluate(Model(tiny_network), load_places(place_folder), rerank=Reranking())
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sfrs.commands.study import own_variant
-from sfrs.retrieval.mcnemar import mcnemar
+from sfrs.retrieval.recall import mcnemar
 from sfrs.runtime.errors import UserError
 from sfrs.synthetic.study import Score, markdown, summarise
 

@@ -9,8 +9,7 @@ from tiny_training import SIZE, cache_of, network_of_seed, tiny_config
 from sfrs.data.images import BadImageError, load_image
 from sfrs.data.jitter import ColorJitter, hashed
 from sfrs.features.cache import CachePlan, JitteredFeatures
-from sfrs.features.frozen import FrozenTrunk
-from sfrs.features.on_the_fly import OnTheFlyFeatures
+from sfrs.features.on_the_fly import FrozenTrunk, OnTheFlyFeatures
 from sfrs.features.source import Draw, describe_features, step_number
 from sfrs.runtime.distributed import Processes
 from sfrs.runtime.errors import UserError

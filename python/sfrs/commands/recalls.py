@@ -55,7 +55,7 @@ def _by_condition(result: Evaluation, places: Places) -> dict[str, dict[str, flo
 
 
 def gain(before: Evaluation, after: Evaluation) -> dict:
-    from sfrs.retrieval.mcnemar import mcnemar
+    from sfrs.retrieval.recall import mcnemar
 
     counted = after.answerable
     paired = mcnemar(after.hits(1)[counted], before.hits(1)[counted])

@@ -3,17 +3,23 @@
 An index does so with the photographs it begins with, an evaluation with its database: both describe alike.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import faiss
 import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
 
+from sfrs.data.images import Photographs, batches, check_images
 from sfrs.models.model import Model
+from sfrs.models.network import DescriptorNetwork
 from sfrs.models.whitening import Whitening
 from sfrs.runtime.errors import UserError
-from sfrs.runtime.progress import Tasks
+from sfrs.runtime.progress import Progress, Tasks, silent
 
 WHITENED_FROM = 200
 """Photographs from which on whitening is learned where nobody says otherwise; a set of 111 gains nothing by
@@ -58,3 +64,88 @@ def learn_whitening(descriptors: np.ndarray, rows: np.ndarray | None = None) -> 
     chosen = np.sort(np.random.default_rng(0).permutation(rows)[:WHITENED_BY])
     dim = min(WHITENED_DIM, descriptors.shape[1])
     return Whitening.fit(descriptors[chosen], dim, shrinkage=SHRINKAGE)
+
+
+class TooFewFeaturesError(UserError, ValueError):
+    """The images have fewer local features than there are clusters."""
+
+
+def kmeans(features: Tensor, num_clusters: int, *, iterations: int = 25, seed: int = 0) -> Tensor:
+    """Compute centres float32 ``[num_clusters, D]`` of ``features`` ``[n, D]`` by Lloyd's algorithm in faiss.
+
+    Raises `TooFewFeaturesError` if there are fewer features than clusters.
+    """
+    if len(features) < num_clusters:
+        raise TooFewFeaturesError(
+            f"kmeans: {len(features)} local features for {num_clusters} clusters; expected at least as many. "
+            "Use more or larger images."
+        )
+    points = np.ascontiguousarray(features.cpu().numpy(), dtype=np.float32)
+    solver = faiss.Kmeans(
+        points.shape[1],
+        num_clusters,
+        niter=iterations,
+        seed=seed,
+        min_points_per_centroid=1,
+        max_points_per_centroid=len(points),
+    )
+    solver.train(points)
+    return torch.from_numpy(np.array(solver.centroids))
+
+
+@torch.no_grad()
+def sample_features(
+    network: DescriptorNetwork, trunks: Iterable[Tensor], per_image: int, generator: torch.Generator
+) -> Tensor:
+    """Draw L2-normalised local features ``[n, D]``, at most ``per_image`` of each image, from trunk outputs
+    ``[B, Ct, Ht, Wt]``."""
+    samples = []
+    for trunk in trunks:
+        features = F.normalize(network.features(trunk).flatten(2), dim=1)  # [B, D, P]
+        for image in features.cpu():
+            chosen = torch.randperm(image.shape[1], generator=generator)[:per_image]
+            samples.append(image[:, chosen].T)
+    return torch.cat(samples)
+
+
+def init_vlad(network: DescriptorNetwork, features: Tensor, *, iterations: int = 25, seed: int = 0) -> float:
+    """Set the network's NetVLAD from normalised local ``features`` ``[n, D]``; return alpha."""
+    centers = kmeans(features, network.vlad.num_clusters, iterations=iterations, seed=seed)
+    return network.vlad.init_from_clusters(
+        centers.to(network.vlad.centroids), features.to(network.vlad.centroids)
+    )
+
+
+def init_vlad_from_images(
+    model: Model,
+    files: Sequence[Path],
+    *,
+    images: int = 500,
+    per_image: int = 100,
+    skip_bad_images: bool = False,
+    batch_size: int = 8,
+    seed: int = 0,
+    progress: Progress = silent,
+) -> float:
+    """Set the model's NetVLAD from ``images`` random ones of ``files``, by default the paper's 50,000
+    features; return alpha.
+
+    Raises:
+        BadImageError: an image cannot be read, unless ``skip_bad_images``.
+        TooFewFeaturesError: they have fewer local features than there are clusters.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    chosen = sorted(torch.randperm(len(files), generator=generator)[:images].tolist())
+    taken = [files[i] for i in chosen]
+    if skip_bad_images:
+        bad = {file for file, _ in check_images(taken)}
+        taken = [file for file in taken if file not in bad]
+    network, device = model.network.eval(), model.device
+    photographs = Photographs(taken, model.size, network.backbone.stride)
+
+    def trunks() -> Iterable[Tensor]:
+        for rows, batch in batches(photographs, batch_size):
+            yield network.trunk((batch.to(device) - model.mean) / model.std)
+            progress(rows[-1] + 1, len(taken))
+
+    return init_vlad(network, sample_features(network, trunks(), per_image, generator), seed=seed)

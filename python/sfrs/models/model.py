@@ -259,9 +259,9 @@ class Model(nn.Module):
     ) -> None:
         """Make NetVLAD's clusters from local features of images: the off-the-shelf descriptor.
 
-        See `sfrs.models.clusters.init_vlad_from_images` for ``options`` and errors.
+        See `sfrs.models.fitting.init_vlad_from_images` for ``options`` and errors.
         """
-        from sfrs.models.clusters import init_vlad_from_images  # faiss: not needed to describe
+        from sfrs.models.fitting import init_vlad_from_images  # faiss: not needed to describe
 
         init_vlad_from_images(self, files, images=images, per_image=per_image, seed=seed, **options)
         self.network.meta.pop("untrained_vlad", None)

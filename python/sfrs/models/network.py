@@ -139,7 +139,7 @@ def load_network(path: str | Path, *, ignore_keys: Sequence[str] = ()) -> Descri
     """Rebuild a network from `save_network`'s file, or from VGG16 weights of other projects (`LAYOUTS`).
 
     Bare VGG16, such as torchvision's, gets an untrained NetVLAD (``network.meta["untrained_vlad"]`` is set;
-    see `sfrs.models.clusters`). Tensors whose names match ``ignore_keys`` (``fc.*``), which would be refused,
+    see `sfrs.models.fitting`). Tensors whose names match ``ignore_keys`` (``fc.*``), which would be refused,
     are left out. Raises `WeightsError` if the file cannot be read, or a tensor is missing, not finite, has
     another shape, or no place in the network; the message names the file and the tensor.
     """

@@ -14,7 +14,6 @@ from sfrs.data.neighbourhood import right_images
 from sfrs.data.places import ImageSet, Places
 from sfrs.models.fitting import Fitting, learn_whitening
 from sfrs.models.model import Model
-from sfrs.retrieval.quarters import KeptQuarters, temporary_quarters
 from sfrs.retrieval.recall import (
     NMS_DEPTH,
     RECALL_AT,
@@ -24,7 +23,7 @@ from sfrs.retrieval.recall import (
     spatial_nms,
     without_same_time,
 )
-from sfrs.retrieval.region_rerank import Reranking, rerank_all
+from sfrs.retrieval.region_rerank import KeptQuarters, Reranking, rerank_all, temporary_quarters
 from sfrs.retrieval.search import search
 from sfrs.runtime.errors import UserError
 from sfrs.runtime.progress import Tasks, quiet

@@ -30,8 +30,7 @@ from sfrs.retrieval.location import (
 )
 from sfrs.retrieval.matches import Matches, weigh_matches
 from sfrs.retrieval.near import Near
-from sfrs.retrieval.quarters import RememberedQuarters
-from sfrs.retrieval.region_rerank import DEFAULT_SCORE, Reranked, Reranking
+from sfrs.retrieval.region_rerank import DEFAULT_SCORE, RememberedQuarters, Reranked, Reranking
 from sfrs.retrieval.region_rerank import rerank as rerank_by_regions
 from sfrs.runtime.errors import UserError
 from sfrs.runtime.progress import Progress, Tasks, quiet, silent

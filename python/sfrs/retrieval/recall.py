@@ -1,8 +1,10 @@
-"""Recall@N, and spatial non-maximum suppression before it."""
+"""Recall@N, spatial non-maximum suppression before it, and whether one network's is better than another's."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
+from scipy.stats import binomtest
 
 from sfrs.data.ragged import Ragged
 
@@ -76,3 +78,26 @@ def _first(predictions: np.ndarray, keep: np.ndarray, n: int) -> np.ndarray:
     front = np.argsort(~keep, axis=1, kind="stable")[:, :n]
     kept = np.where(np.take_along_axis(keep, front, 1), np.take_along_axis(predictions, front, 1), -1)
     return np.pad(kept, ((0, 0), (0, n - kept.shape[1])), constant_values=-1)
+
+
+@dataclass(frozen=True)
+class Paired:
+    """Two networks on the same queries."""
+
+    gained: int  # queries the first finds and the second does not
+    lost: int  # the reverse
+    difference: float  # recall of the first minus that of the second, in 0..1
+    p_value: float  # two-sided probability of a split as uneven if neither is better (binomial, exact)
+
+
+def mcnemar(first: np.ndarray, second: np.ndarray) -> Paired:
+    """Compare hits (bool [m]) of two networks on the same m queries (McNemar 1947, exact form).
+
+    Raises ValueError if the shapes differ or there are no queries.
+    """
+    first, second = np.asarray(first, dtype=bool), np.asarray(second, dtype=bool)
+    if first.shape != second.shape or first.ndim != 1 or not len(first):
+        raise ValueError(f"mcnemar: hits are {first.shape} and {second.shape}, expected the same [m], m > 0")
+    gained, lost = int((first & ~second).sum()), int((second & ~first).sum())
+    p_value = binomtest(gained, gained + lost).pvalue if gained + lost else 1.0
+    return Paired(gained, lost, (gained - lost) / len(first), float(p_value))

@@ -27,8 +27,8 @@ from sfrs.retrieval.confidence import (
 from sfrs.retrieval.coverage import FAR, gaps
 from sfrs.retrieval.location import RADIUS, locate_weighed
 from sfrs.retrieval.matches import Matches, WeighedMatches, weigh_matches
-from sfrs.retrieval.mcnemar import mcnemar
 from sfrs.retrieval.near_duplicates import NearDuplicates
+from sfrs.retrieval.recall import mcnemar
 from sfrs.retrieval.region_rerank import DEPTH
 from sfrs.retrieval.strangers import strangers
 from sfrs.retrieval.tested import Answer, SelfTest, Way

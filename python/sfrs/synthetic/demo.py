@@ -16,8 +16,8 @@ from sfrs.models.backbones import PretrainedWeightsError
 from sfrs.models.model import DEFAULT, Model
 from sfrs.models.network import DescriptorNetwork, save_network
 from sfrs.retrieval.evaluation import Evaluation, evaluate
-from sfrs.retrieval.mcnemar import mcnemar
 from sfrs.retrieval.plots import contact_sheet, recall_curves
+from sfrs.retrieval.recall import mcnemar
 from sfrs.retrieval.results import sheet_rows
 from sfrs.runtime.atomic_io import refuse_foreign, write_json
 from sfrs.runtime.progress import Tasks

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from sfrs.data.places import Places
 from sfrs.features.filling import build_cache
 from sfrs.features.on_the_fly import OnTheFlyFeatures
-from sfrs.models.clusters import init_vlad, sample_features
+from sfrs.models.fitting import init_vlad, sample_features
 from sfrs.models.gradient import GradientBackbone
 from sfrs.models.network import DescriptorNetwork
 from sfrs.runtime.progress import Progress, silent

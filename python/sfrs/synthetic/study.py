@@ -17,8 +17,8 @@ import numpy as np
 import torch
 
 from sfrs.retrieval.evaluation import Evaluation
-from sfrs.retrieval.mcnemar import Paired, mcnemar
 from sfrs.retrieval.plots import generation_curves
+from sfrs.retrieval.recall import Paired, mcnemar
 from sfrs.runtime.atomic_io import refuse_foreign, write_json
 from sfrs.runtime.errors import UserError
 from sfrs.synthetic.experiment import (

@@ -10,11 +10,10 @@ from sfrs.data.jitter import ColorJitter
 from sfrs.data.places import Places, format_of, load_places
 from sfrs.features.cache import CacheSettings, FeatureCache, JitteredFeatures
 from sfrs.features.filling import build_cache
-from sfrs.features.frozen import FrozenTrunk
-from sfrs.features.on_the_fly import OnTheFlyFeatures
+from sfrs.features.on_the_fly import FrozenTrunk, OnTheFlyFeatures
 from sfrs.features.source import FeatureSource
 from sfrs.models.backbones import build_backbone
-from sfrs.models.clusters import init_vlad, sample_features
+from sfrs.models.fitting import init_vlad, sample_features
 from sfrs.models.network import DescriptorNetwork, load_network
 from sfrs.retrieval.evaluation import without_bad_images
 from sfrs.runtime.distributed import Processes, processes
