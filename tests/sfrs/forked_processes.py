@@ -14,7 +14,6 @@ from forked import ended, fork, sfrs_command
 
 import sfrs.runtime.distributed
 import sfrs.training.epoch
-import sfrs.training.step
 from sfrs.runtime.distributed import processes, running_together
 
 
@@ -89,7 +88,7 @@ def die_in_training(rank: int, folder: Path) -> None:
 
 def diverge(rank: int, folder: Path) -> None:
     """In the third step the second process gets a loss that is not a number."""
-    original, calls = sfrs.training.step.tuple_losses, 0
+    original, calls = sfrs.training.epoch.tuple_losses, 0
 
     def losses(*arguments, **options):
         nonlocal calls
@@ -99,7 +98,7 @@ def diverge(rank: int, folder: Path) -> None:
             found.hard_by_tuple.data[0] = torch.nan
         return found
 
-    sfrs.training.step.tuple_losses = losses
+    sfrs.training.epoch.tuple_losses = losses
     options = json.loads((folder / "options.json").read_text())
     sfrs_command(*options, "--out", folder / "diverge", "--checkpoint-minutes", 0)
 

@@ -14,8 +14,13 @@ from sfrs.data.places.reading import read_shots
 from sfrs.data.places.sets import Shot, make_places
 from sfrs.retrieval.evaluation import Evaluation, Scoring, check_answerable, score_stages, search_depth
 from sfrs.retrieval.index import Index
-from sfrs.retrieval.region_rerank import KeptQuarters, RememberedQuarters, temporary_quarters
-from sfrs.retrieval.region_rerank import Reranking, rerank_all
+from sfrs.retrieval.region_rerank import (
+    KeptQuarters,
+    RememberedQuarters,
+    Reranking,
+    rerank_all,
+    temporary_quarters,
+)
 from sfrs.runtime.errors import UserError
 from sfrs.runtime.progress import Tasks, quiet
 

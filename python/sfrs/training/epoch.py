@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 
 from sfrs.features.source import FeatureSource, describe_features, step_number
+from sfrs.models.autocast import loss_scale
 from sfrs.models.network import DescriptorNetwork
 from sfrs.runtime.distributed import Processes
 from sfrs.runtime.progress import Progress, silent
 from sfrs.training.config import TrainConfig
 from sfrs.training.mining import Tuples
 from sfrs.training.progress import StepReport
-from sfrs.training.step import DivergedError, StudentTeacher, TrainingImages, prefetch, take_step
+from sfrs.training.step import DivergedError, StudentTeacher, TrainingImages, labelled, prefetch, tuple_losses
 
 
 @dataclass
@@ -98,15 +99,7 @@ class Epoch:
             self._prefetch(state.mined, start)
         self._prefetch(state.mined, following)
         tuples, number = state.mined[start:following], self._steps_until(state.done) + 1
-        hard, soft, described = take_step(
-            self.pair,
-            tuples,
-            self.images,
-            config,
-            number=self.first_step + number,
-            rate=self._rate(number),
-            processes=self.processes,
-        )
+        hard, soft, described = self._take_step(tuples, number)
         state.done += len(tuples)
         state.sums += len(tuples) * torch.tensor([hard, soft], dtype=torch.float64)
         self.trained += len(tuples)
@@ -116,12 +109,63 @@ class Epoch:
         return self._report(number, hard, soft)
 
     def _mine(self, queries: Tensor, progress: Progress) -> Tuples:
-        def counted(done: int, total: int) -> None:
-            if done == total:
-                self.described += total
-            progress(done, total)
+        """Refresh the descriptors with the student as it is, and mine tuples for ``queries``.
 
-        return mine_tuples(self.pair, queries, self.images, self.config, counted, self.processes)
+        Processes share the refresh; the main one mines.
+        """
+        pair, images, config = self.pair, self.images, self.config
+        difficult = "none"
+        if pair.has_soft_loss(config):
+            difficult = "ranks" if config.soft_ranks else "promoted"
+        # Only re-ranking reads the descriptors of other queries.
+        asked = torch.arange(images.queries) if difficult == "promoted" else queries
+        numbers = torch.cat((asked, torch.arange(images.queries, images.queries + images.database)))
+        descriptors = describe_in_shares(
+            pair.student, images.mining, numbers, config, self.processes, progress
+        )
+        self.described += len(numbers)
+        mined = None
+        if descriptors is not None:
+            of_queries, of_database = descriptors.split([len(asked), images.database])
+            if difficult != "promoted":
+                of_queries = descriptors.new_zeros(images.queries, descriptors.shape[1])
+                of_queries[asked] = descriptors[: len(asked)]
+            mined = vars(pair.miner.mine(queries, of_queries, of_database, difficult=difficult))
+        return Tuples(**self.processes.broadcast(mined))
+
+    def _take_step(self, tuples: Tuples, number: int) -> tuple[float, float, int]:
+        """Train the student on ``tuples``, of which every process takes its share, as step ``number``.
+
+        Returns mean hard loss, mean soft loss, and how many distinct images the shares had, in all processes.
+        Raises `DivergedError` if a loss or gradient is not finite; the step is not taken.
+        """
+        pair, config = self.pair, self.config
+        part = self.processes.share(len(tuples))
+        count = max(1, int(labelled(pair, tuples, config).sum()))  # of tuples that have a soft loss
+        parameters = list(pair.student.trained_parameters())
+        losses, images = (torch.zeros(shape, device=parameters[0].device) for shape in ((2, len(tuples)), 1))
+        pair.optimizer.zero_grad(set_to_none=True)
+        if len(tuples[part]):
+            step = step_number(pair.generation, self.first_step + number)
+            found = tuple_losses(pair, tuples[part], self.images, config, step=step)
+            hard, soft = found.hard_by_tuple, found.soft_by_tuple
+            total = hard.sum() / len(tuples) + config.soft_weight * soft.sum() / count
+            (loss_scale(config.autocast) * total).backward()
+            losses[:, part] = torch.stack((hard, soft)).detach()
+            images += found.images
+        for parameter in parameters:
+            if parameter.grad is None and self.processes.count > 1:  # this process had no tuple
+                parameter.grad = torch.zeros_like(parameter)
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        if loss_scale(config.autocast) != 1:
+            torch._foreach_div_(gradients, loss_scale(config.autocast))
+        self.processes.sum_([*gradients, losses, images])
+        losses = losses.cpu()
+        _refuse_divergence(losses, gradients, tuples, self.images)
+        for group in pair.optimizer.param_groups:
+            group["lr"] = self._rate(number)
+        pair.optimizer.step()
+        return losses[0].mean().item(), (losses[1].sum() / count).item(), int(images)
 
     def _prefetch(self, mined: Tuples, start: int) -> None:
         """Begin to load the step of the ``mined`` tuples from ``start`` on."""
@@ -156,35 +200,6 @@ class Epoch:
             images_per_second=self.described / seconds,
             peak_bytes=_peak_bytes(next(self.pair.student.trained_parameters()).device),
         )
-
-
-def mine_tuples(
-    pair: StudentTeacher,
-    queries: Tensor,
-    images: TrainingImages,
-    config: TrainConfig,
-    progress: Progress,
-    processes: Processes,
-) -> Tuples:
-    """Refresh the descriptors with the student as it is, and mine tuples for ``queries``.
-
-    Processes share the refresh; the main one mines.
-    """
-    difficult = "none"
-    if pair.has_soft_loss(config):
-        difficult = "ranks" if config.soft_ranks else "promoted"
-    # Only re-ranking reads the descriptors of other queries.
-    asked = torch.arange(images.queries) if difficult == "promoted" else queries
-    numbers = torch.cat((asked, torch.arange(images.queries, images.queries + images.database)))
-    descriptors = describe_in_shares(pair.student, images.mining, numbers, config, processes, progress)
-    mined = None
-    if descriptors is not None:
-        of_queries, of_database = descriptors.split([len(asked), images.database])
-        if difficult != "promoted":
-            of_queries = descriptors.new_zeros(images.queries, descriptors.shape[1])
-            of_queries[asked] = descriptors[: len(asked)]
-        mined = vars(pair.miner.mine(queries, of_queries, of_database, difficult=difficult))
-    return Tuples(**processes.broadcast(mined))
 
 
 def describe_in_shares(
@@ -228,3 +243,20 @@ def _peak_bytes(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def _refuse_divergence(
+    losses: Tensor, gradients: list[Tensor], tuples: Tuples, images: TrainingImages
+) -> None:
+    bad, what = (~losses.isfinite()).nonzero(), "the gradient of the step that begins with that"
+    if len(bad) == 0 and torch.nn.utils.get_total_norm(gradients).isfinite():
+        return
+    kind, number = bad[0].tolist() if len(bad) else (None, 0)
+    if kind is not None:
+        what = f"the {('hard', 'soft')[kind]} loss"
+    query = int(tuples.queries[number])
+    positive = images.names[images.queries + int(tuples.positives[number])]
+    raise DivergedError(
+        f"training diverged: {what} of the tuple of query {query} ({images.names[query]}, easiest positive "
+        f"{positive}) is not finite. The step was not taken. A smaller --learning-rate may help."
+    )

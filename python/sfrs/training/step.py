@@ -1,4 +1,4 @@
-"""One optimisation step: tuples -> frozen features -> head -> similarities -> losses -> update."""
+"""Losses of tuples: tuples -> frozen features -> head -> similarities -> losses."""
 
 from dataclasses import dataclass
 
@@ -6,10 +6,9 @@ import torch
 from torch import Tensor
 
 import sfrs_ext
-from sfrs.features.source import FeatureSource, step_number
-from sfrs.models.autocast import autocast, loss_scale
+from sfrs.features.source import FeatureSource
+from sfrs.models.autocast import autocast
 from sfrs.models.network import DescriptorNetwork
-from sfrs.runtime.distributed import Processes
 from sfrs.runtime.errors import UserError
 from sfrs.training.config import TrainConfig
 from sfrs.training.losses import SOFT_LOSSES, hard_loss, region_negatives
@@ -76,50 +75,6 @@ def sgd(student: DescriptorNetwork, config: TrainConfig) -> torch.optim.SGD:
     )
 
 
-def take_step(
-    pair: StudentTeacher,
-    tuples: Tuples,
-    images: TrainingImages,
-    config: TrainConfig,
-    *,
-    number: int,
-    rate: float,
-    processes: Processes,
-) -> tuple[float, float, int]:
-    """Train the student on ``tuples``, of which every process takes its share.
-
-    ``number`` is that of the step within the generation, from 1, ``rate`` the learning rate. Returns mean
-    hard loss, mean soft loss, and how many distinct images the shares had, in all processes. Raises
-    `DivergedError` if a loss or gradient is not finite; the step is not taken.
-    """
-    part = processes.share(len(tuples))
-    labelled = max(1, int(_labelled(pair, tuples, config).sum()))
-    parameters = list(pair.student.trained_parameters())
-    losses, count = (torch.zeros(shape, device=parameters[0].device) for shape in ((2, len(tuples)), 1))
-    pair.optimizer.zero_grad(set_to_none=True)
-    if len(tuples[part]):
-        step = step_number(pair.generation, number)
-        found = tuple_losses(pair, tuples[part], images, config, step=step)
-        hard, soft = found.hard_by_tuple, found.soft_by_tuple
-        total = hard.sum() / len(tuples) + config.soft_weight * soft.sum() / labelled
-        (loss_scale(config.autocast) * total).backward()
-        losses[:, part] = torch.stack((hard, soft)).detach()
-        count += found.images
-    for parameter in parameters:
-        if parameter.grad is None and processes.count > 1:  # this process had no tuple
-            parameter.grad = torch.zeros_like(parameter)
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    if loss_scale(config.autocast) != 1:
-        torch._foreach_div_(gradients, loss_scale(config.autocast))
-    processes.sum_([*gradients, losses, count])
-    losses = losses.cpu()
-    _refuse_divergence(losses, gradients, tuples, images)
-    for group in pair.optimizer.param_groups:
-        group["lr"] = rate
-    pair.optimizer.step()
-    return losses[0].mean().item(), (losses[1].sum() / labelled).item(), int(count)
-
-
 def tuple_losses(
     pair: StudentTeacher, tuples: Tuples, images: TrainingImages, config: TrainConfig, *, step: int = 0
 ) -> TupleLosses:
@@ -142,9 +97,9 @@ def tuple_losses(
         margin=config.margin,
         distance=config.triplet_distance,
     )
-    labelled = _labelled(pair, tuples, config)
-    if pair.teacher is None or not labelled.any():
-        return TupleLosses(hard, torch.zeros_like(hard), labelled, len(numbers))
+    with_labels = labelled(pair, tuples, config)
+    if pair.teacher is None or not with_labels.any():
+        return TupleLosses(hard, torch.zeros_like(hard), with_labels, len(numbers))
     with torch.no_grad():
         used, place = torch.cat((rows[:, :1], rows[:, 1 + split :]), dim=1).unique(return_inverse=True)
         shared = features.index_select(0, used.to(features.device, non_blocking=True))
@@ -157,7 +112,7 @@ def tuple_losses(
         valid=(tuples.difficult >= 0).to(theirs.device),
         negatives=negatives[:, :, : theirs.shape[2]] if config.soft_negatives else None,
     )
-    return TupleLosses(hard, soft, labelled, len(numbers))
+    return TupleLosses(hard, soft, with_labels, len(numbers))
 
 
 def similarities(
@@ -194,8 +149,8 @@ def prefetch(tuples: Tuples, images: TrainingImages, step: int) -> None:
     images.steps.prefetch(_distinct_images(tuples, images)[0], step=step)
 
 
-def _labelled(pair: StudentTeacher, tuples: Tuples, config: TrainConfig) -> Tensor:
-    """bool ``[T]``, in the host's memory: which tuples have a soft loss."""
+def labelled(pair: StudentTeacher, tuples: Tuples, config: TrainConfig) -> Tensor:
+    """Mark the tuples that have a soft loss: bool ``[T]`` in the host's memory."""
     return (tuples.difficult >= 0).any(dim=1) & pair.has_soft_loss(config)
 
 
@@ -208,20 +163,3 @@ def _distinct_images(tuples: Tuples, images: TrainingImages) -> tuple[Tensor, Te
     difficult = torch.where(tuples.difficult >= 0, tuples.difficult, tuples.positives[:, None])
     gallery = torch.cat((tuples.positives[:, None], tuples.negatives, difficult), dim=1) + images.queries
     return torch.cat((tuples.queries[:, None], gallery), dim=1).unique(return_inverse=True)
-
-
-def _refuse_divergence(
-    losses: Tensor, gradients: list[Tensor], tuples: Tuples, images: TrainingImages
-) -> None:
-    bad, what = (~losses.isfinite()).nonzero(), "the gradient of the step that begins with that"
-    if len(bad) == 0 and torch.nn.utils.get_total_norm(gradients).isfinite():
-        return
-    kind, number = bad[0].tolist() if len(bad) else (None, 0)
-    if kind is not None:
-        what = f"the {('hard', 'soft')[kind]} loss"
-    query = int(tuples.queries[number])
-    positive = images.names[images.queries + int(tuples.positives[number])]
-    raise DivergedError(
-        f"training diverged: {what} of the tuple of query {query} ({images.names[query]}, easiest positive "
-        f"{positive}) is not finite. The step was not taken. A smaller --learning-rate may help."
-    )
