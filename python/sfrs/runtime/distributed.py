@@ -198,6 +198,11 @@ def processes(patience: timedelta = PATIENCE) -> Processes:
     return _joined
 
 
+def joined_processes() -> Processes:
+    """Return the processes that this one has joined already, see `processes`; none but itself else."""
+    return _joined or Processes()
+
+
 def _join(patience: timedelta) -> Processes:
     count = _from_environment("WORLD_SIZE", "1")
     if count == 1:

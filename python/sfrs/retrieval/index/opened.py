@@ -13,7 +13,7 @@ from torch import Tensor
 from sfrs.data.images import Photograph
 from sfrs.models.model import Model
 from sfrs.retrieval.found import Found
-from sfrs.retrieval.index.adding import PATIENCE, Adding, Change
+from sfrs.retrieval.index.adding import Adding, Change
 from sfrs.retrieval.index.build import Builder
 from sfrs.retrieval.index.milvus import on_engine
 from sfrs.retrieval.index.rows import map_rows
@@ -24,7 +24,7 @@ from sfrs.retrieval.near import Near
 from sfrs.retrieval.search import compare, scan
 from sfrs.retrieval.self_test import SAMPLE, self_test
 from sfrs.retrieval.tested import SelfTest
-from sfrs.runtime.distributed import processes
+from sfrs.runtime.distributed import joined_processes
 from sfrs.runtime.errors import UserError
 from sfrs.runtime.progress import Tasks, quiet
 
@@ -102,7 +102,8 @@ class Index:
         """Index photographs, or change an index: remove some, add what is new or changed; and open it.
 
         Interrupted at any moment, it goes on where it was when it is called again. What is new ends with
-        `check`. The processes that torchrun started share the photographs of an index on a server.
+        `check`. Within `sfrs.runtime.distributed.running_together` its processes share the photographs of an
+        index on a server.
 
         Args:
             photos: a folder, a place folder or a CSV manifest, see `sfrs.data.collection.read_photos`; None
@@ -116,7 +117,7 @@ class Index:
             tasks: opens a progress display per stage.
             form: ``kind``, ``regions`` and ``zone``, see `Builder`, also for what it raises.
         """
-        joined, adding = processes(PATIENCE), adding or Adding()
+        joined, adding = joined_processes(), adding or Adding()
         photos = None if photos is None else Path(photos)
         path = _beside(photos) if out is None else Path(out)
         if joined.count > 1:
