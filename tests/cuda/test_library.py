@@ -8,6 +8,7 @@ import re
 import struct
 import subprocess
 import sys
+import sysconfig
 from collections import Counter
 from pathlib import Path
 
@@ -54,6 +55,13 @@ def test_every_operator_has_a_cuda_kernel():
 def test_every_kernel_belongs_to_a_schema():
     code = "print([name for name in torch._C._dispatch_find_dangling_impls() if 'sfrs_ext' in str(name)])"
     assert with_library(code) == ["[]"]
+
+
+def test_it_tells_nothing_of_the_python_and_torch_it_was_compiled_beside():
+    assert LIBRARY is not None
+    code = LIBRARY.read_bytes()
+    for place in (TORCH, Path(sysconfig.get_path("include"))):
+        assert bytes(place) not in code
 
 
 @pytest.mark.skipif(torch.version.cuda is not None, reason="this torch has CUDA")

@@ -3,6 +3,7 @@
 Nothing is compiled: all programs are real but ninja, which leaves an empty module where one is to be built.
 """
 
+import json
 import re
 import shutil
 import subprocess
@@ -131,6 +132,19 @@ def test_a_second_build_of_the_same_changes_nothing(checkout, tmp_path):
     commands = (folder / "build.ninja").read_bytes()
     environment.build(checkout)
     assert compiled.exists() and (folder / "build.ninja").read_bytes() == commands
+
+
+def test_pybind11_is_compiled_without_the_macro_that_it_refuses_in_torch_2_11(checkout, tmp_path):
+    Environment(tmp_path / "environment").build(checkout)
+    commands = json.loads(next(checkout.glob("build/*/compile_commands.json")).read_text())
+    stable, bound = set(), set()
+    for command in commands:
+        file = Path(command["file"])
+        if "TORCH_TARGET_VERSION=" in command["command"]:
+            stable.add(file.name)
+        if "<pybind11/" in file.read_text():
+            bound.add(file.name)
+    assert (stable, bound) == ({"ops.cpp"}, {"module.cpp"})
 
 
 def test_a_build_does_not_believe_what_an_environment_that_is_gone_has_left(checkout, tmp_path):
