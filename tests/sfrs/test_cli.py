@@ -170,6 +170,8 @@ def test_what_processes_do_not_share_is_refused_by_the_first_alone(run, argument
     monkeypatch.setenv("RANK", "0")
     code, text, err = run(*arguments)
     assert code == 2 and "several processes, but this command is the work of one; start it without" in err
+    monkeypatch.delenv("RANK")  # somebody has to say why
+    assert run(*arguments) == (code, text, err)
     monkeypatch.setenv("RANK", "1")
     assert run(*arguments) == (2, "", "")
 

@@ -15,6 +15,7 @@ from sfrs.models.whitening import Whitening
 from sfrs.retrieval.index import Adding, Builder, Index
 from sfrs.retrieval.index.store import LOCK, NETWORK, TABLE, Store
 from sfrs.retrieval.search import search
+from sfrs.runtime.distributed import Processes
 from sfrs.runtime.errors import UserError
 
 SIZE = (48, 64)
@@ -154,6 +155,31 @@ def test_removed_images_are_not_found_and_their_rows_are_dropped(place_folder, p
         assert similarities[7].max() == pytest.approx(whole.search(asked[7:8], 1)[0].item(), abs=1e-6)
     (descriptors,) = path.glob("descriptors-*")
     assert descriptors.stat().st_size == 8 * 24 * 4 and descriptors.name == "descriptors-5.float32"
+
+
+def test_what_is_to_be_removed_is_one_pattern_or_several_that_all_match(place_folder, path, model):
+    Index.build(place_folder, model, out=path)
+    with pytest.raises(UserError, match="--remove nothing: none of the 12 images"):
+        Index.build(out=path, remove=["*@00@*", "nothing"])
+    index = Index.build(place_folder, out=path)
+    assert len(index) == 12 and index.change.removed == 0  # not by the command that failed
+    first = str(index.files[0])
+    index = Index.build(out=path, remove=first)  # not its letters, of which "/" holds every file
+    assert len(index) == 11 and index.change.removed == 1 and first not in map(str, index.files)
+    assert len(Index.build(out=path, remove=["*@01@*", "*@03@*"])) == 9
+
+
+def test_what_is_not_there_is_not_changed(path, model):
+    with pytest.raises(UserError, match="there is no index here"):
+        Index.build(None, model, out=path, zone="33N")
+    assert not path.exists()
+    with pytest.raises(TypeError, match="build.*zonee"):
+        Index.build(None, model, out=path, zonee="33N")
+
+
+def test_an_index_is_built_by_one_process_after_a_training_of_several(place_folder, path, model, monkeypatch):
+    monkeypatch.setattr("sfrs.runtime.distributed._joined", Processes(rank=1, count=2))
+    assert len(Index.build(place_folder, model, out=path)) == 12
 
 
 def test_a_first_write_that_fails_says_why_and_leaves_the_index_free(place_folder, path, model, monkeypatch):

@@ -5,6 +5,7 @@ import json
 import shutil
 
 import pytest
+from published_sets import write_gsv_city
 
 from sfrs.data.coordinates import to_degrees
 from sfrs.models.network import save_network
@@ -133,3 +134,11 @@ def test_its_results_are_written_and_a_report_of_them_names_the_index(run, index
     }
     code, _, err = run("report", out, "--out", tmp_path / "page")
     assert code == 2 and f"the database of these queries is an index; sfrs report {index} shows it." in err
+
+
+def test_cities_that_were_moved_apart_are_not_queries(run, place_folder, weights, tmp_path):
+    out, cities = tmp_path / "plain.index", tmp_path / "gsv"
+    write_gsv_city(cities, "Lund", 55.7, 13.19, [1, 2])
+    assert run("index", place_folder, "--out", out, "--weights", weights)[0] == 0
+    code, _, err = run("evaluate", "--index", out, "--data", cities)
+    assert code == 2 and "the cities of GSV-Cities are moved apart" in err

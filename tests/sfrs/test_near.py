@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from sfrs.data.coordinates import to_degrees
+from sfrs.data.coordinates import to_degrees, to_system
 from sfrs.models.model import Model
 from sfrs.retrieval.index import Index
 from sfrs.retrieval.near import Near
@@ -76,6 +76,15 @@ def test_a_search_may_keep_to_a_circle_within_it(index, opened):
 def test_the_corners_of_its_square_do_not_hide_what_is_in_the_circle(index, opened):
     part = opened(around(500300.0, 99.0))
     assert len(part) == 1 and (part.search(index.descriptors(range(12)), 1)[1] == 0).all()
+
+
+def test_places_near_the_reach_of_a_zone_are_found_in_either():
+    row = np.column_stack([np.full(120, 48.0), 16.4 + 0.005 * np.arange(120)])
+    positions, system = to_system(np.vstack([[[48.0, 3.0]], row]))
+    assert system == "31N+33N" and positions[1, 0] > 2e6  # a lone point there would be in 31N
+    held = Near(48.0, 16.4, 500.0).holds(positions, system)
+    assert held.tolist() == [False, True, True] + [False] * 118
+    assert Near(48.0, 3.0, 500.0).holds(positions, system).tolist() == [True] + [False] * 120
 
 
 def test_an_empty_circle_is_named(index, opened):

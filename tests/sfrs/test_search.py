@@ -68,6 +68,35 @@ def test_arrays_of_other_numbers_are_searched_as_float32(kind):
     assert search(database[:, ::2], database[5:7, ::2], 1)[1].tolist() == [[5], [6]]
 
 
+@pytest.mark.parametrize("kind", ["<f4", "<f2"])
+def test_views_are_searched_by_parts_that_are_copied(kind, monkeypatch):
+    monkeypatch.setattr("sfrs.retrieval.search.COPIED", 4 * 16 * 7)
+    database = unit(50, 16, 8).astype(kind)
+    queries = database[5:7].astype(np.float32)
+    assert search(database[::-1], queries, 1)[1].tolist() == [[44], [43]]
+    assert search(database[:, ::-1], queries[:, ::-1], 1)[1].tolist() == [[5], [6]]
+    assert search(database[:1][::-1], queries[:1][::-1], 1)[1].tolist() == [[0]]
+
+
+@pytest.mark.parametrize("kind", ["<f4", "<f2"])
+def test_the_defaults_of_torch_do_not_matter(kind):
+    database = unit(600, 16, 8).astype(kind)
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.device("meta"):
+            scores, rows = search(database, database[5:7], 2)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert scores.dtype == np.float32 and rows[:, 0].tolist() == [5, 6]
+
+
+@pytest.mark.parametrize(("rows", "dim", "asked"), [(1001, 70, 1), (1003, 4096, 1), (1003, 4096, 40)])
+def test_equal_rows_have_equal_scores(rows, dim, asked):
+    database = np.repeat(unit(1, dim, 3), rows, axis=0)
+    scores, indices = search(database, unit(asked, dim, 4), 10)
+    assert (indices == np.arange(10)).all() and (scores == scores[:, :1]).all()
+
+
 def test_wrong_arrays_are_refused():
     with pytest.raises(ValueError, match="database is"):
         search(unit(4, 8, 0), unit(4, 9, 0), 1)

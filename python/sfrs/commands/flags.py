@@ -64,7 +64,7 @@ def command(
 
 def is_first_process() -> bool:
     """Whether this is the only process, or the first of those that torchrun started."""
-    return os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK") == "0"
+    return os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK", "0") == "0"
 
 
 def _refuse_several() -> None:

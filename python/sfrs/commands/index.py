@@ -129,15 +129,16 @@ def index(
     if changing and contents.check:
         raise UserError("--check repeats the self-test alone; every change ends with one: leave it out.")
 
-    from sfrs.retrieval.index import PATIENCE, Adding, Index
+    from sfrs.retrieval.index import ALONE, PATIENCE, Adding, Index
     from sfrs.runtime.distributed import running_together
 
     change = None
     with running_together(PATIENCE) as joined, progress_tasks(shown=joined.is_main) as tasks:
         device, settings = str(joined.device(running.device)), running.begin(joined.local_count)
         if contents.check:
-            if joined.is_main:
-                Index.open(out, device=device).check(tasks=tasks)
+            if joined.count > 1:
+                raise UserError(ALONE)
+            Index.open(out, device=device).check(tasks=tasks)
         else:
             model = _model(out, contents, weights, whitening, images, running) if joined.is_main else None
             adding = Adding(

@@ -67,7 +67,7 @@ def locate(
 
     near = None if output.near is None else Near.parse(output.near)
     files, settings = images_at(path), running.begin()
-    opened = Index.open(index, device=running.on_device(), near=near)
+    opened = Index.open(index, device=running.on_device())
     if geojson is not None and not opened.zone:
         raise UserError(
             f"GeoJSON needs latitude and longitude, but {opened.path} has metres of an unknown UTM zone. "
@@ -81,6 +81,7 @@ def locate(
             files,
             top=output.top,
             rerank=reranking,
+            near=near,
             sources=coordinates.sources(),
             tasks=tasks,
             **settings,

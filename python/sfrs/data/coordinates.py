@@ -158,6 +158,20 @@ def to_system(degrees: ArrayLike, system: str = "") -> tuple[np.ndarray, str]:
     return result, "+".join(zones)
 
 
+def in_every_zone(latitude: float, longitude: float, system: str) -> np.ndarray:
+    """Convert a point to metres of a system in every zone of it that reaches the point, ``[zones, 2]``.
+
+    Places near the reach of a zone may be in it or in the next, see `to_system`.
+    """
+    found = [
+        np.add(_projection(zone).transform(latitude, longitude), [number * SHIFT, 0.0])
+        for number, zone in enumerate(system.split("+"))
+    ]
+    metres = np.reshape(found, (-1, 2))
+    offsets = metres[:, 0] - SHIFT * np.arange(len(metres)) - 500_000.0
+    return metres[np.abs(offsets) <= FURTHEST]
+
+
 def _neighbourhoods(degrees: np.ndarray) -> np.ndarray:
     """Number the groups of points ``[n, 2]`` that lie at least `APART` from all other groups."""
     latitude, longitude = np.radians(degrees).T

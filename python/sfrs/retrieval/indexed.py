@@ -9,7 +9,8 @@ from typing import Any, Literal
 from sfrs.data.coordinates import to_degrees, to_system
 from sfrs.data.images import Size
 from sfrs.data.photo_files import images_at
-from sfrs.data.places import Places, Reading, load_places
+from sfrs.data.places import Places, Reading, format_of, load_places
+from sfrs.data.places.formats import MOVED_APART
 from sfrs.data.places.reading import read_shots
 from sfrs.data.places.sets import Shot, make_places
 from sfrs.retrieval.evaluation import Evaluation, Scoring, check_answerable, score_stages, search_depth
@@ -41,6 +42,11 @@ def read_queries(data: Path | None, split: str, reading: Reading, index: Index) 
         name = Path(reading.queries).resolve().name
         places = make_places(name, split, {"database": [], **shots}, zone=zone)
     else:
+        if (name := format_of(data).name) in MOVED_APART:
+            raise UserError(
+                f"{data}: the cities of {name} are moved apart, so they have no place in an index; "
+                "give their photographs as --queries DIR."
+            )
         places = load_places(data, split, reading)
     queries = places.queries
     if queries.time_stamps is not None:

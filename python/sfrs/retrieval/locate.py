@@ -67,6 +67,8 @@ def locate(
     """
     if len(index) == 0:
         raise UserError(f"{index.path}: this index holds no image to compare with.")
+    if near is not None:
+        index.within(near)  # before photographs are described in vain
     rerank = chosen_reranking(index, rerank)
     depth, locator = reranked_depth(rerank, top), Locator(sources)
     order = RegionOrder(index, depth, rerank.score) if rerank else None

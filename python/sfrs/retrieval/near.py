@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sfrs.data.coordinates import to_system, zone_at
+from sfrs.data.coordinates import in_every_zone, zone_at
 from sfrs.runtime.errors import UserError
 
 NUMBER = r"\s*([+-]?\d+(?:\.\d*)?)\s*"
@@ -40,20 +40,22 @@ class Near:
             )
         return cls(*map(float, found.groups()))
 
-    def center(self, system: str) -> np.ndarray:
-        """Return easting and northing of the point in the coordinate system of an index, ``[2]``.
+    def centers(self, system: str) -> np.ndarray:
+        """Return easting and northing of the point in each zone that reaches it of the coordinate system of
+        an index, ``[zones, 2]``.
 
-        nan where no zone of the system reaches it. Raises `UserError` if the index's metres are of a zone
-        nobody knows.
+        Raises `UserError` if the index's metres are of a zone nobody knows.
         """
         if not system:
             raise UserError(
                 f"--near {self}: the positions of this index are metres of an unknown UTM zone. "
                 "sfrs index --zone says which."
             )
-        positions, reached = to_system([[self.latitude, self.longitude]], system)
-        return positions[0] if reached == system else np.full(2, np.nan)
+        return in_every_zone(self.latitude, self.longitude, system)
 
     def holds(self, positions: np.ndarray, system: str) -> np.ndarray:
         """Return which positions ``[n, 2]`` of a system are within the radius, bool ``[n]``."""
-        return np.hypot(*(positions - self.center(system)).T) <= self.radius
+        held = np.zeros(len(positions), dtype=bool)
+        for center in self.centers(system):
+            held |= np.hypot(*(positions - center).T) <= self.radius
+        return held

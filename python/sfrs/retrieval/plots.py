@@ -21,7 +21,13 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 INK, FAINT, PAPER = "#1f2933", "#7b8794", "#ffffff"
 RIGHT, WRONG = "#1a9850", "#d73027"
 STYLE: dict[Any, Any] = {
-    **{"font.family": "DejaVu Sans", "font.size": 11, "text.color": INK, "legend.edgecolor": "none"},
+    "text.parse_math": False,  # titles are names of folders
+    **{
+        "font.family": "DejaVu Sans",
+        "font.size": 11,
+        "text.color": INK,
+        "legend.edgecolor": "none",
+    },
     **{f"axes.spines.{side}": False for side in ("left", "right", "top")},
     **{"axes.edgecolor": FAINT, "axes.labelcolor": INK, "grid.color": "#e4e7eb"},
     **{"axes.grid": True, "axes.grid.axis": "y", "xtick.major.size": 0, "ytick.major.size": 0},

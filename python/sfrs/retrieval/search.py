@@ -14,6 +14,7 @@ with warnings.catch_warnings():
     torch.from_numpy(np.frombuffer(bytes(4), dtype=np.float32))
 
 BLOCK_ROWS, QUERIES = 65_536, 256  # whose products are computed at once, 64 MB of them
+COPIED = 2**29  # bytes of rows that are copied at once, where they cannot be read as they lie
 CONVERTED_ROWS = 512
 """Rows of float16 made float32 at once: small enough to be in the cache when they are multiplied."""
 
@@ -59,16 +60,17 @@ def scan(rows: np.ndarray, live: np.ndarray, queries: np.ndarray, k: int) -> tup
         (similarities float32 ``[m, k]``, rows int64 ``[m, k]``); equal similarities in the order of the
         rows; -inf and -1 past the end.
     """
-    asked = torch.from_numpy(np.ascontiguousarray(queries, dtype=np.float32))
+    asked = torch.from_numpy(np.array(queries, dtype=np.float32, order="C"))
     best, where = _nothing(len(asked), k)
-    for start in range(0, len(rows), BLOCK_ROWS):
-        dead = torch.from_numpy(~live[start : start + BLOCK_ROWS])
+    in_place = rows.dtype in (np.float32, np.float16) and rows.flags.c_contiguous and min(rows.strides) >= 0
+    many = BLOCK_ROWS if in_place else max(1, min(BLOCK_ROWS, COPIED // (4 * rows.shape[1])))
+    for start in range(0, len(rows), many):
+        dead = torch.from_numpy(~live[start : start + many])
         if dead.all():
             continue
-        block = rows[start : start + BLOCK_ROWS]
-        if block.dtype != np.float16:
-            block = np.ascontiguousarray(block, dtype=np.float32)  # copies nothing that is so already
-        for part in torch.arange(len(asked)).split(QUERIES):
+        block = rows[start : start + many]
+        block = block if in_place else np.array(block, dtype=np.float32, order="C")
+        for part in torch.arange(len(asked), device="cpu").split(QUERIES):
             scores = _products(torch.from_numpy(block), asked[part])  # [b, m]
             scores[dead] = -torch.inf
             found, index = largest(scores.T.contiguous(), min(k, len(scores)))
@@ -96,14 +98,19 @@ def compare(
 
 
 def _nothing(queries: int, k: int) -> tuple[Tensor, Tensor]:
-    return torch.full((queries, k), -torch.inf), torch.full((queries, k), -1)
+    best = torch.full((queries, k), -torch.inf, dtype=torch.float32, device="cpu")
+    return best, torch.full((queries, k), -1, device="cpu")
 
 
 def _products(block: Tensor, queries: Tensor) -> Tensor:
+    if len(queries) == 1:  # a product with a vector may add up equal rows in different orders
+        return _products(block, queries.expand(2, -1))[:, :1]
     if block.dtype == torch.float32:
         return block @ queries.T
-    scores = torch.empty(len(block), len(queries))
-    converted = torch.empty(min(len(block), CONVERTED_ROWS), block.shape[1])
+    scores = torch.empty(len(block), len(queries), dtype=torch.float32, device="cpu")
+    converted = torch.empty(
+        min(len(block), CONVERTED_ROWS), block.shape[1], dtype=torch.float32, device="cpu"
+    )
     for part, out in zip(block.split(CONVERTED_ROWS), scores.split(CONVERTED_ROWS), strict=True):
         torch.matmul(converted[: len(part)].copy_(part), queries.T, out=out)
     return scores

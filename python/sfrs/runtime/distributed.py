@@ -25,6 +25,7 @@ LOOK = 0.5  # seconds between two looks at what the others have done
 LAST_WORDS = 5.0  # seconds that the process which says why the run failed gets for it
 FAILURES = "sfrs/failures"  # of processes of this run, counted in its store
 _joined: "Processes | None" = None
+_running: "Processes | None" = None  # within `running_together`
 
 
 class PeerLostError(UserError, RuntimeError):
@@ -198,9 +199,9 @@ def processes(patience: timedelta = PATIENCE) -> Processes:
     return _joined
 
 
-def joined_processes() -> Processes:
-    """Return the processes that this one has joined already, see `processes`; none but itself else."""
-    return _joined or Processes()
+def running_processes() -> Processes:
+    """Return the processes of `running_together`; outside of it this one alone, whatever it has joined."""
+    return _running or Processes()
 
 
 def _join(patience: timedelta) -> Processes:
@@ -246,8 +247,8 @@ def running_together(patience: timedelta = PATIENCE) -> Iterator[Processes]:
     A process that fails ends at once, which makes those end that wait for it. All but one end without
     cleaning up, which would wait, too, and some seconds later, since torchrun ends all once one has ended.
     """
-    global _joined
-    joined = processes(patience)
+    global _joined, _running
+    joined = _running = processes(patience)
     try:
         yield joined
     except BaseException as error:
@@ -256,6 +257,8 @@ def running_together(patience: timedelta = PATIENCE) -> Iterator[Processes]:
             time.sleep(0.5 if stopped else LAST_WORDS)
             os._exit(1)
         raise
+    finally:
+        _running = None
     if joined.count > 1:
         joined.barrier()
         dist.destroy_process_group()

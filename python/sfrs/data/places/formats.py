@@ -59,6 +59,8 @@ FORMATS = (
     Format("photo folder", PHOTOS, holds_photos, lambda _: [], folder.read_photo_folder),
 )
 """The first that recognises a path reads it."""
+MOVED_APART = ("MSLS", "GSV-Cities")
+"""Formats whose positions are of no system on earth: cities that overlap are moved (`join_cities`)."""
 PAIR = Format(
     "two folders",
     TWO_FOLDERS,

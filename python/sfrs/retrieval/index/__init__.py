@@ -14,8 +14,8 @@ G is the generation (`store`) that wrote the file. `Index` builds and searches a
 describe for a server together (`shards`).
 """
 
-from sfrs.retrieval.index.adding import PATIENCE, Adding, Change
+from sfrs.retrieval.index.adding import ALONE, PATIENCE, Adding, Change
 from sfrs.retrieval.index.build import Builder
 from sfrs.retrieval.index.opened import Index, builder_class, summarise
 
-__all__ = ["PATIENCE", "Adding", "Builder", "Change", "Index", "builder_class", "summarise"]
+__all__ = ["ALONE", "PATIENCE", "Adding", "Builder", "Change", "Index", "builder_class", "summarise"]

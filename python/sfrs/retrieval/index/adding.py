@@ -15,6 +15,10 @@ from sfrs.runtime.progress import Tasks
 
 PATIENCE = timedelta(days=1)
 """Time that a process waits for another, which reads coordinates, makes clusters or describes meanwhile."""
+ALONE = (
+    "torchrun started several processes, which describe PHOTOS together; expected PHOTOS and no --remove. "
+    "Everything else is done by one process, without torchrun."
+)
 NAMED = 3  # images that an error about many of them names
 
 

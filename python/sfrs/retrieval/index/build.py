@@ -139,23 +139,19 @@ class Builder:
         self.change.added += len(entries) - again
         self.change.described_again += again
 
-    def remove(self, pattern: str) -> None:
-        """Remove the images below a folder, or those whose path or name matches a shell pattern.
+    def remove(self, *patterns: str | Path) -> None:
+        """Remove the images below folders, and those whose path or name matches shell patterns.
 
-        Raises `UserError` if no image does.
+        Raises `UserError` if no image does so with one of them; all stay then.
         """
-        folder = Path(os.path.abspath(pattern))
-
-        def matches(file: Path) -> bool:
-            inside = file.is_relative_to(folder) or fnmatch(str(file), str(folder))
-            return inside or fnmatch(str(file), pattern) or fnmatch(file.name, pattern)
-
-        if not self._remove(matches):
-            count = len(self._opened().pending().files)
-            raise UserError(
-                f"--remove {pattern}: none of the {count:,} images of {self.path} "
-                "lies below this folder or matches this pattern."
-            )
+        files = self._opened().pending().files
+        for pattern in patterns:
+            if not any(_matches(pattern, file) for file in files):
+                raise UserError(
+                    f"--remove {pattern}: none of the {len(files):,} images of {self.path} "
+                    "lies below this folder or matches this pattern."
+                )
+        self._remove(lambda file: any(_matches(pattern, file) for pattern in patterns))
 
     def remove_missing(self) -> None:
         """Remove the images whose files are gone."""
@@ -306,13 +302,19 @@ class Builder:
             if batch:
                 write()
 
-    def _remove(self, chosen: Callable[[Path], bool]) -> int:
+    def _remove(self, chosen: Callable[[Path], bool]) -> None:
         store = self._opened()
         table = store.pending()
         slots = [slot for slot, file in zip(table.slots, table.files, strict=True) if chosen(file)]
         store.remove(slots)
         self.change.removed += len(slots)
-        return len(slots)
+
+
+def _matches(pattern: str | Path, file: Path) -> bool:
+    """Say whether a file lies below a folder, or its path or name matches a shell pattern."""
+    folder, pattern = os.path.abspath(pattern), str(pattern)
+    inside = file.is_relative_to(folder) or fnmatch(str(file), folder)
+    return inside or fnmatch(str(file), pattern) or fnmatch(file.name, pattern)
 
 
 def _check_free(path: Path) -> None:

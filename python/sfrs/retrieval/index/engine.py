@@ -159,7 +159,7 @@ class EngineIndex(Index):
         rows = np.full((len(queries), k), -1, np.int64)
         circles = [circle for circle in (self.near, near) if circle is not None]
         condition = " and ".join(map(self._box, circles))
-        inside = np.ones(len(self), bool) if near is None else near.holds(self.positions, self.zone)
+        inside = np.ones(len(self), bool) if near is None else self.within(near)
         wanted, enough = k, min(k, int(inside.sum()))
         while True:
             found = self._engine.search(queries, min(wanted, self._there), condition)
@@ -177,12 +177,13 @@ class EngineIndex(Index):
 
     def _box(self, near: Near) -> str:
         """The condition by which the engine keeps to the square around a circle."""
-        center = near.center(self.zone)
-        if np.isnan(center).any():
-            return "id < 0"  # which no key is
-        low, high = center - near.radius, center + near.radius
-        sides = zip(("easting", "northing"), low.tolist(), high.tolist(), strict=True)
-        return " and ".join(f"{name} >= {least!r} and {name} <= {most!r}" for name, least, most in sides)
+        boxes = []
+        for center in near.centers(self.zone):
+            low, high = center - near.radius, center + near.radius
+            sides = zip(("easting", "northing"), low.tolist(), high.tolist(), strict=True)
+            sides = (f"{name} >= {least!r} and {name} <= {most!r}" for name, least, most in sides)
+            boxes.append(f"({' and '.join(sides)})")
+        return f"({' or '.join(boxes)})" if boxes else "id < 0"  # which no key is
 
     def _keep(self, test: SelfTest) -> None:
         self._engine.keep("self-test", test.to_json())

@@ -13,7 +13,7 @@ from torch import Tensor
 from sfrs.data.images import Photograph
 from sfrs.models.model import Model
 from sfrs.retrieval.found import Found
-from sfrs.retrieval.index.adding import Adding, Change
+from sfrs.retrieval.index.adding import ALONE, Adding, Change
 from sfrs.retrieval.index.build import Builder
 from sfrs.retrieval.index.milvus import on_engine
 from sfrs.retrieval.index.rows import map_rows
@@ -24,7 +24,7 @@ from sfrs.retrieval.near import Near
 from sfrs.retrieval.search import compare, scan
 from sfrs.retrieval.self_test import SAMPLE, self_test
 from sfrs.retrieval.tested import SelfTest
-from sfrs.runtime.distributed import joined_processes
+from sfrs.runtime.distributed import running_processes
 from sfrs.runtime.errors import UserError
 from sfrs.runtime.progress import Tasks, quiet
 
@@ -93,11 +93,13 @@ class Index:
         model: Model | None = None,
         *,
         out: str | Path | None = None,
-        remove: Sequence[str] = (),
+        remove: str | Path | Sequence[str | Path] = (),
         remove_missing: bool = False,
         adding: Adding | None = None,
         tasks: Tasks = quiet,
-        **form: Any,
+        kind: str | None = None,
+        regions: bool | None = None,
+        zone: str = "",
     ) -> "Index":
         """Index photographs, or change an index: remove some, add what is new or changed; and open it.
 
@@ -112,32 +114,33 @@ class Index:
                 trained it, with clusters made from these photographs.
             out: directory of the index, or its address in Milvus; by default the name of ``photos``
                 with ``.index`` added.
-            remove: folders, or patterns of paths or names, whose images go, see `Builder.remove`.
+            remove: a folder, or a pattern of paths or names, or several, whose images go, see
+                `Builder.remove`.
             remove_missing: images whose files are gone go, too.
             tasks: opens a progress display per stage.
-            form: ``kind``, ``regions`` and ``zone``, see `Builder`, also for what it raises.
+            kind: of the descriptors, see `Builder`, also for what it raises.
+            regions: see `Builder`.
+            zone: see `Builder`.
         """
-        joined, adding = joined_processes(), adding or Adding()
+        joined, adding = running_processes(), adding or Adding()
+        form: dict[str, Any] = dict(kind=kind, regions=regions, zone=zone)
         photos = None if photos is None else Path(photos)
         path = _beside(photos) if out is None else Path(out)
         if joined.count > 1:
             if photos is None or remove or remove_missing:
-                raise UserError(
-                    "torchrun started several processes, which describe PHOTOS together; expected PHOTOS and "
-                    "no --remove. Everything else is done by one process, without torchrun."
-                )
+                raise UserError(ALONE)
             from sfrs.retrieval.index.shards import build_together
 
             change = build_together(joined, photos, model, out=path, how=form, adding=adding, tasks=tasks)
             joined.barrier()  # until the main one has finished it
         else:
             builder_of = builder_class(path)
-            if model is None and photos is not None and not builder_of.begun(path):
-                model = Model.load(device=adding.device)
+            if not builder_of.begun(path):  # what is to be changed has to be there
+                model = None if photos is None else model or Model.load(device=adding.device)
             found = () if photos is None else adding.read(photos, tasks)
             with builder_of(path, model, **form, tasks=tasks) as builder:
-                for pattern in remove:
-                    builder.remove(pattern)
+                if remove:
+                    builder.remove(*([remove] if isinstance(remove, (str, Path)) else remove))
                 if remove_missing:
                     builder.remove_missing()
                 builder.add(found, None if photos is None else adding)
@@ -152,7 +155,7 @@ class Index:
     def open(cls, path: str | Path, *, device: str = "cpu", near: Near | None = None) -> "Index":
         """Open the index at ``path``, a folder or an address in Milvus, as its last finished change left it.
 
-        With ``near`` it is an index of the images in that circle, and the others are not read.
+        With ``near`` it is an index of the images in that circle, by rows of its own.
 
         Raises `UserError` if it is no index, its first build has not finished, its format is another, a
         file of it is damaged, or no image is within the circle.
@@ -224,8 +227,8 @@ class Index:
             )
         if not np.isfinite(queries).all():
             raise ValueError("search: the descriptors hold values that are not finite")
-        if near is not None and not near.holds(self.positions, self.zone).any():
-            raise UserError(f"--near {near}: {self.path} holds no image in this circle.")
+        if near is not None:
+            self.within(near)
         try:
             scores, rows = self._find(queries, k, near)
         except ValueError as error:  # of values that are not finite; the queries' are
@@ -239,7 +242,7 @@ class Index:
         live = self._live
         if near is not None:
             live = np.zeros_like(live)
-            live[self._slots] = near.holds(self.positions, self.zone)
+            live[self._slots] = self.within(near)
         if self._compressed is None:
             scores, slots = scan(self._descriptors, live, queries, k)
         else:
@@ -247,6 +250,13 @@ class Index:
                 candidates = self._compressed.candidates(queries, k, live)
             scores, slots = compare(self._descriptors, candidates, queries, k)
         return scores, np.where(slots >= 0, self._row_of[slots], -1) if len(self) else slots
+
+    def within(self, near: Near) -> np.ndarray:
+        """Return which images are in a circle, bool ``[n]``. Raises `UserError` if none is."""
+        inside = near.holds(self.positions, self.zone)
+        if not inside.any():
+            raise UserError(f"--near {near}: {self.path} holds no image in this circle.")
+        return inside
 
     def descriptors(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
         """Read the descriptors of images, float32 ``[len(rows), dim]``.
