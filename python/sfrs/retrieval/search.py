@@ -71,9 +71,9 @@ def scan(rows: np.ndarray, live: np.ndarray, queries: np.ndarray, k: int) -> tup
         block = rows[start : start + many]
         block = block if in_place else np.array(block, dtype=np.float32, order="C")
         for part in torch.arange(len(asked), device="cpu").split(QUERIES):
-            scores = _products(torch.from_numpy(block), asked[part])  # [b, m]
-            scores[dead] = -torch.inf
-            found, index = largest(scores.T.contiguous(), min(k, len(scores)))
+            scores = _products(asked[part], torch.from_numpy(block))  # [m, b]
+            scores[:, dead] = -torch.inf
+            found, index = largest(scores, min(k, len(block)))
             best[part], column = largest(torch.cat([best[part], found], 1), k)
             where[part] = torch.cat([where[part], index + start], 1).gather(1, column)
     where[best == -torch.inf] = -1
@@ -102,18 +102,21 @@ def _nothing(queries: int, k: int) -> tuple[Tensor, Tensor]:
     return best, torch.full((queries, k), -1, device="cpu")
 
 
-def _products(block: Tensor, queries: Tensor) -> Tensor:
-    if len(queries) == 1:  # a product with a vector may add up equal rows in different orders
-        return _products(block, queries.expand(2, -1))[:, :1]
+def _products(queries: Tensor, block: Tensor) -> Tensor:
+    """Multiply ``[m, d]`` with ``[b, d]``: float32 ``[m, b]``."""
     if block.dtype == torch.float32:
-        return block @ queries.T
-    scores = torch.empty(len(block), len(queries), dtype=torch.float32, device="cpu")
-    converted = torch.empty(
-        min(len(block), CONVERTED_ROWS), block.shape[1], dtype=torch.float32, device="cpu"
-    )
-    for part, out in zip(block.split(CONVERTED_ROWS), scores.split(CONVERTED_ROWS), strict=True):
-        torch.matmul(converted[: len(part)].copy_(part), queries.T, out=out)
+        return _multiply(queries, block)
+    scores = torch.empty(len(queries), len(block), dtype=torch.float32, device="cpu")
+    converted = torch.empty(CONVERTED_ROWS, block.shape[1], dtype=torch.float32, device="cpu")
+    for part, out in zip(block.split(CONVERTED_ROWS), scores.split(CONVERTED_ROWS, dim=1), strict=True):
+        out.copy_(_multiply(queries, converted[: len(part)].copy_(part)))
     return scores
+
+
+def _multiply(queries: Tensor, rows: Tensor) -> Tensor:
+    if len(queries) == 1:  # a product with a vector may add up equal rows in different orders
+        return (queries.repeat(2, 1) @ rows.T)[:1]
+    return (rows @ queries.T).T.contiguous()  # the quicker order
 
 
 def largest(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
