@@ -4,8 +4,9 @@
 //   l = xh W^T,  da = xh dV^T - <c, dV>,  dl = a (m da - <a, m da>),  dW += dl^T xh,  dxh = (m a) dV + dl W
 //
 // dW stays in the registers of a block over all its tiles. The gradient through |x| needs <xh, dxh>, which
-// follows from numbers at hand, sum_k (m a)_k <xh, dV_k> + dl_k l_k, so dx replaces x in shared memory and
-// leaves from there in whole lines. Softmax and assignments are repeated, not read.
+// follows from numbers at hand, sum_k (m a)_k <xh, dV_k> + dl_k l_k, so dx leaves from registers. Softmax and
+// assignments are repeated, only norms are read. In 16 bits half of a block's warps make logits and softmax
+// of a tile while the other half makes dx of the one before; both then add to dW.
 //
 // Floor: x read, dx written, 4 D bytes against 4 (2 K + G) D flops per position in 16 bits: at K = 64 an
 // H200 needs 0.6 us per 30 x 40 x 512 map for the bytes and about as long for mma.sync.
@@ -14,6 +15,7 @@
 #include "aggregate_dx.cuh"
 #include "aggregate_softmax.cuh"
 #include "aggregate_sums.cuh"
+#include "aggregate_walks.cuh"
 
 namespace sfrs::cuda {
 
@@ -24,8 +26,9 @@ class BackwardBlock {
   using Cut = typename Shape::Cut;
   static constexpr int kClusterTiles = Shape::kClusterTiles;
   static constexpr bool kOneWindow = Shape::kOneWindow;
+  using Makers = std::conditional_t<Cut::kAlternates, Half, WholeBlock>;
   using BlockSums = Sums<M, kClusterTiles>;
-  using TileSoftmax = Softmax<M, Cut, kOneWindow, sizeof(S) == 2 ? 8 : 16>;
+  using TileSoftmax = Softmax<M, Cut, kOneWindow, Cut::kAlternates ? 4 : sizeof(S) == 2 ? 8 : 16>;
   using Values = typename TileSoftmax::Values;
 
  public:
@@ -35,37 +38,54 @@ class BackwardBlock {
   SFRS_DEVICE void run() {
     BlockSums sums;
     sums.clear();
-    walk<S, kPlanes>(p.x, (int)f.parts, n, memory, *this, sums);
+    if constexpr (Cut::kAlternates)
+      walk_in_turns<S, kPlanes>(p.x, (int)f.parts, n, memory, *this, sums);
+    else
+      walk<S, kPlanes>(p.x, (int)f.parts, n, memory, *this, sums);
     finish(sums);
   }
   SFRS_DEVICE void prepare() const {
     keep_weights<S, T>(n, f.weight, memory);
     keep_bias<T>(n, f.bias, memory);
+    if constexpr (Cut::kAlternates) clear(bias_shares());
   }
 
+  // A step of the whole block.
   template <class BlockSteps>
   SFRS_DEVICE void work(const BlockSteps& steps, int i, const Panels<S>& x, BlockSums& sums) const {
     const Step& now = steps.at(i);
-    if (now.first_tile() && now.chunk_step == 0) load_gradient(now.group.index);
-    LogitOperand weights{n.logits_given ? 0 : n.logit_columns, n.weight_resident, n.at.weight, p.weight_cores,
-                         n.at.logits};
-    LogitOperand gradients{n.cluster_columns, n.gradient_resident, n.at.gradient,
-                           p.gradient_cores + now.group.index * p.gradient_bytes(), n.at.products};
-    LogitMaker<M, Cut, kPlanes, kClusterTiles == 4>{n, memory, now, x, f.normalize_input, weights, gradients}
-        .run();
+    if (now.first_tile() && now.chunk_step == 0) enter(now);
+    T inverse = saved_norm(now, first_position());
+    make_products(now, x);
     if (n.stages == 2) steps.send(i + 1);
     if (!now.last_chunk(n)) return steps.plan(i + 1);
-    differentiate(now, x);
+    differentiate(now, x, inverse);
     __syncthreads();
     steps.plan(i + 1);
     add_rows(now);
+    add_up(now, x, sums);
+    if (now.last_tile()) __syncthreads();
+    end_step(now, x);
+  }
+  // The parts of a step when halves take turns.
+  SFRS_DEVICE void enter(const Step& now) const {
+    if constexpr (Cut::kAlternates) clear(mass_shares());
+    load_gradient(now.group.index);
+  }
+  SFRS_DEVICE void assign(const Step& now, const Panels<S>& x) const {
+    if (!now.valid()) return OperandsRead::sync();
+    T inverse = saved_norm(now, first_position());
+    make_products(now, x);
+    differentiate(now, x, inverse);
+  }
+  SFRS_DEVICE void add_up(const Step&, const Panels<S>& x, BlockSums& sums) const {
     if (f.dweight) sum_up<M, kClusterTiles, kPlanes>(n, logit_gradient_view(), x, sums);
-    if (!f.dx.data && !now.last_tile()) return;
-    __syncthreads();  // x has been summed up and may be replaced
+  }
+  SFRS_DEVICE void end_step(const Step& now, const Panels<S>& x) const {
     if (now.last_tile() && own == 0 && p.masses)
-      for (int k = this_thread(); k < n.clusters; k += kThreads)
-        p.masses[(int64_t)now.unit * n.clusters + k] = part(n.at.masses)[k];
-    if (f.dx.data) DxMaker<M, Cut, kPlanes>{p, n, memory, own}.run(now, x);
+      for (int k = Makers::thread(); k < n.clusters; k += 32 * Makers::kCount)
+        p.masses[(int64_t)now.unit * n.clusters + k] = total(mass_shares(), k);
+    if (f.dx.data) DxMaker<M, Cut, kPlanes, Makers>{p, n, memory, own}.run(now, x);
   }
 
  private:
@@ -75,12 +95,57 @@ class BackwardBlock {
   SFRS_DEVICE Panels<S> assignment_view() const { return backward_assignments<S>(n, memory); }
   SFRS_DEVICE Panels<S> logit_gradient_view() const { return logit_gradients<S>(n, memory); }
 
-  // Sums over the positions: of the weights of the sums, and of the logits' gradients.
+  // 1 / |x| of a position of the tile, and which one a lane takes first.
+  SFRS_DEVICE T saved_norm(const Step& now, int i) const {
+    if (!f.normalize_input || i >= now.count) return 1;
+    return ((const T*)f.saved_inv_norm)[now.group.index_of(p.x, now.begin + i)];
+  }
+  SFRS_DEVICE static int first_position() {
+    return Makers::warp() * TileSoftmax::kAtOnce + lane_of_thread() / TileSoftmax::kSharers;
+  }
+  SFRS_DEVICE void make_products(const Step& now, const Panels<S>& x) const {
+    LogitOperand weights{n.logits_given ? 0 : n.logit_columns, n.weight_resident, n.at.weight, p.weight_cores,
+                         n.at.logits};
+    LogitOperand gradients{n.cluster_columns, n.gradient_resident, n.at.gradient,
+                           p.gradient_cores + now.group.index * p.gradient_bytes(), n.at.products};
+    LogitMaker<M, Cut, kPlanes, false, kClusterTiles == 4, Makers>{n, memory, now, x, weights, gradients}
+        .run();
+  }
+
+  // Sums over the positions: of the weights of the sums, and of the logits' gradients. When halves take
+  // turns, a share of every warp.
+  static constexpr int kShares = Cut::kAlternates ? kWarps : 1;
+  SFRS_DEVICE T* mass_shares() const { return part(n.at.masses); }
+  SFRS_DEVICE T* bias_shares() const { return mass_shares() + kShares * n.cluster_columns; }
   SFRS_DEVICE void add_rows(const Step& now) const {
-    if (p.masses) softmax().template add_rows<false>(n.cluster_columns, now.first_tile(), part(n.at.masses));
-    if (f.dbias)
-      softmax().template add_rows<true>(n.logit_columns, now.first_of_block(),
-                                        part(n.at.masses) + n.cluster_columns);
+    if (p.masses) softmax().template add_rows<false>(n.cluster_columns, now.first_tile(), mass_shares());
+    if (f.dbias) softmax().template add_rows<true>(n.logit_columns, now.first_of_block(), bias_shares());
+  }
+  SFRS_DEVICE void clear(T* shares) const {
+    for (int k = this_thread(); k < kShares * n.logit_columns; k += kThreads) shares[k] = 0;
+  }
+  SFRS_DEVICE T total(const T* shares, int k) const {
+    T sum = shares[k];
+    for (int i = 1; i < kShares; ++i) sum += shares[i * n.logit_columns + k];
+    return sum;
+  }
+  // Adds up the values of a warp's positions, and adds that to its share: lanes exchange halves of what they
+  // have until each is left with two clusters.
+  SFRS_DEVICE void add_positions(const Values& values, T* shares) const {
+    static_assert(!Cut::kAlternates || (TileSoftmax::kFours == 4 && TileSoftmax::kAtOnce == 8));
+    T eight[8], four[4], two[2];
+    int lane = lane_of_thread(), upper = lane >> 4;
+    SFRS_EACH (i, 8) eight[i] = exchanged(values[i / 4][i % 4], values[2 + i / 4][i % 4], upper, 16);
+    upper = lane >> 3 & 1;
+    SFRS_EACH (i, 4) four[i] = exchanged(eight[i], eight[4 + i], upper, 8);
+    upper = lane >> 2 & 1;
+    SFRS_EACH (i, 2) two[i] = exchanged(four[i], four[2 + i], upper, 4);
+    int k = TileSoftmax::cluster(0, lane >> 4 << 1 | (lane >> 3 & 1)) + 2 * upper;
+    auto* share = (Packed<T, 2>*)(shares + warp_of_thread() * n.logit_columns + k);
+    share->set(0, share->v[0] + two[0], share->v[1] + two[1]);
+  }
+  SFRS_DEVICE static T exchanged(T low, T high, bool upper, int step) {
+    return (upper ? high : low) + __shfl_xor_sync(kAllLanes, upper ? low : high, step);
   }
 
   // dV of a group, if it is kept, and for every cluster what it is to be multiplied by and <c, dV>.
@@ -104,19 +169,18 @@ class BackwardBlock {
 
   // From logits and <x, dV> to the left operands of dW and dx. The weights of the sums take the place of the
   // products, the logits' gradients that of the logits.
-  SFRS_DEVICE void differentiate(const Step& now, const Panels<S>& x) const {
+  // `inverse` is that of the lane's first position.
+  SFRS_DEVICE void differentiate(const Step& now, const Panels<S>& x, T inverse) const {
     TileSoftmax soft = softmax();
     int lane = lane_of_thread(), begin = now.begin, count = now.count;
-    for (int first = warp_of_thread() * soft.kAtOnce; first < n.positions; first += kWarps * soft.kAtOnce) {
+    for (int first = Makers::warp() * soft.kAtOnce; first < n.positions;
+         first += Makers::kCount * soft.kAtOnce) {
       int i = first + lane / soft.kSharers;
+      if (first >= Makers::kCount * soft.kAtOnce) inverse = saved_norm(now, i);
       bool valid = i < count, leads = lane % soft.kSharers == 0;
       int64_t at = 0;  // among all positions
       if (n.by_position && valid) at = now.group.index_of(p.x, begin + i);
-      T inverse = 1, top;
-      if (f.normalize_input) {
-        inverse = inverse_norm(square_of(n, part(n.at.squares), i));
-        if (!valid) inverse = 1;
-      }
+      T top;
       Values l, a, da;
       auto load = [&](int window) {
         soft.load_logits(window, i, at, valid, inverse, l);
@@ -140,12 +204,19 @@ class BackwardBlock {
           soft.exponentiate(top, a);
           load_gradients(window, i, inverse, scale, a, da, ignored[0], ignored[1]);
         }
-        finish_position(window, i, at, valid, m, inner, inverse / power, l, a, da, onto_x);
+        finish_position(window, at, valid, m, inner, l, a, da, onto_x);
+        if constexpr (!Cut::kAlternates) write(window, i, inverse / power, a, da);
+      }
+      onto_x = soft.share_sum(onto_x);
+      if constexpr (Cut::kAlternates) {
+        if (p.masses) add_positions(a, mass_shares());
+        if (f.dbias) add_positions(da, bias_shares());
+        if (first < Makers::kCount * soft.kAtOnce) OperandsRead::sync();
+        write(0, i, inverse / power, a, da);
       }
       for (int k = round_up(n.logit_columns, kWindow) + soft.cluster(0, 0); k < n.cluster_rows;
            k += 4 * soft.kSharers)
         logit_gradient_view().put(i, k, Four<S>{});
-      onto_x = soft.share_sum(onto_x);
       bool counts = f.normalize_input && norm_counts(inverse);
       if (leads) {
         part(n.at.along)[i] = counts && valid ? onto_x * inverse * inverse / power : (T)0;
@@ -172,43 +243,51 @@ class BackwardBlock {
       }
     }
   }
-  // Writes what is wanted of a position; adds <dl, l>.
-  SFRS_DEVICE void finish_position(int window, int i, int64_t at, bool valid, T m, T inner, T factor,
-                                   const Values& l, const Values& a, const Values& da, T& onto_x) const {
+  // a becomes the weight in the sums, da the gradient of the logits; adds <dl, l>.
+  SFRS_DEVICE void finish_position(int window, int64_t at, bool valid, T m, T inner, const Values& l,
+                                   Values& a, Values& da, T& onto_x) const {
+    SFRS_EACH (j, TileSoftmax::kFours) {
+      int k = TileSoftmax::cluster(window, j);
+      SFRS_EACH (e, 4) {
+        T weight = a[j][e] * m;
+        da[j][e] = weight * (da[j][e] - inner);
+        a[j][e] = k + e < n.clusters ? weight : (T)0;
+        if (!n.logits_given) onto_x += da[j][e] * l[j][e];
+      }
+      if (f.dlogits && own == 0 && valid)
+        SFRS_EACH (e, 4)
+          if (k + e < n.logits) ((T*)f.dlogits)[at * n.logits + k + e] = da[j][e];
+    }
+  }
+  // Writes the left operands and, where rows are to be added up, what they are made of.
+  SFRS_DEVICE void write(int window, int i, T factor, const Values& weights, const Values& dl) const {
     const T* facts = part(n.at.gradient_facts);
     SFRS_EACH (j, TileSoftmax::kFours) {
       int k = TileSoftmax::cluster(window, j);
-      Four<T> weight, dl;
-      SFRS_EACH (e, 4) {
-        weight.v[e] = a[j][e] * m;
-        dl.v[e] = weight.v[e] * (da[j][e] - inner);
-        if (!n.logits_given) onto_x += dl.v[e] * l[j][e];
-      }
+      Four<T> weight, gradient;
+      SFRS_EACH (e, 4) weight.v[e] = weights[j][e], gradient.v[e] = dl[j][e];
       if (k < n.cluster_columns) {
         Four<T> of = *(const Four<T>*)(facts + k);
         Four<S> left;
-        SFRS_EACH (e, 4) weight.v[e] = k + e < n.clusters ? weight.v[e] : (T)0;
         SFRS_EACH (e, 2)
           left.set(e, weight.v[2 * e] * factor * of.v[2 * e], weight.v[2 * e + 1] * factor * of.v[2 * e + 1]);
-        softmax().products(i, k) = weight;
+        if constexpr (!Cut::kAlternates) softmax().products(i, k) = weight;
         assignment_view().put(i, k, left);
       }
       if (k < n.cluster_rows) {
         Four<S> left;
-        SFRS_EACH (e, 2) left.set(e, dl.v[2 * e] * factor, dl.v[2 * e + 1] * factor);
+        SFRS_EACH (e, 2) left.set(e, gradient.v[2 * e] * factor, gradient.v[2 * e + 1] * factor);
         logit_gradient_view().put(i, k, left);
       }
-      if (k < n.logit_columns) softmax().logits(i, k) = dl;
-      if (f.dlogits && own == 0 && valid)
-        SFRS_EACH (e, 4)
-          if (k + e < n.logits) ((T*)f.dlogits)[at * n.logits + k + e] = dl.v[e];
+      if constexpr (!Cut::kAlternates)
+        if (k < n.logit_columns) softmax().logits(i, k) = gradient;
     }
   }
 
   SFRS_DEVICE void finish(BlockSums& sums) const {
     if (f.dbias && own == 0)
       for (int k = this_thread(); k < n.logits; k += kThreads)
-        p.bias_sums[(int64_t)blockIdx.x * n.logits + k] = part(n.at.masses)[n.cluster_columns + k];
+        p.bias_sums[(int64_t)blockIdx.x * n.logits + k] = total(bias_shares(), k);
     if (!f.dweight) return;
     T* out = p.weight_sums + (int64_t)blockIdx.x * n.logits * n.sums_dim();
     sums.each_four(n, WriteSums<T, T>{out, n.logits, n.sums_dim(), own * n.chunk, n.chunk});

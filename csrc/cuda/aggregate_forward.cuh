@@ -13,6 +13,7 @@
 
 #include "aggregate_softmax.cuh"
 #include "aggregate_sums.cuh"
+#include "aggregate_walks.cuh"
 
 namespace sfrs::cuda {
 
@@ -116,7 +117,8 @@ class ForwardBlock {
   SFRS_DEVICE void make_logits(const Step& now, const Panels<S>& x) const {
     LogitOperand weights{n.logits_given ? 0 : n.logit_columns, n.weight_resident, n.at.weight, p.weight_cores,
                          n.at.logits};
-    LogitMaker<M, Cut, kPlanes, kClusterTiles == 4, Makers>{n, memory, now, x, f.normalize_input, weights, {}}
+    LogitMaker<M, Cut, kPlanes, true, kClusterTiles == 4, Makers>{n,  memory,           now, x, weights,
+                                                                  {}, f.normalize_input}
         .run();
   }
 

@@ -56,9 +56,9 @@ struct LogitOperand {
 };
 
 // products[p][column] (+)= sum of x[p][d] operand[column][d] over the chunk in `x`, for up to two operands,
-// and squares[slice][p] (+)= x[p]^2. All makers, with a barrier at the end. A task is 16 kTaskRows positions
-// by 32 columns over a slice of the dimensions; what slices share they add up in turns.
-template <class M, class N, bool kPlanes, bool kManyColumns, class Makers = WholeBlock>
+// and squares[slice][p] (+)= x[p]^2 if kSquares. All makers, with a barrier at the end. A task is 16
+// kTaskRows positions by 32 columns over a slice of the dimensions; what slices share they add up in turns.
+template <class M, class N, bool kPlanes, bool kSquares, bool kManyColumns, class Makers = WholeBlock>
 struct LogitMaker {
   using S = typename M::Storage;
   using T = typename M::Sum;
@@ -66,8 +66,8 @@ struct LogitMaker {
   unsigned char* memory;
   const Step& now;
   Panels<S> x;
-  bool squares_wanted;
   LogitOperand left, right;
+  bool squares_wanted = false;  // if kSquares
 
   SFRS_DEVICE void run() const {
     int columns = left.columns + right.columns, warp = Makers::warp();
@@ -95,6 +95,13 @@ struct LogitMaker {
   // those of one piece of 16, which it takes first. If there may be one task only, it makes all.
   static constexpr bool kTurns = sizeof(S) == 2 && kManyColumns;
 
+  // Halves of a block that both multiply wait for each other's loads: this one loads a step ahead.
+  static constexpr bool kAhead = N::kAlternates;
+
+  struct Pieces {
+    typename M::Operand a[M::kTaskRows];
+    typename M::Ready b[2];
+  };
   struct Place {
     int column, m, slice, swap;
   };
@@ -123,39 +130,56 @@ struct LogitMaker {
   template <bool kMultiplies, class View>
   SFRS_DEVICE void multiply_from(const View& w, const Place& at, int column,
                                  T (&sums)[M::kTaskRows][4][4]) const {
-    constexpr int squared = kMultiplies && kTurns ? 1 : M::kTaskRows;
+    constexpr int squared = !kSquares ? 0 : kMultiplies && kTurns ? 1 : M::kTaskRows;
     int lane = lane_of_thread(), d0 = now.d0, depth = round_up(now.dimensions, M::kBlock);
     int begin = at.slice * n.slice_depth;
     int end = begin + n.slice_depth < depth ? begin + n.slice_depth : depth;
     int rows[M::kTaskRows];
     SFRS_EACH (i, M::kTaskRows) rows[i] = row(at, i) & (n.positions - 1);  // 16 positions fill half a task
-    typename M::Squares square[squared] = {};
+    typename M::Squares square[squared + !squared] = {};
     SFRS_EACH (i, M::kTaskRows)
       SFRS_EACH (j, 4)
         SFRS_EACH (e, 4) sums[i][j][e] = 0;
-    SFRS_ROLLED
-    for (int k = begin; k < end; k += M::kBlock) {
+    auto load = [&](int k, int step) {
       Panels<S> xs = kPlanes ? x.from(k, 0) : x.from(0, k);
       View ws = w.from(column, d0 + k);
-      SFRS_UNROLL_BY(N::kKnown ? M::kTogether : 1)
-      for (int step = 0; step < M::kBlock / M::kStep; ++step) {
-        typename M::Ready b[2];
+      Pieces pieces;
+      SFRS_EACH (pair, 2)
+        if constexpr (kMultiplies)
+          pieces.b[pair] = M::ready(M::template load_b<false>(ws, 16 * pair, step * M::kStep, lane));
+      SFRS_EACH (i, M::kTaskRows)
+        pieces.a[i] = M::template load_a<kPlanes>(xs, rows[i], step * M::kStep, lane);
+      return pieces;
+    };
+    auto multiply = [&](const Pieces& pieces) {
+      SFRS_EACH (i, M::kTaskRows) {
+        if constexpr (kSquares)
+          if (i < squared) M::add_squares(pieces.a[i], square[i < squared ? i : 0]);
         if constexpr (kMultiplies) {
-          SFRS_EACH (pair, 2)
-            b[pair] = M::ready(M::template load_b<false>(ws, 16 * pair, step * M::kStep, lane));
+          auto ready = M::ready(pieces.a[i]);
+          SFRS_EACH (pair, 2) M::multiply(sums[i][2 * pair], sums[i][2 * pair + 1], ready, pieces.b[pair]);
         }
-        SFRS_EACH (i, M::kTaskRows) {
-          auto a = M::template load_a<kPlanes>(xs, rows[i], step * M::kStep, lane);
-          if (i < squared) M::add_squares(a, square[i < squared ? i : 0]);
-          if constexpr (kMultiplies) {
-            auto ready = M::ready(a);
-            SFRS_EACH (pair, 2) M::multiply(sums[i][2 * pair], sums[i][2 * pair + 1], ready, b[pair]);
-          }
+      }
+    };
+    constexpr int steps = M::kBlock / M::kStep;
+    Pieces now;
+    if constexpr (kAhead) now = load(begin, 0);
+    SFRS_ROLLED
+    for (int k = begin; k < end; k += M::kBlock) {
+      int next = k + M::kBlock < end ? k + M::kBlock : begin;  // behind the last there is nothing to load
+      SFRS_UNROLL_BY(N::kKnown ? M::kTogether : 1)
+      for (int step = 0; step < steps; ++step) {
+        if constexpr (kAhead) {
+          Pieces then = load(step + 1 < steps ? k : next, (step + 1) % steps);
+          multiply(now);
+          now = then;
+        } else {
+          multiply(load(k, step));
         }
       }
     }
     bool mine = kTurns ? at.column <= kLogitTask : at.column == 0;
-    if (squares_wanted && mine) write_squares(at, square);
+    if (kSquares && squares_wanted && mine) write_squares(at, square);
   }
 
   template <int kCount>

@@ -16,8 +16,12 @@ constexpr int kMaxLogits = 320, kMaxLogits64 = 256;  // K + G, of float64
 constexpr int kLogitTask = 32;                       // columns of logits that one warp makes at a time
 constexpr int kWindow = 64;                          // clusters that the softmax takes at a time
 constexpr int kMaxSlices = 4;
-constexpr int kAssigners = 4;   // warps that make assignments while the others sum up the tile before
+constexpr int kAssigners = 4;   // warps that make assignments while the others are at the tile before
 constexpr int kStepBytes = 96;  // of a Step, see aggregate_tiles.cuh
+
+// How the warps of a block go from tile to tile: all together; kAssigners ahead of kWarps others that sum up
+// the tile before (forward); or half of them ahead of the other half, which then changes (backward).
+enum class Crews { together, apart, in_turns };
 
 SFRS_HOST_DEVICE constexpr int log2_of(int power) { return power == 1 ? 0 : 1 + log2_of(power / 2); }
 
@@ -27,7 +31,7 @@ struct SharedOffsets {
   int assignment, logit_gradient;  // left operands of dW and dx, of the sums in the forward
   int weight, gradient;            // right operands, if resident
   int logits, products;            // W x and <x, dV>
-  int squares;                     // |x|^2, a share of every slice, [slices, positions]
+  int squares;                     // of the forward: |x|^2, a share of every slice, [slices, positions]
   int along;                       // of dx along x, and the power that scales it, [2, positions]
   int masses;                      // sums of assignments, [cluster_columns], and of the logits' gradients
   int bias;                        // -infinity behind the last cluster, [logit_columns]
@@ -52,7 +56,7 @@ struct Tiling {
   int slices, slice_bits;  // of the dimensions, given to different warps when making logits; their logarithm
   int slice_depth;         // dimensions of a slice of a chunk
   int stages;              // tiles of x in shared memory: the next one travels while one is used
-  bool overlaps;           // whether a tile is summed up while the next one is assigned
+  Crews crews;
   bool weight_resident, gradient_resident;  // in shared memory, else read through L1
   int load_bytes, store_bytes;              // of one copy of x, dx
   int splits, unit_tiles;                   // units of a group, tiles of a unit
@@ -61,7 +65,7 @@ struct Tiling {
   SharedOffsets at;
   int64_t shared;  // bytes of a block
 
-  static constexpr bool kKnown = false, kOverlaps = false;
+  static constexpr bool kKnown = false, kOverlaps = false, kAlternates = false;
 
   SFRS_HOST_DEVICE int padded_dim() const { return chunk * chunks; }
   // D of sums in scratch, which are written four at a time.
@@ -75,9 +79,10 @@ struct Tiling {
 // The same with what hot loops depend on known to the compiler: for 33 to 64 clusters and logits, all weights
 // in shared memory, and chunks that fill the rows of a panel. Kernels are templates of one or the other and
 // take members by their names.
-template <int kPositions, int kSlices, int kStages, bool kGradient, bool kTilesOverlap>
+template <int kPositions, int kSlices, int kStages, bool kGradient, Crews kCrews>
 struct Fixed : Tiling {
-  static constexpr bool kKnown = true, kOverlaps = kTilesOverlap;
+  static constexpr bool kKnown = true, kOverlaps = kCrews == Crews::apart,
+                        kAlternates = kCrews == Crews::in_turns;
   static constexpr bool logits_given = false, weight_resident = true, gradient_resident = kGradient;
   static constexpr int positions = kPositions, position_bits = log2_of(kPositions);
   static constexpr int slices = kSlices, slice_bits = log2_of(kSlices), stages = kStages;
@@ -87,9 +92,9 @@ struct Fixed : Tiling {
   static bool fits(const Tiling& n) {
     return n.logits_given == logits_given && n.chunk * n.element_bytes >= 128 && n.weight_resident &&
            n.gradient_resident == kGradient && n.positions == kPositions && n.slices == kSlices &&
-           n.stages == kStages && n.overlaps == kOverlaps && n.cluster_warps == cluster_warps &&
-           n.cluster_rows == cluster_rows && n.logit_columns == logit_columns &&
-           n.cluster_columns == cluster_columns;
+           n.stages == kStages && n.crews == kCrews && (!kAlternates || n.chunks == 1) &&
+           n.cluster_warps == cluster_warps && n.cluster_rows == cluster_rows &&
+           n.logit_columns == logit_columns && n.cluster_columns == cluster_columns;
   }
   SFRS_HOST_DEVICE static constexpr int logit_row(int i) { return i * (logit_columns + 16) + (i & 2) * 4; }
   SFRS_HOST_DEVICE static constexpr int product_row(int i) {
@@ -122,14 +127,17 @@ void lay_out(Tiling* n, bool backward) {
   at.gradient = take(n->gradient_resident ? n->cluster_columns * cores : 0);
   at.logits = take(n->logit_row(n->positions) * sum);
   at.products = take(backward ? n->product_row(n->positions) * sum : 0);
-  at.squares = take(kMaxSlices * n->positions * sum);
+  at.squares = take(backward ? 0 : kMaxSlices * n->positions * sum);
   at.along = take(backward ? 2 * n->positions * sum : 0);
-  // Of tiles that overlap a share of every assigner, for a unit and the next one.
-  at.masses =
-      take((n->overlaps ? 2 * kAssigners * n->cluster_columns : n->cluster_columns + n->logit_columns) * sum);
+  // Of crews apart a share of every assigner, for a unit and the next one; of those in turns one of every
+  // warp.
+  bool apart = n->crews == Crews::apart, shared = n->crews == Crews::in_turns;
+  at.masses = take((apart ? 2 * kAssigners * n->cluster_columns
+                          : (shared ? kWarps : 1) * (n->cluster_columns + n->logit_columns)) *
+                   sum);
   at.bias = take(n->logit_columns * sum);
   at.gradient_facts = take(backward ? 2 * n->cluster_columns * sum : 0);
-  at.shares = n->overlaps ? take((kWarps + 1) * n->cluster_rows * sum) : at.logits;
+  at.shares = apart ? take((kWarps + 1) * n->cluster_rows * sum) : at.logits;
   at.steps = take(4 * kStepBytes);
   n->shared = end;
 }
@@ -229,11 +237,11 @@ template <class M, bool kBackward>
 struct Usual {
   static constexpr int kBytes = (int)sizeof(typename M::Storage);
   static constexpr int kPositions = (kBytes == 2 ? 64 : 32) / (kBackward ? 2 : 1);
-  static constexpr bool kOverlaps = kBytes == 2 && !kBackward;
+  static constexpr Crews kCrews = kBytes != 2 ? Crews::together : kBackward ? Crews::in_turns : Crews::apart;
   static constexpr int kTasks =
       (kPositions > 16 * M::kTaskRows ? kPositions / (16 * M::kTaskRows) : 1) * (kBackward ? 4 : 2);
-  using Cut = Fixed<kPositions, (kOverlaps ? kAssigners : kWarps) / kTasks, kBytes == 2 || kBackward ? 2 : 1,
-                    kBackward && kBytes == 2, kOverlaps>;
+  using Cut = Fixed<kPositions, (kBytes == 2 ? kAssigners : kWarps) / kTasks,
+                    kBytes == 2 || kBackward ? 2 : 1, kBackward && kBytes == 2, kCrews>;
 };
 
 // Tasks that the positions of a tile are for products other than the sums.
@@ -244,10 +252,10 @@ SFRS_HOST_DEVICE inline int row_tasks(const Tiling& n) {
 
 template <class M>
 Tiling make_tiling(const Aggregation& f, const FeatureMap& x, const Machine& machine, int cluster_tiles,
-                   bool backward, bool overlaps) {
+                   bool backward, Crews crews) {
   using S = typename M::Storage;
   Tiling n{};
-  n.overlaps = overlaps;
+  n.crews = crews;
   n.dim = (int)x.dim;
   n.clusters = (int)f.clusters;
   n.logits = (int)f.logits();
@@ -281,7 +289,7 @@ Tiling make_tiling(const Aggregation& f, const FeatureMap& x, const Machine& mac
   int m_tasks = row_tasks<M>(n);
   int tasks = m_tasks * (n.logit_columns + (backward ? n.cluster_columns : 0)) / kLogitTask;
   int most_slices = n.chunk / M::kBlock < kMaxSlices ? n.chunk / M::kBlock : kMaxSlices;
-  int makers = overlaps ? kAssigners : kWarps;
+  int makers = crews == Crews::together ? kWarps : kAssigners;
   for (n.slices = 1; n.slices * 2 <= most_slices && tasks * n.slices * 2 <= makers;)
     n.slices *= 2, ++n.slice_bits;
   n.slice_depth = round_up((n.chunk + n.slices - 1) / n.slices, M::kBlock);
@@ -306,17 +314,17 @@ template <class M, bool kBackward, class F>
 void with_size(const Aggregation& f, const FeatureMap& x, const Machine& machine, const F& work) {
   // Sums of a backward are of the logits' gradients, with weights; without, its tasks are of clusters.
   int64_t logits = f.logits(), clusters = kBackward && !f.logits_given ? logits : f.clusters;
-  auto cut = [&](int cluster_tiles, bool overlaps = false) {
-    return make_tiling<M>(f, x, machine, cluster_tiles, kBackward, overlaps);
+  auto cut = [&](int cluster_tiles, Crews crews = Crews::together) {
+    return make_tiling<M>(f, x, machine, cluster_tiles, kBackward, crews);
   };
   if constexpr (sizeof(typename M::Storage) == 8) {
     work(Size<2, false>(), cut(2));
   } else {
     if (clusters <= 32 && logits <= kWindow) return work(Size<2, true>(), cut(2));
     using Cut = typename Usual<M, kBackward>::Cut;
-    Tiling n = cut(4, Cut::kOverlaps);
+    Tiling n = cut(4, Usual<M, kBackward>::kCrews);
     if (Cut::fits(n)) return work(Size<4, true, Cut>(), n);
-    work(Size<4, false>(), n.overlaps ? cut(4) : n);
+    work(Size<4, false>(), n.crews == Crews::together ? n : cut(4));
   }
 }
 

@@ -200,6 +200,15 @@ struct alignas(kCount * sizeof(S) < 16 ? kCount * sizeof(S) : 16) Packed {
     else
       v[2 * pair] = first, v[2 * pair + 1] = second;
   }
+  // Element i as a float or a double.
+  SFRS_DEVICE auto get(int i) const {
+    if constexpr (!kHalves)
+      return to_float(v[i]);
+    else if constexpr (__is_same(S, bf16))
+      return bits_float(i & 1 ? v[i / 2] & 0xffff0000u : v[i / 2] << 16);
+    else
+      return to_float(S{(uint16_t)(i & 1 ? v[i / 2] >> 16 : v[i / 2])});
+  }
 };
 template <class T>
 using Four = Packed<T, 4>;

@@ -60,7 +60,9 @@ struct Cores {
     return core * 128 + (row & 7) * 16 + column % kChunk * (int)sizeof(S);
   }
   // The matrix from there on: `row` a multiple of 8, `column` of kChunk.
-  SFRS_DEVICE Cores from(int row, int column) const { return {base + offset(row, column, columns), columns}; }
+  SFRS_DEVICE Cores from(int row, int column) const {
+    return {base + (Offset)(row >> 3) * (columns / kChunk * 128) + (Offset)column * (128 / kChunk), columns};
+  }
 };
 
 SFRS_DEVICE uint32_t pair_at(const void* p) { return *(const uint32_t*)p; }
@@ -121,6 +123,13 @@ struct Matmul {
     }
     return b;
   }
+  // Of 16 rows by 16 columns of a panel what lies where a lane's sums do: [upper and lower rows][left and
+  // right].
+  template <class View>
+  static SFRS_DEVICE void load_under(const View& v, int m, int n, int lane, Packed<S, 2> (&under)[2][2]) {
+    Operand a = load_a<false>(v, m, n, lane);
+    SFRS_EACH (i, 4) under[i & 1][i >> 1].v[0] = a.r[i];
+  }
   static SFRS_DEVICE Ready ready(const Operand& o) { return o; }
   static SFRS_DEVICE void multiply(float (&c0)[4], float (&c1)[4], const Ready& a, const Ready& b) {
     if constexpr (kBrain) {
@@ -156,6 +165,18 @@ struct Matmul {
   static constexpr bool kBrain = __is_same(S, bf16);
 };
 
+// The wider types' load_under.
+template <class S>
+struct PairsUnder {
+  template <class View>
+  static SFRS_DEVICE void load_under(const View& v, int m, int n, int lane, Packed<S, 2> (&under)[2][2]) {
+    SFRS_EACH (half, 2)
+      SFRS_EACH (piece, 2)
+        under[half][piece] =
+            *(const Packed<S, 2>*)v.at(m + 8 * half + lane / 4, n + 8 * piece + 2 * (lane % 4));
+  }
+};
+
 // Squares of two rows, a share in each of the four lanes that hold them.
 template <class T>
 struct LaneSquares {
@@ -172,7 +193,7 @@ struct LaneSquares {
 // which keep 22 bits and leave the error of a float product. Sums are another matter: tensor cores cut them
 // off at every step (add_truncated in csrc/testing/emulator.h), which adds up to 2e-5 over 10,000 positions.
 template <bool kTf32>
-struct Matmul<float, kTf32> {
+struct Matmul<float, kTf32> : PairsUnder<float> {
   using Storage = float;
   using Sum = float;
   static constexpr int kStep = 8, kBlock = 4 * kStep, kColumnTiles = 8;
@@ -252,7 +273,7 @@ struct Matmul<float, kTf32> {
 };
 
 template <bool kTf32>
-struct Matmul<double, kTf32> {
+struct Matmul<double, kTf32> : PairsUnder<double> {
   using Storage = double;
   using Sum = double;
   static constexpr int kStep = 4, kBlock = 4 * kStep, kColumnTiles = 4, kRowTiles = 2, kTaskRows = 1,

@@ -21,7 +21,7 @@ from pathlib import Path
 
 CSRC = Path(__file__).resolve().parents[1]
 
-CREWS = "Makers|Adders|Summers|Assigners|BothCrews|AssignmentsRead"
+CREWS = "Makers|Adders|Summers|Assigners|BothCrews|AssignmentsRead|Half|SummedUp|OperandsRead"
 # What is broken, wherever it stands: (name, pattern, replacement).
 PATTERNS = (
     ("block barrier removed", r"__syncthreads\(\);", ";"),
