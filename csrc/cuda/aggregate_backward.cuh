@@ -279,8 +279,9 @@ class BackwardBlock {
         SFRS_EACH (e, 2) left.set(e, gradient.v[2 * e] * factor, gradient.v[2 * e + 1] * factor);
         logit_gradient_view().put(i, k, left);
       }
-      if constexpr (!Cut::kAlternates)
+      if constexpr (!Cut::kAlternates) {
         if (k < n.logit_columns) softmax().logits(i, k) = gradient;
+      }
     }
   }
 

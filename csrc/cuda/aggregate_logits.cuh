@@ -153,8 +153,9 @@ struct LogitMaker {
     };
     auto multiply = [&](const Pieces& pieces) {
       SFRS_EACH (i, M::kTaskRows) {
-        if constexpr (kSquares)
+        if constexpr (kSquares) {
           if (i < squared) M::add_squares(pieces.a[i], square[i < squared ? i : 0]);
+        }
         if constexpr (kMultiplies) {
           auto ready = M::ready(pieces.a[i]);
           SFRS_EACH (pair, 2) M::multiply(sums[i][2 * pair], sums[i][2 * pair + 1], ready, pieces.b[pair]);

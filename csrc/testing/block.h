@@ -218,7 +218,11 @@ class Block {
     if (waiting_ || warp.waiting) fail("ends while other threads wait for it at a barrier");
     warp.ended |= 1u << lane();
     set_ready(current_ / kLanes, warp.ready & ~(1u << lane()));
-    if (++ended_ == count_) return &main_;
+    if (++ended_ == count_) {
+      for (const Group& group : groups_)
+        if (group.waiting) fail("is the last to end, but threads came to %s for nothing", group.name.c_str());
+      return &main_;
+    }
     choose();
     return &thread().fiber;
   }

@@ -98,6 +98,8 @@ void check_crews() {
   expect(fault.empty() && before == -1 && after == 1, "who arrives at a barrier goes on");
   expect_fault("a numbered barrier that too few come to is a fault",
                fault_of(64, 0, [] { sync_some<1, 96>(); }), {"last to wait"});
+  expect_fault("threads that come to a numbered barrier for nothing are a fault",
+               fault_of(32, 0, [] { arrive_some<1, 64>(); }), {"last to end", "barrier 1"});
   expect_fault("lanes at barriers of different numbers are a fault",
                fault_of(32, 0, [] { threadIdx.x ? sync_some<1, 32>() : sync_some<2, 32>(); }),
                {"barrier 1", "barrier 2"});

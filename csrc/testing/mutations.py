@@ -47,6 +47,8 @@ FILTERS = (
     ("aggregate/f16/one_row",),
     ("aggregate/f16/aligned",),
     ("aggregate/f16/seventy",),
+    ("aggregate/f16/usual/planes/whole",),
+    ("aggregate/f16/usual/planes/quarters",),
     ("aggregate/f16/overlapping/planes/whole",),
     ("aggregate/f16/overlapping_chunks/planes/whole",),
     ("aggregate/f16/long_features",),

@@ -72,7 +72,7 @@ def shorten(name: str) -> str:
     """``kernel<parameters>`` of a demangled name."""
     name = re.sub(r"^void |\(anonymous namespace\)::|sfrs::|cuda::", "", name)
     name = name.replace("(bool)1", "true").replace("(bool)0", "false")
-    return re.sub(r"\((int|long|unsigned int)\)", "", name).split("(")[0]
+    return re.sub(r"\((int|long|unsigned int|Crews)\)", "", name).split("(")[0]
 
 
 def readable(mangled: list[str]) -> dict[str, str]:

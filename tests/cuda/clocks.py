@@ -4,8 +4,9 @@ Counts the clocks of one block (walk.py) for every problem below, with the param
 pass (csrc/testing/list_launches). Three sizes of a problem tell what a tile of 64 positions takes, a unit (an
 image, a quarter, or a part of one) and the start; of all pairs: one cluster, and the rest. ``clocks.json``
 keeps it for benchmarks/predict.py; more than a few percent above it fail. ``--only`` takes the problems whose
-name contains all the words and shows where their clocks go, by phase and by function. ``--update`` writes the
-clocks as they are now, of these problems or of all.
+name contains all the words and shows where their clocks go, by phase and by function, and for how many clocks
+each unit is busy, below which no schedule comes (``memory``: shared memory and the first cache). ``--update``
+writes the clocks as they are now, of these problems or of all.
 """
 
 import argparse
@@ -221,10 +222,12 @@ def show(found: dict[str, dict[str, Counter]], details: bool) -> None:
             continue
         for part in ("tile", "unit", "start"):
             of = {k: v for k, v in found[name][part].items() if k != "total" and v >= 50}
+            busy = Counter({k[6:]: of.pop(k) for k in [*of] if k.startswith("busy: ")})
             phases: Counter = Counter()
             for owner, clocks in of.items():
                 phases[owner.split(": ")[0]] += clocks
             print(f"  {part}: {', '.join(f'{p} {c:,.0f}' for p, c in phases.most_common())}")
+            print(f"    busy: {', '.join(f'{u} {c:,.0f}' for u, c in busy.most_common())}")
             for owner, clocks in sorted(of.items(), key=lambda item: -item[1]):
                 print(f"    {clocks:8,.0f}  {owner}")
 

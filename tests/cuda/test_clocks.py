@@ -55,6 +55,13 @@ def test_a_result_is_waited_for_as_long_as_its_latency():
     assert each_turn(loop(*body)) == each_turn(loop()) + 1 + LATENCY["LDS"] + 2
 
 
+def test_a_unit_is_busy_for_all_that_it_was_given():
+    code = kernel(*[("HMMA.16816.F32.BF16 R8, R4, R6, R8", 1)] * 10, ("EXIT", 1))
+    launch = Launch("k", (1, 1, 1), 256, 0, b"")
+    spent = Walk(Program(code, lambda i: i.base), launch).run()[1]
+    assert spent["busy: tensor"] == pytest.approx(10 * 2 * TENSOR["HMMA"])  # two warps of a scheduler
+
+
 def test_warps_of_one_scheduler_share_its_tensor_core():
     body = [("HMMA.16816.F32.BF16 R8, R4, R6, R8", 1)] * 32
     one, two = each_turn(loop(*body)), each_turn(loop(*body), threads=256)

@@ -130,7 +130,7 @@ class Walk:
     most: int = 4_000_000  # instructions
 
     def run(self) -> tuple[float, Counter]:
-        """Clocks of the block, and of the average warp by function."""
+        """Clocks of the block, of the average warp by function, and of units at work: ``busy: unit``."""
         bank = bytearray(PARAMETERS) + self.launch.parameters
         bank[STACK : STACK + 4] = (0xFFFFF0).to_bytes(4, "little")
         for n, value in enumerate((self.launch.threads, 1, 1, *self.launch.grid)):
@@ -146,6 +146,7 @@ class Walk:
         ]
         self.busy: dict[tuple, float] = {}
         self.spent: Counter = Counter()
+        self.used: Counter = Counter()
         self.waiting: dict[str, list[Walker | None]] = {}  # by the number of the barrier; None goes on
         self.queue = [(0.0, w.index) for w in self.warps]
         count = 0
@@ -164,7 +165,8 @@ class Walk:
             raise Lost(f"{self.program.kernel.name}: warps wait at a barrier that others do not reach")
         total = max(w.ready for w in self.warps)
         self.issued = sum(w.issued for w in self.warps)
-        return total, Counter({name: v / len(self.warps) for name, v in self.spent.items()})
+        of_units = {f"busy: {unit}": v for unit, v in self.used.items()}
+        return total, Counter({name: v / len(self.warps) for name, v in self.spent.items()} | of_units)
 
     def earliest(self, warp: Walker) -> float:
         i = self.program.kernel.instructions[warp.at]
@@ -201,7 +203,9 @@ class Walk:
     def occupy(self, warp: Walker, i: sass.Instruction, start: float) -> None:
         done = start
         if unit := self.program.units[warp.at]:
-            self.busy[self.where(warp, unit[0])] = done = start + unit[1]
+            place = self.where(warp, unit[0])
+            self.busy[place] = done = start + unit[1]
+            self.used[unit[0]] += unit[1] / (1 if len(place) == 1 else SCHEDULERS)
         if i.sets != 7:
             warp.scoreboards[i.sets] = max(warp.scoreboards[i.sets], done + LATENCY.get(i.base, OTHERWISE))
         if i.frees != 7:
