@@ -12,6 +12,7 @@ from sfrs.models.network import save_network
 from sfrs.retrieval.index import Index
 from sfrs.retrieval.index.engine_store import EngineStore
 from sfrs.retrieval.index.milvus import Milvus
+from sfrs.retrieval.near import Near
 from sfrs.runtime.errors import UserError
 
 pytest.importorskip("milvus_lite", reason="the extra [milvus] is missing")
@@ -59,6 +60,16 @@ def test_the_commands_find_there_what_they_find_in_a_folder(run, place_folder, s
             for x in (ours, theirs)
         ]
         assert named[0] == named[1] and len(named[0]) == 12
+    scored = [
+        run("evaluate", "--index", x, "--queries", queries, "--rerank", "regions", "--json")
+        for x in (out, folder)
+    ]
+    ours, theirs = (json.loads(text)["recalls"] for _, text, _ in scored)
+    assert ours == theirs and ours["1"] > 0, scored[0]
+    near = Near.parse("36.1434,15.0033,150")
+    parts = [Index.open(x, near=near) for x in (out, folder)]
+    assert parts[0].files[:] == parts[1].files[:] and 0 < len(parts[0]) < 12
+    parts[0].close()
     code, _, err = run("report", out, "--out", tmp_path / "page")
     assert code == 0 and (tmp_path / "page/index.html").stat().st_size > 10_000, err
     code, text, _ = run("index", "--out", out, "--remove", "@500300*", "--json")
