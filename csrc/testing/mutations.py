@@ -40,8 +40,8 @@ PATTERNS = (
 NOT_NEEDED = "keeps the compiler from"  # said behind a barrier that is there for speed
 WORDS = ("device.cuh",)  # holds the definitions of the words above
 
-# The problems that a mutation must not survive, small ones first: of float16, for which the checks are compiled.
-# It has all steps but two, whose mutations survive: squares that lanes share, dots that are mended.
+# The problems that a mutation must not survive, small ones first: of float16, for which the checks are
+# compiled. It has all steps but two, whose mutations survive: squares that lanes share, dots that are mended.
 FILTERS = (
     ("aggregate/f16/odd",),
     ("aggregate/f16/one_row",),
