@@ -169,9 +169,9 @@ class Block {
     std::memset(shared_, kPoison, size_);
     poison_zones();
     start_threads();
-    Barrier::before(&main_);
+    Barrier::before(&opened_);
     Fiber::exchange(main_, threads_[current_].fiber);
-    Barrier::behind(&main_);
+    Barrier::behind(&finished_);
     unpoison_zones();
     if (*fault_) {
       const std::string fault = std::string(fault_) + ", in " + what_;
@@ -202,10 +202,10 @@ class Block {
   void live() {
     Fiber::arrived(threads_[current_].fiber);
     for (;;) {
-      Barrier::behind(&main_);
+      Barrier::behind(&opened_);
       body_(context_);
       if (!thread().copies.empty()) fail("ends without waiting for its copy_async");
-      Barrier::before(&main_);
+      Barrier::before(&finished_);
       Fiber *from = &thread().fiber, *to = end_thread();
       Fiber::exchange(*from, *to);
     }
@@ -306,6 +306,9 @@ class Block {
   Thread* threads_ = nullptr;  // never freed: the stacks serve every launch
   Warp warps_[kWarpsAtMost] = {};
   Barrier barrier_;
+  // Threads begin after the block has, and it ends after them; one place for both would put a thread that
+  // ended before one that begins.
+  char opened_ = 0, finished_ = 0;
   Group groups_[kBarriers];
   int count_ = 0, current_ = 0, living_ = 0;
   int ended_ = 0, waiting_ = 0;
