@@ -40,8 +40,8 @@ PATTERNS = (
 NOT_NEEDED = "keeps the compiler from"  # said behind a barrier that is there for speed
 WORDS = ("device.cuh",)  # holds the definitions of the words above
 
-# What the checks cannot notice: they are compiled for float16, which has no squares that lanes share and no dots
-# that are mended.
+# What the checks cannot notice: they are compiled for float16, which has no squares that lanes share and no
+# dots that are mended.
 UNTRIED = (
     ("matrix.cuh", "square[half] += __shfl_xor_sync"),
     ("similarity_dots.cuh", "__syncwarp();"),
